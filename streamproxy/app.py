@@ -1,0 +1,136 @@
+"""The composition root: settings -> one wired Starlette app. Nothing is shared between two apps of a process."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import anyio
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from streamproxy.configuration import Configured, configure
+from streamproxy.core.catalogue import Catalogue, Provider, parse
+from streamproxy.core.events import error_body
+from streamproxy.core.headers import HeaderPolicy
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.observe import Observer
+from streamproxy.providers import ADAPTERS
+from streamproxy.relay import Limits, Relay, Service
+from streamproxy.settings import ProviderSettings, Settings
+from streamproxy.upstream import Deadlines, Upstream, default_ssl_context
+from streamproxy.web.context import Context
+from streamproxy.web.middleware import Cors, RequestContext
+from streamproxy.web.routes import routes
+
+if TYPE_CHECKING:
+    from aiohttp.abc import AbstractResolver
+
+
+def create_app(
+    settings: Settings,
+    *,
+    environ: Mapping[str, str] | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    resolver: AbstractResolver | None = None,
+) -> Starlette:
+    """The app that serves `settings`. Raises ConfigurationError with all that is wrong.
+
+    `environ` is where credentials are looked up (the process's by default). `ssl_context` replaces the trust towards
+    providers, `resolver` the resolution of their names.
+    """
+    policy = HeaderPolicy.load()
+    catalogue = read_catalogue()
+    found = os.environ if environ is None else environ
+    configured = configure(settings, catalogue, found, policy, adapters=ADAPTERS)
+    observer = Observer()
+    wired: list[Context] = []
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            services: dict[str, Service] = {}
+            trust = ssl_context or default_ssl_context()
+            for provider in configured.providers:
+                services[provider.name] = _service(settings, provider, configured, trust, resolver)
+                stack.push_async_callback(services[provider.name].upstream.aclose)
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            relay = Relay(
+                catalogue=catalogue,
+                services=services,
+                policy=policy,
+                observer=observer,
+                limits=Limits(settings.max_event_bytes, settings.max_response_bytes),
+                tasks=tasks,
+            )
+            wired.append(Context(settings, catalogue, configured.providers, relay, observer))
+            try:
+                yield
+            finally:
+                wired.clear()
+                tasks.cancel_scope.cancel()
+
+    middleware = [Middleware(RequestContext, observer)]
+    if settings.cors_origins:
+        middleware.append(Middleware(Cors, settings.cors_origins))
+    return Starlette(
+        routes=routes(lambda: wired[0]),
+        middleware=middleware,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _not_routed},
+    )
+
+
+def read_catalogue() -> Catalogue:
+    """The catalogue that ships with the package."""
+    return parse(resources.files("streamproxy").joinpath("catalogue.toml").read_text("utf-8"))
+
+
+def _service(
+    settings: Settings,
+    provider: Provider,
+    configured: Configured,
+    trust: ssl.SSLContext,
+    resolver: AbstractResolver | None,
+) -> Service:
+    row = settings.providers.get(provider.name, ProviderSettings())
+    upstream = Upstream(
+        deadlines=Deadlines(
+            connect=settings.connect_timeout,
+            first_byte=settings.first_byte_timeout,
+            idle=settings.idle_timeout,
+            total=settings.total_timeout,
+            pool=settings.pool_timeout,
+        ),
+        max_connections=settings.max_connections,
+        ssl_context=trust,
+        trust_env=settings.trust_env_proxies,
+        resolver=resolver,
+    )
+    return Service(
+        provider, upstream, configured.credentials[provider.name], row.strict_headers, tuple(row.allow_headers)
+    )
+
+
+async def _not_routed(request: Request, exception: Exception) -> Response:
+    """404 and 405 in the shape of every other error."""
+    status = exception.status_code if isinstance(exception, HTTPException) else 500
+    if status == Failure.METHOD_NOT_ALLOWED.value.status:
+        error = ProxyError(Failure.METHOD_NOT_ALLOWED, "This path does not take this method.")
+    else:
+        error = ProxyError(Failure.NOT_FOUND, "No such path. The API is under /v1 and /v3.")
+    headers = dict(exception.headers or {}) if isinstance(exception, HTTPException) else {}
+    return Response(
+        orjson.dumps(error_body(error, request.state.request_id)),
+        error.status,
+        headers=headers,
+        media_type="application/json",
+    )

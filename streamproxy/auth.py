@@ -1,0 +1,104 @@
+"""Who calls, and which key we present to a provider: two questions that never mix.
+
+    authenticate(headers, caller_keys) -> Caller              each request, before anything else
+    CredentialSource.present(headers)  -> Credential | None   the provider's: configured, the caller's own, or none
+
+Callers' keys are known by their SHA-256 hashes, so that no configuration file holds one. Only configuration says which
+source a provider has; what a request may decide is the value, and only where the source is "caller".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from streamproxy.errors import Failure, ProxyError
+
+KEY_HEADERS: Final = (
+    "authorization",
+    "x-api-key",
+    "api-key",
+)  # in this order; the latter two are Anthropic's and Azure's
+ID_DIGITS: Final = 12  # 48 bits of a hash: enough to tell callers apart in logs, too few to find the key by
+
+Headers = Sequence[tuple[bytes, bytes]]
+Kind = Literal["environment", "file", "directory", "caller", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A header that authorizes us at a provider. Its value never shows in a repr."""
+
+    header: str
+    value: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request. `key_id`: a short hash of the key, safe to log; None where no keys are configured."""
+
+    key_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialSource:
+    """Where one provider's credential comes from; `credential` is the configured one, if any."""
+
+    kind: Kind
+    header: str
+    scheme: str
+    credential: Credential | None = None
+
+    def present(self, headers: Headers) -> Credential | None:
+        """The credential for one request with these headers. Raises ProxyError(INVALID_API_KEY) for an unusable one."""
+        if self.kind != "caller":
+            return self.credential
+        name, value = _presented(headers)
+        if not value:
+            return None
+        key = _bearer(value) if name == "authorization" else value
+        if key == "":
+            return None
+        if key is None or self.header == "":  # another scheme than Bearer, or no header to move it to: as it came
+            return Credential(name, value)
+        return Credential(self.header, self.scheme + key)
+
+
+def authenticate(headers: Headers, caller_keys: tuple[str, ...]) -> Caller:
+    """The caller with one of these keys (`sha256:<hex>`); anybody where there are none.
+
+    The key is in `Authorization: Bearer`, `x-api-key` or `api-key`. Every hash is compared, so that the time taken says
+    nothing about which. Raises ProxyError(INVALID_API_KEY).
+    """
+    if not caller_keys:
+        return Caller()
+    name, value = _presented(headers)
+    key = _bearer(value) if name == "authorization" else value
+    if not key:
+        raise ProxyError(Failure.INVALID_API_KEY, "No API key: send one as `Authorization: Bearer <key>`.")
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    presented = f"sha256:{digest}"
+    if sum([hmac.compare_digest(presented, known) for known in caller_keys]) == 0:
+        message = f"Incorrect API key in the {name} header: the setting caller_keys does not hold its hash."
+        raise ProxyError(Failure.INVALID_API_KEY, message)
+    return Caller(digest[:ID_DIGITS])
+
+
+def _presented(headers: Headers) -> tuple[str, str]:
+    """The first header that carries a key, and its value; ("", "") without one."""
+    for name in KEY_HEADERS:
+        values = [value for key, value in headers if key.lower() == name.encode()]
+        if len(values) > 1 or any(re.search(rb"[^\x20-\x7e]", value) for value in values):
+            raise ProxyError(Failure.INVALID_API_KEY, f"The {name} header is repeated or not visible ASCII.")
+        if values and values[0].strip():
+            return name, values[0].strip().decode("ascii")
+    return "", ""
+
+
+def _bearer(value: str) -> str | None:
+    scheme, _, key = value.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None

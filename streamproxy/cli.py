@@ -1,0 +1,268 @@
+"""The command line: demo, serve, check, models, simulate, hash-key.
+
+Only click and small parts of the standard library are imported here; each command imports what it runs, so that
+`--help` and a mistyped option answer at once. Every error says what happened, which setting, and the fix, without a
+traceback unless `--debug` asks for it. Exit status: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from streamproxy.configuration import Configured
+    from streamproxy.core.catalogue import Catalogue
+    from streamproxy.settings import ConfigurationError, ConfigurationProblem, Settings
+
+CTRL_C: Final = 130  # 128 + SIGINT, as shells report it
+SHORT_KEY: Final = 16  # characters; below, a leaked hash gives the key away by trying all
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+class _Commands(click.Group):
+    """Turns what a command raises into a message and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.ClickException):
+            raise
+        except (KeyboardInterrupt, click.Abort):
+            ctx.exit(CTRL_C)
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(_said(error), err=True)
+            ctx.exit(1)
+
+
+def _said(error: BaseException) -> str:
+    """An exception for the terminal. One we do not know may hold anything, so only its type is shown."""
+    from streamproxy.errors import ProxyError
+    from streamproxy.setting_types import ConfigurationError
+
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    match error:
+        case ConfigurationError():
+            count = len(error.problems)
+            header = f"The configuration has {count} problem{'s' if count > 1 else ''}:"
+            return "\n\n".join([header, *map(str, error.problems)])
+        case ProxyError():
+            return error.message
+        case OSError() if error.strerror:
+            where = f": {error.filename}" if isinstance(error.filename, str) else ""
+            return f"{error.strerror}{where}"
+        case _:
+            return f"Unexpected {type(error).__name__}. `streamproxy --debug ...` shows where; please report it."
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show tracebacks. They may hold secrets.")
+def cli(debug: bool) -> None:
+    """Makes every image model stream, to every client: an OpenAI-compatible proxy with progressive previews."""
+
+
+def main() -> None:
+    """The entry point of `streamproxy` and `python -m streamproxy`."""
+    try:
+        cli(prog_name="streamproxy")
+    except KeyboardInterrupt:  # before or after click's own part
+        sys.exit(CTRL_C)
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None and param.name:
+        ctx.ensure_object(dict)[param.name] = value
+
+
+def _keep_others(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> None:
+    for name, equals, value in (value.partition("=") for value in values):
+        if not equals:
+            raise click.BadParameter("write NAME=VALUE, like heartbeat=10")
+        ctx.ensure_object(dict)[name.strip().replace("-", "_")] = value
+
+
+OPTIONS: Final = (
+    click.option("--host", callback=_keep, expose_value=False, help="Address to listen on.  [127.0.0.1]"),
+    click.option("--port", callback=_keep, expose_value=False, help="Port to listen on; 0 takes any free one.  [8080]"),
+    click.option(
+        "--upstream", metavar="URL", callback=_keep, expose_value=False, help="Pass every model to this base URL."
+    ),
+    click.option("--log-level", callback=_keep, expose_value=False, help="debug, info, warning or error.  [info]"),
+    click.option("--log-format", callback=_keep, expose_value=False, help="json or text.  [json]"),
+    click.option(
+        "--set",
+        metavar="NAME=VALUE",
+        multiple=True,
+        callback=_keep_others,
+        expose_value=False,
+        help="Any other setting.",
+    ),
+    click.option("--config", type=click.Path(path_type=Path), envvar="STREAMPROXY_CONFIG", help="TOML file."),
+)
+
+
+def _configured(command: Function) -> Function:
+    """The options of every command that reads the configuration; all but `config` go into the context's obj."""
+    for option in reversed(OPTIONS):  # click lists the last one applied first
+        command = option(command)
+    return command
+
+
+def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalogue, Configured]:
+    """Settings, catalogue and providers. Raises ConfigurationError with the problems of all three together."""
+    from streamproxy.app import read_catalogue
+    from streamproxy.configuration import configure
+    from streamproxy.core.headers import HeaderPolicy
+    from streamproxy.providers import ADAPTERS
+    from streamproxy.settings import ConfigurationError, load
+
+    catalogue = read_catalogue()
+    refused: ConfigurationError | None = None
+    try:
+        settings = load(ctx.obj or {}, os.environ, config)
+    except ConfigurationError as error:
+        refused = error
+        if error.sound is None:
+            raise
+        settings = error.sound
+    try:
+        configured = configure(settings, catalogue, os.environ, HeaderPolicy.load(), adapters=ADAPTERS)
+    except ConfigurationError as error:
+        earlier = refused.problems if refused else ()
+        raise ConfigurationError([*earlier, *_not_caused_by(earlier, error.problems)]) from None
+    if refused:
+        raise refused
+    return settings, catalogue, configured
+
+
+def _not_caused_by(
+    earlier: Sequence[ConfigurationProblem], later: Sequence[ConfigurationProblem]
+) -> list[ConfigurationProblem]:
+    """Without what only follows from a setting that was refused, and so is missing, already."""
+    refused = {problem.setting for problem in earlier}
+    unread = any(re.match(r"providers|upstream|--config", setting) for setting in refused)
+    return [
+        problem
+        for problem in later
+        if problem.setting not in refused and not (unread and problem.setting == "providers")
+    ]
+
+
+def _run(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    from importlib.util import find_spec
+
+    import anyio
+
+    anyio.run(function, backend_options={"use_uvloop": find_spec("uvloop") is not None})  # none on Windows
+
+
+@cli.command()
+@_configured
+@click.pass_context
+def serve(ctx: click.Context, config: Path | None) -> None:
+    """Run the proxy."""
+    settings, _, configured = _checked(ctx, config)
+
+    from streamproxy.app import create_app
+    from streamproxy.observe import configure_logging
+    from streamproxy.server import listen, tune_allocator
+    from streamproxy.server import serve as serve_on
+
+    configure_logging(settings.log_level, settings.log_format)
+    tune_allocator()
+    app = create_app(settings)
+    sock = listen(settings.host, settings.port)
+    names = ", ".join(provider.name for provider in configured.providers)
+    _run(
+        lambda: serve_on(
+            app, settings, sock, ready=lambda url: click.echo(f"API base URL: {url}/v1   ({names})", err=True)
+        )
+    )
+
+
+@cli.command()
+@_configured
+@click.pass_context
+def check(ctx: click.Context, config: Path | None) -> None:
+    """Say whether the configuration is right, or everything that is wrong."""
+    from urllib.parse import urlsplit
+
+    settings, _, configured = _checked(ctx, config)
+    callers = f"{len(settings.caller_keys)} keys" if settings.caller_keys else "anybody who can connect"
+    click.echo(f"listening  {settings.host} port {settings.port}\ncallers    {callers}")
+    for provider in configured.providers:
+        url = urlsplit(provider.base_url)  # the host only: some addresses hold a secret in their path
+        place = f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}"
+        click.echo(f"provider   {provider.name}  {place}  credential: {configured.credentials[provider.name].kind}")
+
+
+@cli.command()
+@_configured
+@click.pass_context
+def models(ctx: click.Context, config: Path | None) -> None:
+    """List the models that the configured providers serve."""
+    from datetime import UTC, datetime
+
+    _, catalogue, configured = _checked(ctx, config)
+    for model, served in catalogue.listed(configured.providers, datetime.now(UTC).date()):
+        click.echo(f"{served:45} {'previews' if model.streams and model.partial_images else 'completed only'}")
+
+
+@cli.command()
+@click.option("--prompt", default="a lighthouse at dusk", show_default=True, help="What to draw.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), default=Path("streamproxy-demo.png"), show_default=True
+)
+@click.option("--once", is_flag=True, help="End after the picture instead of serving on.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port of the proxy.  [8080, or any free one]")
+@click.option("--pace", type=click.FloatRange(0, 100), default=1.0, show_default=True, help="1: as slow as a model.")
+def demo(prompt: str, output: Path, once: bool, port: int | None, pace: float) -> None:
+    """Watch one picture arrive through the proxy. Needs no key: a simulator plays the provider."""
+    from streamproxy.demo import demo as run_demo
+    from streamproxy.observe import configure_logging
+
+    configure_logging("warning", "text")
+    _run(lambda: run_demo(prompt=prompt, output=output, port=port, pace=pace, once=once, say=click.echo))
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65_535), default=8090, show_default=True)
+@click.option("--pace", type=click.FloatRange(0, 100), default=1.0, show_default=True, help="1: as slow as a model.")
+def simulate(host: str, port: int, pace: float) -> None:
+    """Run only the simulator: a provider in a box, to develop against."""
+    import anyio
+
+    from streamproxy import simulator
+
+    async def simulated() -> None:
+        async with simulator.running(host=host, port=port, pace=pace) as server:
+            click.echo(f"{simulator.BANNER.rstrip()}\nAPI base URL: {server.url}/v1")
+            await anyio.sleep_forever()
+
+    _run(simulated)
+
+
+@cli.command("hash-key")
+def hash_key() -> None:
+    """Read a caller's key from stdin and print the hash to put into caller_keys."""
+    import hashlib
+
+    terminal = sys.stdin.isatty()
+    key = (click.prompt("Key", hide_input=True) if terminal else sys.stdin.read(64 * 1024)).strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise click.ClickException("The key is empty or holds spaces or other than visible ASCII: give the bare key.")
+    if len(key) < SHORT_KEY:
+        click.echo(
+            f"This key has fewer than {SHORT_KEY} characters and could be guessed: openssl rand -hex 32", err=True
+        )
+    click.echo("sha256:" + hashlib.sha256(key.encode()).hexdigest())

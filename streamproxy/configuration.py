@@ -1,0 +1,249 @@
+"""From settings to what a request needs: the providers, and the source of each one's credential.
+
+    configure(settings, catalogue, environ, policy) -> Configured, or ConfigurationError with every problem
+
+A provider is the catalogue's row of its name with configuration's overrides. Secrets are read, stripped and checked at
+start: a newline in a key would otherwise be found, and printed, by the HTTP library. What only shows when settings,
+catalogue and environment come together is refused here too: a credential that strangers could spend, or that would
+cross a network in the clear.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from streamproxy.auth import Credential, CredentialSource, Kind
+from streamproxy.core.catalogue import Catalogue, Provider
+from streamproxy.core.headers import HeaderPolicy
+from streamproxy.setting_types import ConfigurationError, ConfigurationProblem, is_loopback
+from streamproxy.settings import ProviderSettings, Settings
+
+LIMIT_OF_SECRETS: Final = 64 * 1024  # bytes of a secret file, nginx's default for all headers of a request twice over
+UPSTREAM: Final = "upstream"  # the provider that the setting of that name makes, and the row new providers start from
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """All providers in the order of configuration, and a source for each by its name."""
+
+    providers: tuple[Provider, ...]
+    credentials: Mapping[str, CredentialSource]
+
+
+def read_secret(path: str) -> str:
+    """The text of a secret file. Raises OSError; ValueError for one that is too large or not UTF-8."""
+    with Path(path).open("rb") as file:
+        raw = file.read(LIMIT_OF_SECRETS + 1)
+    if len(raw) > LIMIT_OF_SECRETS:
+        raise ValueError("too large")
+    return raw.decode()
+
+
+def configure(
+    settings: Settings,
+    catalogue: Catalogue,
+    environ: Mapping[str, str],
+    policy: HeaderPolicy,
+    *,
+    adapters: Collection[str] | None = None,
+    read_file: Callable[[str], str] = read_secret,
+) -> Configured:
+    """Providers and credentials, ready to use. `adapters`: the known wire forms, where they shall be checked.
+
+    Raises ConfigurationError with all that is wrong between the settings, the catalogue and the environment.
+    """
+    problems: list[ConfigurationProblem] = []
+    providers: tuple[Provider, ...] = ()
+    credentials: dict[str, CredentialSource] = {}
+    try:
+        providers = configured_providers(settings, catalogue, environ)
+    except ConfigurationError as error:
+        problems += error.problems
+    for provider in providers:
+        try:
+            credentials |= resolve_credentials(settings, (provider,), environ, read_file)
+        except ConfigurationError as error:
+            problems += error.problems
+        if adapters is not None and provider.adapter not in adapters:
+            fix = f"choose one of {', '.join(sorted(adapters))}"
+            problems.append(ConfigurationProblem(f"providers.{provider.name}.adapter", "no adapter has this name", fix))
+    for name, row in settings.providers.items():
+        for header in row.allow_headers:
+            if not policy.allowable(header):
+                happened = "one of the names is no header, or of a kind that is always refused (credentials, framing)"
+                fix = "list only account selection and routing headers"
+                problems.append(ConfigurationProblem(f"providers.{name}.allow_headers", happened, fix))
+    if any(source.credential for source in credentials.values()) and not settings.caller_keys:
+        problems += _exposed(settings.host)
+    if problems:
+        raise ConfigurationError(dict.fromkeys(problems), settings)
+    return Configured(providers, credentials)
+
+
+def _exposed(host: str) -> list[ConfigurationProblem]:
+    if is_loopback(host):
+        return []
+    happened = (
+        "callers beyond this machine could spend the configured credential: host is not loopback, there are no keys"
+    )
+    fix = (
+        "either give every caller a key, or listen on this machine only:\n"
+        "    streamproxy hash-key                 # reads a key from stdin, prints its hash\n"
+        '    caller_keys = ["sha256:<the hash>"]  # in TOML, or STREAMPROXY_CALLER_KEYS\n'
+        '    host = "127.0.0.1"                   # or --host 127.0.0.1'
+    )
+    return [ConfigurationProblem("caller_keys", happened, fix, "STREAMPROXY_CALLER_KEYS")]
+
+
+def configured_providers(settings: Settings, catalogue: Catalogue, environ: Mapping[str, str]) -> tuple[Provider, ...]:
+    """The catalogue's rows with configuration's overrides; a new name starts from the row `upstream`.
+
+    With neither `providers` nor `upstream`: every row whose `key_env` the environment holds. Raises ConfigurationError.
+    """
+    problems: list[ConfigurationProblem] = []
+    chosen = dict(settings.providers)
+    if settings.upstream is not None:
+        row = chosen.get(UPSTREAM, ProviderSettings())
+        if row.base_url is not None:
+            happened = "the setting upstream says an address for this provider too"
+            problems.append(ConfigurationProblem(f"providers.{UPSTREAM}.base_url", happened, "remove one of the two"))
+        chosen[UPSTREAM] = row.model_copy(update={"base_url": settings.upstream})
+    if not chosen:
+        rows = catalogue.providers.values()
+        chosen = {row.name: ProviderSettings() for row in rows if row.base_url and environ.get(row.key_env, "").strip()}
+    providers = tuple(_merged(name, row, catalogue) for name, row in chosen.items())
+    for provider in providers:
+        if not provider.base_url:
+            fix = f'[providers.{provider.name}] base_url = "https://..."'
+            problems.append(ConfigurationProblem(f"providers.{provider.name}.base_url", "it has no address", fix))
+    if not providers:
+        fix = (
+            "set OPENAI_API_KEY, or --upstream URL, or write [providers.<name>] in TOML; `streamproxy demo` needs none"
+        )
+        problems.append(ConfigurationProblem("providers", "no provider is configured", fix))
+    if problems:
+        raise ConfigurationError(problems, settings)
+    return providers
+
+
+def _merged(name: str, row: ProviderSettings, catalogue: Catalogue) -> Provider:
+    known = catalogue.providers.get(name) or catalogue.providers[UPSTREAM]
+    return replace(
+        known,
+        name=name,
+        adapter=known.adapter if row.adapter is None else row.adapter,
+        base_url=known.base_url if row.base_url is None else row.base_url,
+        auth_header=known.auth_header if row.auth_header is None else row.auth_header.lower(),
+        auth_scheme=known.auth_scheme if row.auth_scheme is None else row.auth_scheme,
+        names=known.names if row.names is None else row.names,
+        generations=known.generations if row.generations is None else row.generations,
+        edits=known.edits if row.edits is None else row.edits,
+        edit_input=known.edit_input if row.edit_input is None else row.edit_input,
+        query=known.query if row.query is None else row.query,
+        streams=known.streams if row.streams is None else row.streams,
+        models=known.models if row.models is None else row.models,
+        deployments=known.deployments if row.deployments is None else tuple(row.deployments.items()),
+    )
+
+
+def resolve_credentials(
+    settings: Settings, providers: Sequence[Provider], environ: Mapping[str, str], read_file: Callable[[str], str]
+) -> dict[str, CredentialSource]:
+    """A source for each provider by name. Raises ConfigurationError for each credential that is missing or unusable."""
+    sources: dict[str, CredentialSource] = {}
+    problems: list[ConfigurationProblem] = []
+    for provider in providers:
+        setting = f"providers.{provider.name}.credential"
+        reference = settings.providers.get(provider.name, ProviderSettings()).credential or _default(provider, environ)
+        try:
+            kind, secret = _secret(reference, provider.key_env, environ, read_file)
+        except ValueError as error:
+            happened, fix = error.args
+            problems.append(ConfigurationProblem(setting, happened, fix, provider.key_env))
+            continue
+        if kind == "caller" and settings.caller_keys:
+            happened = "callers' own keys would go to this provider, and caller_keys makes them keys of this proxy"
+            problems.append(ConfigurationProblem(setting, happened, 'give it "env:NAME", or remove caller_keys'))
+        if secret and not provider.auth_header:
+            fix = 'give it auth_header = "authorization", or credential = "none"'
+            problems.append(ConfigurationProblem(setting, "this provider has no header to carry it in", fix))
+        if (
+            secret
+            and provider.base_url.startswith("http:")
+            and not is_loopback(urlsplit(provider.base_url).hostname or "")
+        ):
+            happened = "the credential would cross the network unencrypted"
+            problems.append(
+                ConfigurationProblem(
+                    f"providers.{provider.name}.base_url", happened, "use https://, or a loopback address"
+                )
+            )
+        scheme = provider.auth_scheme
+        credential = Credential(provider.auth_header, scheme + secret) if secret else None
+        sources[provider.name] = CredentialSource(kind, provider.auth_header, scheme, credential)
+    if problems:
+        raise ConfigurationError(problems, settings)
+    return sources
+
+
+def _default(provider: Provider, environ: Mapping[str, str]) -> str:
+    """Where the credential is if configuration does not say: the row's variable, else a file of that name."""
+    if provider.key_env:
+        directory = environ.get("CREDENTIALS_DIRECTORY", "")
+        in_file = (
+            not environ.get(provider.key_env, "").strip() and directory and Path(directory, provider.key_env).exists()
+        )
+        return f"{'dir' if in_file else 'env'}:{provider.key_env}"
+    if not provider.auth_header:
+        return "none"
+    return "caller" if provider.name == UPSTREAM else ""
+
+
+def _secret(
+    reference: str, key_env: str, environ: Mapping[str, str], read_file: Callable[[str], str]
+) -> tuple[Kind, str]:
+    """(kind, the secret or ""). Raises ValueError(what happened, the fix), neither of which holds the secret."""
+    scheme, _, name = reference.partition(":")
+    kind: Kind
+    match scheme:
+        case "caller":
+            return "caller", ""
+        case "none":
+            return "none", ""
+        case "env":
+            kind, secret = "environment", environ.get(name, "")
+            if not secret.strip():
+                raise ValueError(
+                    f"the environment variable {name} is not set", "set it, or say where the credential is"
+                )
+        case "file" | "dir":
+            kind, directory = (
+                ("file", "") if scheme == "file" else ("directory", environ.get("CREDENTIALS_DIRECTORY", ""))
+            )
+            if scheme == "dir" and not directory:
+                raise ValueError(
+                    "CREDENTIALS_DIRECTORY is not set", "set it (systemd: LoadCredential=), or use file:PATH"
+                )
+            try:
+                secret = read_file(str(Path(directory, name)))
+            except OSError as error:
+                raise ValueError(
+                    f"its file cannot be read: {error.strerror}", "correct the path or its rights"
+                ) from None
+            except ValueError:
+                raise ValueError("its file is too large or not UTF-8", "let the file hold the key only") from None
+        case _:
+            raise ValueError(
+                "it is not said where the credential is", 'write "env:NAME", "file:PATH", "caller" or "none"'
+            )
+    secret = secret.strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", secret):
+        raise ValueError(
+            "the key is empty or holds spaces, line ends or other than visible ASCII", "store the bare key"
+        )
+    return kind, secret

@@ -1,0 +1,263 @@
+"""The models and hosts we know, and the way from the name a caller writes to the name a provider is sent.
+
+    parse(text) -> Catalogue               catalogue.toml's text; the composition root reads the file
+    catalogue.resolve(name, providers)     -> Route(provider, model, upstream_model)
+    catalogue.listed(providers, today)     what GET /v1/models shows
+
+Strategy: data first, no provider is named here. Every id, alias and bare name points to one model, and two rows that
+claim the same word are an error when the file is read. A name that is not in the catalogue still reaches a provider
+that takes it: as a sidecar we pass on models we have never heard of.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Final, Literal, TypeVar
+
+import msgspec
+
+from streamproxy.core.cost import Price
+from streamproxy.errors import Failure, ProxyError
+
+EVERYTHING: Final = "*"
+UNKNOWN: Final = "unknown"
+SUGGESTIONS: Final = 3
+
+Fields = dict[str, object]
+Row = TypeVar("Row", "Provider", "Model")
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One host as it is reached. Configuration replaces fields of the catalogue's row, or adds rows of its own.
+
+    `generations` and `edits` are paths below `base_url` (no trailing slash); `{model}` in them is the upstream model.
+    `names`: whether it wants "gpt-image-2", "openai/gpt-image-2", or what the caller wrote. `edit_input`: JSON edits as
+    `images` of {image_url | file_id}, or as `image`, strings, on the generations path. `streams` false: never asked to
+    stream. `serves`: owners whose models it has; "*" adds every name that nobody serves by owner. `models`: the
+    operator's own list, same "*". `deployments`: (model, upstream name) pairs; with any, it serves no owner.
+    """
+
+    name: str
+    adapter: str
+    base_url: str
+    auth_header: str
+    auth_scheme: str
+    key_env: str
+    names: Literal["bare", "full", "written"]
+    generations: str
+    edits: str
+    edit_input: Literal["images", "image"]
+    query: str
+    streams: bool
+    serves: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    deployments: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def takes_everything(self) -> bool:
+        return EVERYTHING in self.serves or EVERYTHING in self.models
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """What the operator named: `models` and the keys of `deployments`, "*" left out."""
+        return tuple(word for word in (*self.models, *dict(self.deployments)) if word != EVERYTHING)
+
+    def serves_owner(self, owner: str) -> bool:
+        return not self.deployments and owner != "" and owner in self.serves
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model and what it can do.
+
+    `streams`: it sends events itself; where false it is never sent `stream` or `partial_images`. `partial_images`: the
+    most previews one may ask it for. `max_n`: the most pictures of one request to it; `max_stream_n` of one that streams,
+    0: nobody says. `formats`: what `output_format`
+    may be; empty: not known, so nothing is refused. `refuses`: members it answers with an error, so they are never
+    sent. `retired`: the day its owner turned or turns it off; gateways may serve it longer, so it is still resolved.
+    `created`: seconds since 1970. `simulated`: only ever found by its full id, and not listed by a provider's "*".
+    """
+
+    id: str
+    owner: str
+    name: str
+    family: str
+    streams: bool
+    edits: bool
+    surfaces: tuple[Literal["images", "chat"], ...]
+    max_n: int
+    formats: tuple[str, ...]
+    partial_images: int
+    remote_image_urls: bool
+    aliases: tuple[str, ...] = ()
+    refuses: tuple[str, ...] = ()
+    retired: date | None = None
+    created: int = 0
+    price: Price | None = None
+    simulated: bool = False
+    max_stream_n: int = 0
+
+    @classmethod
+    def unknown(cls, id: str) -> Model:
+        """A model that is not in the catalogue: asked as the caller wrote it, nothing refused on its behalf.
+
+        `max_n` and `partial_images` are the most that OpenAI's request schema allows.
+        """
+        owner, _, name = id.partition("/")
+        owner, name = (owner, name) if owner and name else ("", id)
+        both: tuple[Literal["images", "chat"], ...] = ("images", "chat")
+        return cls(id, owner, name, UNKNOWN, True, True, both, 10, (), 3, True)
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """Every name it answers to. Not a simulated model's bare name ("plain" is too common), nor an unknown one."""
+        bare = () if self.simulated or self.family == UNKNOWN else (self.name,)
+        return (self.id, *bare, *self.aliases)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes: `upstream_model` is what the provider is told, never empty."""
+
+    provider: Provider
+    model: Model
+    upstream_model: str
+
+
+class Catalogue:
+    """All models by id and all host rows by name. Raises ValueError where one word would name two models."""
+
+    def __init__(self, models: Sequence[Model], providers: Sequence[Provider]) -> None:
+        self.models: Mapping[str, Model] = MappingProxyType({model.id: model for model in models})
+        self.providers: Mapping[str, Provider] = MappingProxyType({row.name: row for row in providers})
+        self._named: dict[str, Model] = {}
+        for model in models:
+            for word in model.spellings:
+                if word in self._named:
+                    raise ValueError(f"catalogue: {word!r} of {model.id} is already a name of {self._named[word].id}")
+                self._named[word] = model
+
+    def find(self, name: str) -> Model | None:
+        """The model with this id, alias or bare name."""
+        return self._named.get(name)
+
+    def resolve(self, name: str, providers: Sequence[Provider]) -> Route:
+        """The provider for a model name, the first configured one that fits, and the name it wants.
+
+        In this order: "<provider>/<model>" where a provider of that very name serves the model; a provider that lists
+        the model or serves its owner; a provider that takes everything. Raises ProxyError(MODEL_NOT_FOUND).
+        """
+        for provider in providers:
+            rest = name.removeprefix(provider.name + "/")
+            if rest and rest != name:
+                model = self.find(rest) or self._model(rest if "/" in rest else name)
+                if _serves(provider, model, (name, rest)) or provider.takes_everything:
+                    return Route(provider, model, _upstream_model(provider, model, name, rest))
+        model = self._model(name)
+        by_owner = [provider for provider in providers if _serves(provider, model, (name,))]
+        for provider in by_owner or [provider for provider in providers if provider.takes_everything]:
+            if name:
+                return Route(provider, model, _upstream_model(provider, model, name, name))
+        raise self._not_found(name, providers)
+
+    def listed(self, providers: Sequence[Provider], today: date) -> list[tuple[Model, str]]:
+        """(model, the id callers use) for GET /v1/models, no model twice.
+
+        First what operators name, in their spelling, then every catalogue model that is served and not yet retired.
+        """
+        found: dict[str, tuple[Model, str]] = {}
+        for word in (word for provider in providers for word in provider.listed):
+            model = self._model(word)
+            found.setdefault(model.id, (model, word))
+        for model in self.models.values():
+            if model.retired is not None and model.retired <= today:
+                continue
+            if any(p.serves_owner(model.owner) or (p.takes_everything and not model.simulated) for p in providers):
+                found.setdefault(model.id, (model, model.id))
+        return list(found.values())
+
+    def _model(self, name: str) -> Model:
+        known = self.find(name)
+        if known is not None:
+            return known
+        model = Model.unknown(name)
+        # "openai/gemini-3-pro-image" is a mistake, not a new model of OpenAI's.
+        return replace(model, owner="") if self.find(model.name) is not None else model
+
+    def _not_found(self, name: str, providers: Sequence[Provider]) -> ProxyError:
+        # Nothing whose end is announced is recommended. The caller's own text is not repeated: it may be anything.
+        served = {word: id for model, id in self.listed(providers, date.max) for word in (*model.spellings, id)}
+        close = get_close_matches(name[:256], served, n=3 * SUGGESTIONS, cutoff=0.5)  # several words may be one model
+        near = list(dict.fromkeys(served[word] for word in close))[:SUGGESTIONS]
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        message = f"No configured provider serves this model.{hint} GET /v1/models lists the models that are served."
+        return ProxyError(Failure.MODEL_NOT_FOUND, message, param="model")
+
+
+def parse(text: str) -> Catalogue:
+    """The catalogue in TOML: `[providers.<name>]`; `[models."<owner>/<name>"]`, with defaults in `[families.<name>]`.
+
+    Raises ValueError naming the row: not TOML, a member that no row has, a wrong type, a name that two models claim.
+    """
+    tables: dict[str, dict[str, Fields]] = tomllib.loads(text, parse_float=Decimal)
+    models = [_model_row(id, row, tables.get("families", {})) for id, row in tables.get("models", {}).items()]
+    rows = tables.get("providers", {}).items()
+    return Catalogue(models, [_row(Provider, f"providers.{name}", {**row, "name": name}) for name, row in rows])
+
+
+def model_object(model: Model, served_id: str) -> dict[str, object]:
+    """One entry of GET /v1/models in OpenAI's shape, plus `streams` and, where known, the owner's last day."""
+    entry = {"id": served_id, "object": "model", "created": model.created, "owned_by": model.owner}
+    last_day = {"retired": model.retired.isoformat()} if model.retired is not None else {}
+    return {**entry, "streams": model.streams, **last_day}
+
+
+def _model_row(id: str, row: Fields, families: Mapping[str, Fields]) -> Model:
+    owner, _, name = id.partition("/")
+    family = row.get("family")
+    if not owner or not name or family not in families:
+        raise ValueError(f"catalogue: models.{id}: an id is <owner>/<name>, and `family` one of [families]")
+    row = {**families[str(family)], **row, "id": id, "owner": owner, "name": name}
+    match row.get("released"):
+        case date() as released:
+            del row["released"]
+            row["created"] = int(datetime.combine(released, time(), UTC).timestamp())
+    return _row(Model, f"models.{id}", row)
+
+
+def _row(kind: type[Row], where: str, row: Fields) -> Row:
+    strange = row.keys() - {field.name for field in fields(kind)}
+    if strange:
+        raise ValueError(f"catalogue: {where}: no such member: {', '.join(sorted(strange))}")
+    try:
+        return msgspec.convert(row, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"catalogue: {where}: {error}") from error
+
+
+def _serves(provider: Provider, model: Model, written: Sequence[str]) -> bool:
+    named = provider.listed
+    return any(word in named for word in (*written, *model.spellings)) or provider.serves_owner(model.owner)
+
+
+def _upstream_model(provider: Provider, model: Model, written: str, rest: str) -> str:
+    """`rest` is `written` without the provider's own prefix."""
+    deployments = dict(provider.deployments)
+    for word in (written, rest, *model.spellings):
+        if deployments.get(word):
+            return deployments[word]
+    if provider.names == "written":
+        return rest
+    if provider.names == "full":
+        return model.id
+    if model.family != UNKNOWN:
+        return model.name
+    # Only our own routing prefixes go: what else has a slash may be all of a model's name ("black-forest-labs/FLUX.1").
+    return rest.removeprefix(model.owner + "/") if provider.serves_owner(model.owner) else rest

@@ -1,0 +1,108 @@
+"""The events that we know, one row each, and the frame: what every part behind the adapters works with.
+
+Nothing else in the project may spell an event's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import orjson
+
+from streamproxy.core.sse import Piece
+from streamproxy.errors import ProxyError
+
+
+class Operation(Enum):
+    """What a caller asks for. It decides the family of events: by endpoint, or by an image in the body."""
+
+    GENERATION = "generation"
+    EDIT = "edit"
+
+
+class Role(Enum):
+    """What an event means for its image."""
+
+    PREVIEW = "preview"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One event type that GPT image models send. Source: openai-openapi, ImageGen*Event and ImageEdit*Event."""
+
+    type: str
+    operation: Operation
+    role: Role
+
+
+KINDS: Final[dict[str, Kind]] = {
+    kind.type: kind
+    for kind in (
+        Kind("image_generation.partial_image", Operation.GENERATION, Role.PREVIEW),
+        Kind("image_generation.completed", Operation.GENERATION, Role.COMPLETED),
+        Kind("image_generation.failed", Operation.GENERATION, Role.FAILED),
+        Kind("image_edit.partial_image", Operation.EDIT, Role.PREVIEW),
+        Kind("image_edit.completed", Operation.EDIT, Role.COMPLETED),
+        Kind("image_edit.failed", Operation.EDIT, Role.FAILED),
+    )
+}
+
+ERROR: Final = "error"
+"""The final event of a stream that failed."""
+
+ANSWER: Final = "answer"
+"""Not an event: the frame that holds the whole JSON answer for a caller who did not ask for a stream."""
+
+
+def type_of(operation: Operation, role: Role) -> str:
+    """The event type for this family and role, e.g. `image_edit.completed`."""
+    return next(kind.type for kind in KINDS.values() if (kind.operation, kind.role) == (operation, role))
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One whole event on its way to callers: its type and the pieces of its data, never changed, shared by all readers.
+
+    `image` is the index of the image among the n of the request. `final`: no later frame for this image.
+    """
+
+    type: str
+    data: tuple[Piece, ...]
+    image: int = 0
+    final: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return sum(len(piece) for piece in self.data)
+
+
+def error_body(error: ProxyError, request_id: str) -> dict[str, object]:
+    """OpenAI's error object, and FastAPI's `detail` beside it where single fields are at fault. Never holds a value."""
+    body: dict[str, object] = {
+        "error": {**error.details, **_named(error)},
+        "request_id": request_id,
+    }
+    if error.problems:
+        body["detail"] = [{"loc": p.loc, "msg": p.msg, "type": p.type} for p in error.problems]
+    return body
+
+
+def error_frame(error: ProxyError, request_id: str) -> Frame:
+    """The final `error` event: nested, because SDKs recognise only that; `status` is what HTTP would have said."""
+    if error.as_sent:
+        return Frame(ERROR, error.as_sent, final=True)
+    data = {
+        "type": ERROR,
+        "error": {**error.details, **_named(error), "status": error.status},
+        "request_id": request_id,
+    }
+    return Frame(ERROR, (orjson.dumps(data),), final=True)
+
+
+def _named(error: ProxyError) -> dict[str, object]:
+    return {"message": error.message, "type": error.type, "param": error.param, "code": error.code}

@@ -1,0 +1,122 @@
+"""The text parts and file parts of a multipart edit -> its Fields, or every problem at once.
+
+The files themselves stay where the caller of this module keeps them: what counts here is how many there are and under
+which names. The official SDKs send `image` for one file and `image[]` for a list; `images`, `images[]` and `image[0]`
+are met in the wild and mean the same.
+
+Sources: OpenAI's CreateImageEditRequest; what openai-python 3.52 and openai-node 7.55 put on the wire.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from streamproxy.core.fields import (
+    MAX_EXTRA_HEADERS,
+    MAX_IMAGES,
+    MAX_TEXT,
+    RULES,
+    Checklist,
+    Fields,
+    Kind,
+    Rule,
+    extra_headers_too_large,
+)
+from streamproxy.core.jsonbody import object_at
+
+_INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)")
+_IMAGE: Final = re.compile(r"images?(?:\[\])?|image\[([0-9]{1,4})\]")
+_BOOLEANS: Final = {"true": True, "false": False}
+
+
+def is_image_part(name: str) -> bool:
+    """Whether a part of this name is an input image."""
+    return _IMAGE.fullmatch(name) is not None
+
+
+def form(text: Mapping[str, Sequence[str]], files: Mapping[str, int]) -> Fields:
+    """Check a multipart edit: `text` holds each text part's values in order, `files` how many files each name has.
+
+    Raises ProxyError: INVALID_REQUEST with every problem in field order; INVALID_JSON or DUPLICATE_KEY for an
+    `extra_headers` part that is an object, but not a proper one.
+    """
+    checks = Checklist()
+    for rule in RULES:
+        values = text.get(rule.name, ())
+        if files.get(rule.name):
+            checks.problem((rule.name,), "Input should be a valid string", "string_type")
+        elif len(values) > 1:
+            checks.problem((rule.name,), "Value error, the part was sent more than once", "value_error")
+        elif values:
+            _field(checks, rule, values[0])
+        elif rule.required:
+            checks.missing(rule.name)
+    _images(checks, text, files)
+    extra_headers = _extra_headers(checks, text.get("extra_headers", ()))
+    return checks.fields(edit=True, extra_headers=extra_headers)
+
+
+def _field(checks: Checklist, rule: Rule, value: str) -> None:
+    loc = (rule.name,)
+    match rule.kind:
+        case Kind.STRING:
+            if not checks.length(loc, len(value), rule.low, rule.high):
+                return
+            if rule.high > MAX_TEXT:
+                checks.present(rule.name)
+            else:
+                checks.text(rule.name, value)
+        case Kind.INTEGER:
+            if _INTEGER.fullmatch(value):
+                checks.number(rule, value)
+            else:
+                checks.problem(
+                    loc, "Input should be a valid integer, unable to parse string as an integer", "int_parsing"
+                )
+        case Kind.BOOLEAN:
+            if value in _BOOLEANS:
+                checks.flag(rule.name, _BOOLEANS[value])
+            else:
+                checks.problem(loc, "Input should be a valid boolean, unable to interpret input", "bool_parsing")
+        case Kind.OBJECT:
+            if not value.lstrip(" \t\r\n").startswith("{"):
+                checks.problem(loc, "Input should be a valid dictionary", "dict_type")
+
+
+def _images(checks: Checklist, text: Mapping[str, Sequence[str]], files: Mapping[str, int]) -> None:
+    total = sum(number for name, number in files.items() if is_image_part(name))
+    if any(int(found[1]) >= MAX_IMAGES for name in files if (found := _IMAGE.fullmatch(name)) and found[1]):
+        total = MAX_IMAGES + 1  # a gap in the numbers does not make `image[16]` one of sixteen
+    if any(is_image_part(name) for name in text):
+        checks.problem(("image",), "Value error, expected a file", "value_error")
+    elif not total:
+        checks.missing("image")
+    else:
+        checks.items(("image",), total, 1, MAX_IMAGES)
+    if "mask" in text:
+        checks.problem(("mask",), "Value error, expected a file", "value_error")
+    checks.items(("mask",), files.get("mask", 0), 0, 1)
+
+
+def _extra_headers(checks: Checklist, values: Sequence[str]) -> object:
+    """The part as JSON; that it must be an object is the header policy's to say, as for a JSON body."""
+    if not values:
+        return None
+    if len(values) > 1:
+        checks.problem(("extra_headers",), "Value error, the part was sent more than once", "value_error")
+        return None
+    raw = values[0].encode("utf-8", "surrogatepass").strip(b" \t\r\n")
+    if len(raw) > MAX_EXTRA_HEADERS:
+        raise extra_headers_too_large()
+    if raw.startswith(b"{"):
+        headers = object_at(raw, "extra_headers")
+        return {key: headers.decode(key) for key in headers.members}
+    try:
+        return msgspec.json.decode(raw)
+    except (ValueError, RecursionError):
+        checks.problem(("extra_headers",), "Input should be valid JSON", "json_invalid")
+        return None

@@ -1,0 +1,293 @@
+"""The header policy: which headers may pass between caller, provider and log.
+
+Credentials come from configuration only, so a caller's `extra_headers` are judged by name before anything is sent, and
+nothing is forwarded unless every entry passes. Names are rejected, never cleaned: what cleaning leads to is netty's
+GHSA-wx5j-54mm-rqqq. One data file, `headers.json`, drives the refusal of `extra_headers`, the redaction of logs and the
+filter of response headers, so that the three cannot drift apart.
+
+Every pattern runs on bounded text and starts from a fixed word: none of them can backtrack without end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import resources
+from itertools import chain
+from typing import Final
+
+import msgspec
+
+from streamproxy.errors import Failure, Problem, ProxyError
+
+REDACTED: Final = "[redacted]"
+SCRUB_CHARS: Final = 4096  # of a provider's text; their messages have a few hundred characters
+SCRUB_OVERHANG: Final = 256  # read beyond it, so that a secret which straddles the end is still recognised
+
+_RUN_OF_HYPHENS: Final = re.compile("-{2,}")
+_SHAPE: Final = "(?<![A-Za-z0-9])(?:{})"  # not \\b, for which an underscore or a foreign letter is part of the word
+_UNSAFE: Final = re.compile("[^A-Za-z0-9-]")
+
+
+class HeaderClass(StrEnum):
+    """What a header would let its sender do."""
+
+    CREDENTIAL = "credential"
+    SESSION = "session"
+    HOP_OR_FRAMING = "hop_or_framing"
+    PROXY_OWNED = "proxy_owned"
+    IDENTITY_SPOOF = "identity_spoof"
+    ROUTE_CONTROL = "route_control"
+    CLOUD_METADATA = "cloud_metadata"
+    ACCOUNT_SELECTOR = "account_selector"
+
+
+REFUSAL: Final[dict[HeaderClass, tuple[Failure, str]]] = {
+    HeaderClass.CREDENTIAL: (Failure.CREDENTIAL_HEADER, "credentials come from configuration only"),
+    HeaderClass.SESSION: (Failure.CREDENTIAL_HEADER, "sessions are never forwarded"),
+    HeaderClass.HOP_OR_FRAMING: (Failure.RESERVED_HEADER, "it belongs to the connection"),
+    HeaderClass.PROXY_OWNED: (Failure.RESERVED_HEADER, "the proxy sets it"),
+    HeaderClass.IDENTITY_SPOOF: (Failure.FORBIDDEN_HEADER, "it claims who or where the sender is"),
+    HeaderClass.ROUTE_CONTROL: (Failure.FORBIDDEN_HEADER, "configuration decides where a request goes"),
+    HeaderClass.CLOUD_METADATA: (Failure.FORBIDDEN_HEADER, "it opens a cloud's metadata service"),
+    HeaderClass.ACCOUNT_SELECTOR: (Failure.FORBIDDEN_HEADER, "configuration decides which account pays"),
+}
+SECRET: Final = frozenset({HeaderClass.CREDENTIAL, HeaderClass.SESSION})
+OPERATORS_CHOICE: Final = frozenset({HeaderClass.ACCOUNT_SELECTOR, HeaderClass.ROUTE_CONTROL})
+
+
+class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`headers.json` as it stands; names in canonical form."""
+
+    about: str
+    version: int
+    name_charset: str
+    value_charset: str
+    max_headers: int
+    max_name_bytes: int
+    max_value_bytes: int
+    max_total_bytes: int
+    exact: dict[HeaderClass, tuple[str, ...]]
+    prefix: dict[HeaderClass, tuple[str, ...]]
+    segment: dict[HeaderClass, tuple[str, ...]]
+    segment_suffix: dict[HeaderClass, tuple[str, ...]]
+    joined_substring: dict[HeaderClass, tuple[str, ...]]
+    allow: tuple[str, ...]
+    allow_prefix: tuple[str, ...]
+    response_allow: tuple[str, ...]
+    response_allow_prefix: tuple[str, ...]
+    value_patterns: tuple[str, ...]
+    value_shapes: tuple[str, ...]
+    text_patterns: tuple[str, ...]
+
+
+def canonical(name: str) -> str:
+    """The form in which names are compared and sent: lower-case, single hyphens. For names of the charset."""
+    return _RUN_OF_HYPHENS.sub("-", name.lower())
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class HeaderPolicy:
+    """The rules, with everything precomputed that a request would otherwise compute. Build it once, with `load`."""
+
+    rules: Rules
+    _name: re.Pattern[str]
+    _value: re.Pattern[str]
+    _in_value: tuple[re.Pattern[str], ...]
+    _in_text: tuple[re.Pattern[str], ...]
+    _exact: dict[str, HeaderClass]
+    _segments: dict[str, HeaderClass]
+    _joined: re.Pattern[str]
+    _stripped: frozenset[str]
+    _allow: frozenset[str]
+
+    @classmethod
+    def load(cls) -> HeaderPolicy:
+        """The policy of `headers.json`. Raises `msgspec.ValidationError` or `re.error` if that file is damaged."""
+        data = resources.files("streamproxy.core").joinpath("headers.json").read_bytes()
+        rules = msgspec.json.decode(data, type=Rules)
+        exact = {name: kind for kind, names in rules.exact.items() for name in names}
+        free = [re.compile(pattern) for pattern in rules.value_patterns]
+        shapes = [re.compile(_SHAPE.format(shape)) for shape in rules.value_shapes]
+        texts = [re.compile(pattern) for pattern in rules.text_patterns]
+        return cls(
+            rules=rules,
+            _name=re.compile(rules.name_charset),
+            _value=re.compile(rules.value_charset),
+            # "Is there any?" takes one alternation; "where are they all?" needs each pattern by itself.
+            _in_value=(*free, re.compile(_SHAPE.format("|".join(rules.value_shapes)))),
+            _in_text=(*free, *shapes, *texts),
+            _exact=exact,
+            _segments={word: kind for kind, words in rules.segment.items() for word in words},
+            _joined=re.compile("|".join(chain.from_iterable(rules.joined_substring.values()))),
+            _stripped=frozenset(name.replace("-", "") for name, kind in exact.items() if kind in SECRET),
+            _allow=frozenset(rules.allow),
+        )
+
+    def check(
+        self, extra: object, *, strict: bool = False, allow: Collection[str] = (), reserved: Collection[str] = ()
+    ) -> tuple[tuple[str, str], ...]:
+        """The caller's decoded `extra_headers` as (canonical name, value), in their order: all of them, or an error.
+
+        `strict`: only the allow list passes. `allow`: names the operator adds to it, without effect on a name that is
+        not `allowable`. `reserved`: names the adapter sets itself for this provider.
+        Raises ProxyError (400) that names the header and its class and never holds the value.
+        """
+        if extra is None:
+            return ()
+        if not isinstance(extra, dict):
+            raise self._refused(Failure.INVALID_EXTRA_HEADERS, "must be an object of header names and values.")
+        self._within_limits(extra)
+        permitted = self._allow.union(map(canonical, allow))
+        own = set(map(canonical, reserved))
+        passed: dict[str, str] = {}
+        for given, value in extra.items():
+            if not isinstance(given, str) or not self._name.fullmatch(given):
+                problem = "a name has only ASCII letters, digits and inner hyphens; all else is shown as '-'."
+                raise self._refused(Failure.INVALID_EXTRA_HEADERS, problem, given)
+            name = canonical(given)
+            classes = self._classes(name)
+            if classes and not (name in permitted and OPERATORS_CHOICE.issuperset(classes)):
+                failure, reason = REFUSAL[classes[0]]
+                raise self._refused(failure, f"refused ({classes[0]}): {reason}.", name)
+            if name in own:
+                raise self._refused(Failure.RESERVED_HEADER, "refused (proxy_owned): the proxy sets it.", name)
+            if strict and name not in permitted and not name.startswith(self.rules.allow_prefix):
+                raise self._refused(Failure.FORBIDDEN_HEADER, "refused (not_listed): only listed names pass.", name)
+            if name in passed:
+                raise self._refused(Failure.DUPLICATE_HEADER, "given twice, perhaps in another spelling.", name)
+            if not isinstance(value, str) or not self._value.fullmatch(value):
+                problem = "the value must be a string of visible ASCII, with spaces and tabs only inside."
+                raise self._refused(Failure.INVALID_EXTRA_HEADERS, problem, name)
+            if self._has_credential(value):
+                raise self._refused(Failure.CREDENTIAL_VALUE, "the value has the shape of a credential.", name)
+            passed[name] = value
+        return tuple(passed.items())
+
+    def allowable(self, name: str) -> bool:
+        """Whether an operator may put this name on a provider's `allow` list.
+
+        Only if no rule sees more in it than an account or a route: `x-litellm-token` is a credential all the same.
+        """
+        return bool(self._name.fullmatch(name)) and OPERATORS_CHOICE.issuperset(self._classes(canonical(name)))
+
+    def merge(
+        self, extra: Sequence[tuple[str, str]], own: Sequence[tuple[str, str]], credential_names: Collection[str]
+    ) -> list[tuple[str, str]]:
+        """The request's headers: the caller's checked entries first, the proxy's own last.
+
+        `credential_names` are all names in `own` that carry the credential (SigV4 has several). Raises ProxyError
+        INTERNAL, with names only, unless each occurs exactly once, from `own`, and no other secret does.
+        """
+        credentials = set(map(canonical, credential_names))
+        names = [canonical(name) for name, _ in (*extra, *own)]
+        wrong = {name for name in names if names.count(name) > 1}
+        wrong |= credentials.difference(names[len(extra) :])
+        wrong |= {name for name in names if name not in credentials and not SECRET.isdisjoint(self._classes(name))}
+        for name, value in own:
+            # An empty credential is none; one that ends in a newline is printed whole by the libraries' exceptions.
+            clean = value.isascii() and value.isprintable() and value == value.strip()
+            if not clean or (not value and canonical(name) in credentials):
+                wrong.add(canonical(name))
+        if wrong:
+            shown = ", ".join(sorted(map(self._shown, wrong)))
+            raise ProxyError(Failure.INTERNAL, f"The outgoing headers are inconsistent: {shown}.")
+        return [*extra, *own]
+
+    def redact(self, headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Headers fit for a log: the value is hidden under a secret name, and where it holds a credential's shape.
+
+        Doubt hides it too: a name outside the charset (an underscore counts as a hyphen), or a value over the limit.
+        """
+        return [(name, REDACTED if self._is_secret(name, value) else value) for name, value in headers]
+
+    def scrub(self, text: str) -> str:
+        """Free text, such as a provider's error message, with every credential's shape replaced by `[redacted]`.
+
+        Keeps the first 4096 characters. OpenAI's 401, for one, echoes the key: `Incorrect API key provided: sk-...`.
+        """
+        kept: list[str] = []
+        end = 0
+        for start, stop in sorted(self._spans(text[: SCRUB_CHARS + SCRUB_OVERHANG])):
+            if start >= SCRUB_CHARS:
+                break
+            if start >= end:
+                kept += text[end:start], REDACTED
+            end = max(end, stop)
+        return "".join([*kept, text[end:SCRUB_CHARS]])
+
+    def relayable(self, headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The provider's response headers a caller may see: lower-case, the first of each name, within the limits."""
+        passed: dict[str, str] = {}
+        room = self.rules.max_total_bytes
+        for given, value in headers:
+            name = given.lower()
+            known = name in self.rules.response_allow or name.startswith(self.rules.response_allow_prefix)
+            valid = known and self._name.fullmatch(given) and self._value.fullmatch(value)
+            if not valid or name in passed or self._has_credential(value):
+                continue
+            room -= len(name) + len(value)
+            if room < 0 or len(passed) == self.rules.max_headers:
+                break
+            passed[name] = value
+        return list(passed.items())
+
+    def _classes(self, name: str) -> list[HeaderClass]:
+        """Every class of a canonical name, in the order of decision: exact, prefix, segment, joined text, equality."""
+        if name in self._allow:
+            return []
+        rules = self.rules
+        found = [self._exact[name]] if name in self._exact else []
+        if not name.startswith(rules.allow_prefix):
+            found += [kind for kind, prefixes in rules.prefix.items() if name.startswith(prefixes)]
+        for segment in name.split("-"):
+            word = segment.rstrip("0123456789")  # `x-key2` is a second `x-key`
+            if kind := self._segments.get(segment) or self._segments.get(word):
+                found.append(kind)
+            else:
+                found += [kind for kind, ends in rules.segment_suffix.items() if word.endswith(ends)]
+        joined = name.replace("-", "")
+        if self._joined.search(joined):
+            found += [kind for kind, words in rules.joined_substring.items() if any(word in joined for word in words)]
+        return [*found, HeaderClass.CREDENTIAL] if joined in self._stripped else found
+
+    def _within_limits(self, extra: dict[object, object]) -> None:
+        most = self.rules
+        names, values = [_size(name) for name in extra], [_size(value) for value in extra.values()]
+        over = len(names) > most.max_headers or sum(names) + sum(values) > most.max_total_bytes
+        if over or max(names, default=0) > most.max_name_bytes or max(values, default=0) > most.max_value_bytes:
+            each = f"{most.max_name_bytes} bytes of name and {most.max_value_bytes} of value"
+            problem = f"at most {most.max_headers} headers, each {each}, {most.max_total_bytes} bytes in all."
+            raise self._refused(Failure.EXTRA_HEADERS_TOO_LARGE, problem)
+
+    def _has_credential(self, value: str) -> bool:
+        return any(pattern.search(value) for pattern in self._in_value)
+
+    def _is_secret(self, name: str, value: str) -> bool:
+        plain = name.replace("_", "-")
+        if not self._name.fullmatch(plain) or not SECRET.isdisjoint(self._classes(canonical(plain))):
+            return True
+        return len(value) > self.rules.max_value_bytes or any(self._spans(value))
+
+    def _spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where credentials stand in bounded text; of a pattern with a group, only what the group holds."""
+        for pattern in self._in_text:
+            for match in pattern.finditer(text):
+                yield match.span(min(pattern.groups, 1))
+
+    def _shown(self, name: object) -> str:
+        """A name as messages show it: canonical, at most 64 safe characters, and no credential written as a name."""
+        text = self.scrub(name) if isinstance(name, str) else ""
+        return _UNSAFE.sub("-", text).lower()[: self.rules.max_name_bytes]
+
+    def _refused(self, failure: Failure, problem: str, name: object = None) -> ProxyError:
+        loc = ("body", "extra_headers") if name is None else ("body", "extra_headers", self._shown(name))
+        detail = Problem(loc, problem[0].upper() + problem[1:], failure.value.code)
+        return ProxyError(failure, f"{detail.param}: {problem}", param=detail.param, problems=(detail,))
+
+
+def _size(value: object) -> int:
+    """Bytes of a string in UTF-8 (JSON may hold lone surrogates). Anything else is refused later, for its type."""
+    return len(value.encode("utf-8", "surrogatepass")) if isinstance(value, str) else 0

@@ -1,0 +1,196 @@
+"""A checked JSON body -> its Fields, or every problem at once.
+
+Strategy: look at the raw slice of each value. Its first byte says its type (the body is valid JSON by now), its length
+bounds its number of characters, and only short strings and numbers are ever decoded: an image of 20 MB is measured
+where it lies.
+
+Sources: OpenAI's CreateImageRequest and EditImageBodyJsonParam; Eden AI's ImageGenerationBody and ImageEditJsonBody;
+Octen AI's `image` and `mask` on generations.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from streamproxy.core.fields import (
+    MAX_EXTRA_HEADERS,
+    MAX_IMAGE_URL,
+    MAX_IMAGES,
+    MAX_TEXT,
+    RULES,
+    Checklist,
+    Fields,
+    Kind,
+    Loc,
+    Rule,
+    extra_headers_too_large,
+)
+from streamproxy.core.forms import form
+from streamproxy.core.jsonbody import JsonObject, elements, members
+from streamproxy.core.jsonwalk import shown
+
+__all__ = ["Fields", "edit", "form", "generation"]
+
+_SOURCES: Final = {"file_id": MAX_TEXT, "image_url": MAX_IMAGE_URL}
+"""What an image reference may hold, and how many characters of it."""
+_ANY_LENGTH: Final = 1 << 62
+"""For inline images, which only the body's own limit bounds."""
+_LONGEST_ESCAPE: Final = 12
+"""Bytes of JSON per character, at most: a surrogate pair, written as two `\\uXXXX`."""
+_INTEGER: Final = re.compile(rb"-?[0-9]++\Z")
+
+
+def generation(body: JsonObject) -> Fields:
+    """Check a generation body; one with a non-null `image` is an edit.
+
+    Raises ProxyError: INVALID_REQUEST with every problem in field order; before that DUPLICATE_KEY,
+    EXTRA_HEADERS_TOO_LARGE or INVALID_JSON for an `extra_headers` that cannot be read.
+    """
+    reading = _Reading(body)
+    reading.table()
+    if is_edit := reading.given("image"):
+        reading.inline_images()
+    return reading.fields(edit=is_edit)
+
+
+def edit(body: JsonObject) -> Fields:
+    """Check an edit's JSON body, whose `images` and `mask` are references: `{"image_url": ...}` or `{"file_id": ...}`.
+
+    Raises as `generation`, and DUPLICATE_KEY for a reference with the same key twice.
+    """
+    reading = _Reading(body)
+    reading.table()
+    reading.references()
+    return reading.fields(edit=True)
+
+
+class _Reading:
+    """The checks of one body; a span is the offsets (from, to) of a value in it."""
+
+    __slots__ = ("body", "checks", "raw")
+
+    def __init__(self, body: JsonObject) -> None:
+        self.body = body
+        self.raw = body.raw
+        self.checks = Checklist()
+
+    def given(self, key: str) -> bool:
+        member = self.body.members.get(key)
+        return member is not None and not self.raw.startswith(b"null", member.value)
+
+    def span(self, key: str) -> tuple[int, int]:
+        member = self.body.members[key]
+        return member.value, member.end
+
+    def table(self) -> None:
+        for rule in RULES:
+            if rule.name not in self.body.members:
+                if rule.required:
+                    self.checks.missing(rule.name)
+            elif rule.required or self.given(rule.name):
+                self.field(rule, self.span(rule.name))
+
+    def field(self, rule: Rule, span: tuple[int, int]) -> None:
+        start, end = span
+        loc = (rule.name,)
+        match rule.kind:
+            case Kind.STRING:
+                if not self.string(loc, span, rule.low, rule.high):
+                    return
+                if rule.high > MAX_TEXT:
+                    self.checks.present(rule.name)
+                else:
+                    self.checks.text(rule.name, msgspec.json.decode(self.raw[start:end], type=str))
+            case Kind.INTEGER:
+                if _INTEGER.match(self.raw, start, end):
+                    self.checks.number(rule, self.raw[start : min(end, start + 32)].decode())
+                else:
+                    self.checks.problem(loc, "Input should be a valid integer", "int_type")
+            case Kind.BOOLEAN:
+                if self.raw.startswith((b"true", b"false"), start):
+                    self.checks.flag(rule.name, self.raw.startswith(b"true", start))
+                else:
+                    self.checks.problem(loc, "Input should be a valid boolean", "bool_type")
+            case Kind.OBJECT:
+                if not self.raw.startswith(b"{", start):
+                    self.checks.problem(loc, "Input should be a valid dictionary", "dict_type")
+
+    def string(self, loc: Loc, span: tuple[int, int], low: int, high: int) -> bool:
+        if not self.raw.startswith(b'"', span[0]):
+            self.checks.problem(loc, "Input should be a valid string", "string_type")
+            return False
+        return self.checks.length(loc, self.characters(span, high), low, high)
+
+    def characters(self, span: tuple[int, int], high: int) -> int:
+        """A string's length, exact only where it matters: on either side of `high` a bound is enough."""
+        start, end = span[0] + 1, span[1] - 1
+        size = end - start
+        if size <= high or size > high * _LONGEST_ESCAPE:
+            return size
+        if self.raw.find(b"\\", start, end) < 0 and self.raw.isascii():
+            return size
+        return len(msgspec.json.decode(memoryview(self.raw)[span[0] : span[1]], type=str))
+
+    def inline_images(self) -> None:
+        """`image`: a string or an array of strings, data URLs or bare base64; `mask`: one string."""
+        span = self.span("image")
+        if self.raw.startswith(b"[", span[0]):
+            spans = elements(self.body, span[0], limit=MAX_IMAGES + 1, where="image")
+            if self.checks.items(("image",), len(spans), 1, MAX_IMAGES):
+                for index, item in enumerate(spans):
+                    self.string(("image", index), item, 1, _ANY_LENGTH)
+        elif self.raw.startswith(b'"', span[0]):
+            self.string(("image",), span, 1, _ANY_LENGTH)
+        else:
+            msg = "Input should be a valid string or a list of strings"
+            self.checks.problem(("image",), msg, "string_type")
+        if self.given("mask"):
+            self.string(("mask",), self.span("mask"), 0, _ANY_LENGTH)
+
+    def references(self) -> None:
+        """`images`: an array of references; `mask`: one."""
+        if "images" not in self.body.members:
+            self.checks.missing("images")
+        else:
+            start = self.span("images")[0]
+            if not self.raw.startswith(b"[", start):
+                self.checks.problem(("images",), "Input should be a valid list", "list_type")
+            else:
+                spans = elements(self.body, start, limit=MAX_IMAGES + 1, where="images")
+                if self.checks.items(("images",), len(spans), 1, MAX_IMAGES):
+                    for index, (at, _) in enumerate(spans):
+                        self.reference(("images", index), at)
+        if self.given("mask"):
+            self.reference(("mask",), self.span("mask")[0])
+
+    def reference(self, loc: Loc, start: int) -> None:
+        """An object with exactly one non-null of `file_id` and `image_url`, and nothing else."""
+        if not self.raw.startswith(b"{", start):
+            self.checks.problem(loc, "Input should be a valid dictionary", "dict_type")
+            return
+        where = str(loc[0]) if len(loc) == 1 else f"{loc[0]}[{loc[1]}]"
+        sources = 0
+        for key, member in members(self.body, start, where=where).items():
+            if key not in _SOURCES:
+                self.checks.problem((*loc, shown(key)), "Extra inputs are not permitted", "extra_forbidden")
+            elif not self.raw.startswith(b"null", member.value):
+                sources += 1
+                self.string((*loc, key), (member.value, member.end), 1, _SOURCES[key])
+        if sources != 1:
+            self.checks.problem(loc, "Value error, exactly one of file_id and image_url is required", "value_error")
+
+    def fields(self, *, edit: bool) -> Fields:
+        return self.checks.fields(edit=edit, extra_headers=self.extra_headers())
+
+    def extra_headers(self) -> object:
+        if not self.given("extra_headers"):
+            return None
+        start, end = self.span("extra_headers")
+        if end - start > MAX_EXTRA_HEADERS:
+            raise extra_headers_too_large()
+        if self.raw.startswith(b"{", start):
+            members(self.body, start, where="extra_headers")  # refuses duplicate keys
+        return self.body.decode("extra_headers")

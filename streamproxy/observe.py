@@ -1,0 +1,125 @@
+"""What operators see: log lines and metrics. Names and sizes, never payloads, prompts or keys.
+
+One `Observer` per app owns its registry, so that nothing is shared between two apps of a process. The log is structlog
+over the standard library: one line per request, one per failure, as JSON or as text.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Final, cast
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from streamproxy.errors import Failure, ProxyError
+
+METRICS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
+    ("streamproxy_requests_total", "Answered requests by route and HTTP status", ("route", "status")),
+    ("streamproxy_failures_total", "Failed requests by label, before and after the head", ("label",)),
+    ("streamproxy_upstream_requests_total", "Requests sent to a provider", ("provider",)),
+    ("streamproxy_frames_total", "Events sent on, by type", ("type",)),
+)
+"""Every counter: name, meaning, labels. The README table is checked against it."""
+
+GAUGES: Final[tuple[tuple[str, str], ...]] = (("streamproxy_streams", "Generations running now"),)
+
+_QUIET: Final = (
+    "httpx",
+    "httpcore",
+    "aiohttp",
+    "sse_starlette",
+    "sse_starlette.sse",
+    "python_multipart",
+    "uvicorn.access",
+)
+"""Loggers that print URLs, or every chunk at DEBUG."""
+
+
+class Observer:
+    """The metrics of one app, and its log."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._counters = {name: Counter(name, text, labels, registry=self.registry) for name, text, labels in METRICS}
+        self._gauges = {name: Gauge(name, text, registry=self.registry) for name, text in GAUGES}
+        self.log = cast(structlog.stdlib.BoundLogger, structlog.get_logger("streamproxy"))
+
+    def request(self, route: str, status: int, **fields: str | int | float | None) -> None:
+        """One request has been answered, or has ended after its head."""
+        self._counters["streamproxy_requests_total"].labels(route, str(status)).inc()
+        self.log.info("request", route=route, status=status, **{k: v for k, v in fields.items() if v is not None})
+
+    def failure(self, error: ProxyError, request_id: str) -> None:
+        """One failure, on its way to the caller."""
+        self._counters["streamproxy_failures_total"].labels(error.failure.value.label).inc()
+        self.log.warning(
+            "failure",
+            failure=error.failure.name.lower(),
+            label=error.failure.value.label,
+            status=error.status,
+            code=error.code,
+            param=error.param,
+            request_id=request_id,
+        )
+
+    def unexpected(self, error: BaseException, request_id: str) -> ProxyError:
+        """An exception that nobody foresaw: its type and place are logged, its text stays out, for it may hold anything."""
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else ""
+        self.log.error("unexpected", exception=type(error).__name__, where=where, request_id=request_id)
+        return ProxyError(Failure.INTERNAL, "The proxy failed. Its log has the details under this request_id.")
+
+    def upstream(self, provider: str) -> None:
+        """One request is about to be sent to this provider."""
+        self._counters["streamproxy_upstream_requests_total"].labels(provider).inc()
+
+    def frame(self, type: str) -> None:
+        """One event has been handed on."""
+        self._counters["streamproxy_frames_total"].labels(type).inc()
+
+    def streams(self, change: int) -> None:
+        """A generation began (1) or ended (-1)."""
+        self._gauges["streamproxy_streams"].inc(change)
+
+    def exposition(self) -> tuple[bytes, str]:
+        """All metrics in Prometheus' text form, and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+def configure_logging(level: str, form: str) -> None:
+    """Send every log line of the process to standard error: as JSON lines or as text."""
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    )
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from logging URLs and chunks, whatever the level of our own log."""
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,220 @@
+"""The use case: one request, wire in to wire out.
+
+    plan      a model name and a caller's headers -> who serves it, with which credential      (may refuse)
+    start     runs the generation in the app's task group, as the producer of a stream
+
+The producer is not the request's task: a caller who leaves does not by that end it, the stream's policy does. It sends
+the provider one request. A second one follows only where the first was refused for asking to stream, so that nothing of
+it can have been processed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import anyio
+from anyio.abc import TaskGroup
+
+from streamproxy.auth import CredentialSource
+from streamproxy.core.catalogue import Catalogue, Provider, Route
+from streamproxy.core.headers import HeaderPolicy
+from streamproxy.core.requests import Exchange, Head, ImageRequest, UpstreamRequest
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub import Opening, Stream
+from streamproxy.observe import Observer
+from streamproxy.providers import ADAPTERS, Decoder
+from streamproxy.upstream import Upstream, UpstreamResponse
+
+REFUSAL_LIMIT = 256 * 1024
+"""Bytes read of a provider's error body; the largest recorded one has under 1 KiB."""
+
+REFUSAL_SECONDS = 5.0
+TRAILING_SECONDS = 0.25
+"""How long after the last image the provider may take to end its answer before its connection is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One configured provider, ready to be used."""
+
+    provider: Provider
+    upstream: Upstream
+    credential: CredentialSource
+    strict_headers: bool
+    allow_headers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes: of one event, and of a whole buffered answer."""
+
+    event: int
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where one request goes. `credential` is at most one header."""
+
+    route: Route
+    service: Service
+    credential: tuple[tuple[str, str], ...]
+
+
+class Relay:
+    """Runs generations. `tasks` is the app's task group: it outlives every request."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        services: Mapping[str, Service],
+        policy: HeaderPolicy,
+        observer: Observer,
+        limits: Limits,
+        tasks: TaskGroup,
+    ) -> None:
+        self._catalogue = catalogue
+        self._services = services
+        self._policy = policy
+        self._observer = observer
+        self._limits = limits
+        self._tasks = tasks
+        self._providers = tuple(service.provider for service in services.values())
+
+    def plan(self, model: str, headers: Sequence[tuple[bytes, bytes]]) -> Plan:
+        """Who serves `model`; raises ProxyError(MODEL_NOT_FOUND, PROVIDER_NOT_CONFIGURED or INVALID_API_KEY)."""
+        if not self._services:
+            raise ProxyError(
+                Failure.PROVIDER_NOT_CONFIGURED,
+                "No provider is configured. Set OPENAI_API_KEY, or [providers] in the configuration, or --upstream.",
+            )
+        route = self._catalogue.resolve(model, self._providers)
+        service = self._services[route.provider.name]
+        credential = service.credential.present(headers)
+        return Plan(route, service, () if credential is None else ((credential.header, credential.value),))
+
+    def extra_headers(self, extra: object, plan: Plan) -> tuple[tuple[str, str], ...]:
+        """The caller's `extra_headers`, checked for this provider; raises ProxyError by the header policy."""
+        return self._policy.check(
+            extra,
+            strict=plan.service.strict_headers,
+            allow=plan.service.allow_headers,
+            reserved=[name for name, _ in plan.credential],
+        )
+
+    def not_applied(self, request: ImageRequest, plan: Plan) -> tuple[str, ...]:
+        """The request's members that this provider is not asked for, as far as is known before it answers."""
+        return ADAPTERS[plan.route.provider.adapter].not_applied(request)
+
+    def start(self, request: ImageRequest, plan: Plan, stream_id: str, release: Callable[[], None]) -> Stream:
+        """Begin the generation; its frames appear in the stream returned. `release` frees the request's files."""
+        stream = Stream(stream_id)
+        self._tasks.start_soon(self._produce, stream, request, plan, release)
+        return stream
+
+    async def _produce(self, stream: Stream, request: ImageRequest, plan: Plan, release: Callable[[], None]) -> None:
+        self._observer.streams(1)
+        try:
+            with stream.scope:
+                await self._generate(stream, request, plan)
+        except ProxyError as error:
+            self._fail(stream, error)
+        except Exception as error:
+            self._fail(stream, self._observer.unexpected(error, stream.id))
+        except BaseException:  # the app is shutting down
+            self._fail(stream, ProxyError(Failure.SERVER_SHUTDOWN, "The proxy is shutting down."))
+            raise
+        finally:
+            stream.finish()
+            self._observer.streams(-1)
+            release()
+
+    def _fail(self, stream: Stream, error: ProxyError) -> None:
+        if stream.fail(error):  # otherwise it becomes an HTTP answer, and is counted there
+            self._observer.failure(error, stream.id)
+
+    async def _generate(self, stream: Stream, request: ImageRequest, plan: Plan) -> None:
+        adapter = ADAPTERS[plan.route.provider.adapter]
+        while True:
+            async with plan.service.upstream.open(self._built(request, plan)) as response:
+                head = response.head
+                if head.status in (200, 201):
+                    opening = Opening(
+                        tuple(self._policy.relayable(response.header_items)), adapter.not_applied(request)
+                    )
+                    await self._relay(stream, opening, response, adapter.decoder(self._exchange(request, plan, head)))
+                    return
+                body = await _refusal_body(response)
+                if not (request.ask_stream and adapter.refuses_streaming(head, body)):
+                    callers = plan.service.credential.kind == "caller"
+                    raise adapter.refusal(head, body, callers_credential=callers, scrub=self._policy.scrub)
+            request = replace(request, ask_stream=False)
+
+    def _built(self, request: ImageRequest, plan: Plan) -> UpstreamRequest:
+        """The request with the caller's headers in it, and the credential proven to be there exactly once."""
+        provider = plan.route.provider
+        boundary = f"streamproxy-{secrets.token_hex(16)}"
+        built = ADAPTERS[provider.adapter].build(request, provider, plan.credential, boundary)
+        names = [name for name, _ in plan.credential]
+        self._observer.upstream(provider.name)
+        return replace(built, headers=tuple(self._policy.merge(request.extra_headers, built.headers, names)))
+
+    def _exchange(self, request: ImageRequest, plan: Plan, head: Head) -> Exchange:
+        return Exchange(
+            request=request,
+            provider=plan.route.provider,
+            head=head,
+            now=int(time.time()),
+            max_event_bytes=self._limits.event,
+            max_answer_bytes=self._limits.answer,
+            scrub=self._policy.scrub,
+        )
+
+    async def _relay(self, stream: Stream, opening: Opening, response: UpstreamResponse, decoder: Decoder) -> None:
+        """Frames as they become whole. Where the answer breaks off, what was whole still counts before the failure."""
+        stream.open(opening)
+        broken: ProxyError | None = None
+        while not decoder.done:
+            try:
+                chunk = await response.chunk()
+            except ProxyError as error:
+                broken = error
+                break
+            if chunk is None:
+                break
+            for frame in decoder.feed(chunk):
+                self._observer.frame(frame.type)
+                await stream.append(frame)
+            del chunk
+        if not decoder.done:
+            try:
+                for frame in decoder.finish():
+                    self._observer.frame(frame.type)
+                    await stream.append(frame)
+            except ProxyError as error:
+                raise broken or error from None
+        stream.finish()
+        await _to_the_end(response)
+
+
+async def _refusal_body(response: UpstreamResponse) -> bytes:
+    """What an error answer says, b"" where it cannot be read: its status is enough for an error."""
+    try:
+        with anyio.move_on_after(REFUSAL_SECONDS):
+            return await response.body(REFUSAL_LIMIT)
+    except ProxyError:
+        pass
+    return b""
+
+
+async def _to_the_end(response: UpstreamResponse) -> None:
+    """Let an answer that is over end, so that its connection can be used again; one that goes on is closed."""
+    try:
+        while await response.chunk(within=TRAILING_SECONDS):
+            return
+    except ProxyError:
+        pass

@@ -1,0 +1,35 @@
+"""An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
+
+    async with running() as server:
+        ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
+
+Server and scripts know nothing of OpenAI (`serve` plays any handler's scripts); `openai.py` is the handler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from streamproxy.simulator.openai import OpenAI
+from streamproxy.simulator.server import Server, serve
+
+__all__ = ["BANNER", "Server", "running"]
+
+BANNER: Final = (
+    "This is a SIMULATOR. No image model is behind it and nothing is billed: pictures are drawn from the words of the "
+    "prompt, token counts are invented. Models: sim/gpt-image, sim/plain, sim/plain-ignores-stream, sim/url, "
+    "sim/fault-<name>."
+)
+
+
+@asynccontextmanager
+async def running(*, host: str = "127.0.0.1", port: int = 0, pace: float = 1.0) -> AsyncIterator[Server]:
+    """The simulated OpenAI, listening; `server.url` says where. It ends with the block.
+
+    `pace` stretches time: 1.0 is like a real model (previews after 2.5, 4.5 and 6.5 s, the picture after 9 s), 0 does
+    not wait at all. Raises OSError where it cannot listen.
+    """
+    async with serve(OpenAI(pace), host=host, port=port) as server:
+        yield server

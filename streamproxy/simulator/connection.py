@@ -1,0 +1,216 @@
+"""One accepted connection of the simulator: requests in through httptools, scripts out as raw bytes.
+
+While a script plays, reading goes on, so that a peer who leaves is noticed in the same turn of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import socket
+import struct
+import time
+from typing import Final, assert_never, cast
+
+import anyio
+import httptools
+
+from streamproxy.simulator.received import Received, Server
+from streamproxy.simulator.script import Fin, Reset, Script, Send, Stall, Wait, error_answer
+
+log = logging.getLogger(__name__)
+
+# As uvicorn's 64 KiB; the proxy itself must be seen to send less. Above: 431.
+MAX_HEAD_BYTES: Final = 64 * 1024
+# A request that comes while the last bytes of an answer are flushed. Above: the connection closes after the answer.
+MAX_NEXT_BYTES: Final = 64 * 1024
+# How long Fin waits for the peer's own end, as nginx's lingering_timeout does with 5 s; a loopback needs less.
+LINGER_SECONDS: Final = 1.0
+RST_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+class Connection(asyncio.Protocol):
+    """One accepted connection: requests in, one at a time, and the script of each."""
+
+    def __init__(self, server: Server, live: set[Connection]) -> None:
+        self.server = server
+        self.live = live
+        self.task: asyncio.Task[None] | None = None
+        self._gone = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._next = bytearray()
+        self._begin()
+
+    def _begin(self) -> None:
+        # A parser per request: whatever a peer sent behind the last one cannot leak into this one's state.
+        self._parser = httptools.HttpRequestParser(self)
+        self._target = b""
+        self._headers: list[tuple[str, str]] = []
+        self._head_size: int | None = 0
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._unread = False
+        self._ending = False
+
+    # What the transport tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        # With 0 "writable again" means that the kernel has everything: a step is over when its bytes have left.
+        self.transport.set_write_buffer_limits(high=0)
+        self.server.connections += 1
+        self.number = self.server.connections
+        self.server.open_connections += 1
+        self.live.add(self)
+        self.server.change()
+
+    def data_received(self, data: bytes) -> None:
+        if self.task is not None:
+            if len(self._next) + len(data) > MAX_NEXT_BYTES:
+                self._unread = True
+            elif not self._unread:
+                self._next += data
+            return
+        if self._head_size is not None:
+            self._head_size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._refuse(400, "The request is not HTTP/1.1 this server understands.")
+        if self._head_size is not None and self._head_size > MAX_HEAD_BYTES:
+            self._refuse(431, "The request's head is too large.")
+
+    def eof_received(self) -> bool:
+        # Also after a half-close: a caller of an image API that ends its direction has left.
+        self._leave()
+        self.transport.abort()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        self.live.discard(self)
+        self.server.open_connections -= 1
+        self.server.change()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def _leave(self) -> None:
+        if self.task is not None and not self._ending and not self._gone.is_set():
+            self.server.disconnects.append(time.monotonic())
+        self._gone.set()
+        self._writable.set()
+        self.server.change()
+
+    # What the parser tells. Once a script plays, the rest of the same read is not this request's.
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
+
+    def on_headers_complete(self) -> None:
+        if self.task is not None:
+            return
+        self._head_size = None
+        received = self._received()
+        if self.server.early is not None:
+            script = self.server.early(received.target, received.headers)
+            if script is not None:
+                self._unread = True
+                self._start(received, script)
+                return
+        if (received.header("expect") or "").lower() == "100-continue":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, data: bytes) -> None:
+        if self.task is not None:
+            return
+        self._body_size += len(data)
+        if self._body_size > self.server.max_body_bytes:
+            self._refuse(413, "The request's body is too large.")
+        else:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        if self.task is None:
+            self._start(self._received(), None)
+
+    def _received(self) -> Received:
+        method = self._parser.get_method().decode("latin-1")
+        target = self._target.decode("latin-1")
+        body = b"".join(self._body)
+        return Received(method, target, tuple(self._headers), body, self._body_size, self.number)
+
+    # Answering.
+
+    def _refuse(self, status: int, message: str) -> None:
+        if self.task is None:
+            self._unread = True
+            script = (*error_answer(status, message, headers=(("Connection", "close"),)), Fin())
+            self._start(None, script)
+
+    def _start(self, received: Received | None, script: Script | None) -> None:
+        self.task = asyncio.get_running_loop().create_task(self._answer(received, script))
+        if received is not None:
+            self.server.record(received)
+
+    async def _answer(self, received: Received | None, script: Script | None) -> None:
+        stays = False
+        try:
+            if script is None and received is not None:
+                made = self.server.handler(received)
+                script = await made if inspect.isawaitable(made) else made
+            stays = await self._play(script or ()) and not self._unread and self._parser.should_keep_alive()
+        except Exception:
+            # A broken handler must not pass for a fault that was asked for: the peer sees a bare end, the log why.
+            log.exception("simulator handler failed")
+        finally:
+            self.task = None
+            if not stays:
+                self.transport.close()
+        if stays:
+            self._begin()
+            if self._next:
+                data, self._next = bytes(self._next), bytearray()
+                self.data_received(data)
+
+    async def _play(self, script: Script) -> bool:
+        """Play to the end; whether the connection is still good for another request."""
+        for step in script:
+            if self._gone.is_set():
+                return False
+            match step:
+                case Send(data):
+                    self.transport.write(data)
+                    await self._writable.wait()
+                case Wait(seconds):
+                    with anyio.move_on_after(seconds):
+                        await self._gone.wait()
+                case Stall():
+                    await self._gone.wait()
+                case Fin():
+                    await self._finish()
+                    return False
+                case Reset():
+                    self._ending = True
+                    connection = self.transport.get_extra_info("socket")
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
+                    self.transport.abort()
+                    return False
+                case other:
+                    assert_never(other)
+        return not self._gone.is_set()
+
+    async def _finish(self) -> None:
+        self._ending = True
+        if self.transport.can_write_eof():  # TLS cannot: its close says close_notify
+            self.transport.write_eof()
+            with anyio.move_on_after(LINGER_SECONDS):
+                await self._gone.wait()

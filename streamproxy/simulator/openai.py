@@ -1,0 +1,203 @@
+"""OpenAI's images endpoints, simulated: routes and models in, scripts out.
+
+The table MODELS says how each model treats `stream` and what it answers with; `sim/fault-<name>` plays a row of FAULTS,
+whether a stream was asked for or not. Any key is accepted. Names work with and without the `sim/` in front.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import partial
+from types import MappingProxyType
+from typing import Final, TypeAlias, TypeVar
+from uuid import uuid4
+
+import anyio
+from anyio.to_thread import run_sync
+
+from streamproxy.errors import ProxyError
+from streamproxy.simulator import answers
+from streamproxy.simulator.faults import FAULTS
+from streamproxy.simulator.order import PREFIX, Order, read_order, refusal, unknown
+from streamproxy.simulator.received import Received
+from streamproxy.simulator.script import Headers, Script, Send, Wait, error_answer, head, json_answer, sse
+
+Made = TypeVar("Made")
+
+FAULT: Final = "fault-"
+# Like a GPT image model at medium quality, in seconds after the request, times `pace`: three previews, then the end.
+PREVIEWS_AT: Final = (2.5, 4.5, 6.5)
+COMPLETED_AT: Final = 9.0
+# Pictures of 8 megapixels take some 100 MB each while they are drawn.
+MAX_DRAWING: Final = 4
+# Pictures kept for `url` answers: three requests of ten pictures each, 6 MB apiece at the most. The oldest goes.
+MAX_FILES: Final = 30
+
+
+class Streams(Enum):
+    """What a model does with `stream` and `partial_images`."""
+
+    HONOURED = auto()
+    REFUSED = auto()
+    IGNORED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One simulated model. `response_format`: whether it knows that parameter; `url`: its answer without it."""
+
+    streams: Streams
+    response_format: bool = True
+    url: bool = False
+
+
+MODELS: Final = MappingProxyType(
+    {
+        "gpt-image": Model(Streams.HONOURED, response_format=False),
+        "plain": Model(Streams.REFUSED),
+        "plain-ignores-stream": Model(Streams.IGNORED),
+        "url": Model(Streams.REFUSED, url=True),
+        **{FAULT + name: Model(Streams.IGNORED) for name in FAULTS},
+    }
+)
+
+
+class OpenAI:
+    """The handler: called with a request, it gives the script of the answer. `pace` 1.0 is a real model's, 0 none."""
+
+    def __init__(self, pace: float) -> None:
+        self._pace = pace
+        self._drawing = anyio.CapacityLimiter(MAX_DRAWING)
+        self._files: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
+
+    async def __call__(self, received: Received) -> Script:
+        path = received.target.partition("?")[0]
+        try:
+            for prefix, methods in ROUTES.items():
+                if path == prefix or (prefix.endswith("/") and path.startswith(prefix)):
+                    if received.method not in methods:
+                        allow = (("Allow", ", ".join(methods)),)
+                        return error_answer(405, f"Not allowed: {received.method}.", headers=allow)
+                    return await methods[received.method](self, received, path.removeprefix(prefix))
+            return error_answer(404, f"Invalid URL ({received.method} {path}).", code="not_found")
+        except ProxyError as error:
+            return error_answer(error.status, error.message, type=error.type, param=error.param, code=error.code)
+
+    async def live(self, received: Received, rest: str) -> Script:
+        return json_answer(200, {"status": "ok", "simulator": True})
+
+    async def models(self, received: Received, rest: str) -> Script:
+        return json_answer(200, {"object": "list", "data": [_described(name) for name in MODELS]})
+
+    async def model(self, received: Received, rest: str) -> Script:
+        name = rest.removeprefix(PREFIX)
+        return json_answer(200, _described(name)) if name in MODELS else _no_model(rest)
+
+    async def file(self, received: Received, rest: str) -> Script:
+        if rest not in self._files:
+            return error_answer(404, "No such file, or no longer.", code="not_found")
+        kind, data = self._files[rest]
+        return (Send(head(200, (("Content-Type", kind),), length=len(data))), Send(data))
+
+    async def generate(self, received: Received, rest: str) -> Script:
+        return await self._images(received, edit=False)
+
+    async def edit(self, received: Received, rest: str) -> Script:
+        return await self._images(received, edit=True)
+
+    async def _images(self, received: Received, *, edit: bool) -> Script:
+        start = time.monotonic()
+        kind = received.header("content-type") or ""
+        # In a thread as well: 16 data URLs of 20 MB are 200 ms of base64.
+        order = await self._threaded(partial(read_order, received.body, kind, edit=edit))
+        model = MODELS.get(order.model)
+        if model is None:
+            return _no_model(order.model)
+        _check(order, model)
+        if order.model.startswith(FAULT):
+            return await self._threaded(partial(_fault, order))
+        if order.stream and model.streams is Streams.HONOURED:
+            return await self._stream(order, start)
+        return await self._json(order, start, received, url=order.url or model.url)
+
+    async def _stream(self, order: Order, start: float) -> Script:
+        moments = [at * self._pace for at in (*PREVIEWS_AT[: order.partial_images], COMPLETED_AT)]
+        now = time.time()
+        made = await self._threaded(partial(answers.frames, order, tuple(int(now + at) for at in moments)))
+        spent = time.monotonic() - start
+        waits = [max(0.0, at - max(before, spent)) for before, at in zip((0.0, *moments), moments, strict=False)]
+        return sse(made, waits=waits, headers=_tracing(spent))
+
+    async def _json(self, order: Order, start: float, received: Received, *, url: bool) -> Script:
+        made = await self._threaded(lambda: answers.files(order, answers.pictures(order)))
+        data = [{"url": self._keep(file, order, received)} if url else answers.inline(file) for file in made]
+        body = await self._threaded(partial(answers.json_body, order, data, int(time.time())))
+        spent = time.monotonic() - start
+        left = COMPLETED_AT * self._pace - spent
+        answer = json_answer(200, body, _tracing(max(spent, COMPLETED_AT * self._pace)))
+        return (Wait(left), *answer) if left > 0 else answer
+
+    def _keep(self, file: bytes, order: Order, received: Received) -> str:
+        name = f"{uuid4().hex}.{order.output_format}"
+        self._files[name] = f"image/{order.output_format}", file
+        if len(self._files) > MAX_FILES:
+            self._files.popitem(last=False)
+        return f"http://{received.header('host')}/files/{name}"
+
+    async def _threaded(self, work: Callable[[], Made]) -> Made:
+        return await run_sync(work, limiter=self._drawing)
+
+
+Route: TypeAlias = Callable[[OpenAI, Received, str], Awaitable[Script]]
+
+# A path that ends in a slash takes what follows as its argument; the first that fits answers.
+ROUTES: Final = MappingProxyType[str, dict[str, Route]](
+    {
+        "/v1/images/generations": {"POST": OpenAI.generate},
+        "/v1/images/edits": {"POST": OpenAI.edit},
+        "/v1/models": {"GET": OpenAI.models},
+        "/v1/models/": {"GET": OpenAI.model},
+        "/files/": {"GET": OpenAI.file},
+        "/livez": {"GET": OpenAI.live},
+    }
+)
+
+
+def _check(order: Order, model: Model) -> None:
+    """Refuse what the model does not have, in the order in which a caller would write it."""
+    if "response_format" in order.given and not model.response_format:
+        raise unknown("response_format")
+    if model.streams is Streams.REFUSED:
+        for name in ("stream", "partial_images"):
+            if name in order.given:
+                raise unknown(name)
+    if order.stream and order.n > 1 and model.streams is Streams.HONOURED:
+        raise refusal("Streaming is only supported with n=1.", "n", "unsupported_parameter")
+
+
+def _fault(order: Order) -> Script:
+    return FAULTS[order.model.removeprefix(FAULT)](answers.sample(order, int(time.time())))
+
+
+def _tracing(spent: float) -> Headers:
+    return ("x-request-id", f"req_{uuid4().hex}"), ("openai-processing-ms", str(round(spent * 1000)))
+
+
+def _described(name: str) -> dict[str, object]:
+    owner = "streamproxy-simulator"
+    return {
+        "id": PREFIX + name,
+        "object": "model",
+        "created": 0,
+        "owned_by": owner,
+        "description": "A simulated model.",
+    }
+
+
+def _no_model(name: str) -> Script:
+    message = f"The model '{name}' does not exist in this simulator."
+    return error_answer(404, message, param="model", code="model_not_found")

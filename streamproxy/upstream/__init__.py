@@ -1,0 +1,217 @@
+"""Towards one provider: the only module that imports httpx.
+
+`Upstream.open` sends one request exactly once, unless no byte of it can have left this machine, and yields the
+provider's answer as its head and raw chunks. Redirects are never followed, cookies never kept, answers never decoded,
+and every way it can fail before or in the body is a ProxyError.
+
+Deadlines, each a setting: connect (name resolution, TCP, TLS), first byte (counted from the last piece sent), idle (the
+longest silence in a body), total (the whole exchange).
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Final, cast
+
+import anyio
+import httpx
+from anyio import to_thread
+
+from streamproxy.core.requests import Head, UpstreamRequest
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.upstream.transport import MAX_HEADERS, PROGRESS, Progress, Transport, timed_out
+
+if TYPE_CHECKING:
+    from aiohttp.abc import AbstractResolver
+
+SEND_PIECE: Final = 64 * 1024
+"""Bytes of an uploaded file that are in memory at a time while it is sent."""
+
+KEEPALIVE: Final = 30.0
+"""Seconds an idle connection is kept: under the 60 s after which common load balancers close theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds: connect, first byte, idle, total, and the wait for a free connection."""
+
+    connect: float
+    first_byte: float
+    idle: float
+    total: float
+    pool: float
+
+
+class UpstreamResponse:
+    """A provider's answer: its head, and its body as chunks that can be read once."""
+
+    def __init__(self, response: httpx.Response, deadlines: Deadlines, ends_at: float) -> None:
+        headers = {name.lower(): value for name, value in response.headers.multi_items()}
+        self.head = Head(response.status_code, headers)
+        self.header_items = tuple(response.headers.multi_items())
+        self._chunks = response.stream.__aiter__()  # type: ignore[union-attr]
+        self._idle = deadlines.idle
+        self._total = deadlines.total
+        self._ends_at = ends_at
+
+    async def chunk(self, within: float | None = None) -> bytes | None:
+        """The next bytes, None at the end. `within`: fewer seconds of silence than the setting's."""
+        now = anyio.current_time()
+        idle_at = now + (self._idle if within is None else within)
+        with anyio.CancelScope(deadline=min(idle_at, self._ends_at)) as scope:
+            return await anext(self._chunks, None)
+        if scope.cancelled_caught and idle_at <= self._ends_at:
+            raise ProxyError(
+                Failure.IDLE_TIMEOUT, f"The provider fell silent for {self._idle:g} s. The setting is idle_timeout."
+            )
+        raise ProxyError(
+            Failure.DEADLINE, f"The request took over {self._total:g} s in all. The setting is total_timeout."
+        )
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body; raises ProxyError(RESPONSE_BODY_SIZE) over `limit` bytes."""
+        chunks: list[bytes] = []
+        size = 0
+        while (chunk := await self.chunk()) is not None:
+            size += len(chunk)
+            if size > limit:
+                raise ProxyError(Failure.RESPONSE_BODY_SIZE, f"The provider's answer is over {limit} bytes.")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+
+class Upstream:
+    """The connections to one provider, at most `max_connections` in use at a time."""
+
+    def __init__(
+        self,
+        *,
+        deadlines: Deadlines,
+        max_connections: int,
+        ssl_context: ssl.SSLContext,
+        trust_env: bool = False,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        self._deadlines = deadlines
+        self._slots = anyio.CapacityLimiter(max_connections)
+        no_cookies = cast("dict[str, str]", CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])))
+        self._client = httpx.AsyncClient(
+            transport=cast(
+                httpx.AsyncBaseTransport,
+                Transport(keepalive=KEEPALIVE, trust_env=trust_env, ssl_context=ssl_context, resolver=resolver),
+            ),
+            cookies=no_cookies,
+            follow_redirects=False,
+            trust_env=False,
+            timeout=httpx.Timeout(None, connect=deadlines.connect, pool=deadlines.connect),
+        )
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    @asynccontextmanager
+    async def open(self, request: UpstreamRequest) -> AsyncIterator[UpstreamResponse]:
+        """Send `request`; yields the answer once its head is there. Leaving the block early closes the connection."""
+        ends_at = anyio.current_time() + self._deadlines.total
+        async with self._slot():
+            response = await self._send(request, ends_at)
+            try:
+                _check_head(response)
+                yield UpstreamResponse(response, self._deadlines, ends_at)
+            finally:
+                with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 1.0):
+                    await response.aclose()
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        """A place among `max_connections`, waited for no longer than pool_timeout."""
+        holder = object()
+        with anyio.CancelScope(deadline=anyio.current_time() + self._deadlines.pool) as scope:
+            await self._slots.acquire_on_behalf_of(holder)
+        if scope.cancelled_caught:
+            raise ProxyError(
+                Failure.CONNECTION_LIMIT_REACHED,
+                "All connections to the provider are in use. The setting is max_connections.",
+                retry_after="1",
+            )
+        try:
+            yield
+        finally:
+            self._slots.release_on_behalf_of(holder)
+
+    async def _send(self, request: UpstreamRequest, ends_at: float) -> httpx.Response:
+        """One exchange, and a second only where nothing of the first can have been sent."""
+        connect_by = anyio.current_time() + self._deadlines.connect
+        try:
+            return await self._attempt(request, connect_by, ends_at)
+        except ProxyError as error:
+            if error.failure is not Failure.CONNECTION_REFUSED or anyio.current_time() >= connect_by:
+                raise
+        return await self._attempt(request, connect_by, ends_at)
+
+    async def _attempt(self, request: UpstreamRequest, connect_by: float, ends_at: float) -> httpx.Response:
+        progress = Progress(self._deadlines.first_byte)
+        token = PROGRESS.set(progress)
+        progress.scope.deadline = connect_by
+        try:
+            with progress.scope:
+                return await self._client.send(self._build(request), stream=True)
+        except (httpx.InvalidURL, httpx.HTTPError, TypeError, ValueError, RecursionError) as error:
+            raise ProxyError(
+                Failure.UPSTREAM_REQUEST, f"The request to the provider could not be sent ({type(error).__name__})."
+            ) from None
+        finally:
+            PROGRESS.reset(token)
+        raise timed_out(progress)
+
+    def _build(self, request: UpstreamRequest) -> httpx.Request:
+        """httpx's request. The body is always a stream: aiohttp warns of large bytes, and files are read as they go."""
+        headers = [*request.headers, ("content-length", str(request.content_length))]
+        if not request.body:
+            return httpx.Request(request.method, request.url, headers=request.headers, extensions=self._extensions())
+        return httpx.Request(
+            request.method, request.url, headers=headers, content=_pieces(request), extensions=self._extensions()
+        )
+
+    def _extensions(self) -> dict[str, dict[str, float | None]]:
+        return {"timeout": self._client.timeout.as_dict()}
+
+
+async def _pieces(request: UpstreamRequest) -> AsyncIterator[bytes]:
+    for segment in request.body:
+        size = len(segment) if isinstance(segment, bytes) else segment.size
+        for offset in range(0, size, SEND_PIECE):
+            if isinstance(segment, bytes):
+                yield segment if size <= SEND_PIECE else segment[offset : offset + SEND_PIECE]
+            else:
+                yield await to_thread.run_sync(segment.read, offset, SEND_PIECE)
+
+
+def _check_head(response: httpx.Response) -> None:
+    """Refuse heads that HTTP libraries accept and intermediaries must not (RFC 9112, 6.1 and 6.3)."""
+    lengths = response.headers.get_list("content-length")
+    if len(response.headers.raw) > MAX_HEADERS:
+        raise ProxyError(Failure.HTTP_PROTOCOL_ERROR, f"The provider's answer has over {MAX_HEADERS} headers.")
+    if len(lengths) > 1 or (lengths and "transfer-encoding" in response.headers):
+        raise ProxyError(Failure.HTTP_PROTOCOL_ERROR, "The provider's answer has conflicting body lengths.")
+    if response.status_code < 200:
+        raise ProxyError(Failure.HTTP_PROTOCOL_ERROR, "The provider switched protocols.")
+    if 300 <= response.status_code < 400:
+        raise ProxyError(
+            Failure.UNEXPECTED_REDIRECT,
+            "The provider answered with a redirect, which is never followed because it would carry the credential. "
+            "Check the provider's base_url.",
+        )
+    coding = response.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise ProxyError(Failure.CONTENT_CODING, "The provider compressed its answer although identity was asked for.")
+
+
+def default_ssl_context() -> ssl.SSLContext:
+    """Trust in the public authorities of certifi, or in SSL_CERT_FILE and SSL_CERT_DIR where they are set."""
+    return httpx.create_ssl_context()

@@ -1,0 +1,1 @@
+"""HTTP towards callers: the only Starlette code besides app.py."""

@@ -1,0 +1,143 @@
+"""Request bodies within limits: JSON in memory, multipart files on disk. The only module that parses multipart.
+
+Starlette's parser spools files; ours is that parser with what it leaves open closed: a body without its closing
+boundary is refused (it would otherwise arrive as a form without fields), text is UTF-8 or refused, the total is
+bounded, and a file leaves memory at 64 KiB.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import BinaryIO, Final
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from streamproxy.core.requests import Part
+from streamproxy.errors import Failure, ProxyError
+
+MAX_PARTS: Final = 100
+"""Fields, and files, of one form: images need 17, the request schema has 20 fields."""
+
+MAX_TEXT: Final = 1024 * 1024
+"""Bytes of one text field: eight times a 32 000 character prompt of four bytes each."""
+
+
+def media_type(request: Request) -> str:
+    """The request's content type without parameters, lower-case."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def unsupported(expected: str) -> ProxyError:
+    """415, naming what is accepted."""
+    return ProxyError(Failure.UNSUPPORTED_MEDIA_TYPE, f"Send the request with Content-Type: {expected}.")
+
+
+async def read_json(request: Request, limit: int) -> bytes:
+    """The whole body; raises ProxyError(BODY_TOO_LARGE) over `limit` bytes, at once where Content-Length says so."""
+    chunks = [chunk async for chunk in _bounded(request, limit, "max_json_bytes")]
+    return b"".join(chunks)
+
+
+async def _bounded(request: Request, limit: int, setting: str) -> AsyncGenerator[bytes, None]:
+    too_large = ProxyError(Failure.BODY_TOO_LARGE, f"The request body is over {limit} bytes. The setting is {setting}.")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise too_large
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+        yield chunk
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledUpload:
+    """An uploaded file in its temporary file: `core.requests.Upload`."""
+
+    size: int
+    file: BinaryIO = field(repr=False)
+    lock: threading.Lock = field(repr=False, default_factory=threading.Lock)
+
+    def read(self, offset: int, length: int) -> bytes:
+        with self.lock:
+            self.file.seek(offset)
+            return self.file.read(length)
+
+
+@dataclass(slots=True)
+class Form:
+    """A multipart body's parts in order. `close` gives its files back; the request is over then."""
+
+    parts: tuple[Part, ...]
+    files: tuple[UploadFile, ...]
+
+    def close(self) -> None:
+        for file in self.files:
+            file.file.close()
+
+
+async def read_form(request: Request, limit: int) -> Form:
+    """Parse a multipart body; raises ProxyError(INVALID_MULTIPART, BODY_TOO_LARGE or UPLOAD_SPOOL), keeping no file."""
+    parser = _Parser(
+        request.headers,
+        _bounded(request, limit, "max_upload_bytes"),
+        max_files=MAX_PARTS,
+        max_fields=MAX_PARTS,
+        max_part_size=MAX_TEXT,
+    )
+    try:
+        await parser.parse()
+        if not parser.ended:
+            raise MultiPartException("The closing boundary is missing.")
+    except MultiPartException as error:
+        parser.close()
+        raise ProxyError(Failure.INVALID_MULTIPART, f"The multipart body is not valid: {error.message}") from None
+    except OSError as error:
+        parser.close()
+        raise ProxyError(
+            Failure.UPLOAD_SPOOL,
+            f"The upload could not be stored ({error.strerror}). Free space in the temporary directory (TMPDIR).",
+        ) from None
+    except BaseException:
+        parser.close()
+        raise
+    return Form(tuple(map(_part, parser.items)), parser.files)
+
+
+def _part(item: tuple[str, str | UploadFile]) -> Part:
+    name, value = item
+    if isinstance(value, str):
+        return Part(name, value.encode())
+    upload = SpooledUpload(value.size or 0, value.file)
+    return Part(name, upload, filename=value.filename or "", content_type=value.content_type)
+
+
+class _Parser(MultiPartParser):
+    """Starlette's parser; see the module's text for what it adds."""
+
+    spool_max_size = 64 * 1024
+    ended = False
+
+    @property
+    def files(self) -> tuple[UploadFile, ...]:
+        return tuple(value for _, value in self.items if isinstance(value, UploadFile))
+
+    def close(self) -> None:
+        for file in self._files_to_close_on_error:
+            file.close()
+
+    def on_part_end(self) -> None:
+        if self._current_part.file is None:
+            try:
+                self._current_part.data.decode()
+            except UnicodeDecodeError:
+                raise MultiPartException("A text field is not UTF-8.") from None
+        super().on_part_end()
+
+    def on_end(self) -> None:
+        self.ended = True

@@ -1,0 +1,67 @@
+"""What every handler may touch, and how it is called.
+
+A handler is `async (Request, Context) -> ASGI response`. `Endpoint` is what Starlette routes to: it knows the caller
+before the handler runs, and turns every failure into an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from streamproxy.auth import Caller, authenticate
+from streamproxy.core.catalogue import Catalogue, Provider
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.observe import Observer
+from streamproxy.relay import Relay
+from streamproxy.settings import Settings
+from streamproxy.web.responses import error_response
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The wired app, as handlers see it. `ready` says whether new work is taken."""
+
+    settings: Settings
+    catalogue: Catalogue
+    providers: tuple[Provider, ...]
+    relay: Relay
+    observer: Observer
+
+
+Handler = Callable[[Request, Context], Awaitable[ASGIApp]]
+Contextual = Callable[[], Context]
+
+
+class Endpoint:
+    """One handler as an ASGI app. `keys`: whether it needs a caller key where keys are configured."""
+
+    def __init__(self, handler: Handler, context: Contextual, *, keys: bool) -> None:
+        self._handler = handler
+        self._context = context
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context = self._context()
+        request = Request(scope, receive)
+        request_id: str = request.state.request_id
+        try:
+            if self._keys:
+                caller: Caller = authenticate(scope["headers"], context.settings.caller_keys)
+                request.state.caller = caller.key_id
+            response = await self._handler(request, context)
+        except ProxyError as error:
+            context.observer.failure(error, request_id)
+            response = error_response(error, request_id)
+        except ClientDisconnect:
+            gone = ProxyError(Failure.CALLER_GONE, "The caller left before its request was complete.")
+            context.observer.failure(gone, request_id)
+            response = error_response(gone, request_id)
+        except Exception as error:
+            failed = context.observer.unexpected(error, request_id)
+            context.observer.failure(failed, request_id)
+            response = error_response(failed, request_id)
+        await response(scope, receive, send)

@@ -1,0 +1,25 @@
+"""For operators: livez says that the process serves, readyz that it takes new work, metrics what it has done."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from streamproxy.web.context import Context
+from streamproxy.web.responses import Answer, json_response
+
+
+async def livez(request: Request, context: Context) -> ASGIApp:
+    """200 while the event loop turns; asks nobody else."""
+    return json_response({"status": "ok"})
+
+
+async def readyz(request: Request, context: Context) -> ASGIApp:
+    """200 while new requests are taken."""
+    return json_response({"status": "ok", "providers": [provider.name for provider in context.providers]})
+
+
+async def metrics(request: Request, context: Context) -> ASGIApp:
+    """Prometheus' text format."""
+    body, content_type = context.observer.exposition()
+    return Answer(200, content_type, (body,), {})

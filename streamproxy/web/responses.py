@@ -1,0 +1,153 @@
+"""Answers: errors, JSON, and event streams. The only module that imports sse-starlette.
+
+An event stream has one writer, the generator below: frames in slices, and heartbeats between frames, never inside one.
+sse-starlette watches the caller and the time that each slice takes; its own pings would land inside frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+import anyio
+import orjson
+from sse_starlette.sse import EventSourceResponse, SendTimeoutError
+from starlette.types import Receive, Scope, Send
+
+from streamproxy.core.events import Frame, error_body
+from streamproxy.core.sse import Piece
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub import Subscriber
+
+SLICE: Final = 64 * 1024
+"""Bytes handed to the server at a time: uvicorn copies and buffers each whole, and a stuck reader holds one."""
+
+HEARTBEAT: Final = b":\n"
+"""A comment line without a blank line: SDKs read a blank line as the end of an event."""
+
+ABORT: Final = "streamproxy.abort"
+"""ASGI extension of our server: drops the connection at once, with whatever it still had to send."""
+
+NOT_APPLIED: Final = "streamproxy-not-applied"
+
+
+class Answer:
+    """A response with a known body, sent in slices so that a slow caller holds little of it. `body`: its pieces."""
+
+    def __init__(self, status: int, content_type: str, body: Sequence[Piece], headers: Mapping[str, str]) -> None:
+        self._status = status
+        self._body = body
+        size = sum(len(piece) for piece in body)
+        everything = {"content-type": content_type, "content-length": str(size), **headers}
+        self._headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in everything.items()
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
+        if scope["method"] != "HEAD":
+            for piece in sliced(self._body):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def json_response(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    """`value` as JSON."""
+    return Answer(status, "application/json", (orjson.dumps(value),), headers or {})
+
+
+def error_response(error: ProxyError, request_id: str) -> Answer:
+    """The HTTP form of a failure: status, JSON body, and for upstream failures RFC 9209's Proxy-Status."""
+    headers: dict[str, str] = {"cache-control": "no-store"}
+    if error.retry_after is not None and error.retry_after.isascii() and error.retry_after.isprintable():
+        headers["retry-after"] = error.retry_after
+    if not error.retryable:
+        headers["x-should-retry"] = "false"
+    if error.failure is Failure.INVALID_API_KEY:
+        headers["www-authenticate"] = 'Bearer realm="streamproxy"'
+    if error.failure in (Failure.BODY_TOO_LARGE, Failure.CALLER_GONE):
+        headers["connection"] = "close"
+    if error.status >= 500:
+        token = error.failure.value.code
+        headers["proxy-status"] = f"streamproxy; error={token}"
+    return json_response(error_body(error, request_id), status=error.status, headers=headers)
+
+
+class EventStream(EventSourceResponse):
+    """A stream's frames to the caller who asked. `left` is told when that caller went, or stalled, before the end."""
+
+    def __init__(
+        self,
+        subscriber: Subscriber,
+        headers: Mapping[str, str],
+        *,
+        heartbeat: float,
+        send_timeout: float,
+        drain_timeout: float,
+        left: Callable[[ProxyError], None],
+    ) -> None:
+        super().__init__(
+            _events(subscriber, heartbeat),
+            headers={"cache-control": "no-store, no-transform", **headers},
+            ping=0,
+            sep="\n",
+            send_timeout=send_timeout,
+            shutdown_event=anyio.Event(),  # with a grace, SIGTERM lets the stream end instead of cutting it
+            shutdown_grace_period=drain_timeout,
+        )
+        self._subscriber = subscriber
+        self._left = left
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+            if not self._subscriber.at_end:
+                self._left(ProxyError(Failure.CALLER_GONE, "The caller left before the end of the stream."))
+        except SendTimeoutError:
+            self._left(ProxyError(Failure.CALLER_STALLED, "The caller stopped reading. The setting is send_timeout."))
+            abort = scope.get("extensions", {}).get(ABORT)
+            if abort is not None:
+                abort()
+        finally:
+            self._subscriber.leave()
+
+
+async def _events(subscriber: Subscriber, heartbeat: float) -> AsyncIterator[Piece]:
+    yield HEARTBEAT
+    while True:
+        try:
+            frame = await subscriber.next(within=heartbeat)
+        except TimeoutError:
+            yield HEARTBEAT
+            continue
+        if frame is None:
+            return
+        for piece in sliced(layout(frame)):
+            yield piece
+
+
+def layout(frame: Frame) -> tuple[Piece, ...]:
+    """A frame's bytes on the OpenAI surface: `event` line, one `data` line, blank line, LF only, never an id."""
+    return (b"event: " + frame.type.encode() + b"\ndata: ", *frame.data, b"\n\n")
+
+
+def sliced(pieces: Sequence[Piece]) -> Iterator[Piece]:
+    """The same bytes in slices of at most SLICE, small pieces gathered into one."""
+    pending = bytearray()
+    for piece in pieces:
+        if len(pending) + len(piece) <= SLICE:
+            pending += piece
+            continue
+        view = memoryview(piece)
+        if pending:
+            room = SLICE - len(pending)
+            pending += view[:room]
+            yield bytes(pending)
+            pending = bytearray()
+            view = view[room:]
+        whole = len(view) - len(view) % SLICE
+        for start in range(0, whole, SLICE):
+            yield view[start : start + SLICE]
+        pending += view[whole:]
+    if pending:
+        yield bytes(pending)

@@ -1,0 +1,212 @@
+"""Headers of real pictures: every format and mode Pillow writes, cut everywhere, and the same answer for bytes and base64."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from streamproxy.core.imagefile import PROBE_LIMIT, Format, ImageInfo, media_type, probe, probe_base64
+
+SIZE = (321, 123)
+
+
+def picture(mode: str, format: str, size: tuple[int, int] = SIZE, **options: Any) -> bytes:
+    image = Image.linear_gradient("L").resize(size).convert("RGBA" if mode == "PA" else mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.linear_gradient("L").resize(size).rotate(90))
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def frames(format: str, **options: Any) -> bytes:
+    first, *rest = (Image.new("RGBA", SIZE, (shade, 0, 0, shade)) for shade in (10, 90, 200))
+    out = io.BytesIO()
+    first.save(out, format, save_all=True, append_images=rest, **options)
+    return out.getvalue()
+
+
+def heavy_jpeg(size: int) -> bytes:
+    """An EXIF block and a colour profile of `size` bytes, in segments of 64 KiB, before the frame header."""
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 60_000
+    return picture("RGB", "JPEG", exif=exif, icc_profile=bytes(range(256)) * (size // 256))
+
+
+def filled_jpeg() -> bytes:
+    """Fill bytes before a marker, and a marker without a length."""
+    plain = picture("RGB", "JPEG")
+    return plain[:2] + b"\xff" * 300 + b"\xff\x01" + plain[2:]
+
+
+PICTURES: dict[str, tuple[bytes, str, bool]] = {
+    "png 1": (picture("1", "PNG"), "png", False),
+    "png L": (picture("L", "PNG"), "png", False),
+    "png LA": (picture("LA", "PNG"), "png", True),
+    "png P": (picture("P", "PNG"), "png", False),
+    "png P transparent": (picture("P", "PNG", transparency=3), "png", True),
+    "png RGB": (picture("RGB", "PNG"), "png", False),
+    "png RGB transparent": (picture("RGB", "PNG", transparency=(1, 2, 3)), "png", True),
+    "png RGBA": (picture("RGBA", "PNG"), "png", True),
+    "png I;16": (picture("I;16", "PNG"), "png", False),
+    "png profile": (picture("P", "PNG", icc_profile=b"x" * 90_000, transparency=0), "png", True),
+    "png frames": (frames("PNG"), "png", True),
+    "jpeg L": (picture("L", "JPEG"), "jpeg", False),
+    "jpeg RGB": (picture("RGB", "JPEG"), "jpeg", False),
+    "jpeg CMYK": (picture("CMYK", "JPEG"), "jpeg", False),
+    "jpeg progressive": (picture("RGB", "JPEG", progressive=True), "jpeg", False),
+    "jpeg restarts": (picture("RGB", "JPEG", restart_marker_blocks=1), "jpeg", False),
+    "jpeg heavy": (heavy_jpeg(600_000), "jpeg", False),
+    "jpeg fill": (filled_jpeg(), "jpeg", False),
+    "webp lossy": (picture("RGB", "WEBP"), "webp", False),
+    "webp lossy alpha": (picture("RGBA", "WEBP"), "webp", True),
+    "webp lossless": (picture("RGB", "WEBP", lossless=True), "webp", False),
+    "webp lossless alpha": (picture("RGBA", "WEBP", lossless=True), "webp", True),
+    "webp profile": (picture("RGB", "WEBP", icc_profile=b"x" * 5000), "webp", False),
+    "webp frames": (frames("WEBP"), "webp", True),
+    "gif": (picture("P", "GIF"), "gif", False),
+    "gif L": (picture("L", "GIF"), "gif", False),
+    "gif transparent": (picture("P", "GIF", transparency=5), "gif", True),
+    "gif comment": (picture("P", "GIF", transparency=5, comment=b"c" * 700), "gif", True),
+    "gif frames": (frames("GIF", loop=0), "gif", True),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_says_what_it_is(name: str) -> None:
+    data, format, alpha = PICTURES[name]
+    with Image.open(io.BytesIO(data)) as image:  # the peer agrees that the sample is what it is called
+        assert (image.format or "").lower() == format
+        assert image.size == SIZE
+    info = probe(data)
+    assert info is not None
+    assert (info.format, info.width, info.height, info.alpha) == (format, *SIZE, alpha)
+    assert probe(memoryview(data)) == info
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_base64_in_every_dress_says_the_same(name: str) -> None:
+    data = PICTURES[name][0]
+    info, text = probe(data), base64.b64encode(data)
+    assert info is not None
+    lines = base64.encodebytes(data)
+    assert probe_base64(text) == info
+    assert probe_base64(memoryview(text)) == info
+    assert probe_base64(text.rstrip(b"=")) == info
+    assert probe_base64(lines) == info
+    assert probe_base64(lines.replace(b"\n", b"\r\n")) == info
+    assert probe_base64(b"data:image/any;name=x;base64," + text) == info
+    assert probe_base64(b"DATA:;BASE64," + text) == info
+    for url in (text.decode(), "data:image/png;base64," + lines.decode()):
+        value = json.dumps(url)
+        assert probe_base64(value.encode()) == info
+        assert probe_base64(value.replace("/", "\\/").encode()) == info
+        assert probe_base64(value.replace("+", "\\u002B").replace("/", "\\u002f").encode()) == info
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_cut_picture_is_known_or_unknown_but_never_wrong(name: str) -> None:
+    data = PICTURES[name][0]
+    whole = probe(data)
+    assert whole is not None
+    cuts = [*range(min(len(data), 1500)), *range(1500, len(data), max(1, len(data) // 50))]
+    known = False
+    for end in cuts:
+        cut = probe(data[:end])
+        assert cut == probe_base64(base64.b64encode(data[:end]))
+        assert cut is None or (cut.format, cut.width, cut.height) == (whole.format, whole.width, whole.height)
+        assert cut is not None or not known  # more bytes never make it less known
+        known = cut is not None
+        assert cut is None or whole.alpha or not cut.alpha
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 16_000), (16_000, 1), (3840, 2160)])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_sizes_at_the_edges(size: tuple[int, int], format: str) -> None:
+    info = probe(picture("L", format, size))
+    assert info is not None
+    assert (info.width, info.height) == size
+
+
+def test_the_largest_lossless_webp() -> None:
+    bits = 16_383 | 16_382 << 14 | 1 << 28
+    data = b"RIFF\0\0\0\0WEBPVP8L\0\0\0\0\x2f" + bits.to_bytes(4, "little")
+    assert probe(data) == ImageInfo("webp", 16_384, 16_383, True)
+
+
+@pytest.mark.parametrize("name", ["png L", "jpeg RGB", "gif"])
+def test_a_picture_without_area_is_none(name: str) -> None:
+    data = PICTURES[name][0]
+    byte_order = "little" if name == "gif" else "big"
+    at = data.index(SIZE[0].to_bytes(2, byte_order))
+    assert probe(data[:at] + b"\0\0" + data[at + 2 :]) is None
+
+
+@pytest.mark.parametrize("size", [PROBE_LIMIT - 100_000, PROBE_LIMIT + 100_000])
+def test_the_search_ends_at_the_limit_in_both_forms(size: int) -> None:
+    data = heavy_jpeg(size)
+    assert (probe(data) is not None) is (size < PROBE_LIMIT)
+    assert probe_base64(base64.b64encode(data)) == probe(data)
+
+
+HOSTILE = {
+    "jpeg segments": b"\xff\xd8" + b"\xff\xe0\x00\x02" * (PROBE_LIMIT // 4),
+    "jpeg fill": b"\xff\xd8" + b"\xff" * PROBE_LIMIT,
+    "jpeg lengths of nought": b"\xff\xd8" + b"\xff\xe0\x00\x00" * (PROBE_LIMIT // 4),
+    "png chunks": PICTURES["png L"][0][:33] + b"\0\0\0\0aaaa\0\0\0\0" * (PROBE_LIMIT // 12),
+    "gif blocks": b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe\0" * (PROBE_LIMIT // 3),
+    "gif sub-blocks": b"GIF89a\1\0\1\0\0\0\0!\xfe" + b"\1a" * (PROBE_LIMIT // 2),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_of_nothing_but_headers_costs_little(name: str) -> None:
+    text = base64.b64encode(HOSTILE[name])
+    started = time.process_time()
+    info = probe_base64(text)
+    assert time.process_time() - started < 0.5
+    assert info is None or not info.alpha
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b'"',
+        b"data:",
+        b"data:image/png,abc",
+        b"data:image/png;base64",
+        b"data:" + b"x" * 2000 + b";base64,iVBORw0KGgo=",
+        b"https://example.com/a.png",
+        b"iVBORw0KGgo\\",
+        b"\\ud800iVBORw0KGgo=",
+        b"====",
+        b"A",
+    ],
+)
+def test_text_that_is_no_picture_is_none(text: bytes) -> None:
+    assert probe_base64(text) is None
+
+
+@given(
+    st.sampled_from(
+        [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"GIF89a", b"data:;base64,", b'"\\']
+    ),
+    st.binary(max_size=200),
+)
+def test_garbage_never_raises(magic: bytes, rest: bytes) -> None:
+    for found in (probe(magic + rest), probe_base64(magic + rest), probe_base64(base64.b64encode(magic + rest))):
+        assert found is None or (found.width > 0 and found.height > 0)
+
+
+@pytest.mark.parametrize("format", get_args(Format))
+def test_media_types(format: Format) -> None:
+    assert Image.MIME[format.upper()] == media_type(format)

@@ -1,0 +1,151 @@
+"""A real proxy on a real socket, in the test's own event loop, and what tests ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+import httpx
+import orjson
+from starlette.types import ASGIApp
+
+from streamproxy.app import create_app
+from streamproxy.server import listen, serve
+from streamproxy.settings import ProviderSettings, Settings
+
+if TYPE_CHECKING:
+    from aiohttp.abc import AbstractResolver
+
+BOUND = 30.0
+"""Seconds that any one test step may take: far over what it needs, far under a hung CI."""
+
+PROMPT = "a lighthouse at dusk"
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A running proxy. `url` has no path; `client` has no timeout below BOUND and follows nothing."""
+
+    url: str
+    port: int
+    client: httpx.AsyncClient
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """A metric's value, 0 where it has not been counted yet."""
+        text = (await self.client.get(f"{self.url}/metrics")).text
+        for line in text.splitlines():
+            head, _, value = line.rpartition(" ")
+            if head.partition("{")[0] == name and all(f'{key}="{label}"' in head for key, label in labels.items()):
+                return float(value)
+        return 0.0
+
+    async def failures(self, label: str) -> float:
+        """How many failures have been counted under this label."""
+        return await self.metric("streamproxy_failures_total", label=label)
+
+    async def generate(self, *, path: str = "/v1/images/generations", **members: object) -> httpx.Response:
+        """POST a generation: `model` defaults to "sim/gpt-image", the rest of the body are `members`."""
+        body = {"model": "sim/gpt-image", "prompt": PROMPT, **members}
+        return await self.client.post(f"{self.url}{path}", json=body)
+
+
+@asynccontextmanager
+async def running_proxy(
+    upstream: str,
+    *,
+    provider: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    resolver: AbstractResolver | None = None,
+    **settings: object,
+) -> AsyncIterator[Proxy]:
+    """A proxy whose provider `sim` is at `upstream` (an origin; /v1 is added). `settings` replace Settings' defaults."""
+    row = ProviderSettings.model_validate({"base_url": f"{upstream}/v1", "credential": "none", **(provider or {})})
+    chosen = Settings.model_validate({"port": 0, "providers": {"sim": row}, **settings})
+    app = create_app(chosen, environ=environ or {}, ssl_context=ssl_context, resolver=resolver)
+    async with serving(app, chosen) as proxy:
+        yield proxy
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp, settings: Settings) -> AsyncIterator[Proxy]:
+    """Serve an app on a free loopback port until the block ends."""
+    sock = listen("127.0.0.1", 0)
+    port: int = sock.getsockname()[1]
+    ready = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: serve(app, settings, sock, ready=lambda _: ready.set()))
+        with anyio.fail_after(BOUND):
+            await ready.wait()
+        async with httpx.AsyncClient(timeout=BOUND, trust_env=False) as client:
+            yield Proxy(f"http://127.0.0.1:{port}", port, client)
+        tasks.cancel_scope.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One event as a caller received it."""
+
+    event: str
+    data: bytes
+
+    @property
+    def json(self) -> dict[str, object]:
+        value = orjson.loads(self.data)
+        assert isinstance(value, dict)
+        return value
+
+
+def events(body: bytes) -> list[Sent]:
+    """The events of a POST answer, which must have exactly our layout: comments between frames, LF, one data line."""
+    found: list[Sent] = []
+    lines = body.split(b"\n")
+    assert lines.pop() == b"", "the stream ends inside a line"
+    at = 0
+    while at < len(lines):
+        if lines[at].startswith(b":"):
+            at += 1
+            continue
+        assert lines[at].startswith(b"event: "), lines[at][:80]
+        assert lines[at + 1].startswith(b"data: "), lines[at + 1][:80]
+        assert lines[at + 2] == b"", "a frame ends with a blank line"
+        found.append(Sent(lines[at][7:].decode(), lines[at + 1][6:]))
+        at += 3
+    return found
+
+
+@asynccontextmanager
+async def no_leaks() -> AsyncIterator[None]:
+    """Tasks, sockets and temporary files are back to what they were at most 2 s after the block."""
+    gc.collect()
+    tasks, files = len(_tasks()), _open_files()
+    yield
+    with anyio.move_on_after(2):
+        while len(_tasks()) > tasks or _open_files() > files:
+            gc.collect()
+            await anyio.sleep(0.02)
+    assert len(_tasks()) <= tasks, _tasks()
+    assert _open_files() <= files
+
+
+def _tasks() -> set[asyncio.Task[object]]:
+    """All tasks but sse-starlette's watcher, of which there is one per thread for good."""
+    return {task for task in asyncio.all_tasks() if "_shutdown_watcher" not in repr(task.get_coro())}
+
+
+def _open_files() -> int:
+    """Sockets and temporary files; what else a process holds open, libraries open once and keep."""
+    count = 0
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{number}")
+            count += target.startswith("socket:") or "(deleted)" in target
+    return count
