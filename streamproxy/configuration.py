@@ -58,12 +58,8 @@ def configure(
     Raises ConfigurationError with all that is wrong between the settings, the catalogue and the environment.
     """
     problems: list[ConfigurationProblem] = []
-    providers: tuple[Provider, ...] = ()
+    providers = _assembled(settings, catalogue, environ, problems)
     credentials: dict[str, CredentialSource] = {}
-    try:
-        providers = configured_providers(settings, catalogue, environ)
-    except ConfigurationError as error:
-        problems += error.problems
     for provider in providers:
         try:
             credentials |= resolve_credentials(settings, (provider,), environ, read_file)
@@ -106,6 +102,15 @@ def configured_providers(settings: Settings, catalogue: Catalogue, environ: Mapp
     With neither `providers` nor `upstream`: every row whose `key_env` the environment holds. Raises ConfigurationError.
     """
     problems: list[ConfigurationProblem] = []
+    providers = _assembled(settings, catalogue, environ, problems)
+    if problems:
+        raise ConfigurationError(problems, settings)
+    return providers
+
+
+def _assembled(
+    settings: Settings, catalogue: Catalogue, environ: Mapping[str, str], problems: list[ConfigurationProblem]
+) -> tuple[Provider, ...]:
     chosen = dict(settings.providers)
     if settings.upstream is not None:
         row = chosen.get(UPSTREAM, ProviderSettings())
@@ -126,8 +131,6 @@ def configured_providers(settings: Settings, catalogue: Catalogue, environ: Mapp
             "set OPENAI_API_KEY, or --upstream URL, or write [providers.<name>] in TOML; `streamproxy demo` needs none"
         )
         problems.append(ConfigurationProblem("providers", "no provider is configured", fix))
-    if problems:
-        raise ConfigurationError(problems, settings)
     return providers
 
 
@@ -218,8 +221,9 @@ def _secret(
         case "env":
             kind, secret = "environment", environ.get(name, "")
             if not secret.strip():
+                known = name if name == key_env else "it names"  # what configuration says may be a misplaced key
                 raise ValueError(
-                    f"the environment variable {name} is not set", "set it, or say where the credential is"
+                    f"the environment variable {known} is not set", "set it, or say where the credential is"
                 )
         case "file" | "dir":
             kind, directory = (

@@ -27,7 +27,7 @@ SCRUB_CHARS: Final = 4096  # of a provider's text; their messages have a few hun
 SCRUB_OVERHANG: Final = 256  # read beyond it, so that a secret which straddles the end is still recognised
 
 _RUN_OF_HYPHENS: Final = re.compile("-{2,}")
-_SHAPE: Final = "(?<![A-Za-z0-9])(?:{})"  # not \\b, for which an underscore or a foreign letter is part of the word
+_SHAPE: Final = "(?<![A-Za-z0-9])(?:{})"  # not \b, for which an underscore or a foreign letter is part of the word
 _UNSAFE: Final = re.compile("[^A-Za-z0-9-]")
 
 
@@ -279,7 +279,9 @@ class HeaderPolicy:
 
     def _shown(self, name: object) -> str:
         """A name as messages show it: canonical, at most 64 safe characters, and no credential written as a name."""
-        text = self.scrub(name) if isinstance(name, str) else ""
+        text = name if isinstance(name, str) else ""
+        if not self._name.fullmatch(text) or self._has_credential(text):
+            text = self.scrub(text)
         return _UNSAFE.sub("-", text).lower()[: self.rules.max_name_bytes]
 
     def _refused(self, failure: Failure, problem: str, name: object = None) -> ProxyError:

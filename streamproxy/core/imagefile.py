@@ -176,16 +176,17 @@ def _gif_is_transparent(reader: _Reader, flags: int) -> bool:
     try:
         if flags & 0x80:  # a global colour table comes first
             reader.skip(3 << (1 + (flags & 7)))
+        label = size = 0
         for _ in range(_MOST_PARTS):
-            if reader.take(1) != b"!":
-                return False
-            label = reader.take(1)[0]
-            size = reader.take(1)[0]
-            while size:
+            if size:
                 block = reader.take(size)
                 if label == 0xF9:
                     return bool(block[0] & 1)
                 size = reader.take(1)[0]
+            elif reader.take(1) == b"!":
+                label, size = reader.take(2)
+            else:
+                return False
     except EOFError:
         pass
     return False

@@ -65,6 +65,7 @@ VALUES: Final = [
     "1//0" + "aB3-" * 8,
     "GOCSPX-" + "aB3-" * 6,
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJlMTIz",
+    "eyJ" + "a1B2" * 200 + ".eyJ" + "c3D4" * 200 + ".c2lnbmF0dXJl",
     "ghp_" + "a1B2" * 9,
     "github_pat_" + "a1B2" * 9,
     "glpat-" + "a1B2" * 5,

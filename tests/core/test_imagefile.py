@@ -1,4 +1,4 @@
-"""Headers of real pictures: every format and mode Pillow writes, cut everywhere, and the same answer for bytes and base64."""
+"""Headers of real pictures: every format and mode Pillow writes, cut everywhere, as bytes and as base64."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def picture(mode: str, format: str, size: tuple[int, int] = SIZE, **options: Any
 
 
 def frames(format: str, **options: Any) -> bytes:
-    first, *rest = (Image.new("RGBA", SIZE, (shade, 0, 0, shade)) for shade in (10, 90, 200))
+    first, *rest = (Image.new("RGBA", SIZE, (shade, 0, 0, shade)) for shade in (0, 90, 200))
     out = io.BytesIO()
     first.save(out, format, save_all=True, append_images=rest, **options)
     return out.getvalue()
@@ -42,9 +42,9 @@ def heavy_jpeg(size: int) -> bytes:
 
 
 def filled_jpeg() -> bytes:
-    """Fill bytes before a marker, and a marker without a length."""
+    """T.81 B.1.1.2: any marker may be preceded by any number of fill bytes."""
     plain = picture("RGB", "JPEG")
-    return plain[:2] + b"\xff" * 300 + b"\xff\x01" + plain[2:]
+    return plain[:2] + b"\xff" * 300 + plain[2:]
 
 
 PICTURES: dict[str, tuple[bytes, str, bool]] = {
@@ -142,11 +142,22 @@ def test_the_largest_lossless_webp() -> None:
     assert probe(data) == ImageInfo("webp", 16_384, 16_383, True)
 
 
+@pytest.mark.parametrize("bare", [b"\xff\x01", b"\xff\xd0", b"\xff\xd7"])
+def test_a_jpeg_marker_without_a_length(bare: bytes) -> None:
+    data = PICTURES["jpeg RGB"][0]
+    assert probe(data[:2] + bare + data[2:]) == probe(data)
+
+
+@pytest.mark.parametrize("end", [b"\xff\xd9", b"\xff\xda", b"\xff\xd8", b"\xff\x00", b"\x00\xe0"])
+def test_a_jpeg_that_ends_before_its_frame_is_none(end: bytes) -> None:
+    data = PICTURES["jpeg RGB"][0]
+    assert probe(data[:2] + b"\xff\xfe\0\2" + end + data[2:]) is None
+
+
 @pytest.mark.parametrize("name", ["png L", "jpeg RGB", "gif"])
 def test_a_picture_without_area_is_none(name: str) -> None:
     data = PICTURES[name][0]
-    byte_order = "little" if name == "gif" else "big"
-    at = data.index(SIZE[0].to_bytes(2, byte_order))
+    at = data.index(SIZE[0].to_bytes(2, "little" if name == "gif" else "big"))
     assert probe(data[:at] + b"\0\0" + data[at + 2 :]) is None
 
 
@@ -172,7 +183,7 @@ def test_a_file_of_nothing_but_headers_costs_little(name: str) -> None:
     text = base64.b64encode(HOSTILE[name])
     started = time.process_time()
     info = probe_base64(text)
-    assert time.process_time() - started < 0.5
+    assert time.process_time() - started < 0.25  # a few milliseconds
     assert info is None or not info.alpha
 
 

@@ -1,4 +1,4 @@
-"""The walk's promises: exact spans, each allowance enforced at its boundary, work and memory bounded on hostile bodies."""
+"""The walk's promises: exact spans, allowances that end where they say, work and memory bounded on bombs."""
 
 from __future__ import annotations
 

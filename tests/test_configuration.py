@@ -1,0 +1,223 @@
+"""Where settings, catalogue and environment come together: providers, credentials, and what is refused at start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from streamproxy.app import read_catalogue
+from streamproxy.auth import Credential
+from streamproxy.configuration import Configured, configure, read_secret
+from streamproxy.core.headers import HeaderPolicy
+from streamproxy.settings import ConfigurationError, ConfigurationProblem, ProviderSettings, Settings
+
+CATALOGUE = read_catalogue()
+POLICY = HeaderPolicy.load()
+CANARY = "sk-Canary0123456789"
+HASH = "sha256:" + "0" * 64
+OPENAI = {"OPENAI_API_KEY": CANARY}
+
+
+def configured(settings: Settings, environ: dict[str, str]) -> Configured:
+    return configure(settings, CATALOGUE, environ, POLICY, adapters=("openai",))
+
+
+def problems(settings: Settings, environ: dict[str, str]) -> list[ConfigurationProblem]:
+    with pytest.raises(ConfigurationError) as caught:
+        configured(settings, environ)
+    assert CANARY not in str(caught.value) + repr(caught.value.problems)
+    return list(caught.value.problems)
+
+
+def provider(name: str, row: ProviderSettings) -> Settings:
+    return Settings(providers={name: row})
+
+
+def test_one_key_in_the_environment_is_enough() -> None:
+    result = configured(Settings(), OPENAI)
+    assert result.providers == (CATALOGUE.providers["openai"],)
+    assert result.credentials["openai"].present([]) == Credential("authorization", f"Bearer {CANARY}")
+    assert CANARY not in repr(result)
+
+
+@pytest.mark.parametrize("name", [row.name for row in CATALOGUE.providers.values() if row.key_env and row.base_url])
+def test_each_known_host_comes_with_its_variable(name: str) -> None:
+    row = CATALOGUE.providers[name]
+    credential = configured(Settings(), {row.key_env: CANARY}).credentials[name].credential
+    assert credential == Credential(row.auth_header, row.auth_scheme + CANARY)
+
+
+def test_configured_providers_leave_no_room_for_others_of_the_environment() -> None:
+    sim = ProviderSettings(base_url="http://127.0.0.1:1/v1")
+    assert [row.name for row in configured(provider("sim", sim), OPENAI).providers] == ["sim"]
+    assert [row.name for row in configured(Settings(upstream="http://gateway/v1"), OPENAI).providers] == ["upstream"]
+
+
+def test_nothing_configured_says_what_to_do() -> None:
+    [problem] = problems(Settings(), {"OPENAI_API_KEY": " "})
+    assert problem.setting == "providers"
+    assert all(way in problem.fix for way in ("OPENAI_API_KEY", "--upstream", "[providers.<name>]", "streamproxy demo"))
+
+
+def test_the_upstream_setting_passes_the_callers_own_key() -> None:
+    result = configured(Settings(upstream="http://gateway/v1", host="0.0.0.0"), {})
+    assert result.providers[0] == replace(CATALOGUE.providers["upstream"], base_url="http://gateway/v1")
+    assert result.credentials["upstream"].kind == "caller"
+
+
+def test_configuration_replaces_fields_of_the_row_and_only_those() -> None:
+    row = ProviderSettings(
+        base_url="https://mine.example",
+        auth_header="X-Key",
+        auth_scheme="",
+        streams=False,
+        query="",
+        models=("a",),
+        deployments={"gpt-image-2": "mine"},
+        credential="env:MINE",
+    )
+    [result] = configured(provider("azure", row), {"MINE": CANARY}).providers
+    assert result == replace(
+        CATALOGUE.providers["azure"],
+        base_url="https://mine.example",
+        auth_header="x-key",
+        streams=False,
+        query="",
+        models=("a",),
+        deployments=(("gpt-image-2", "mine"),),
+    )
+
+
+def test_a_new_name_starts_from_the_upstream_row() -> None:
+    row = ProviderSettings(base_url="https://mine.example", credential="none")
+    [result] = configured(provider("mine", row), {}).providers
+    assert result == replace(CATALOGUE.providers["upstream"], name="mine", base_url="https://mine.example")
+
+
+def test_credentials_from_every_place(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(f"{CANARY}-file\n")
+    (tmp_path / "OPENAI_API_KEY").write_text(f"{CANARY}-directory\r\n")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path), "MINE": f"{CANARY}-environment"}
+    for reference, kind in [
+        ("env:MINE", "environment"),
+        (f"file:{tmp_path / 'key'}", "file"),
+        ("dir:OPENAI_API_KEY", "directory"),
+        (None, "directory"),
+    ]:
+        source = configured(provider("openai", ProviderSettings(credential=reference)), environ).credentials["openai"]
+        assert (source.kind, source.present([])) == (kind, Credential("authorization", f"Bearer {CANARY}-{kind}"))
+
+
+def test_the_environment_comes_before_the_credentials_directory(tmp_path: Path) -> None:
+    (tmp_path / "OPENAI_API_KEY").write_text("other")
+    environ = {**OPENAI, "CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert configured(provider("openai", ProviderSettings()), environ).credentials["openai"].kind == "environment"
+
+
+@pytest.mark.parametrize(
+    "key", ["a\nb", "a b", "ключ", "a\x00b", "\x7f", "", " \n", f"{CANARY}\nX-Other: 1", f"{CANARY}é"], ids=ascii
+)
+def test_an_unusable_key_is_refused_and_not_shown(tmp_path: Path, key: str) -> None:
+    (tmp_path / "key").write_text(key)
+    [problem] = problems(provider("openai", ProviderSettings(credential=f"file:{tmp_path / 'key'}")), {})
+    assert problem.setting == "providers.openai.credential"
+    assert "visible ASCII" in problem.happened
+
+
+@pytest.mark.parametrize(
+    ("reference", "environ", "word"),
+    [
+        (None, {}, "OPENAI_API_KEY is not set"),
+        ("env:Canary0123456789", {}, "it names is not set"),
+        ("dir:key", {}, "CREDENTIALS_DIRECTORY is not set"),
+        ("dir:key", {"CREDENTIALS_DIRECTORY": "/nonexistent"}, "No such file"),
+        ("file:/nonexistent/Canary0123456789", {}, "No such file"),
+    ],
+)
+def test_a_missing_credential_is_a_problem(reference: str | None, environ: dict[str, str], word: str) -> None:
+    [problem] = problems(provider("openai", ProviderSettings(credential=reference)), environ)
+    assert problem.setting == "providers.openai.credential"
+    assert word in problem.happened
+    assert "Canary" not in str(problem)
+
+
+def test_a_secret_file_has_a_size(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("a" * 65_536)
+    assert len(read_secret(str(path))) == 65_536
+    path.write_text("a" * 65_537)
+    [problem] = problems(provider("openai", ProviderSettings(credential=f"file:{path}")), {})
+    assert "too large" in problem.happened
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "proxy.example"])
+def test_strangers_cannot_spend_a_configured_credential(host: str) -> None:
+    [problem] = problems(Settings(host=host), OPENAI)
+    assert (problem.setting, problem.env) == ("caller_keys", "STREAMPROXY_CALLER_KEYS")
+    assert all(line in problem.fix for line in ("streamproxy hash-key", "caller_keys = [", 'host = "127.0.0.1"'))
+    assert configured(Settings(host=host, caller_keys=(HASH,)), OPENAI)
+
+
+@pytest.mark.parametrize("credential", ["caller", "none"])
+def test_without_a_configured_credential_any_host_is_fine(credential: str) -> None:
+    row = ProviderSettings(credential=credential)
+    assert configured(Settings(host="0.0.0.0", providers={"openai": row}), OPENAI)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_on_loopback_a_configured_credential_needs_no_caller_keys(host: str) -> None:
+    assert configured(Settings(host=host), OPENAI)
+
+
+def test_keys_of_this_proxy_never_go_upstream() -> None:
+    [problem] = problems(Settings(upstream="https://gateway/v1", caller_keys=(HASH,)), {})
+    assert problem.setting == "providers.upstream.credential"
+    assert "env:NAME" in problem.fix
+
+
+def test_a_credential_does_not_cross_a_network_in_the_clear() -> None:
+    for url, refused in [("http://gateway/v1", True), ("http://127.0.0.1:1", False), ("https://gateway/v1", False)]:
+        settings = provider("openai", ProviderSettings(base_url=url))
+        if refused:
+            [problem] = problems(settings, OPENAI)
+            assert (problem.setting, "https://" in problem.fix) == ("providers.openai.base_url", True)
+        else:
+            assert configured(settings, OPENAI)
+
+
+def test_a_header_that_may_carry_a_credential_cannot_be_let_through() -> None:
+    assert configured(provider("openai", ProviderSettings(allow_headers=("openai-organization",))), OPENAI)
+    for header in ("authorization", "cookie", "x-api-key", "transfer-encoding", "host", "no header"):
+        [problem] = problems(provider("openai", ProviderSettings(allow_headers=(header,))), OPENAI)
+        assert problem.setting == "providers.openai.allow_headers"
+
+
+def test_all_problems_are_said_at_once() -> None:
+    settings = Settings(
+        host="0.0.0.0",
+        upstream="http://gateway/v1",
+        providers={
+            "upstream": ProviderSettings(base_url="http://other"),
+            "azure": ProviderSettings(credential="none"),
+            "openai": ProviderSettings(adapter="telex", allow_headers=("cookie",)),
+            "mine": ProviderSettings(base_url="https://mine"),
+            "sim": ProviderSettings(base_url="http://sim", credential="env:OPENAI_API_KEY"),
+        },
+    )
+    assert sorted(problem.setting for problem in problems(settings, OPENAI)) == [
+        "caller_keys",
+        "providers.azure.base_url",
+        "providers.mine.credential",
+        "providers.openai.adapter",
+        "providers.openai.allow_headers",
+        "providers.sim.base_url",
+        "providers.sim.credential",
+        "providers.upstream.base_url",
+    ]
+
+
+def test_a_host_without_an_address_asks_for_it() -> None:
+    [problem] = problems(provider("azure", ProviderSettings()), {"AZURE_OPENAI_API_KEY": CANARY})
+    assert problem.setting == "providers.azure.base_url"
