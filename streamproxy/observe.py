@@ -21,6 +21,7 @@ METRICS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("streamproxy_failures_total", "Failed requests by label, before and after the head", ("label",)),
     ("streamproxy_upstream_requests_total", "Requests sent to a provider", ("provider",)),
     ("streamproxy_frames_total", "Events sent on, by type", ("type",)),
+    ("streamproxy_tolerated_total", "Providers' faults that no caller noticed, by label", ("label",)),
 )
 """Every counter: name, meaning, labels. The README table is checked against it."""
 
@@ -73,6 +74,10 @@ class Observer:
         where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else ""
         self.log.error("unexpected", exception=type(error).__name__, where=where, request_id=request_id)
         return ProxyError(Failure.INTERNAL, "The proxy failed. Its log has the details under this request_id.")
+
+    def tolerated(self, label: str) -> None:
+        """A provider's fault that cost the caller nothing."""
+        self._counters["streamproxy_tolerated_total"].labels(label).inc()
 
     def upstream(self, provider: str) -> None:
         """One request is about to be sent to this provider."""

@@ -33,7 +33,10 @@ REFUSAL_LIMIT = 256 * 1024
 
 REFUSAL_SECONDS = 5.0
 TRAILING_SECONDS = 0.25
-"""How long after the last image the provider may take to end its answer before its connection is closed."""
+TRAILING_BYTES = 64
+"""What a provider may still send after the last image, and how long that may take, before its connection is closed:
+room for an end marker and some blank lines, discarded unread.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,8 @@ class Relay:
             release()
 
     def _fail(self, stream: Stream, error: ProxyError) -> None:
+        if stream.finished:
+            return  # every image is there; nothing may follow the last one
         if stream.fail(error):  # otherwise it becomes an HTTP answer, and is counted there
             self._observer.failure(error, stream.id)
 
@@ -198,7 +203,8 @@ class Relay:
             except ProxyError as error:
                 raise broken or error from None
         stream.finish()
-        await _to_the_end(response)
+        if (label := await _trailing(response)) is not None:
+            self._observer.tolerated(label)
 
 
 async def _refusal_body(response: UpstreamResponse) -> bytes:
@@ -211,10 +217,16 @@ async def _refusal_body(response: UpstreamResponse) -> bytes:
     return b""
 
 
-async def _to_the_end(response: UpstreamResponse) -> None:
-    """Let an answer that is over end, so that its connection can be used again; one that goes on is closed."""
+async def _trailing(response: UpstreamResponse) -> str | None:
+    """Let an answer that is over end, so that its connection can be used again; else the label of what it did instead."""
+    room = TRAILING_BYTES
     try:
-        while await response.chunk(within=TRAILING_SECONDS):
-            return
-    except ProxyError:
-        pass
+        with anyio.move_on_after(TRAILING_SECONDS):
+            while (chunk := await response.chunk()) is not None:
+                room -= len(chunk)
+                if room < 0:
+                    return "stream_trailing"
+            return None
+    except ProxyError as error:
+        return error.failure.value.label
+    return "stream_trailing"

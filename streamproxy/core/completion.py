@@ -7,30 +7,37 @@ as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
-import orjson
 
 from streamproxy.core.cost import Price, cost
 from streamproxy.core.events import Frame, Operation, Role, type_of
 from streamproxy.core.imagefile import probe_base64
 from streamproxy.core.sse import Piece
 
+_ZERO_DETAILS: Final = {"text_tokens": 0, "image_tokens": 0}
 ZERO_USAGE: Final[Mapping[str, object]] = {
     "total_tokens": 0,
     "input_tokens": 0,
     "output_tokens": 0,
-    "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+    "input_tokens_details": _ZERO_DETAILS,
 }
 """What SDK types require of `usage`; consumers read `event.usage.total_tokens` unasked."""
 
 
+_NULL: Final = b"null"
+_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image of a JSON answer: base64 as raw JSON string content, or a URL, or both; `extra` are further members."""
+    """One image of a JSON answer: base64 as raw JSON string content, or a URL, or both; `extra` are further members.
+
+    Values in `extra`, and wherever members are given below, may be msgspec.Raw: the provider's bytes, which stay exact.
+    """
 
     b64: Piece
     url: str | None
@@ -72,22 +79,28 @@ def completed(
     values |= ending
     kind = type_of(operation, Role.COMPLETED)
     head = b'{"type":"' + kind.encode() + (b'","b64_json":"' if image.b64 else b'","b64_json":null,')
-    tail = orjson.dumps(values)
+    tail = msgspec.json.encode(values)
     if image.b64:
         return Frame(kind, (head, image.b64, b'",' + tail[1:]), image=index, final=True)
     return Frame(kind, (head + tail[1:],), image=index, final=True)
 
 
-def full_usage(raw: bytes | None) -> dict[str, object]:
-    """`usage` as the provider says it, with zeros for what SDK types require and it leaves out."""
-    said = decoded_usage(raw)
-    usage: dict[str, object] = {**ZERO_USAGE, **said}
-    details = said.get("input_tokens_details")
-    if not isinstance(details, dict):
-        usage["input_tokens_details"] = ZERO_USAGE["input_tokens_details"]
-    else:
-        usage["input_tokens_details"] = {"text_tokens": 0, "image_tokens": 0, **details}
-    return usage
+def full_usage(raw: bytes | None) -> bytes:
+    """`usage` as the provider says it, with zeros for what SDK types require and it leaves out or calls null."""
+    said = _members(raw)
+    details = _members(bytes(said.get("input_tokens_details", b"")))
+    if raw is not None and said.keys() >= ZERO_USAGE.keys() and details.keys() >= _ZERO_DETAILS.keys():
+        return raw
+    return msgspec.json.encode({**ZERO_USAGE, **said, "input_tokens_details": {**_ZERO_DETAILS, **details}})
+
+
+def _members(raw: bytes | None) -> dict[str, msgspec.Raw]:
+    """A JSON object's members that are not null; {} where it is no object."""
+    try:
+        found = _OBJECT.decode(raw or b"{}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return {name: value for name, value in found.items() if bytes(value) != _NULL}
 
 
 def decoded_usage(raw: bytes | None) -> dict[str, object]:
@@ -96,19 +109,19 @@ def decoded_usage(raw: bytes | None) -> dict[str, object]:
         return {}
     try:
         value = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def ending(
-    usage: bytes | None, *, price: Price | None, images: int, provider: str, has_cost: bool, has_provider: bool
+    usage: bytes | None, *, price: Price | None, images: int, provider: str, has: Collection[str]
 ) -> dict[str, object]:
-    """The members to append: `cost` and `provider`, each only where the provider has not said it."""
+    """The members to append: `cost` and `provider`, each only where the provider has not said it (`has`)."""
     members: dict[str, object] = {}
-    if not has_cost:
+    if "cost" not in has:
         members["cost"] = cost(decoded_usage(usage), price, images)
-    if not has_provider:
+    if "provider" not in has:
         members["provider"] = provider
     return members
 
@@ -121,5 +134,5 @@ def appended(data: tuple[Piece, ...], members: Mapping[str, object]) -> tuple[Pi
     while pieces:
         last = bytes(pieces.pop()).rstrip()
         if last:
-            return (*pieces, last[:-1] + b"," + orjson.dumps(members)[1:])
+            return (*pieces, last[:-1] + b"," + msgspec.json.encode(members)[1:])
     return data

@@ -41,7 +41,7 @@ _COLON: Final = re.compile(rb"[ \t\n\r]*+:[ \t\n\r]*+")
 _NEXT: Final = re.compile(rb"[ \t\n\r]*+([,}])[ \t\n\r]*+")
 _OPEN_ARRAY: Final = re.compile(rb"\[[ \t\n\r]*+")
 _NEXT_ELEMENT: Final = re.compile(rb"[ \t\n\r]*+([,\]])[ \t\n\r]*+")
-_END: Final = re.compile(rb"[ \t\n\r]*+\Z")
+_BLANKS: Final = re.compile(rb"[ \t\n\r]*+")
 _SCALAR: Final = re.compile(rb"true|false|null|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
 _NODE: Final = re.compile(rb'[^"\[\]{}]*+["\[\]{}]')
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.\-]")
@@ -129,7 +129,9 @@ class Walk:
 
     def finish(self, at: int) -> None:
         """Nothing but blanks may follow the object."""
-        self._match(_END, at)
+        at = self._match(_BLANKS, at).end()
+        if at != len(self.raw):
+            raise self._malformed(at)
 
     def _value(self, at: int) -> int:
         if self.raw.startswith(b'"', at):

@@ -1,8 +1,8 @@
 """What an event's JSON says besides its image: read without copying, scanning or parsing the image.
 
 A GPT image event is a few hundred bytes of JSON round one base64 string of megabytes. The string is cut out where it
-stands in the chunks (two memchr), and what is left is parsed. Base64 has neither quotes nor backslashes, so the first
-quote after the opening one ends it; where that does not hold, the whole event is parsed instead.
+stands in the chunks (two memchr), one letter of it stays, and what is left is parsed. Base64 has neither quotes nor
+backslashes, so the first quote after the opening one ends it; where that does not hold, the whole event is parsed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 
 from streamproxy.core.sse import Piece
 
-_IMAGE: Final = re.compile(rb'"b64_json"\s*:\s*"')
+_IMAGE: Final = re.compile(rb'(?<!\\)"b64_json"\s*:\s*"')
 _HEAD: Final = 4096
 """How far from the event's start the image may begin for the short way."""
 
@@ -25,7 +25,6 @@ class _Fields(msgspec.Struct):
 
     type: msgspec.Raw = msgspec.Raw()
     error: msgspec.Raw = msgspec.Raw()
-    message: msgspec.Raw = msgspec.Raw()
     b64_json: msgspec.Raw = msgspec.Raw()
     url: msgspec.Raw = msgspec.Raw()
     usage: msgspec.Raw = msgspec.Raw()
@@ -37,18 +36,33 @@ class _Fields(msgspec.Struct):
 _DECODER: Final = msgspec.json.Decoder(_Fields)
 _ABSENT: Final = (b"", b"null")
 
+APPENDED: Final = ("b64_json", "usage", "cost", "provider", "image_index")
+"""Members that callers count on and providers may leave out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The small members of one event. `error`, `usage` are raw JSON; `type` is "" when absent or not a string."""
+    """The small members of one event. `type` is "" when absent or not a string, `usage` raw JSON, None for null.
+
+    `error`: the raw member, None when absent, and `failed` whether it says anything; some providers send `null` or `{}`
+    with every event. `has_b64`: an image as base64; `has_url`: as a URL. `has` are those of the members that we may
+    append which are there, even if null. `utf8`: all but the image is valid UTF-8.
+    """
 
     type: str
     error: bytes | None
+    failed: bool
     usage: bytes | None
-    has_image: bool
-    has_cost: bool
-    has_provider: bool
+    has_b64: bool
+    has_url: bool
+    has: frozenset[str]
     image_index: int | None
+    utf8: bool
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the event shows a picture at all."""
+        return self.has_b64 or self.has_url
 
 
 def outline(data: tuple[Piece, ...]) -> Outline | None:
@@ -60,20 +74,37 @@ def outline(data: tuple[Piece, ...]) -> Outline | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return Outline(
-        type=_text(fields.type),
-        error=_present(fields.error),
+        type=text(fields.type),
+        error=bytes(fields.error) or None,
+        failed=says_error(fields.error),
         usage=_present(fields.usage),
-        has_image=without is not None
-        or bytes(memoryview(fields.b64_json)[:3]) not in (b"", b'""', b"nul")
-        or bool(_text(fields.url)),
-        has_cost=bytes(fields.cost) != b"",
-        has_provider=bytes(fields.provider) != b"",
+        has_b64=holds_text(fields.b64_json),
+        has_url=holds_text(fields.url),
+        has=frozenset(name for name in APPENDED if bytes(memoryview(getattr(fields, name))[:1])),
         image_index=_index(fields.image_index),
+        utf8=_is_utf8(raw),
     )
 
 
+def holds_text(raw: msgspec.Raw) -> bool:
+    """Whether a member is a string, and not an empty one."""
+    start = bytes(memoryview(raw)[:2])
+    return start[:1] == b'"' and start != b'""'
+
+
+def says_error(raw: msgspec.Raw) -> bool:
+    """Whether an `error` member reports one: the SDKs ask whether it is truthy."""
+    value = bytes(raw)
+    if value in _ABSENT:
+        return False
+    try:
+        return bool(msgspec.json.decode(value))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return True
+
+
 def _without_image(data: tuple[Piece, ...]) -> bytes | None:
-    """The event's JSON with its base64 string emptied; None where the short way is not certain."""
+    """The event's JSON with one letter for its base64 string; None where the short way is not certain."""
     if not data:
         return None
     first = bytes(data[0][:_HEAD])
@@ -81,16 +112,27 @@ def _without_image(data: tuple[Piece, ...]) -> bytes | None:
     if found is None:
         return None
     start = found.end()
+    before = b""
     for number, piece in enumerate(data):
         whole = piece if isinstance(piece, bytes) else bytes(piece)
         end = whole.find(b'"', start)
         if end < 0:
-            start = 0
+            start, before = 0, whole[-1:]
             continue
-        if (number == 0 and end == found.end()) or whole[end - 1 : end] == b"\\":
-            return None
-        return b"".join((first[: found.end()], whole[end:], *data[number + 1 :]))
+        if (whole[end - 1 : end] if end else before) in (b'"', b"\\"):
+            return None  # empty, or the quote is escaped
+        return b"".join((first[: found.end()], b"A", whole[end:], *data[number + 1 :]))
     return None
+
+
+def _is_utf8(raw: bytes) -> bool:
+    if raw.isascii():
+        return True
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _present(raw: msgspec.Raw) -> bytes | None:
@@ -98,13 +140,13 @@ def _present(raw: msgspec.Raw) -> bytes | None:
     return None if value in _ABSENT else value
 
 
-def _text(raw: msgspec.Raw) -> str:
-    value = bytes(raw)
-    if not value.startswith(b'"'):
+def text(raw: msgspec.Raw) -> str:
+    """A member's string, "" where it is none."""
+    if not holds_text(raw):
         return ""
     try:
-        return str(msgspec.json.decode(value))
-    except msgspec.DecodeError:
+        return str(msgspec.json.decode(raw))
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
 
 

@@ -1,12 +1,12 @@
-"""Cuts a provider's byte stream into events, by WHATWG's rules, in linear time and without copying what is only relayed.
+"""Cuts a provider's byte stream into events, by WHATWG's rules, in linear time and without copying what is relayed.
 
     Cutter.feed(chunk)   -> the events that this chunk ends
     Cutter.finish()      -> the event that the stream's end leaves unfinished, if it had data
 
-Two things make it fast. A line end is found with one-byte searches (memchr), each position at most once. And an event's
-data stays what it was, the list of chunks that arrived: a chunk that lies wholly inside a data line is kept as that very
-object, its first and last piece as views. Only pieces under SMALL are gathered, so that a provider that sends byte by
-byte costs neither a list entry per byte nor the memory of the chunk a byte came in.
+Two things make it fast. A line end is found with one-byte searches (memchr), each position at most once. And an
+event's data stays what it was, the list of chunks that arrived: a chunk that lies wholly inside a data line is kept as
+that very object, its first and last piece as views. Only pieces under SMALL are gathered, so that a provider that sends
+byte by byte costs neither a list entry per byte nor the memory of the chunk a byte came in.
 
 Source: WHATWG HTML, "Server-sent events", section "Interpreting an event stream".
 """
@@ -151,8 +151,8 @@ class Cutter:
 
     def _begin_data(self) -> None:
         if self._has_data:
+            self._grow(1)
             self._small += b" "
-            self._size += 1
         self._line = _Line.DATA
         self._has_data = True
         self._strip_space = True
@@ -164,12 +164,7 @@ class Cutter:
             if chunk[start] == _SPACE:
                 start += 1
         length = end - start
-        self._size += length
-        if self._size > self._max:
-            raise ProxyError(
-                Failure.EVENT_TOO_LARGE,
-                f"The provider sent an event over {self._max} bytes. The setting max_event_bytes allows larger ones.",
-            )
+        self._grow(length)
         if length < SMALL:
             self._small += chunk[start:end]
             if len(self._small) >= GATHERED:
@@ -177,6 +172,14 @@ class Cutter:
             return
         self._flush()
         self._pieces.append(chunk if length == len(chunk) else memoryview(chunk)[start:end])
+
+    def _grow(self, by: int) -> None:
+        self._size += by
+        if self._size > self._max:
+            raise ProxyError(
+                Failure.EVENT_TOO_LARGE,
+                f"The provider sent an event over {self._max} bytes. The setting max_event_bytes allows larger ones.",
+            )
 
     def _flush(self) -> None:
         if self._small:

@@ -11,7 +11,6 @@ How it ends is decided by the head. Until `commit` a failure is kept in `error`,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import anyio

@@ -17,7 +17,7 @@ from streamproxy.providers.openai_errors import Scrub
 
 
 class Decoder(Protocol):
-    """Turns one provider's answer into frames. What was whole is yielded first; then ProxyError if it ends in failure."""
+    """Turns one provider's answer into frames. What was whole is yielded first; ProxyError if it ends in failure."""
 
     @property
     def done(self) -> bool:

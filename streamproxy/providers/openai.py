@@ -94,41 +94,70 @@ def _names(request: ImageRequest) -> frozenset[str]:
 
 
 def _json_body(request: ImageRequest, body: JsonObject, provider: Provider) -> bytes:
-    _refuse_remote(request, body)
     drop = set(_left_out(request))
     replace: dict[str, bytes] = {}
     append: dict[str, bytes] = {}
     model = orjson.dumps(request.upstream_model)
     if body.value("model") != model:
         replace["model"] = model
-    if request.operation is Operation.EDIT and request.via_generations and provider.edit_input == "images":
-        drop.add("image")
-        append["images"] = _array(_reference(image) for image in _strings(body, "image"))
-        if (mask := next(iter(_strings(body, "mask")), None)) is not None:
-            replace["mask"] = _reference(mask)
-    elif request.operation is Operation.EDIT and not request.via_generations and provider.edit_input == "image":
-        drop.add("images")
-        append["image"] = _array(_references(body))
-        if body.value("mask") not in (None, b"null"):
-            replace["mask"] = _url(body.value("mask") or b"", "mask.file_id")
+    if request.operation is Operation.EDIT:
+        _refuse_remote(request, body)
+        given = "image" if request.via_generations else "images"
+        if given != provider.edit_input:
+            if provider.edit_input in body.members:
+                raise ProxyError(
+                    Failure.UNSUPPORTED_PARAMETER,
+                    f"Send the input images as {given} only.",
+                    param=provider.edit_input,
+                )
+            drop.add(given)
+            append[provider.edit_input] = _array(_translated(request, body))
+            if body.value("mask") not in (None, b"null"):
+                replace["mask"] = _mask(request, body)
     return body.edited(replace=replace, drop=drop & body.members.keys(), append=append)
+
+
+def _translated(request: ImageRequest, body: JsonObject) -> Iterator[bytes]:
+    """The input images in the other form: strings as references, references as strings."""
+    if request.via_generations:
+        yield from map(_reference, _strings(body, "image"))
+    else:
+        yield from _references(body)
+
+
+def _mask(request: ImageRequest, body: JsonObject) -> bytes:
+    mask = body.value("mask") or b""
+    return _reference(mask) if request.via_generations else _url(mask, "mask.file_id")
 
 
 def _refuse_remote(request: ImageRequest, body: JsonObject) -> None:
     """Models that take no remote image URLs would be asked, and paid perhaps, for nothing."""
-    if request.operation is not Operation.EDIT or request.via_generations or request.model.remote_image_urls:
+    if request.model.remote_image_urls:
         return
-    references = msgspec.json.decode(body.value("images") or b"[]", type=list[_Reference])
-    given = [(f"images[{index}]", reference) for index, reference in enumerate(references)]
-    if body.value("mask") not in (None, b"null"):
-        given.append(("mask", msgspec.json.decode(body.value("mask") or b"{}", type=_Reference)))
-    for param, reference in given:
-        if bytes(memoryview(reference.image_url)[:5]) == b'"http':
+    given: list[tuple[str, bytes]] = []
+    if request.via_generations:
+        images = _strings(body, "image")
+        lone = images[:1] == [body.value("image")]
+        given += [("image" if lone else f"image[{index}]", image) for index, image in enumerate(images)]
+        given += [("mask", mask) for mask in _strings(body, "mask")]
+    else:
+        references = msgspec.json.decode(body.value("images") or b"[]", type=list[_Reference])
+        given += [(f"images[{index}].image_url", bytes(image.image_url)) for index, image in enumerate(references)]
+        if body.value("mask") not in (None, b"null"):
+            mask = msgspec.json.decode(body.value("mask") or b"{}", type=_Reference)
+            given.append(("mask.image_url", bytes(mask.image_url)))
+    for param, image in given:
+        if _is_remote(image):
             raise ProxyError(
                 Failure.UNSUPPORTED_PARAMETER,
                 "This model takes no remote image URLs: send the image as a data: URL, or upload it as a file.",
-                param=f"{param}.image_url",
+                param=param,
             )
+
+
+def _is_remote(image: bytes) -> bool:
+    """Whether a raw JSON string is a URL with a scheme of HTTP's; base64 has no colon."""
+    return image[1:7].lower().startswith((b"http:", b"https:"))
 
 
 class _Reference(msgspec.Struct):
@@ -146,8 +175,8 @@ def _strings(body: JsonObject, name: str) -> list[bytes]:
 
 
 def _reference(image: bytes) -> bytes:
-    """A raw JSON string of base64, or of a data URL, as OpenAI's `{"image_url": ...}`."""
-    if image[1:6] == b"data:":
+    """A raw JSON string of base64, or of a URL, as OpenAI's `{"image_url": ...}`."""
+    if image[1:6].lower() == b"data:" or _is_remote(image):
         return b'{"image_url":' + image + b"}"
     info = probe_base64(memoryview(image)[1:-1])
     kind = media_type(info.format) if info else "image/png"
@@ -178,7 +207,7 @@ def _form_body(request: ImageRequest, parts: tuple[Part, ...], boundary: bytes) 
     """The caller's parts in the caller's order, under our boundary. Files stay on disk."""
     drop = _left_out(request)
     for part in parts:
-        if part.filename is None and part.name in drop:
+        if part.name in (drop if part.filename is None else OURS):
             continue
         value: Segment = part.value
         if part.filename is None and part.name == "model":
@@ -193,7 +222,7 @@ def _part_head(part: Part) -> bytes:
     head = f'Content-Disposition: form-data; name="{_quoted(part.name)}"'
     if part.filename is not None:
         head += f'; filename="{_quoted(part.filename)}"'
-    if part.content_type:
+    if part.content_type and part.content_type.isprintable():  # a line break would begin another header
         head += f"\r\nContent-Type: {part.content_type}"
     return head.encode() + b"\r\n\r\n"
 

@@ -12,19 +12,18 @@ objects as text/event-stream.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
-import orjson
 
-from streamproxy.core.completion import appended, ending, full_usage
-from streamproxy.core.events import ANSWER, KINDS, Frame, Role, type_of
-from streamproxy.core.jsonbody import parse
+from streamproxy.core.completion import ZERO_USAGE, appended, ending, full_usage
+from streamproxy.core.events import ANSWER, ERROR, KINDS, Frame, Role, type_of
 from streamproxy.core.outline import Outline, outline
 from streamproxy.core.requests import Exchange
-from streamproxy.core.sse import Cutter, Event
+from streamproxy.core.sse import Cutter, Event, Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.openai_errors import error_in_answer
-from streamproxy.providers.openai_json import answer_frame, image_frames
+from streamproxy.providers.openai_json import answer_frame, image_frames, read_object, whole_number
 
 _SPACE = b"\xef\xbb\xbf \t\r\n"
 _LEAD = 64 * 1024
@@ -67,6 +66,7 @@ class _Events:
         self._cutter = Cutter(exchange.max_event_bytes)
         self._images = 0
         self._answers: list[bytes] = []
+        self._size = 0
         self.done = False
 
     def feed(self, chunk: bytes) -> Iterator[Frame]:
@@ -86,28 +86,33 @@ class _Events:
         if not event.data:
             return  # SDKs read an event without data as broken JSON
         if bytes(event.data[0][:6]) == b"[DONE]":
-            raise _no_terminal()
+            if not self._images:
+                raise _no_terminal()
+            self.done = True  # fewer images than asked for, as a JSON answer may have fewer
+            if self._answers:
+                yield collected(self._answers, self._exchange.now)
+            return
         said = outline(event.data)
         if said is None:
-            if event.name in ("", "message", "error") or event.name in KINDS:
+            if event.name in ("", "message", ERROR) or event.name in KINDS:
+                if not event.joined().strip():
+                    return
                 raise _not_json()
             return  # somebody's keepalive
-        kind = KINDS.get(said.type or event.name)
-        failed = event.name == "error" or said.type == "error" or (kind is not None and kind.role is Role.FAILED)
-        if failed or said.error not in (None, b"false", b"0", b'""', b"{}"):
+        kind = KINDS.get(said.type) or KINDS.get(event.name)
+        if said.failed or ERROR in (event.name, said.type) or (kind is not None and kind.role is Role.FAILED):
             raise error_in_answer(event.joined(), self._exchange.scrub, event.data)
         if kind is None:
             return
-        if kind.role is Role.COMPLETED and not said.has_image:
-            raise ProxyError(Failure.NO_IMAGE, "The provider's completed event holds no image.")
-        event = _labelled(event, said, type_of(self._request.operation, kind.role))
-        if kind.role is Role.PREVIEW:
-            if self._request.stream:
-                yield Frame(type_of(self._request.operation, kind.role), event.data, image=said.image_index or 0)
-            return
-        yield from self._completed(event, said)
+        right = type_of(self._request.operation, kind.role)
+        if kind.role is Role.COMPLETED:
+            if not said.has_image:
+                raise ProxyError(Failure.NO_IMAGE, "The provider's completed event holds no image.")
+            yield from self._completed(_mended(event.data, said, right), said)
+        elif self._request.stream and said.has_image:
+            yield Frame(right, _mended(event.data, said, right), image=said.image_index or 0)
 
-    def _completed(self, event: Event, said: Outline) -> Iterator[Frame]:
+    def _completed(self, data: tuple[Piece, ...], said: Outline) -> Iterator[Frame]:
         index = self._images
         self._images += 1
         self.done = self._images >= self._request.n
@@ -116,16 +121,25 @@ class _Events:
             price=self._request.model.price,
             images=1,
             provider=self._exchange.provider.name,
-            has_cost=said.has_cost,
-            has_provider=said.has_provider,
+            has=said.has,
         )
-        data = appended(event.data, members)
+        if "usage" not in said.has:
+            members["usage"] = ZERO_USAGE
+        if "b64_json" not in said.has:
+            members["b64_json"] = None
+        if self._request.n > 1 and "image_index" not in said.has:
+            members["image_index"] = index
+        data = appended(data, members)
         if self._request.stream:
-            yield Frame(type_of(self._request.operation, Role.COMPLETED), data, image=index, final=True)
+            image = index if said.image_index is None else said.image_index
+            yield Frame(type_of(self._request.operation, Role.COMPLETED), data, image=image, final=True)
             return
+        self._size += sum(map(len, data))
+        if self._size > self._exchange.max_answer_bytes:
+            raise _too_large(self._exchange)
         self._answers.append(b"".join(data))
         if self.done:
-            yield collected(self._answers)
+            yield collected(self._answers, self._exchange.now)
 
 
 def _no_terminal() -> ProxyError:
@@ -136,45 +150,49 @@ def _not_json() -> ProxyError:
     return ProxyError(Failure.BAD_JSON, "The provider sent an event whose data is not JSON.")
 
 
-def _labelled(event: Event, said: Outline, right: str) -> Event:
-    """The event with `right` as its JSON `type`, which is what SDKs read; nearly always it stands there already."""
-    if said.type == right:
-        return event
-    body = parse(event.joined())
-    value = orjson.dumps(right)
-    changed = body.edited(replace={"type": value}) if said.type else b'{"type":' + value + b"," + body.raw.lstrip()[1:]
-    return Event(right, (changed,))
+def _too_large(exchange: Exchange) -> ProxyError:
+    return ProxyError(
+        Failure.RESPONSE_BODY_SIZE,
+        f"The provider's answer is over {exchange.max_answer_bytes} bytes. "
+        "The setting max_response_bytes allows larger ones.",
+    )
 
 
-class _Collected(msgspec.Struct):
-    created_at: int = 0
-    b64_json: msgspec.Raw = msgspec.Raw(b"null")
-    url: msgspec.Raw = msgspec.Raw()
-    size: msgspec.Raw = msgspec.Raw()
-    quality: msgspec.Raw = msgspec.Raw()
-    background: msgspec.Raw = msgspec.Raw()
-    output_format: msgspec.Raw = msgspec.Raw()
-    usage: msgspec.Raw = msgspec.Raw()
-    cost: msgspec.Raw = msgspec.Raw(b"null")
-    provider: msgspec.Raw = msgspec.Raw(b"null")
+def _mended(data: tuple[Piece, ...], said: Outline, right: str) -> tuple[Piece, ...]:
+    """The event's data as SDKs can read it; nearly always it is so already.
+
+    They read `type`, not the event's name; openai-python fails on invalid UTF-8, which WHATWG reads as U+FFFD;
+    openai-node takes an empty object in `error` for an error; their types have no usage without details.
+    """
+    usage = None if "usage" not in said.has else full_usage(said.usage)
+    drop = ("error",) if said.error is not None and said.error[:1] in (b"{", b"[") else ()
+    if said.type == right and said.utf8 and not drop and usage in (None, said.usage):
+        return data
+    raw = b"".join(data)
+    body = read_object(raw if said.utf8 else raw.decode("utf-8", "replace").encode())
+    replace = {} if usage is None else {"usage": usage}
+    value = msgspec.json.encode(right)
+    if "type" in body.members:
+        return (body.edited(replace={**replace, "type": value}, drop=drop),)
+    return (b'{"type":' + value + b"," + body.edited(replace=replace, drop=drop).lstrip()[1:],)
 
 
-def collected(events: list[bytes]) -> Frame:
+_PER_IMAGE: Final = ("b64_json", "url", "revised_prompt")
+_EVENT_ONLY: Final = ("type", "created_at", "image_index", "partial_image_index", "error")
+
+
+def collected(events: list[bytes], now: int) -> Frame:
     """The JSON answer that `completed` events amount to; what holds for all images is taken from the last."""
     try:
-        images = [msgspec.json.decode(event, type=_Collected) for event in events]
-    except msgspec.DecodeError:
+        images = [msgspec.json.decode(event, type=dict[str, msgspec.Raw]) for event in events]
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise _not_json() from None
     last = images[-1]
-    data = [{"b64_json": i.b64_json} | ({"url": i.url} if bytes(i.url) else {}) for i in images]
-    answer: dict[str, object] = {"created": last.created_at, "data": data}
-    for name in ("background", "output_format", "quality", "size"):
-        value: msgspec.Raw = getattr(last, name)
-        if bytes(value):
-            answer[name] = value
-    answer["usage"] = full_usage(bytes(last.usage) or None)
-    answer["cost"] = last.cost
-    answer["provider"] = last.provider
+    answer: dict[str, object] = {
+        "created": whole_number(last.get("created_at", msgspec.Raw())) or now,
+        "data": [{name: image[name] for name in _PER_IMAGE if name in image} for image in images],
+    }
+    answer |= {name: value for name, value in last.items() if name not in (*_PER_IMAGE, *_EVENT_ONLY)}
     return Frame(ANSWER, (msgspec.json.encode(answer),), final=True)
 
 
@@ -190,11 +208,7 @@ class _Json:
     def feed(self, chunk: bytes) -> Iterator[Frame]:
         self._size += len(chunk)
         if self._size > self._exchange.max_answer_bytes:
-            raise ProxyError(
-                Failure.RESPONSE_BODY_SIZE,
-                f"The provider's answer is over {self._exchange.max_answer_bytes} bytes. "
-                "The setting max_response_bytes allows larger ones.",
-            )
+            raise _too_large(self._exchange)
         self._chunks.append(chunk)
         yield from ()
 

@@ -8,17 +8,20 @@ scrubbed of what looks like a secret, because their 401 texts echo keys.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import msgspec
 
 from streamproxy.core.requests import Head
 from streamproxy.core.sse import Piece
-from streamproxy.errors import Failure, ProxyError
+from streamproxy.errors import Failure, Problem, ProxyError
 
 MESSAGE_LIMIT: Final = 4096
 """Characters of a provider's text that are passed on."""
+
+PROBLEM_LIMIT: Final = 32
+"""Rejected fields that are passed on; the request schema has 20."""
 
 _STREAMING: Final = re.compile(r"['\"`](?:stream|partial_images)['\"`]|\bpartial_images\b|\bstreaming\b", re.IGNORECASE)
 
@@ -55,7 +58,7 @@ def refusal(head: Head, body: bytes, *, callers_credential: bool, scrub: Scrub) 
         message = said.message or "The provider's rate limit is reached."
         return said.error(Failure.PROVIDER_LIMIT, message, status, retry_after)
     if 400 <= status < 500:
-        message = said.message or f"The provider refused the request with status {status}."
+        message = said.message or said.problem or f"The provider refused the request with status {status}."
         return said.error(Failure.PROVIDER_REFUSED, message, status, retry_after)
     if status >= 500:
         message = said.message or f"The provider failed with status {status}."
@@ -92,7 +95,8 @@ def error_in_answer(raw: bytes, scrub: Scrub, as_sent: tuple[Piece, ...] = ()) -
     given = _mapping(value.get("error"))
     whole = value.get("type") == "error" and {"message", "type", "param", "code"} <= given.keys()
     if as_sent and whole and given["message"] == error.message:
-        error.as_sent = as_sent
+        sent = raw.decode()
+        error.as_sent = as_sent if scrub(sent) == sent else ()
     return error
 
 
@@ -104,6 +108,21 @@ class _Said:
         self._scrub = scrub
         self._error = _mapping(nested) or ({"message": nested} if isinstance(nested, str) else value)
         self.message = self._text("message") or self._text("detail") or ""
+        self.problems = tuple(self._problems(value.get("detail")))
+
+    def _problems(self, detail: object) -> Iterator[Problem]:
+        """FastAPI's `detail`: only its `loc`, `msg` and `type`, for it echoes the caller's values too."""
+        for item in detail[:PROBLEM_LIMIT] if isinstance(detail, list) else ():
+            problem = _mapping(item)
+            loc, msg, kind = problem.get("loc"), problem.get("msg"), problem.get("type")
+            if isinstance(loc, list) and isinstance(msg, str) and isinstance(kind, str):
+                path = tuple(part if isinstance(part, int) else self._scrub(str(part)[:256]) for part in loc[:16])
+                yield Problem(path, self._scrub(msg[:MESSAGE_LIMIT]), kind[:256])
+
+    @property
+    def problem(self) -> str:
+        """The first problem as a sentence."""
+        return next((f"{problem.param}: {problem.msg}" for problem in self.problems), "")
 
     def _text(self, name: str) -> str | None:
         value = self._error.get(name)
@@ -124,11 +143,12 @@ class _Said:
         return ProxyError(
             failure,
             message,
-            param=self._text("param"),
-            code=self._text("code") or (self._text("status") if not self._text("code") else None),
+            param=self._text("param") or next((problem.param for problem in self.problems), None),
+            code=self._text("code") or self._text("status"),
             type=type_ if type_ != "error" else None,
             status=status,
             retry_after=retry_after,
+            problems=self.problems,
             details={"moderation_details": moderation} if isinstance(moderation, dict) else None,
         )
 

@@ -1,6 +1,6 @@
 """A whole JSON answer (OpenAI's `ImagesResponse` and what others make of it) as frames.
 
-The images stay where they are in the answer: a frame holds a view of the base64 string between two small pieces of JSON.
+The images stay where they are in the answer: a frame holds a view of the base64 string between two pieces of JSON.
 """
 
 from __future__ import annotations
@@ -11,96 +11,116 @@ from typing import Final
 
 import msgspec
 
-from streamproxy.core.completion import (
-    ZERO_USAGE,
-    Image,
-    Stated,
-    completed,
-    decoded_usage,
-    ending,
-    full_usage,
-)
-from streamproxy.core.events import ANSWER, Frame
+from streamproxy.core.completion import ZERO_USAGE, Image, Stated, completed, ending, full_usage
+from streamproxy.core.events import ANSWER, ERROR, Frame
 from streamproxy.core.jsonbody import JsonObject, parse
+from streamproxy.core.outline import holds_text, says_error, text
 from streamproxy.core.requests import Exchange
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.openai_errors import error_in_answer
 
-
-class _Item(msgspec.Struct):
-    b64_json: msgspec.Raw = msgspec.Raw()
-    url: str | None = None
-    revised_prompt: str | None = None
-
-    @property
-    def holds_image(self) -> bool:
-        return bytes(memoryview(self.b64_json)[:3]) not in (b"", b"nul", b'""') or bool(self.url)
+_Item = dict[str, msgspec.Raw]
+_ABSENT: Final = msgspec.Raw()
 
 
 class _Answer(msgspec.Struct):
+    """The members that we read. Raw, because a paid image must not be lost to a timestamp that is a string."""
+
     data: list[_Item] | None = None
-    error: msgspec.Raw = msgspec.Raw()
-    created: int | None = None
-    size: str | None = None
-    quality: str | None = None
-    background: str | None = None
-    output_format: str | None = None
-    usage: msgspec.Raw = msgspec.Raw()
-    cost: msgspec.Raw = msgspec.Raw()
-    provider: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = _ABSENT
+    type: msgspec.Raw = _ABSENT
+    created: msgspec.Raw = _ABSENT
+    size: msgspec.Raw = _ABSENT
+    quality: msgspec.Raw = _ABSENT
+    background: msgspec.Raw = _ABSENT
+    output_format: msgspec.Raw = _ABSENT
+    usage: msgspec.Raw = _ABSENT
+    cost: msgspec.Raw = _ABSENT
+    provider: msgspec.Raw = _ABSENT
+
+    @property
+    def items(self) -> list[_Item]:
+        """What shows a picture."""
+        return [item for item in self.data or () if any(holds_text(item.get(key, _ABSENT)) for key in _PICTURE)]
+
+    @property
+    def said_usage(self) -> bytes | None:
+        value = bytes(self.usage)
+        return None if value in (b"", b"null") else value
+
+    def ending(self, exchange: Exchange) -> dict[str, object]:
+        """`cost` and `provider`, where the provider has not said them."""
+        return ending(
+            self.said_usage,
+            price=exchange.request.model.price,
+            images=len(self.items),
+            provider=exchange.provider.name,
+            has=[name for name in ("cost", "provider") if bytes(getattr(self, name))],
+        )
 
 
+_PICTURE: Final = ("b64_json", "url")
 _DECODER: Final = msgspec.json.Decoder(_Answer)
 _BACKSLASH: Final = re.compile(rb"\\")
+_DATA_URL: Final = re.compile(rb"data:[^,]{0,256},")
+_DIGITS: Final = 12
 _IN_EVENTS: Final = frozenset(
-    {"data", "created", "size", "quality", "background", "output_format", "usage", "cost", "provider"}
+    {"type", "b64_json", "url", "created_at", "size", "quality", "background", "output_format", "image_index"}
+    | {"partial_image_index", "usage", "cost", "provider", "error", "data", "created"}
 )
-"""Members of an answer that have their own place in an event; every other one goes along with the last image."""
+"""Members with their own place in an event. Every other one goes along: an item's with its image, an answer's with the
+last."""
 
 
 def answer_frame(raw: bytes, exchange: Exchange) -> Iterator[Frame]:
     """The answer for a caller who wants JSON: the provider's bytes, with usage filled up, cost and provider added."""
     answer = _decoded(raw, exchange)
-    body = _members(raw)
-    usage = bytes(answer.usage) or None
-    replace: dict[str, bytes] = {}
-    if usage is not None and (said := decoded_usage(usage)) and (full := full_usage(usage)) != said:
-        replace["usage"] = msgspec.json.encode(full)
-    more = _ending(answer, exchange)
-    edited = body.edited(replace=replace, append={name: msgspec.json.encode(value) for name, value in more.items()})
-    yield Frame(ANSWER, (edited,), final=True)
+    usage = answer.said_usage
+    replace = {} if usage is None else {"usage": full_usage(usage)}
+    append = {name: msgspec.json.encode(value) for name, value in answer.ending(exchange).items()}
+    yield Frame(ANSWER, (read_object(raw).edited(replace=replace, append=append),), final=True)
 
 
 def image_frames(raw: bytes, exchange: Exchange) -> Iterator[Frame]:
     """One synthesized `completed` event per image; usage and cost are the whole request's, so the last one has them."""
     answer = _decoded(raw, exchange)
     request = exchange.request
-    items = [item for item in answer.data or () if item.holds_image]
+    items = answer.items
     stated = Stated(
-        created_at=answer.created or exchange.now,
-        size=answer.size or request.size or "",
-        quality=_concrete(answer.quality) or _concrete(request.quality),
-        background=_concrete(answer.background),
-        output_format=answer.output_format or "",
+        created_at=whole_number(answer.created) or exchange.now,
+        size=text(answer.size) or request.size or "",
+        quality=_concrete(text(answer.quality)) or _concrete(request.quality),
+        background=_concrete(text(answer.background)),
+        output_format=text(answer.output_format),
     )
-    last: dict[str, object] = {"usage": full_usage(bytes(answer.usage) or None)}
-    last |= _further(raw)
-    last |= _ending(answer, exchange)
-    for name in ("cost", "provider"):
-        said: msgspec.Raw = getattr(answer, name)
-        if bytes(said):
-            last[name] = msgspec.json.decode(said)
+    body = read_object(raw)
+    last: dict[str, object] = {name: msgspec.Raw(body.value(name) or b"") for name in body.members.keys() - _IN_EVENTS}
+    last |= {"usage": msgspec.Raw(full_usage(answer.said_usage))}
+    last |= {name: getattr(answer, name) for name in ("cost", "provider")} | answer.ending(exchange)
     for index, item in enumerate(items):
         members = last if index == len(items) - 1 else {"usage": ZERO_USAGE, "cost": None, "provider": last["provider"]}
-        extra: dict[str, object] = {"revised_prompt": item.revised_prompt} if item.revised_prompt else {}
         yield completed(
             request.operation,
-            Image(_base64(item.b64_json), item.url, extra),
+            Image(_base64(item.get("b64_json", _ABSENT)), text(item.get("url", _ABSENT)) or None, _extra(item)),
             stated,
             index=index,
             several=len(items) > 1,
             ending=members,
         )
+
+
+def read_object(raw: bytes) -> JsonObject:
+    """A provider's JSON object, checked whole; raises ProxyError(BAD_JSON)."""
+    try:
+        return parse(raw)
+    except ProxyError:
+        raise ProxyError(Failure.BAD_JSON, "The provider's answer is not the JSON of an images answer.") from None
+
+
+def whole_number(raw: msgspec.Raw) -> int | None:
+    """A member's integer, as a timestamp is one."""
+    value = bytes(memoryview(raw)[: _DIGITS + 1])
+    return int(value) if value.isdigit() and len(value) <= _DIGITS else None
 
 
 def _decoded(raw: bytes, exchange: Exchange) -> _Answer:
@@ -109,43 +129,29 @@ def _decoded(raw: bytes, exchange: Exchange) -> _Answer:
         answer = _DECODER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise ProxyError(Failure.BAD_JSON, "The provider's answer is not the JSON of an images answer.") from None
-    if bytes(answer.error) not in (b"", b"null"):
+    if says_error(answer.error):
         raise error_in_answer(raw, exchange.scrub)
-    if not any(item.holds_image for item in answer.data or ()):
+    if not answer.items:
+        if text(answer.type) == ERROR:
+            raise error_in_answer(raw, exchange.scrub)
         raise ProxyError(Failure.NO_IMAGE, "The provider's answer holds no image.")
     return answer
 
 
-def _members(raw: bytes) -> JsonObject:
-    try:
-        return parse(raw)
-    except ProxyError:
-        raise ProxyError(Failure.BAD_JSON, "The provider's answer is not the JSON of an images answer.") from None
-
-
-def _ending(answer: _Answer, exchange: Exchange) -> dict[str, object]:
-    return ending(
-        bytes(answer.usage) or None,
-        price=exchange.request.model.price,
-        images=len(answer.data or ()),
-        provider=exchange.provider.name,
-        has_cost=bytes(answer.cost) != b"",
-        has_provider=bytes(answer.provider) != b"",
-    )
-
-
-def _further(raw: bytes) -> Mapping[str, object]:
-    body = _members(raw)
-    return {name: body.decode(name) for name in body.members if name not in _IN_EVENTS}
+def _extra(item: _Item) -> Mapping[str, object]:
+    return {name: value for name, value in item.items() if name not in _IN_EVENTS and bytes(value) != b"null"}
 
 
 def _base64(raw: msgspec.Raw) -> bytes | memoryview:
-    """The base64 between the quotes, as a view; only where it holds escapes (`\\/`) is it decoded."""
-    view = memoryview(raw)
-    if bytes(view[:1]) != b'"':
+    """The base64 between the quotes, as a view; only where it holds escapes (`\\/`) is it written anew."""
+    if not holds_text(raw):
         return b""
-    escaped = _BACKSLASH.search(view) is not None
-    return str(msgspec.json.decode(raw)).encode() if escaped else view[1:-1]
+    view = memoryview(raw)
+    if _BACKSLASH.search(view) is not None:
+        view = memoryview(msgspec.json.encode(msgspec.json.decode(raw)))
+    view = view[1:-1]
+    prefix = _DATA_URL.match(view)
+    return view[prefix.end() :] if prefix else view
 
 
 def _concrete(value: str | None) -> str:

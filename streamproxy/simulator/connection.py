@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
         self._head_size: int | None = 0
         self._body: list[bytes] = []
         self._body_size = 0
+        self._keeps_alive = False
         self._unread = False
         self._ending = False
 
@@ -140,6 +141,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self.task is None:
+            # Only now: llhttp forgets it as soon as the message is over.
+            self._keeps_alive = self._parser.should_keep_alive()
             self._start(self._received(), None)
 
     def _received(self) -> Received:
@@ -167,7 +170,7 @@ class Connection(asyncio.Protocol):
             if script is None and received is not None:
                 made = self.server.handler(received)
                 script = await made if inspect.isawaitable(made) else made
-            stays = await self._play(script or ()) and not self._unread and self._parser.should_keep_alive()
+            stays = await self._play(script or ()) and self._keeps_alive and not self._unread
         except Exception:
             # A broken handler must not pass for a fault that was asked for: the peer sees a bare end, the log why.
             log.exception("simulator handler failed")

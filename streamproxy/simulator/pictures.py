@@ -1,8 +1,8 @@
 """Pictures out of nothing but a prompt: the same words always give the same landscape.
 
 The only module that imports Pillow. Everything is drawn at a working size of at most 1024 px and brought to the asked
-size in one resize, because Pillow holds the interpreter lock while it draws and blurs: each single operation stays
-below 20 ms, so the event loop keeps turning while these functions run in a worker thread. All of them are synchronous.
+size in one resize, because Pillow holds the interpreter lock while it draws and blurs: each single operation is short,
+so the event loop keeps turning while these functions run in a worker thread. All of them are synchronous.
 """
 
 from __future__ import annotations

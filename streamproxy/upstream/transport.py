@@ -1,100 +1,32 @@
-"""httpx's transport over aiohttp, hardened: the only module that imports aiohttp and httpx-aiohttp.
+"""httpx's transport over aiohttp: the only module, with `connection`, that imports aiohttp and httpx-aiohttp.
 
 httpx-aiohttp gives httpx's requests to an aiohttp session. Three things are ours here:
   * chunks as they arrive (up to 256 KiB) instead of pieces of 16 KiB: a third of the CPU per byte;
-  * a connection that trusts the provider less: at most MAX_INTERIM 1xx answers, and a byte that nobody asked for closes
-    it, so that a second response behind a body can never answer the next request;
+  * connections that trust the provider less, see `connection`;
   * aiohttp's exceptions become ProxyError by what they mean, and by how far the request had come.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
 import aiohttp
-from aiohttp import abc, client_proto, http_exceptions
-from anyio import CancelScope, current_time
+from aiohappyeyeballs import AddrInfoType
+from aiohttp import abc, http_exceptions
 from httpx_aiohttp import AiohttpTransport
 from httpx_aiohttp.transport import AiohttpResponseStream
 
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.upstream.connection import MAX_HEAD_BYTES, PROGRESS, Connection, Progress
 
 READ_BUFFER: Final = 256 * 1024
 """Bytes aiohttp holds before it stops reading from the socket (twice this); larger reads cost less per byte."""
-
-MAX_INTERIM: Final = 8
-"""1xx answers accepted before the real one; more than one is already unusual (RFC 9110, 15.2)."""
-
-MAX_HEADERS: Final = 200
-MAX_HEADER_BYTES: Final = 64 * 1024
-"""Of one header or of the status line."""
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far one request has come. `connected`/`sent` decide what a failure means, and whether anybody may retry.
-
-    `deadline` moves: seconds for connecting, then `first_byte` seconds counted anew from every piece that is sent.
-    """
-
-    first_byte: float
-    scope: CancelScope = field(default_factory=CancelScope)
-    resolving: bool = False
-    connected: bool = False
-    sent: bool = False
-
-    def moved(self) -> None:
-        """Bytes of the request went out: wait anew for the answer."""
-        self.sent = True
-        self.scope.deadline = current_time() + self.first_byte
-
-
-PROGRESS: ContextVar[Progress] = ContextVar("upstream_progress")
-"""aiohttp's traces know no caller-supplied object through httpx; the context of the request's task is where it is."""
-
-
-class _Connection(client_proto.ResponseHandler):
-    """One connection to a provider, which accepts bytes only as the answer to a request."""
-
-    _awaiting = False
-    _interim = 0
-
-    def set_response_params(self, **params: Any) -> None:
-        self._awaiting = True
-        self._interim = 0
-        super().set_response_params(**params)
-
-    def feed_data(self, data: Any, size: int = 0) -> None:
-        code = data[0].code
-        if 100 <= code <= 199 and code != 101:
-            self._interim += 1
-            if self._interim > MAX_INTERIM:
-                self._refuse("too many interim responses")
-                return
-        elif self._awaiting:
-            self._awaiting = False
-        else:
-            self.force_close()
-            return
-        super().feed_data(data, size)
-
-    def data_received(self, data: bytes) -> None:
-        idle = self._parser is not None and not self._awaiting and (self._payload is None or self._payload.is_eof())
-        if data and idle:
-            self.abort()
-            return
-        super().data_received(data)
-
-    def _refuse(self, why: str) -> None:
-        self.set_exception(http_exceptions.BadHttpMessage(why))
-        if self.transport is not None:
-            self.transport.abort()
 
 
 class _Stream(AiohttpResponseStream):
@@ -105,19 +37,15 @@ class _Stream(AiohttpResponseStream):
         try:
             while chunk := await content.readany():
                 yield chunk
-        except aiohttp.ClientError as error:
-            raise _translate_body(error) from error
-        except http_exceptions.HttpProcessingError as error:
+        except (aiohttp.ClientError, http_exceptions.HttpProcessingError) as error:
+            if content._buffer:  # it arrived before the fault and counts; aiohttp raises first and would drop it
+                yield content._read_nowait(-1)
             raise _translate_body(error) from error
 
 
 def _translate_body(error: Exception) -> ProxyError:
     """What went wrong in the middle of a body: reset, framing error, or an end before the end."""
-    reasons: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and len(reasons) < 5:
-        reasons.append(cause)
-        cause = cause.__cause__ or cause.__context__
+    reasons = tuple(_reasons(error))
     text = " ".join(str(reason) for reason in reasons)
     if any(isinstance(reason, ConnectionResetError) for reason in reasons) or "ConnectionResetError" in text:
         return ProxyError(Failure.STREAM_RESET, "The provider reset the connection in the middle of its answer.")
@@ -128,13 +56,29 @@ def _translate_body(error: Exception) -> ProxyError:
     return ProxyError(Failure.UPSTREAM_INCOMPLETE, "The provider's answer ended before it was complete.")
 
 
+def _reasons(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those it came from, five at the most."""
+    cause: BaseException | None = error
+    for _ in range(5):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
 def _translate(error: Exception, progress: Progress) -> ProxyError | None:
     """What went wrong before the provider's head; None for what this module does not know."""
+    ours = next((reason for reason in _reasons(error) if isinstance(reason, ProxyError)), None)
+    if ours is not None:  # from Connection, or from reading the upload
+        return ours
+    if isinstance(error, aiohttp.InvalidURL):
+        return None
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return ProxyError(
             Failure.TLS_CERTIFICATE_ERROR, "The provider's TLS certificate is not valid. Check the provider's base_url."
         )
-    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+    in_tls = isinstance(error, aiohttp.ClientConnectorError) and progress.accepted
+    if in_tls or isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
         return ProxyError(
             Failure.TLS_PROTOCOL_ERROR, "The provider does not speak TLS there. Check the provider's base_url."
         )
@@ -147,15 +91,23 @@ def _translate(error: Exception, progress: Progress) -> ProxyError | None:
     if isinstance(error, aiohttp.ClientConnectorError):
         return ProxyError(Failure.CONNECTION_REFUSED, "The provider refused the connection.")
     if isinstance(error, aiohttp.ClientResponseError | http_exceptions.HttpProcessingError):
-        text = str(error.message)
-        if any(words in text for words in ("Got more than", "Too many", "too large")):
-            return ProxyError(Failure.HEADER_SECTION_SIZE, "The provider's answer has too large a header section.")
         return ProxyError(Failure.HTTP_PROTOCOL_ERROR, "The provider's answer is not HTTP/1.1.")
     if isinstance(error, aiohttp.ClientError | OSError):
-        if not progress.connected:
-            return ProxyError(Failure.CONNECTION_REFUSED, "The connection to the provider broke while it was made.")
-        return ProxyError(Failure.CONNECTION_TERMINATED, "The provider closed the connection before it answered.")
+        return _broken(progress)
     return None
+
+
+def _broken(progress: Progress) -> ProxyError:
+    """The connection ended before the provider's head."""
+    if not progress.sent:
+        return ProxyError(Failure.CONNECTION_REFUSED, "The connection to the provider broke before it could be used.")
+    if not progress.uploaded:
+        return ProxyError(
+            Failure.UPLOAD_REJECTED,
+            "The provider closed the connection while the request was still being sent, without an answer. "
+            "The upload may be too large for it.",
+        )
+    return ProxyError(Failure.CONNECTION_TERMINATED, "The provider closed the connection before it answered.")
 
 
 def timed_out(progress: Progress) -> ProxyError:
@@ -168,6 +120,13 @@ def timed_out(progress: Progress) -> ProxyError:
     if progress.resolving:
         return ProxyError(
             Failure.DNS_TIMEOUT, "The provider's host name took too long. The setting is connect_timeout."
+        )
+    if progress.accepted:
+        return ProxyError(
+            Failure.TLS_PROTOCOL_ERROR,
+            "The provider took the connection but does not answer with TLS. Check the provider's base_url; the setting "
+            "is connect_timeout.",
+            status=Failure.CONNECTION_TIMEOUT.value.status,
         )
     return ProxyError(
         Failure.CONNECTION_TIMEOUT, "The provider did not accept the connection. The setting is connect_timeout."
@@ -196,17 +155,18 @@ class Transport(AiohttpTransport):
             keepalive_timeout=self._keepalive,
             ssl=self.ssl_context,
             resolver=self._resolver,
+            socket_factory=_socket,
         )
-        connector._factory = cast("Any", functools.partial(_Connection, loop=connector._loop))
+        connector._factory = cast("Any", functools.partial(_connection, connector._loop))
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=self._trust_env,
             read_bufsize=READ_BUFFER,
-            max_line_size=MAX_HEADER_BYTES,
-            max_field_size=MAX_HEADER_BYTES,
-            max_headers=MAX_HEADERS,
+            max_line_size=MAX_HEAD_BYTES,  # the parser's own limits lie behind those of Connection
+            max_field_size=MAX_HEAD_BYTES,
+            max_headers=MAX_HEAD_BYTES,
             trace_configs=[_traces()],
             timeout=aiohttp.ClientTimeout(total=None),
         )
@@ -231,6 +191,19 @@ def _original(error: Exception) -> Exception:
     return error
 
 
+def _socket(address: AddrInfoType) -> socket.socket:
+    """A socket for an address: the name has been resolved, by whichever request it was that asked."""
+    PROGRESS.get().resolving = False
+    family, kind, protocol, _, _ = address
+    return socket.socket(family, kind, protocol)
+
+
+def _connection(loop: asyncio.AbstractEventLoop) -> Connection:
+    """The protocol of a connection that has just been accepted; asyncio begins TLS after this."""
+    PROGRESS.get().accepted = True
+    return Connection(loop)
+
+
 def _traces() -> aiohttp.TraceConfig:
     """The hooks through which aiohttp tells how far a request has come."""
     trace = aiohttp.TraceConfig()
@@ -238,19 +211,14 @@ def _traces() -> aiohttp.TraceConfig:
     async def resolving(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
         PROGRESS.get().resolving = True
 
-    async def resolved(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
-        PROGRESS.get().resolving = False
-
-    async def connected(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
-        PROGRESS.get().connected = True
-
     async def sent(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
         PROGRESS.get().moved()
 
-    trace.on_dns_resolvehost_start.append(resolving)
-    trace.on_dns_resolvehost_end.append(resolved)
-    trace.on_connection_create_end.append(connected)
-    trace.on_connection_reuseconn.append(connected)
-    trace.on_request_headers_sent.append(sent)
+    async def writes_head(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
+        if PROGRESS.get().uploaded:  # there is no body; else the head goes out with its first piece
+            PROGRESS.get().moved()
+
+    trace.on_connection_create_start.append(resolving)
+    trace.on_request_headers_sent.append(writes_head)
     trace.on_request_chunk_sent.append(sent)
     return trace

@@ -18,7 +18,7 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.observe import Observer
 from streamproxy.relay import Relay
 from streamproxy.settings import Settings
-from streamproxy.web.responses import error_response
+from streamproxy.web.responses import deliver, error_response
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,4 +64,11 @@ class Endpoint:
             failed = context.observer.unexpected(error, request_id)
             context.observer.failure(failed, request_id)
             response = error_response(failed, request_id)
-        await response(scope, receive, send)
+        await deliver(
+            response,
+            scope,
+            receive,
+            send,
+            send_timeout=context.settings.send_timeout,
+            stalled=lambda error: context.observer.failure(error, request_id),
+        )

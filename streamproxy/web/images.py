@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from streamproxy.core import validate
-from streamproxy.core.events import Operation
+from streamproxy.core.events import Frame, Operation
 from streamproxy.core.fields import Fields
 from streamproxy.core.jsonbody import JsonObject, parse
 from streamproxy.core.requests import ImageRequest, Part
@@ -124,7 +124,7 @@ async def _respond(
 ) -> ASGIApp:
     if not wanted.stream:
         try:
-            frame = await _unless_gone(request, subscriber.next())
+            frame = await _unless_gone(request, _only(subscriber))
             if frame is None:
                 raise stream.error or ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
             return Answer(200, "application/json", frame.data, _headers(context, wanted, plan, stream))
@@ -142,10 +142,17 @@ async def _respond(
         subscriber,
         _headers(context, wanted, plan, stream),
         heartbeat=context.settings.heartbeat,
-        send_timeout=context.settings.send_timeout,
         drain_timeout=context.settings.drain_timeout,
         left=lambda error: context.observer.failure(error, stream.id),
     )
+
+
+async def _only(subscriber: Subscriber) -> Frame | None:
+    """The one frame of a stream that is a JSON answer, taken: so the producer ends by itself, its connection reusable."""
+    frame = await subscriber.next()
+    if frame is not None:
+        await subscriber.next()
+    return frame
 
 
 def _headers(context: Context, wanted: ImageRequest, plan: Plan, stream: Stream) -> dict[str, str]:

@@ -1,7 +1,10 @@
 """Answers: errors, JSON, and event streams. The only module that imports sse-starlette.
 
 An event stream has one writer, the generator below: frames in slices, and heartbeats between frames, never inside one.
-sse-starlette watches the caller and the time that each slice takes; its own pings would land inside frames.
+sse-starlette watches the caller; its own pings would land inside frames.
+
+A caller is gone when its connection is reset or closed, and also when it is half closed: who ends its own direction
+after the request is not told apart from who left, so its stream ends and its generation is cancelled.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ from typing import Final
 
 import anyio
 import orjson
-from sse_starlette.sse import EventSourceResponse, SendTimeoutError
-from starlette.types import Receive, Scope, Send
+from sse_starlette.sse import EventSourceResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamproxy.core.events import Frame, error_body
 from streamproxy.core.sse import Piece
@@ -73,8 +76,43 @@ def error_response(error: ProxyError, request_id: str) -> Answer:
     return json_response(error_body(error, request_id), status=error.status, headers=headers)
 
 
+class _Stalled(Exception):
+    """The caller did not take a slice in time."""
+
+
+async def deliver(
+    answer: ASGIApp,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    send_timeout: float,
+    stalled: Callable[[ProxyError], None],
+) -> None:
+    """Send an answer to a caller who has `send_timeout` seconds for each slice; `stalled` is told of one who stops.
+
+    Such a connection is aborted: an ordinary close would wait for the caller to take what is still buffered.
+    """
+
+    async def timed(message: Message) -> None:
+        with anyio.move_on_after(send_timeout) as taking:
+            await send(message)
+        if taking.cancelled_caught:
+            raise _Stalled
+
+    try:
+        await answer(scope, receive, timed)
+    except _Stalled:
+        stalled(ProxyError(Failure.CALLER_STALLED, "The caller stopped reading. The setting is send_timeout."))
+        abort = scope.get("extensions", {}).get(ABORT)
+        if abort is not None:
+            abort()
+            while (await receive())["type"] != "http.disconnect":
+                pass  # until the server knows, too
+
+
 class EventStream(EventSourceResponse):
-    """A stream's frames to the caller who asked. `left` is told when that caller went, or stalled, before the end."""
+    """A stream's frames to the caller who asked. `left` is told when that caller went before the end."""
 
     def __init__(
         self,
@@ -82,16 +120,14 @@ class EventStream(EventSourceResponse):
         headers: Mapping[str, str],
         *,
         heartbeat: float,
-        send_timeout: float,
         drain_timeout: float,
         left: Callable[[ProxyError], None],
     ) -> None:
         super().__init__(
             _events(subscriber, heartbeat),
-            headers={"cache-control": "no-store, no-transform", **headers},
+            headers={**headers, "cache-control": "no-store, no-transform"},
             ping=0,
             sep="\n",
-            send_timeout=send_timeout,
             shutdown_event=anyio.Event(),  # with a grace, SIGTERM lets the stream end instead of cutting it
             shutdown_grace_period=drain_timeout,
         )
@@ -103,11 +139,6 @@ class EventStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
             if not self._subscriber.at_end:
                 self._left(ProxyError(Failure.CALLER_GONE, "The caller left before the end of the stream."))
-        except SendTimeoutError:
-            self._left(ProxyError(Failure.CALLER_STALLED, "The caller stopped reading. The setting is send_timeout."))
-            abort = scope.get("extensions", {}).get(ABORT)
-            if abort is not None:
-                abort()
         finally:
             self._subscriber.leave()
 

@@ -61,6 +61,7 @@ HOSTILE: dict[str, Callable[[int], bytes]] = {
     "duplicates": lambda size: b"{" + b'"a":1,"b":1,' * (size // 12) + b'"c":1}',
     "members": lambda size: numbered(size // 12),
     "blanks": lambda size: b'{"a":' + b" " * size + b"1}",
+    "blanks behind it": lambda size: b'{"a":1}' + b" " * size,
     "digits": lambda size: b'{"a":' + b"1" * size + b"}",
     "a key": lambda size: b'{"' + b"k" * size + b'":1}',
     "escaped quotes": lambda size: b'{"a":"' + b'\\"' * (size // 2) + b'"}',
@@ -81,6 +82,13 @@ def test_a_bomb_is_refused_in_bounded_memory_and_time(name: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < MEBI
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("rest", [b"x", b"}", b" x", b" {}", b","])
+def test_nothing_may_follow_the_object(rest: bytes) -> None:
+    for raw in (b"{}", b'{"a":1}', b'{"a":{}}'):
+        assert refusal(raw + b" \r\n\t") is None
+        assert refusal(raw + rest) is Failure.INVALID_JSON
 
 
 @pytest.mark.parametrize("run", [*range(131), 4095, 4096, 65_535, 65_536, 131_071, 131_072, 200_001])

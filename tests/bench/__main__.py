@@ -1,0 +1,115 @@
+"""`python -m tests.bench`: JSON lines as cells are done, then a table and the targets.
+
+    --quick         small rounds, under 40 s; numbers only roughly right
+    --streams 1,8   these concurrencies instead of 1, 8 and 64
+    --only a,b      these peers
+    --kinds flow    these kinds of cell: flow, hold, idle
+    --idle 1000     idle streams
+
+Exit status 1 where a cell is void or a target missed. A peer that is not installed is no reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from tests.bench.cells import Cell, Place, flow, hold, idle
+from tests.bench.peers import PEERS, Peer, started
+from tests.bench.report import table, verdicts
+from tests.bench.stamps import Stamps
+from tests.bench.wire import Answer
+
+KINDS: Final = ("flow", "hold", "idle")
+FULL_SECONDS: Final = 290.0
+QUICK_SECONDS: Final = 38.0
+FILES: Final = 8192
+"""Open files that a peer and the load may have: two sockets per idle stream, and room."""
+
+
+@contextmanager
+def place(answer: Answer, seconds: float, *, pinned: bool) -> Iterator[Place]:
+    """The provider, running, and where everything else goes. `pinned`: the peers have a CPU of their own."""
+    cpus = sorted(os.sched_getaffinity(0)) if pinned else []
+    ends_at = time.monotonic() + seconds
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as name,
+        socket.create_server(("127.0.0.1", 0), backlog=1024) as listening,
+    ):
+        directory = Path(name)
+        stamps = Stamps(directory / "stamps")
+        command = [sys.executable, "-m", "tests.bench.origin", str(listening.fileno()), str(directory / "stamps")]
+        theirs = cpus[1] if len(cpus) > 1 else None
+        with (
+            (directory / "origin.log").open("wb") as log,
+            started([*command, str(answer.scale)], log.fileno(), theirs, (listening.fileno(),)),
+        ):
+            port: int = listening.getsockname()[1]
+            cpu = cpus[0] if len(cpus) > 1 else None
+            yield Place(directory, port, cpu, answer, stamps, itertools.count(), ends_at)
+
+
+async def measure(
+    where: Place, peers: Sequence[Peer], kinds: Sequence[str], streams: Sequence[int], idles: int, quick: bool
+) -> list[Cell]:
+    """Every cell that was asked for; each is printed when it is done."""
+    cells: list[Cell] = []
+    rounds, gigabytes = (2, 0.1) if quick else (5, 0.4)
+    if "idle" in kinds:
+        cells += _said(await idle(where, peers, idles))
+    for number in streams if "hold" in kinds else ():
+        if number <= 8:  # more would wait for a CPU, not for the peer
+            cells += _said(await hold(where, peers, number, rounds))
+    for number in streams if "flow" in kinds else ():
+        cells += _said(await flow(where, peers, number, rounds, gigabytes))
+    return cells
+
+
+def _said(cells: list[Cell]) -> list[Cell]:
+    for cell in cells:
+        print(json.dumps(cell.summary()), flush=True)
+    return cells
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """See the module's text."""
+    names = [peer.name for peer in PEERS]
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="What the proxy costs, beside others.")
+    parser.add_argument("--quick", action="store_true", help="under 40 s, only roughly right")
+    parser.add_argument("--streams", default="1,8,64", help="concurrent streams [1,8,64]")
+    parser.add_argument("--only", default=",".join(names), help=f"peers [{','.join(names)}]")
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"kinds of cell [{','.join(KINDS)}]")
+    parser.add_argument("--idle", type=int, default=1000, help="idle streams [1000]")
+    chosen = parser.parse_args(arguments)
+    streams = [int(number) for number in chosen.streams.split(",")]
+    only, kinds = chosen.only.split(","), chosen.kinds.split(",")
+    if not set(only) <= set(names) or not set(kinds) <= set(KINDS) or not all(0 < n <= 256 for n in streams):
+        parser.error("no such peer or kind of cell, or streams outside 1 to 256")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, most), most))
+    with place(Answer(), QUICK_SECONDS if chosen.quick else FULL_SECONDS, pinned=True) as where:
+        if where.cpu is not None:
+            os.sched_setaffinity(0, os.sched_getaffinity(0) - {where.cpu})
+        peers = [peer for peer in PEERS if peer.name in only]
+        cells = uvloop.run(measure(where, peers, kinds, streams, chosen.idle, chosen.quick))
+    print("\n" + table(cells))
+    absent = {peer.name for peer in PEERS if peer.missing}
+    void = any(cell.void and cell.peer not in absent for cell in cells)
+    return int(void or any(verdict.met is False for verdict in verdicts(cells)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Who is measured, one row each, and how each is started, watched and ended. A peer's directory is its own.
+
+nginx and HAProxy get one worker, HTTP/1.1 and kept connections towards the provider, and otherwise their defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+START_SECONDS: Final = 20.0
+END_SECONDS: Final = 5.0
+ROOT: Final = Path(__file__).parents[2]
+SBIN: Final = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin"
+
+Command = Callable[[Path, int, int], list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A row: `command(directory, port, origin's port)` writes its configuration and says how it is run."""
+
+    name: str
+    command: Command
+    binary: str | None = None
+    fast: bool = True
+
+    @property
+    def missing(self) -> bool:
+        """Whether its binary is not installed here."""
+        return self.binary is not None and shutil.which(self.binary, path=SBIN) is None
+
+
+def _streamproxy(directory: Path, port: int, origin: int) -> list[str]:
+    config = directory / "streamproxy.toml"
+    config.write_text(
+        f"""
+max_connections = 4000  # default: 1000, which is exactly what the idle streams need
+pool_timeout = 30.0
+
+[providers.bench]
+base_url = "http://127.0.0.1:{origin}/v1"
+credential = "none"
+"""
+    )
+    return [sys.executable, "-m", "streamproxy", "serve", "--port", str(port), "--config", str(config)]
+
+
+def _nginx(directory: Path, port: int, origin: int, buffering: str) -> list[str]:
+    config = directory / "nginx.conf"
+    # As root its worker runs as nobody, who has to reach the temporary files of a buffered answer.
+    for parent in (directory.parent, directory):
+        parent.chmod(0o755)
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "\n    ".join(f"{kind}_temp_path {directory}/{kind};" for kind in kinds)
+    config.write_text(
+        f"""
+daemon off;
+worker_processes 1;
+worker_rlimit_nofile 8192;
+error_log stderr;
+pid {directory}/nginx.pid;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    {temporary}
+    upstream origin {{ server 127.0.0.1:{origin}; keepalive 64; }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://origin;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffering {buffering};
+            proxy_read_timeout 300s;
+        }}
+    }}
+}}
+"""
+    )
+    return [shutil.which("nginx", path=SBIN) or "", "-p", str(directory), "-c", str(config), "-e", "stderr"]
+
+
+def _haproxy(directory: Path, port: int, origin: int) -> list[str]:
+    config = directory / "haproxy.cfg"
+    config.write_text(
+        f"""
+global
+    nbthread 1
+    maxconn 4096
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 300s
+    timeout server 300s
+listen bench
+    bind 127.0.0.1:{port}
+    server origin 127.0.0.1:{origin}
+"""
+    )
+    return [shutil.which("haproxy", path=SBIN) or "", "-db", "-f", str(config)]
+
+
+def _tutorial(_directory: Path, port: int, origin: int) -> list[str]:
+    return [sys.executable, "-m", "tests.bench.tutorial", str(port), f"http://127.0.0.1:{origin}"]
+
+
+PEERS: Final[tuple[Peer, ...]] = (
+    Peer("streamproxy", _streamproxy),
+    Peer("nginx", lambda directory, port, origin: _nginx(directory, port, origin, "off"), binary="nginx"),
+    Peer("nginx-buffered", lambda directory, port, origin: _nginx(directory, port, origin, "on"), binary="nginx"),
+    Peer("haproxy", _haproxy, binary="haproxy"),
+    Peer("tutorial", _tutorial, fast=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A started peer, with all the processes it has."""
+
+    peer: Peer
+    port: int
+    pids: tuple[int, ...]
+
+    def cpu(self) -> float:
+        """CPU seconds, user and system, of all threads that it has or had (Linux: clock_getcpuclockid(3))."""
+        return sum(time.clock_gettime((~pid << 3) | 2) for pid in self.pids)
+
+    def memory(self) -> int:
+        """Bytes resident now."""
+        return sum(_status(pid, "VmRSS") for pid in self.pids)
+
+    def peak(self) -> int:
+        """Bytes resident at most since it started."""
+        return sum(_status(pid, "VmHWM") for pid in self.pids)
+
+
+@contextmanager
+def running(peer: Peer, directory: Path, origin: int, cpu: int | None) -> Iterator[Running]:
+    """A peer in its own process, on one CPU where `cpu` names it, until the block ends."""
+    place = directory / peer.name
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    port = _free_port()
+    command = peer.command(place, port, origin)
+    with (place / "log").open("wb") as log, started(command, log.fileno(), cpu) as process:
+        _wait_until_open(port, process, place / "log")
+        yield Running(peer, port, tuple(_family(process.pid)))
+
+
+@contextmanager
+def started(
+    command: list[str], output: int, cpu: int | None, pass_fds: tuple[int, ...] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process until the block ends; its output goes to a file, for a pipe that nobody reads would stop it."""
+    ours = os.sched_getaffinity(0)
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})  # inherited
+    try:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=pass_fds
+        )
+    finally:
+        os.sched_setaffinity(0, ours)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(END_SECONDS)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _wait_until_open(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < until:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except ConnectionRefusedError:
+            time.sleep(0.02)
+        else:
+            return
+    said = log.read_text("utf-8", "replace")[-2000:]
+    raise RuntimeError(f"{process.args!r} does not listen:\n{said}")
+
+
+def _family(pid: int) -> Iterator[int]:
+    """A process and its descendants."""
+    yield pid
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            yield from _family(int(child))
+
+
+def _status(pid: int, field: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return 0

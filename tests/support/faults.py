@@ -1,0 +1,59 @@
+"""What a caller, an operator and the provider must see of one upstream fault before our head."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import httpx
+import pytest
+
+from streamproxy.simulator.script import Script, json_answer
+from streamproxy.simulator.server import Received, Server, serve
+from tests.support.proxy import BOUND, Proxy, no_leaks, running_proxy
+
+IMAGE = json_answer(200, b'{"created":1,"data":[{"b64_json":"aW1hZ2U="}]}')
+"""A good answer, as short as can be."""
+
+STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A fault's HTTP form. `charged`: the provider may have charged. `token`: Proxy-Status' where `code` is another."""
+
+    status: int
+    code: str
+    label: str
+    charged: bool = True
+    token: str = ""
+
+    async def check(self, proxy: Proxy, answer: httpx.Response, times: int = 1) -> str:
+        """Assert all of it for the `times`-th such failure of this proxy; returns the message."""
+        assert (answer.status_code, answer.json()["error"]["code"]) == (self.status, self.code), answer.text
+        assert answer.headers["content-type"] == "application/json"
+        error = answer.json()["error"]
+        assert {"message", "type", "param", "code"} <= error.keys()
+        assert answer.json()["request_id"] == answer.headers["x-request-id"] != ""
+        expected = f"streamproxy; error={self.token or self.code}" if self.status >= 500 else None
+        assert answer.headers.get("proxy-status") == expected
+        assert answer.headers.get("x-should-retry") == ("false" if self.charged else None)
+        assert await proxy.failures(self.label) == times
+        message = error["message"]
+        assert isinstance(message, str)
+        return message
+
+
+@asynccontextmanager
+async def provider(*scripts: Script, **settings: object) -> AsyncIterator[tuple[Server, Proxy]]:
+    """A proxy before a provider that plays one script per request, the last again and again; nothing may leak."""
+    left = list(scripts)
+
+    def handler(received: Received) -> Script:
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    with anyio.fail_after(BOUND):
+        async with no_leaks(), serve(handler) as server, running_proxy(server.url, **settings) as proxy:
+            yield server, proxy

@@ -1,0 +1,214 @@
+"""The command line, as processes: what it prints, what it never prints, and how it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from streamproxy.settings import ProviderSettings, describe
+
+CANARY = "sk-Canary0123456789"
+SECONDS = 60
+COMMANDS = ("demo", "serve", "check", "models", "simulate", "hash-key")
+MINE = ("OPENAI_API_KEY", "EDENAI_API_KEY", "OCTEN_API_KEY", "AZURE_OPENAI_API_KEY", "CREDENTIALS_DIRECTORY")
+
+
+def environment(extra: dict[str, str]) -> dict[str, str]:
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith("STREAMPROXY_") and name not in MINE
+    }
+    return {**kept, **extra}
+
+
+def run(
+    *words: str, environ: dict[str, str] | None = None, stdin: str = "", cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "streamproxy", *words]
+    env = environment(environ or {})
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=env, cwd=cwd, timeout=SECONDS)
+
+
+@contextmanager
+def started(*words: str, environ: dict[str, str], cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running command and its API base URL; both outputs go to one pipe."""
+    command = [sys.executable, "-m", "streamproxy", *words]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(environ), cwd=cwd
+    )
+    assert process.stdout is not None
+    try:
+        said = ""
+        while (found := re.search(r"API base URL: (\S+)", said)) is None:
+            line = process.stdout.readline()
+            assert line, f"it ended: {said}"
+            said += line
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.communicate(timeout=SECONDS)
+
+
+def test_help_names_every_command() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    assert all(re.search(rf"^  {name} ", result.stdout, re.M) for name in COMMANDS)
+    for name in COMMANDS:
+        assert run(name, "--help").returncode == 0
+
+
+def test_help_costs_little_more_than_click() -> None:
+    """CPU time, the best of several runs of each in turn: 1.5 times was measured, with all imports it would be 10."""
+
+    def seconds(*words: str) -> float:
+        before = os.times()
+        subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL, timeout=SECONDS, check=True)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    pairs = [(seconds("-c", "import click"), seconds("-m", "streamproxy", "--help")) for _ in range(5)]
+    assert min(ours for _, ours in pairs) < 3 * min(bare for bare, _ in pairs)
+
+
+def test_the_example_of_a_single_key(tmp_path: Path) -> None:
+    result = run("check", environ={"OPENAI_API_KEY": CANARY}, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "127.0.0.1 port 8080" in result.stdout
+    assert re.search(r"provider +openai +https://api.openai.com +credential: environment", result.stdout)
+    assert CANARY not in result.stdout
+
+
+def test_models_of_a_provider_are_listed() -> None:
+    result = run("models", environ={"OPENAI_API_KEY": CANARY})
+    assert result.returncode == 0
+    assert re.search(r"^openai/gpt-image-2 +previews$", result.stdout, re.M)
+    assert "google/" not in result.stdout
+
+
+def test_all_problems_come_at_once_and_none_that_only_follows(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(
+        'heartbet = 1\ncaller_keys = ["plain"]\n[providers.openai]\nadapter = "telex"\n[providers.a]\nx = 1\n'
+    )
+    words = ("--config", str(config), "--host", "0.0.0.0", "--port", "x", "--set", "idle-timeout=-1")
+    result = run("check", *words, environ={"OPENAI_API_KEY": CANARY, "STREAMPROXY_LOG_LVEL": "info"})
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.findall(r"^(\S+?)(?: \(.*\))?: (?!.*problems)", result.stderr, re.M) == [
+        *("STREAMPROXY_LOG_LVEL", "port", "providers.a.x", "caller_keys", "idle_timeout", "heartbet"),
+        "providers.openai.adapter",
+    ]
+    assert result.stderr.count("\n  fix: ") == 7
+    assert (
+        run("serve", *words, environ={"OPENAI_API_KEY": CANARY, "STREAMPROXY_LOG_LVEL": "info"}).stderr == result.stderr
+    )
+
+
+def test_the_configuration_file_may_be_named_in_the_environment(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text("port = 1234")
+    result = run("check", environ={"OPENAI_API_KEY": CANARY, "STREAMPROXY_CONFIG": str(config)})
+    assert "port 1234" in result.stdout
+    assert run("check", "--config", str(tmp_path / "absent")).returncode == 1
+
+
+def planted(tmp: Path) -> list[tuple[list[str], dict[str, str]]]:
+    """A secret in every place that takes a value, one place at a time."""
+    places: list[tuple[list[str], dict[str, str]]] = []
+    config = tmp / "c.toml"
+    config.write_text("")
+    top = [row for row in describe() if row.env]
+    places.append(([], {row.env: CANARY + "\n" for row in top}))
+    places.append(([word for row in top for word in ("--set", f"{row.name}={CANARY} ")], {}))
+    places.append((["--upstream", f"http://user:{CANARY}@host/"], {}))
+    places.append((["--upstream", f"http://host/?key={CANARY}"], {}))
+    for number, text in enumerate(
+        [
+            "\n".join(f'{row.name} = "{CANARY} "' for row in top),
+            "\n".join(f"{row.name} = ['{CANARY} ']" for row in top),
+            "[providers.openai]\n" + "\n".join(f'{name} = "{CANARY}\\n"' for name in ProviderSettings.model_fields),
+            *(f'[providers.openai]\ncredential = "{kind}{CANARY}"' for kind in ("", "env:", "file:", "dir:", "env:A")),
+            f'[providers.openai]\nallow_headers = ["{CANARY}"]',
+            f'[providers.openai]\nbase_url = "https://host/{CANARY}/v1"',
+            f'[providers.openai]\nadapter = "{CANARY}"',
+            f'host = "{CANARY}"\nport = {CANARY}',
+            f'host = "{CANARY}',
+        ]
+    ):
+        path = tmp / f"{number}.toml"
+        path.write_text(text)
+        places.append((["--config", str(path)], {"OPENAI_API_KEY": CANARY, "CREDENTIALS_DIRECTORY": str(tmp)}))
+    (tmp / "OPENAI_API_KEY").write_text(CANARY + "\nX-Other: 1")
+    (tmp / "STREAMPROXY_CALLER_KEYS").write_text(CANARY)
+    places.append(([], {"CREDENTIALS_DIRECTORY": str(tmp)}))
+    places.append(([], {"OPENAI_API_KEY": CANARY + "\n" + CANARY}))
+    return places
+
+
+def test_no_secret_is_ever_printed(tmp_path: Path) -> None:
+    for words, environ in planted(tmp_path):
+        result = run("check", *words, environ=environ, cwd=tmp_path)
+        assert CANARY not in result.stdout + result.stderr, (words, environ)
+        assert "Unexpected" not in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_a_key_is_hashed_from_stdin_only() -> None:
+    result = run("hash-key", stdin=CANARY + "\n")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"sha256:{hashlib.sha256(CANARY.encode()).hexdigest()}\n"
+    assert "guessed" in run("hash-key", stdin="short").stderr
+    for unusable in ("", "a b", "a\nb", "ключ"):
+        refused = run("hash-key", stdin=unusable)
+        assert (refused.returncode, refused.stdout) == (1, "")
+    assert run("hash-key", CANARY).returncode == 2
+
+
+def test_a_busy_port_is_said_without_a_traceback(tmp_path: Path) -> None:
+    environ = {"OPENAI_API_KEY": CANARY}
+    with started("serve", "--port", "0", environ=environ, cwd=tmp_path) as (_, url):
+        port = url.split(":")[2].split("/")[0]
+        result = run("serve", "--port", port, environ=environ)
+    assert result.returncode == 1
+    assert "already in use" in result.stderr
+    assert "--port" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "simulate", "demo"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_quietly(tmp_path: Path, command: str, number: signal.Signals) -> None:
+    environ = {"OPENAI_API_KEY": CANARY} if command == "serve" else {}
+    words = (command, "--port", "0") + (() if command == "serve" else ("--pace", "0"))
+    with started(*words, environ=environ, cwd=tmp_path) as (process, _):
+        if command == "demo":
+            assert process.stdout is not None
+            while "Serving until" not in process.stdout.readline():
+                assert process.poll() is None
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=SECONDS)
+    assert "Traceback" not in said
+    assert "Aborted" not in said
+    expected = {0} if command != "simulate" else {130, -number}
+    assert process.returncode in expected
+
+
+def test_wrong_usage_has_a_status_of_its_own() -> None:
+    assert run("check", "--no-such-option").returncode == 2
+    assert run("check", "--set", "heartbeat").returncode == 2
+    assert run("nonsense").returncode == 2
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_tracebacks_are_for_debugging(tmp_path: Path, debug: bool) -> None:
+    words = ("--debug",) if debug else ()
+    result = run(*words, "check", "--config", str(tmp_path / "absent.toml"))
+    assert result.returncode == 1
+    assert ("Traceback" in result.stderr) is debug

@@ -1,0 +1,363 @@
+"""The shape of the code, read from its source: who may import whom, and where each foreign library is touched.
+
+Everything here is a table of what is allowed, compared with what the syntax trees say, in both directions: a row that
+nothing uses any more is as wrong as an import that no row allows.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parent.parent
+PACKAGE: Final = ROOT / "streamproxy"
+MAX_LINES: Final = 300
+
+LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
+    frozenset(line.split())
+    for line in (
+        "__main__",
+        "cli",
+        "demo __init__",  # __init__ is the public API: it gives out `app` and `settings` when they are asked for
+        "app server",  # what is served, and the process that serves it
+        "web simulator configuration",  # configuration: from settings and catalogue to providers and credentials
+        "relay",
+        "providers hub upstream auth",
+        "observe",
+        "core",
+        "errors settings",
+        "setting_types",  # the annotated types that settings are made of
+    )
+)
+"""From the top. Imports point down, and neighbours on a line do not import each other."""
+
+ANNOTATED: Final = {
+    ("app", "aiohttp"),  # an operator's or a test's own resolver is handed through
+    ("upstream", "aiohttp"),
+    ("setting_types", "streamproxy.settings"),  # ConfigurationError carries the Settings that remain sound
+}
+"""Imports against the rules below for the sake of an annotation: they must stand under TYPE_CHECKING."""
+
+SEAMS: Final[dict[str, frozenset[str]]] = {
+    library: frozenset(modules.split())
+    for library, modules in {
+        "aiohttp": "upstream.transport upstream.connection",
+        "click": "cli",
+        "httptools": "simulator.connection",
+        "httpx": "upstream",
+        "httpx_aiohttp": "upstream.transport",
+        "PIL": "simulator.pictures",
+        "prometheus_client": "observe",
+        "pydantic": "settings setting_types",
+        "pydantic_core": "settings setting_types",
+        "pydantic_settings": "settings",
+        "python_multipart": "simulator.multipart",
+        "sse_starlette": "web.responses",
+        "structlog": "observe",
+        "uvicorn": "server",
+    }.items()
+}
+"""Each foreign library in its one place, so that a move to another is one file."""
+
+WIDE: Final[dict[str, frozenset[str]]] = {
+    library: frozenset(layers.split())
+    for library, layers in {
+        "anyio": "cli demo app server web simulator relay hub upstream",
+        "msgspec": "core providers simulator",
+        "orjson": "app server web simulator core providers",
+        "starlette": "app server web",
+    }.items()
+}
+"""The vocabulary of whole layers."""
+
+PURE: Final = ("core", "providers")
+IMPURE: Final = frozenset(
+    "asyncio concurrent datetime.now http io logging multiprocessing os pathlib queue random secrets select selectors "
+    "shutil signal socket ssl subprocess sys tempfile threading time uuid warnings".split()
+)
+CLOCKS: Final = frozenset({"now", "today", "utcnow"})
+
+DISTRIBUTIONS: Final = {"pillow": "PIL"}
+"""Where a distribution's module has another name than the distribution."""
+
+PARTS: Final = {"pydantic_core": "pydantic", "starlette": "starlette"}
+"""Modules that come with another distribution, which pins them exactly."""
+
+NAMED: Final = {"uvloop": "server"}
+"""Never imported by us: the event loop that uvicorn and anyio are told to use by name."""
+
+TOP_LEVEL: Final = frozenset({"pyproject.toml", "README.md", "LICENSE", "streamproxy", "tests", "deploy"})
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """One imported module: where it stands, and whether it is there for annotations only."""
+
+    importer: str
+    module: str
+    annotation: bool
+    line: int
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+def name_of(path: Path) -> str:
+    """`streamproxy/web/images.py` is `web.images`, `streamproxy/hub/__init__.py` is `hub`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def layer_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+SOURCES: Final = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+RANK: Final = {name: rank for rank, line in enumerate(LAYERS) for name in line}
+
+
+def imports_of(path: Path, importer: str) -> Iterator[Import]:
+    """Every import of a file, those inside functions too; `from streamproxy import x` is an import of streamproxy.x."""
+    for node, annotation in walk(tree(path), False):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(importer, alias.name, annotation, node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            module = node.module or ""
+            for alias in node.names:
+                inside = ROOT.joinpath(*module.split("."), alias.name)
+                is_module = inside.with_suffix(".py").exists() or (inside / "__init__.py").exists()
+                yield Import(importer, f"{module}.{alias.name}" if is_module else module, annotation, node.lineno)
+
+
+def walk(node: ast.AST, annotation: bool) -> Iterator[tuple[ast.AST, bool]]:
+    yield node, annotation
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        for child in node.body:
+            yield from walk(child, True)
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from walk(child, annotation)
+
+
+@cache
+def all_imports() -> tuple[Import, ...]:
+    return tuple(found for name, path in SOURCES.items() for found in imports_of(path, name))
+
+
+def excepted(found: Import) -> bool:
+    return found.annotation and any(
+        found.importer == importer and (found.module + ".").startswith(module + ".") for importer, module in ANNOTATED
+    )
+
+
+def foreign() -> Iterator[tuple[Import, str]]:
+    for found in all_imports():
+        top = layer_of(found.module)
+        if top not in sys.stdlib_module_names and top != "streamproxy":
+            yield found, top
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {layer_of(name) for name in SOURCES} == RANK.keys()
+
+
+def test_imports_point_down_and_neighbours_do_not_import_each_other() -> None:
+    wrong = []
+    for found in all_imports():
+        if layer_of(found.module) != "streamproxy" or excepted(found):
+            continue
+        target = layer_of(found.module.partition(".")[2] or "__init__")
+        source = layer_of(found.importer)
+        if target != source and RANK[target] <= RANK[source]:
+            wrong.append(f"{found.importer}:{found.line} imports {found.module}")
+    assert not wrong
+
+
+def test_exceptions_for_annotations_are_in_use() -> None:
+    used = {
+        (importer, module)
+        for importer, module in ANNOTATED
+        for found in all_imports()
+        if found.importer == importer and (found.module + ".").startswith(module + ".") and found.annotation
+    }
+    assert used == ANNOTATED
+
+
+def test_each_foreign_library_is_touched_in_its_place_only() -> None:
+    touched: dict[str, set[str]] = {}
+    for found, library in foreign():
+        if not excepted(found):
+            touched.setdefault(library, set()).add(layer_of(found.importer) if library in WIDE else found.importer)
+    assert touched == {**SEAMS, **WIDE}
+
+
+@pytest.mark.parametrize("layer", PURE)
+def test_the_core_is_pure(layer: str) -> None:
+    """No clock, chance, loop, socket, log or file but the package's own data; no await."""
+    for name, path in SOURCES.items():
+        if layer_of(name) != layer:
+            continue
+        for found in imports_of(path, name):
+            assert layer_of(found.module) not in IMPURE, f"{name}:{found.line} imports {found.module}"
+        for node in ast.walk(tree(path)):
+            where = f"{name}:{getattr(node, 'lineno', 0)}"
+            assert not isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith), where
+            if isinstance(node, ast.Call):
+                call = node.func
+                clock = isinstance(call, ast.Attribute) and call.attr in CLOCKS
+                opens = isinstance(call, ast.Name) and call.id in ("open", "print", "input")
+                assert not clock, f"{where} asks for the time"
+                assert not opens, f"{where} does I/O"
+
+
+def declared(extra: str | None = None) -> set[str]:
+    """The modules of the dependencies that pyproject.toml names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    lines: list[str] = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    names = [re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0].lower() for line in lines]
+    return {DISTRIBUTIONS.get(name, name.replace("-", "_")) for name in names}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    imported = {library for found, library in foreign() if not found.annotation}
+    assert {PARTS.get(library, library) for library in imported} == declared() - NAMED.keys()
+
+
+@pytest.mark.parametrize(("library", "module"), NAMED.items())
+def test_what_is_declared_without_an_import_is_asked_for_by_name(library: str, module: str) -> None:
+    strings = [node.value for node in ast.walk(tree(SOURCES[module])) if isinstance(node, ast.Constant)]
+    assert library in strings
+
+
+def test_tests_import_only_what_is_declared() -> None:
+    known = declared() | declared("dev") | {"streamproxy", "tests", *PARTS}
+    unknown = {
+        f"{path.relative_to(ROOT)}: {found.module}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        if "node_modules" not in path.parts
+        for found in imports_of(path, path.stem)
+        if layer_of(found.module) not in sys.stdlib_module_names and layer_of(found.module) not in known
+    }
+    assert not unknown
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_module_says_what_it_is_and_fits_on_a_few_screens(name: str) -> None:
+    text = SOURCES[name].read_text("utf-8")
+    assert len(text.splitlines()) <= MAX_LINES
+    assert ast.get_docstring(tree(SOURCES[name]))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_module_holds_no_state_and_does_nothing_when_imported(name: str) -> None:
+    module = tree(SOURCES[name])
+    assert not [node.lineno for node in ast.walk(module) if isinstance(node, ast.Global)], "`global` is state"
+    for node in module.body:
+        if isinstance(node, ast.Expr):
+            assert isinstance(node.value, ast.Constant), f"line {node.lineno} does something"
+        elif isinstance(node, ast.If):
+            assert ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"), f"line {node.lineno}"
+        elif isinstance(node, ast.AnnAssign):
+            final = ast.unparse(node.annotation).partition("[")[0] == "Final"
+            assert final or not mutable(node.value), f"line {node.lineno}: a table is Final"
+        elif isinstance(node, ast.Assign):
+            plain = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            assert plain == ["__all__"] or not mutable(node.value), f"line {node.lineno}: a table is Final"
+        else:
+            allowed = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+            assert isinstance(node, allowed), f"line {node.lineno} does something"
+
+
+def mutable(value: ast.expr | None) -> bool:
+    if isinstance(value, ast.Call):
+        return ast.unparse(value.func).rpartition(".")[2] in {"dict", "list", "set", "deque", "defaultdict", "Event"}
+    return isinstance(value, ast.Dict | ast.List | ast.Set | ast.DictComp | ast.ListComp | ast.SetComp)
+
+
+IMPORT_ALL: Final = """
+import importlib, logging, signal, sys, threading
+
+READ = (".py", ".pyc", ".so", "METADATA", ".zip")  # code, and the version in our own metadata
+ACTS = ("socket.connect", "socket.bind", "socket.getaddrinfo", "subprocess.", "os.", "tempfile.", "signal.")
+LOOKS = ("os.listdir", "os.scandir")  # how modules are found
+seen = []
+
+def responsible():
+    # Of what runs now, the innermost that is not the standard library.
+    frame = sys._getframe(2)
+    while frame and (frame.f_globals.get("__name__") or "").partition(".")[0] in STANDARD:
+        frame = frame.f_back
+    return (frame.f_globals.get("__name__") or "") if frame else ""
+
+def hook(event, args):
+    if event == "open":
+        acts = not str(args[0]).endswith(READ) or bool(set(args[1] or "") & set("wax+"))
+    else:
+        acts = event.startswith(ACTS) and event not in LOOKS
+    if acts and responsible().startswith("streamproxy"):
+        seen.append((event, str(args[0])))
+
+STANDARD = {*sys.stdlib_module_names, "_frozen_importlib", "_frozen_importlib_external"}
+handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+sys.addaudithook(hook)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert not seen, seen
+assert threading.active_count() == 1, threading.enumerate()
+assert not logging.getLogger().handlers
+assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+"""
+
+
+def test_importing_reads_no_file_opens_no_socket_and_starts_no_thread() -> None:
+    names = ["streamproxy" if name == "__init__" else f"streamproxy.{name}" for name in SOURCES]
+    run(IMPORT_ALL, *names)
+
+
+def test_help_imports_only_click() -> None:
+    """What makes `--help` and a mistyped option answer at once."""
+    code = "import sys, streamproxy.cli\nprint(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = set(run(code).split())
+    assert "click" in loaded
+    assert not loaded & ({*SEAMS, *WIDE} - {"click"})
+
+
+def run(code: str, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environment,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_top_level_holds_these_entries_and_nothing_else() -> None:
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text("utf-8").split()]
+    visible = {
+        entry.name
+        for entry in ROOT.iterdir()
+        if not entry.name.startswith(".") and not any(fnmatch(entry.name, pattern) for pattern in ignored)
+    }
+    assert visible == TOP_LEVEL
