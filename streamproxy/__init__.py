@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streamproxy.app import create_app
     from streamproxy.settings import Settings
 
-__all__ = ["Settings", "__version__", "create_app"]
+    __version__: str
 
-__version__ = version("streamproxy")
+__all__ = ["Settings", "__version__", "create_app"]
 
 
 def __getattr__(name: str) -> object:
@@ -24,4 +23,8 @@ def __getattr__(name: str) -> object:
         from streamproxy.settings import Settings
 
         return Settings
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("streamproxy")
     raise AttributeError(f"module 'streamproxy' has no attribute {name!r}")

@@ -6,7 +6,6 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib import resources
 from typing import TYPE_CHECKING
 
 import anyio
@@ -17,8 +16,8 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from streamproxy.configuration import Configured, configure
-from streamproxy.core.catalogue import Catalogue, Provider, parse
+from streamproxy.configuration import Configured, configure, read_catalogue
+from streamproxy.core.catalogue import Provider
 from streamproxy.core.events import error_body
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.errors import Failure, ProxyError
@@ -87,11 +86,6 @@ def create_app(
         lifespan=lifespan,
         exception_handlers={HTTPException: _not_routed},
     )
-
-
-def read_catalogue() -> Catalogue:
-    """The catalogue that ships with the package."""
-    return parse(resources.files("streamproxy").joinpath("catalogue.toml").read_text("utf-8"))
 
 
 def _service(

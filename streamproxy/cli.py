@@ -119,8 +119,7 @@ def _configured(command: Function) -> Function:
 
 def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalogue, Configured]:
     """Settings, catalogue and providers. Raises ConfigurationError with the problems of all three together."""
-    from streamproxy.app import read_catalogue
-    from streamproxy.configuration import configure
+    from streamproxy.configuration import configure, read_catalogue
     from streamproxy.core.headers import HeaderPolicy
     from streamproxy.providers import ADAPTERS
     from streamproxy.settings import ConfigurationError, load

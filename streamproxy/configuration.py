@@ -13,12 +13,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from streamproxy.auth import Credential, CredentialSource, Kind
-from streamproxy.core.catalogue import Catalogue, Provider
+from streamproxy.core.catalogue import Catalogue, Provider, parse
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.setting_types import ConfigurationError, ConfigurationProblem, is_loopback
 from streamproxy.settings import ProviderSettings, Settings
@@ -42,6 +43,11 @@ def read_secret(path: str) -> str:
     if len(raw) > LIMIT_OF_SECRETS:
         raise ValueError("too large")
     return raw.decode()
+
+
+def read_catalogue() -> Catalogue:
+    """The catalogue that ships with the package."""
+    return parse(resources.files("streamproxy").joinpath("catalogue.toml").read_text("utf-8"))
 
 
 def configure(

@@ -66,7 +66,7 @@ def test_help_names_every_command() -> None:
 
 
 def test_help_costs_little_more_than_click() -> None:
-    """CPU time, the best of several runs of each in turn: 1.5 times was measured, with all imports it would be 10."""
+    """CPU time, the best of several runs of each in turn: 1.8 times was measured, with all imports it would be 10."""
 
     def seconds(*words: str) -> float:
         before = os.times()

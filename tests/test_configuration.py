@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from streamproxy.app import read_catalogue
+from streamproxy.configuration import read_catalogue
 from streamproxy.auth import Credential
 from streamproxy.configuration import Configured, configure, read_secret
 from streamproxy.core.headers import HeaderPolicy

@@ -60,7 +60,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         # With 0 "writable again" means that the kernel has everything: a step is over when its bytes have left.
-        self.transport.set_write_buffer_limits(high=0)
+        # (asyncio's TLS transport pauses at `high` and not above it: with 0 it would never be writable again.)
+        self.transport.set_write_buffer_limits(high=0 if transport.get_extra_info("ssl_object") is None else 1)
         self.server.connections += 1
         self.number = self.server.connections
         self.server.open_connections += 1

@@ -113,7 +113,7 @@ REFUSALS: Final[Mapping[str, Fault]] = MappingProxyType(
         "refused-429": lambda _: _rate_limited(),
         "refused-500": lambda _: error_answer(500, "The server had an error.", type=SERVER_ERROR),
         "refused-503": lambda _: error_answer(503, "Overloaded.", type=SERVER_ERROR, headers=(("Retry-After", "1"),)),
-        "html-500": lambda _: _text(502, "text/html", b"<html><h1>502 Bad Gateway</h1></html>"),
+        "html-502": lambda _: _text(502, "text/html", b"<html><h1>502 Bad Gateway</h1></html>"),
         # A 200, or what looks like one, that is no answer.
         "html-200": lambda _: _text(200, "text/html; charset=utf-8", b"<html><h1>Sign in</h1></html>"),
         "redirect": lambda _: _text(302, "text/plain", b"moved", (("Location", "http://127.0.0.1:9/elsewhere"),)),

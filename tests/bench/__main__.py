@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import resource
+import signal
 import socket
 import sys
 import tempfile
@@ -98,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     only, kinds = chosen.only.split(","), chosen.kinds.split(",")
     if not set(only) <= set(names) or not set(kinds) <= set(KINDS) or not all(0 < n <= 256 for n in streams):
         parser.error("no such peer or kind of cell, or streams outside 1 to 256")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends what was started
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, most), most))
     with place(Answer(), QUICK_SECONDS if chosen.quick else FULL_SECONDS, pinned=True) as where:

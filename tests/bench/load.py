@@ -13,13 +13,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from enum import Enum
 from itertools import count
-from typing import Final
+from typing import Final, cast
 
 from tests.bench.wire import Answer, Void
 
 BUFFER: Final = 256 * 1024
 OPENING: Final = 50
 """Idle streams that are opened at a time: under every peer's listen backlog."""
+
+CLOSING_SECONDS: Final = 5.0
 
 
 class _At(Enum):
@@ -53,9 +55,8 @@ class _Caller(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.write(self._request)
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self.transport.write(self._request)
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return self._buffer
@@ -168,15 +169,16 @@ class Load:
         try:
             while len(callers) < number:
                 some = [self._call(0, "idle") for _ in range(min(OPENING, number - len(callers)))]
-                opened = await asyncio.gather(*some)
-                callers += opened
-                await asyncio.gather(*(caller.opened for caller in opened))
+                connected = await asyncio.gather(*some)
+                callers += connected
+                await asyncio.gather(*(caller.opened for caller in connected))
             yield
         finally:
             for caller in callers:
                 if caller.transport is not None:
                     caller.transport.abort()
-            await asyncio.gather(*(caller.closed for caller in callers))
+            if callers:
+                await asyncio.wait([caller.closed for caller in callers], timeout=CLOSING_SECONDS)
 
     async def _call(self, number: int, mode: str) -> _Caller:
         members = {

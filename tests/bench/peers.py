@@ -27,12 +27,16 @@ Command = Callable[[Path, int, int], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A row: `command(directory, port, origin's port)` writes its configuration and says how it is run."""
+    """A row: `command(directory, port, origin's port)` writes its configuration and says how it is run.
+
+    `fast`: whether it takes a second or so per GB. `passes_head`: whether a caller gets the head before any data.
+    """
 
     name: str
     command: Command
     binary: str | None = None
     fast: bool = True
+    passes_head: bool = True
 
     @property
     def missing(self) -> bool:
@@ -117,7 +121,12 @@ def _tutorial(_directory: Path, port: int, origin: int) -> list[str]:
 PEERS: Final[tuple[Peer, ...]] = (
     Peer("streamproxy", _streamproxy),
     Peer("nginx", lambda directory, port, origin: _nginx(directory, port, origin, "off"), binary="nginx"),
-    Peer("nginx-buffered", lambda directory, port, origin: _nginx(directory, port, origin, "on"), binary="nginx"),
+    Peer(
+        "nginx-buffered",
+        lambda directory, port, origin: _nginx(directory, port, origin, "on"),
+        binary="nginx",
+        passes_head=False,
+    ),
     Peer("haproxy", _haproxy, binary="haproxy"),
     Peer("tutorial", _tutorial, fast=False),
 )

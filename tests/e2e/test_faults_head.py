@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+
+import anyio
 import pytest
 
 from streamproxy.simulator import running
-from streamproxy.simulator.script import Fin, Reset, Script, Send, Stall
-from tests.support.faults import IMAGE, STREAMED, Refusal, provider
-from tests.support.proxy import no_leaks, running_proxy
+from streamproxy.simulator.openai import OpenAI
+from streamproxy.simulator.script import Script, Send, Stall, Step, Wait
+from streamproxy.simulator.server import Received, serve
+from tests.support.faults import IMAGE, IMAGE_BODY, IMAGE_BYTES, STREAMED, Refusal, provider
+from tests.support.proxy import BOUND, Sent, events, no_leaks, running_proxy
 
 pytestmark = pytest.mark.anyio
 
 PROTOCOL = Refusal(502, "http_protocol_error", "upstream_protocol")
 TERMINATED = Refusal(502, "connection_terminated", "upstream_reset")
 SILENT = Refusal(504, "first_byte_timeout", "ttfb_timeout")
+TOO_LARGE = Refusal(502, "header_section_size", "upstream_protocol")
 CODING = Refusal(502, "content_coding", "upstream_encoding")
 
-FAULTS = {
+# What each row of the simulator's faults means to a caller.
+BROKEN = {
     "no-bytes": SILENT,
     "half-head-stall": SILENT,
     "reset-before-head": TERMINATED,
@@ -25,30 +34,171 @@ FAULTS = {
     "bad-status-line": PROTOCOL,
     "not-http": PROTOCOL,
     "status-1000": PROTOCOL,
-    "huge-head": Refusal(502, "header_section_size", "upstream_protocol"),
-    "many-headers": Refusal(502, "header_section_size", "upstream_protocol"),
+    "huge-head": TOO_LARGE,
+    "many-headers": TOO_LARGE,
     "cr-in-header": PROTOCOL,
     "conflicting-content-length": PROTOCOL,
     "content-length-and-chunked": PROTOCOL,
     "many-100-continue": PROTOCOL,
     "switching-101": PROTOCOL,
+}
+SOUND = {
     "redirect": Refusal(502, "unexpected_redirect", "upstream_redirect"),
     "html-200": Refusal(502, "unexpected_content_type", "upstream_protocol"),
     "gzip": CODING,
     "gzip-corrupt": CODING,
     "refused-500": Refusal(502, "provider_failed", "provider_5xx"),
-    "html-500": Refusal(502, "provider_failed", "provider_5xx"),
+    "html-502": Refusal(502, "provider_failed", "provider_5xx"),
     "no-content": Refusal(502, "no_image", "no_image"),
 }
+FAULTS = BROKEN | SOUND
 
 
 @STREAMED
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_fault_before_the_head_is_an_http_status(fault: str, stream: bool) -> None:
     async with no_leaks(), running(pace=0) as sim, running_proxy(sim.url, first_byte_timeout=0.3) as proxy:
-        answer = await proxy.generate(model=f"sim/fault-{fault}", stream=stream)
-        await FAULTS[fault].check(proxy, answer)
+        await FAULTS[fault].check(proxy, await proxy.generate(model=f"sim/fault-{fault}", stream=stream))
         assert sim.calls == 1
-        # The connection is gone, or clean: the next request has its own answer.
-        assert (await proxy.generate(size="64x64")).status_code == 200
+        assert (await proxy.generate(size="64x64", stream=stream, partial_images=0)).status_code == 200
         assert sim.calls == 2
+        if fault in BROKEN:
+            assert sim.received[0].connection != sim.received[1].connection
+
+
+class Held(tuple[Step, ...]):
+    """A script that holds back `completed` until `released` says otherwise."""
+
+    released: list[str]
+
+    def __iter__(self) -> Iterator[Step]:
+        steps = list(super().__iter__())
+        yield from steps[:-2]
+        while not self.released:
+            yield Wait(0.02)
+        yield from steps[-2:]
+
+
+async def test_faults_leave_another_stream_alone() -> None:
+    handler = OpenAI(0)
+    released: list[str] = []
+
+    async def beside(received: Received) -> Script:
+        script = await handler(received)
+        if b"fault-" in received.body:
+            return script
+        held = Held(script)
+        held.released = released
+        return held
+
+    async with no_leaks(), serve(beside) as sim, running_proxy(sim.url, first_byte_timeout=0.3) as proxy:
+        whole: list[Sent] = []
+
+        async def companion() -> None:
+            whole.extend(events((await proxy.generate(stream=True, partial_images=2, size="64x64")).content))
+
+        with anyio.fail_after(BOUND):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(companion)
+                await sim.wait_until(lambda server: server.calls == 1, BOUND)
+                for fault, refusal in FAULTS.items():
+                    answer = await proxy.generate(model=f"sim/fault-{fault}", stream=True)
+                    assert answer.status_code == refusal.status, fault
+                assert whole == []
+                released.append("now")
+        assert [event.event.rpartition(".")[2] for event in whole] == ["partial_image"] * 2 + ["completed"]
+        assert sim.calls == 1 + len(FAULTS)
+
+
+async def test_each_deadline_before_the_head_names_its_setting() -> None:
+    async with provider((Stall(),), first_byte_timeout=0.2) as (_, proxy):
+        message = await SILENT.check(proxy, await proxy.generate())
+        assert "0.2 s" in message
+        assert "first_byte_timeout" in message
+    async with provider((Stall(),), total_timeout=0.2) as (_, proxy):
+        message = await Refusal(504, "deadline", "stream_deadline").check(proxy, await proxy.generate())
+        assert "0.2 s" in message
+        assert "total_timeout" in message
+
+
+async def test_a_head_that_comes_slowly_is_fine() -> None:
+    pieces = (Send(IMAGE_BYTES[at : at + 1]) for at in range(len(IMAGE_BYTES)))
+    async with provider(tuple(pieces)) as (server, proxy):
+        assert (await proxy.generate()).json()["data"] == [{"b64_json": "aW1hZ2U="}]
+        assert server.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        (b"HTTP/1.1 200 OK\r\n" + b"".join(b"x-%d: 1\r\n" % i for i in range(201)), PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\n" + b"".join(b"x-%d: %s\r\n" % (i, b"v" * 1000) for i in range(110)), TOO_LARGE),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n", PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n", PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntransfer-encoding: identity\r\n", PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: -2\r\n", PROTOCOL),
+        (b"HTTP/2 200\r\n", PROTOCOL),
+        (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 9 + b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n", PROTOCOL),
+    ],
+    ids=["201-headers", "110-kb", "equal-lengths", "two-framings", "two-codings", "negative", "http-2", "9-interim"],
+)
+async def test_heads_that_parsers_may_accept_are_refused(start: bytes, expected: Refusal) -> None:
+    # In one segment, and with the last bytes in segments of their own: where it is cut must not decide.
+    whole = start + b"\r\n{}"
+    async with provider((Send(whole),), (Send(whole[:-5]), *(Send(whole[at:][:1]) for at in range(-5, 0))), IMAGE) as (
+        server,
+        proxy,
+    ):
+        await expected.check(proxy, await proxy.generate())
+        await expected.check(proxy, await proxy.generate(), times=2)
+        assert (await proxy.generate()).status_code == 200
+        assert server.calls == 3
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"HTTP/1.1 200 OK\n" + b"content-length: %d\n\n" % len(IMAGE_BODY),
+        b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * 8
+        + b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(IMAGE_BODY),
+        b"HTTP/1.1 200 OK\r\n" + b"x: 1\r\n" * 199 + b"content-length: %d\r\n\r\n" % len(IMAGE_BODY),
+    ],
+    ids=["lf-only", "8-interim", "200-headers"],
+)
+async def test_odd_but_sound_heads_pass(start: bytes) -> None:
+    async with provider((Send(start + IMAGE_BODY),)) as (server, proxy):
+        assert (await proxy.generate()).status_code == 200
+        assert (await proxy.generate()).status_code == 200
+        assert server.connections == 1
+
+
+async def test_a_large_body_behind_a_head_in_one_segment_is_not_part_of_the_head() -> None:
+    body = b'{"created":1,"data":[{"b64_json":"' + b"A" * 300_000 + b'"}]}'
+    for newline in (b"\r\n", b"\n"):
+        start = newline.join((b"HTTP/1.1 200 OK", b"content-length: %d" % len(body), b"", b""))
+        async with provider((Send(start + body),)) as (_, proxy):
+            assert len((await proxy.generate()).content) > 300_000
+
+
+async def test_a_redirect_is_never_followed() -> None:
+    async with provider(IMAGE) as (elsewhere, _):
+        start = f"HTTP/1.1 307 Elsewhere\r\nlocation: {elsewhere.url}/v1/x\r\ncontent-length: 0\r\n\r\n"
+        async with provider((Send(start.encode()),)) as (server, proxy):
+            await FAULTS["redirect"].check(proxy, await proxy.generate())
+            assert (server.calls, elsewhere.calls) == (1, 0)
+
+
+async def test_a_compression_bomb_costs_nothing() -> None:
+    pack = zlib.compressobj(9)
+    body = b"".join(pack.compress(bytes(1 << 20)) for _ in range(512)) + pack.flush()
+    start = b"HTTP/1.1 200 OK\r\ncontent-encoding: deflate\r\ncontent-length: %d\r\n\r\n" % len(body)
+    async with provider((Send(start + body),)) as (server, proxy):
+        tracemalloc.start()
+        try:
+            answer = await proxy.generate(stream=True)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        await CODING.check(proxy, answer)
+        assert peak < 8 << 20
+        assert server.calls == 1

@@ -1,7 +1,9 @@
 import pytest
 from streamproxy.simulator import running
 from tests.support.proxy import events, no_leaks, running_proxy
+
 pytestmark = pytest.mark.anyio
+
 
 async def test_a() -> None:
     async with no_leaks(), running(pace=0) as sim, running_proxy(sim.url) as proxy:

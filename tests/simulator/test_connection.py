@@ -16,6 +16,8 @@ from tests.simulator.test_script import Parsed
 pytestmark = pytest.mark.anyio
 
 SECONDS = 10.0
+# Seconds on a busy machine; what it must not be mistaken for lasts 600.
+AT_ONCE = 0.5
 GOOD = json_answer(200, {"ok": True})
 
 
@@ -99,7 +101,7 @@ async def test_a_peer_that_leaves_ends_a_pause_at_once(step: Stall | Wait) -> No
             left = time.monotonic()
             await server.wait_until(lambda s: s.disconnects, SECONDS)
             await server.wait_closed_connections(SECONDS)
-        assert server.disconnects[0] - left < 0.1
+        assert server.disconnects[0] - left < AT_ONCE
 
 
 async def test_a_peer_that_leaves_after_the_answer_is_no_disconnect() -> None:

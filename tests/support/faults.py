@@ -10,12 +10,15 @@ import anyio
 import httpx
 import pytest
 
-from streamproxy.simulator.script import Script, json_answer
+from streamproxy.simulator.script import Script, Send, json_answer
 from streamproxy.simulator.server import Received, Server, serve
 from tests.support.proxy import BOUND, Proxy, no_leaks, running_proxy
 
-IMAGE = json_answer(200, b'{"created":1,"data":[{"b64_json":"aW1hZ2U="}]}')
+IMAGE_BODY = b'{"created":1,"data":[{"b64_json":"aW1hZ2U="}]}'
+IMAGE = json_answer(200, IMAGE_BODY)
 """A good answer, as short as can be."""
+
+IMAGE_BYTES = b"".join(step.data for step in IMAGE if isinstance(step, Send))
 
 STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
 
@@ -47,7 +50,7 @@ class Refusal:
 
 
 @asynccontextmanager
-async def provider(*scripts: Script, **settings: object) -> AsyncIterator[tuple[Server, Proxy]]:
+async def provider(*scripts: Script, **settings: float) -> AsyncIterator[tuple[Server, Proxy]]:
     """A proxy before a provider that plays one script per request, the last again and again; nothing may leak."""
     left = list(scripts)
 
@@ -55,5 +58,11 @@ async def provider(*scripts: Script, **settings: object) -> AsyncIterator[tuple[
         return left.pop(0) if len(left) > 1 else left[0]
 
     with anyio.fail_after(BOUND):
-        async with no_leaks(), serve(handler) as server, running_proxy(server.url, **settings) as proxy:
+        async with (
+            no_leaks(),
+            serve(handler) as server,
+            running_proxy(
+                server.url, provider=None, environ=None, ssl_context=None, resolver=None, **settings
+            ) as proxy,
+        ):
             yield server, proxy

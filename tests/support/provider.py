@@ -1,22 +1,37 @@
-"""What a scripted provider sends: small frames with known bytes, and the data that callers must get of them."""
+"""What a scripted provider sends: small frames with known bytes, the data that callers must get of them, and a second
+stream that must not notice what happens to the first.
+"""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
 import orjson
+from structlog.testing import capture_logs
 
-from streamproxy.simulator.script import event
-from tests.support.proxy import Sent
+from streamproxy.errors import Failure
+from streamproxy.simulator.received import Handler, Received
+from streamproxy.simulator.script import Script, event, sse
+from tests.support.caller import calling, generation
+from tests.support.proxy import Proxy, Sent, events
 
-PREVIEW = "image_generation.partial_image"
-COMPLETED = "image_generation.completed"
-USAGE = {
+PREVIEW: Final = "image_generation.partial_image"
+COMPLETED: Final = "image_generation.completed"
+USAGE: Final = {
     "total_tokens": 3,
     "input_tokens": 1,
     "output_tokens": 2,
     "input_tokens_details": {"text_tokens": 1, "image_tokens": 0},
 }
-ADDED = b',"cost":null,"provider":"sim"}'
+ADDED: Final = b',"cost":null,"provider":"sim"}'
 """What the proxy puts in the place of a completed event's last brace."""
+
+OTHER: Final = "the other stream"
+OTHER_SECONDS: Final = 0.1
 
 
 def preview(number: int, *, size: int = 64) -> bytes:
@@ -44,3 +59,67 @@ def passed_on(*frames: bytes) -> list[Sent]:
         data = data_of(frame)
         sent.append(Sent(name, data[:-1] + ADDED if name == COMPLETED else data))
     return sent
+
+
+_OTHERS: Final = (preview(0), completed())
+
+
+def provider(script: Script) -> Handler:
+    """Plays `script`, and for the other stream a good one that takes its time."""
+
+    def handle(received: Received) -> Script:
+        return sse(_OTHERS, waits=(0, OTHER_SECONDS)) if OTHER.encode() in received.body else script
+
+    return handle
+
+
+@asynccontextmanager
+async def other_stream(proxy: Proxy) -> AsyncIterator[None]:
+    """A stream through the same proxy that has its first frame before the block, and is whole after it."""
+    async with calling(proxy.port) as caller:
+        await caller.send(generation(prompt=OTHER, stream=True))
+        assert await caller.head() == 200
+        body = b""
+        while not body.endswith(b"\n\n"):
+            body += await caller.chunk()
+        yield
+        assert events(body + await caller.rest()) == passed_on(*_OTHERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """How a request failed, in whichever of the two forms: an HTTP status, or a final `error` event."""
+
+    frames: list[Sent]
+    status: object
+    code: object
+    message: object
+    as_event: bool
+
+
+def failed(response: httpx.Response) -> Failed:
+    """Read a failed answer; both forms name the request by the id in its head."""
+    if response.headers["content-type"].startswith("text/event-stream"):
+        assert response.status_code == 200
+        *frames, last = events(response.content)
+        assert last.event == "error"
+        assert last.json["type"] == "error"
+        body, error = last.json, last.json["error"]
+        assert isinstance(error, dict)
+        status, as_event = error["status"], True
+    else:
+        frames, as_event, status = [], False, response.status_code
+        body = orjson.loads(response.content)
+        error = body["error"]
+        assert isinstance(error, dict)
+    assert {"message", "type", "param", "code"} <= error.keys()
+    assert body["request_id"] == response.headers["x-request-id"]
+    return Failed(frames, status, error["code"], error["message"], as_event)
+
+
+@contextmanager
+def one_failure(failure: Failure) -> Iterator[None]:
+    """The block logs exactly one failure, which is this one."""
+    with capture_logs() as logs:
+        yield
+    assert [line["failure"] for line in logs if line["event"] == "failure"] == [failure.name.lower()]

@@ -1,0 +1,223 @@
+"""core/sse.py against a slow, obvious reading of WHATWG's rules, cut everywhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamproxy.core.sse import FIELD_LIMIT, GATHERED, SMALL, Cutter, Event, event_bytes
+from streamproxy.errors import Failure, ProxyError
+
+LARGE = 1 << 30
+
+Seen = list[tuple[str, bytes]]
+
+
+def cut(chunks: Iterable[bytes], limit: int = LARGE) -> tuple[Seen, tuple[str, bytes] | None]:
+    """Name and data of each event, and of what the end leaves unfinished."""
+    cutter = Cutter(limit)
+    events = [event for chunk in chunks for event in cutter.feed(chunk)]
+    left = cutter.finish()
+    return [(event.name, event.joined()) for event in events], None if left is None else (left.name, left.joined())
+
+
+def reference(document: bytes) -> tuple[Seen, tuple[str, bytes] | None]:
+    """The rules as they are written, on the whole document; several data lines joined with our space."""
+    text = document.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    *lines, last = text.split(b"\n")
+    events: Seen = []
+    name = ""
+    data: list[bytes] | None = None
+    for line in (*lines, None, *([last] if last else [])):
+        if line is None:
+            continue
+        if line == b"":
+            if data is not None:
+                events.append((name, b" ".join(data)))
+            name, data = "", None
+            continue
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            data = [*(data or []), value]
+        elif field == b"event":
+            name = value.decode("utf-8", "replace")
+    return events, None if data is None else (name, b" ".join(data))
+
+
+DOCUMENTS = (
+    b"data: a\n\n",
+    b"data:a\n\ndata:  b\n\n",
+    b"\xef\xbb\xbfdata: a\n\n",
+    b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\ndata: b\n\n",
+    b"data: a\r\n\r\ndata: b\r\rdata: c\n\n\r\ndata: d\r\n\n",
+    b"event: x\ndata: 1\n\ndata: 2\n\n",
+    b"data: 1\nevent: late\n\n",
+    b"event: first\nevent: second\ndata: 1\n\n",
+    b"event: x\n\ndata: 1\n\n",
+    b": comment\n:\nid: 7\nretry: 5\nunknown\nData: x\n data: y\ndatax: z\ndata : w\n\ndata: 1\n\n",
+    b"data\n\ndata\ndata\n\ndata:",
+    b"data: {\ndata:\ndata: }\n\n",
+    b"data: \xff\x00\xc3\n\nevent: \xff\xc3\xa4\ndata: 1\n\n",
+    b"data: unfinished",
+    b"event: e\ndata: unfinished\n",
+    b"event: unfinished",
+    b"\n\n\r\r\r\n\ndata: a\n\n",
+    b"da",
+    b"\xef\xbb",
+)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_where_chunks_are_cut_changes_nothing(document: bytes) -> None:
+    whole = reference(document)
+    assert cut([document]) == whole
+    for first in range(len(document) + 1):
+        assert cut([document[:first], document[first:]]) == whole
+        for second in range(first, len(document) + 1):
+            assert cut([document[:first], document[first:second], document[second:]]) == whole
+    assert cut(document[at : at + 1] for at in range(len(document))) == whole
+
+
+def test_what_the_rules_say_in_words() -> None:
+    """The reference could share a misreading with the code: these are wire.md's own expectations."""
+    assert cut([b"data\n\ndata\ndata\n\ndata:"])[0] == [("", b""), ("", b" ")]
+    assert cut([b"data:  x\n\n"])[0] == [("", b" x")]
+    assert cut([b"\xef\xbb\xbfdata: a\n\n"])[0] == [("", b"a")]
+    assert cut([b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n"])[0] == []
+    assert cut([b"data: a\r", b"\n\r\n"])[0] == [("", b"a")]
+    assert cut([b"event: x\n\ndata: 1\n\n"])[0] == [("", b"1")]
+    assert cut([b"data: {\ndata: }\n\n"])[0] == [("", b"{ }")]
+
+
+LINE = st.one_of(
+    st.sampled_from(
+        (b"", b"", b"data", b"data:", b"event", b"event:", b":", b"id: 1", b"retry: 5", b" data: x", b"dat")
+    ),
+    st.binary(max_size=12).map(lambda value: value.replace(b"\r", b"").replace(b"\n", b"")),
+    st.binary(max_size=40).map(lambda value: b"data: " + value.replace(b"\r", b"").replace(b"\n", b"")),
+    st.sampled_from((b"event: image_generation.completed", b"event:x", b"event: \xc3\xa4")),
+)
+DOCUMENT = st.tuples(
+    st.sampled_from((b"", b"\xef\xbb\xbf")),
+    st.lists(st.tuples(LINE, st.sampled_from((b"\n", b"\r\n", b"\r"))), max_size=20),
+    LINE,
+).map(lambda parts: parts[0] + b"".join(line + end for line, end in parts[1]) + parts[2])
+
+
+@settings(max_examples=400, deadline=None)
+@given(document=DOCUMENT, cuts=st.lists(st.integers(0, 400), max_size=8))
+def test_any_document_cut_anywhere(document: bytes, cuts: list[int]) -> None:
+    edges = [0, *sorted(min(at, len(document)) for at in cuts), len(document)]
+    assert cut(document[a:b] for a, b in zip(edges, edges[1:], strict=False)) == reference(document)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=st.lists(st.integers(0, 3 * SMALL), min_size=1, max_size=8), step=st.integers(1000, 3 * SMALL))
+def test_large_data_in_chunks_about_the_gathering_size(sizes: list[int], step: int) -> None:
+    document = b"".join(b"data: %b\n\n" % (bytes([65 + at % 26]) * size) for at, size in enumerate(sizes))
+    chunks = [document[at : at + step] for at in range(0, len(document), step)]
+    assert cut(chunks) == reference(document)
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000, SMALL, GATHERED, 1 << 20])
+@pytest.mark.parametrize("lines", [1, 3])
+def test_the_cap_counts_the_data_exactly(step: int, lines: int) -> None:
+    """Joining spaces count, the space after the colon does not; every event begins anew."""
+    line = b"data: " + b"x" * 30_000 + b"\n"
+    cap = lines * 30_001 - 1
+    document = (line * lines + b"\n") * 2
+    chunks = [document[at : at + step] for at in range(0, len(document), step)]
+    assert [len(data) for _, data in cut(chunks, cap)[0]] == [cap, cap]
+    with pytest.raises(ProxyError) as caught:
+        cut(chunks, cap - 1)
+    assert caught.value.failure is Failure.EVENT_TOO_LARGE
+
+
+def test_empty_data_lines_count_as_well() -> None:
+    """Each adds a byte to what is held."""
+    assert cut([b"data\n" * 11 + b"\n"], 10)[0] == [("", b" " * 10)]
+    for endless in (b"data\n", b"data:\n"):
+        with pytest.raises(ProxyError):
+            cut([endless * 12], 10)
+
+
+def test_events_before_one_that_is_too_large_come_out_first() -> None:
+    found = []
+    cutter = Cutter(4)
+    with pytest.raises(ProxyError):
+        found += [event.joined() for event in _each(cutter, b"data: 1234\n\ndata: 12345\n\n")]
+    stream = Cutter(4).feed(b"data: 1234\n\ndata: 12345\n\n")
+    assert next(stream).joined() == b"1234"
+
+
+def _each(cutter: Cutter, chunk: bytes) -> Iterable[Event]:
+    yield from cutter.feed(chunk)
+
+
+def test_a_field_of_any_length_is_not_kept() -> None:
+    cutter = Cutter(10)
+    for _ in range(2000):
+        assert list(cutter.feed(b"event: " + b"e" * 1000)) == []
+    assert len(cutter._head) <= FIELD_LIMIT
+    assert [event.joined() for event in cutter.feed(b"\ndata: 1\n\n")] == [b"1"]
+
+
+def test_a_chunk_inside_the_data_stays_the_same_object() -> None:
+    cutter = Cutter(LARGE)
+    first, middle, last = b"data: " + b"a" * SMALL, [bytes([66 + at]) * GATHERED for at in range(8)], b"z" * SMALL
+    for chunk in (first, *middle):
+        assert list(cutter.feed(chunk)) == []
+    [event] = cutter.feed(last + b"\n\n")
+    head, *pieces, tail = event.data
+    assert all(piece is chunk for piece, chunk in zip(pieces, middle, strict=True))
+    assert isinstance(head, memoryview)
+    assert head.obj is first
+    assert isinstance(tail, memoryview)
+    assert event.size == sum(map(len, event.data)) == 2 * SMALL + 8 * GATHERED
+
+
+def test_small_pieces_are_gathered() -> None:
+    """A provider that sends byte by byte costs no list entry per byte, and keeps no chunk alive."""
+    size = 3 * GATHERED
+    cutter = Cutter(LARGE)
+    for byte in (b"d", b"a", b"t", b"a", b":", *[b"x"] * size, b"\n"):
+        assert list(cutter.feed(byte)) == []
+    [event] = cutter.feed(b"\n")
+    assert [len(piece) for piece in event.data] == [GATHERED] * 3
+    assert all(isinstance(piece, bytes) for piece in event.data)
+
+
+def _seconds(document: bytes, step: int) -> float:
+    chunks = [document[at : at + step] for at in range(0, len(document), step)]
+    best = 1e9
+    for _ in range(3):
+        cutter = Cutter(LARGE)
+        began = time.process_time()
+        for chunk in chunks:
+            for _event in cutter.feed(chunk):
+                pass
+        best = min(best, time.process_time() - began)
+    return best
+
+
+@pytest.mark.parametrize(
+    ("unit", "step"),
+    [(b"x" * (1 << 20), 64), (b"data:\n", 4096), (b"\r", 4096), (b":c\n", 100), (b"data: x\n\n", 1000)],
+    ids=["one long line", "data lines", "blank lines", "comments", "events"],
+)
+def test_time_is_linear(unit: bytes, step: int) -> None:
+    """Four times the input is about four times the work: quadratic would be sixteen."""
+    small = (1 << 18) // step * step
+    document = b"data: " + unit * (4 * small // len(unit) + 1)
+    slow = _seconds(document[: 4 * small], step)
+    quick = _seconds(document[:small], step)
+    assert slow < 9 * quick + 0.01
+
+
+def test_event_bytes() -> None:
+    assert event_bytes("e", [b'{"a":', memoryview(b"1}")]) == b'event: e\ndata: {"a":1}\n\n'

@@ -1,0 +1,311 @@
+"""The README is held true: its tables by the code they describe, its snippets by being run against a proxy.
+
+Tables are compared whole, row by row and in order, so a row that is missing on either side fails. The snippets run as
+they stand, but for the address.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+import pytest
+
+from streamproxy.app import read_catalogue
+from streamproxy.cli import cli
+from streamproxy.core.headers import HeaderPolicy
+from streamproxy.demo import MODEL
+from streamproxy.errors import Failure
+from streamproxy.observe import GAUGES, METRICS
+from streamproxy.server import HEAD_BYTES, HEAD_SECONDS
+from streamproxy.settings import describe
+from streamproxy.simulator import running
+from streamproxy.web.routes import PREFIXES, ROUTES
+from tests.support.proxy import BOUND, Proxy, events, running_proxy
+
+ROOT: Final = Path(__file__).parent.parent
+README: Final = (ROOT / "README.md").read_text("utf-8")
+NODE_SDK: Final = ROOT / "tests" / "e2e" / "node"
+ADDRESS: Final = "http://127.0.0.1:8080"
+KEY_HASH: Final = "sha256:" + "0" * 64
+PROVIDER_ROW: Final = "providers.<name>."
+RUN: Final = "python3 -m venv .venv && .venv/bin/pip install -q . && .venv/bin/streamproxy demo"
+TEST: Final = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/pytest -q"
+
+Table = list[tuple[str, ...]]
+
+
+def table(first: str, *others: str) -> Table:
+    """The rows of the table with this header."""
+    lines = README.splitlines()
+    header = "| " + " | ".join((first, *others)) + " |"
+    assert lines.count(header) == 1, header
+    at = lines.index(header) + 1
+    assert re.fullmatch(r"\|(---\|)+", lines[at])
+    rows: Table = []
+    for line in lines[at + 1 :]:
+        if not line.startswith("|"):
+            break
+        cells = tuple(cell.strip() for cell in line[1:-1].split("|"))
+        assert len(cells) == 1 + len(others), line
+        rows.append(cells)
+    return rows
+
+
+def code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_two_commands_stand_there_exactly() -> None:
+    assert README.splitlines().count(f"Run: `{RUN}`") == 1
+    assert README.splitlines().count(f"Test: `{TEST}`") == 1
+
+
+def test_routes() -> None:
+    expected = [
+        (row.method, code((PREFIXES[0] if row.surface else "") + row.path.replace(":path}", "}")), row.meaning)
+        for row in ROUTES
+    ]
+    assert table("Method", "Path", "What it is") == expected
+    assert all(f"`{prefix}`" in README for prefix in PREFIXES)
+
+
+def test_settings() -> None:
+    expected = [
+        (code(row.name), code(row.env), code(row.default), row.meaning)
+        for row in describe()
+        if not row.name.startswith(PROVIDER_ROW)
+    ]
+    assert table("Setting", "Environment", "Default", "What it is") == expected
+
+
+def test_settings_of_a_provider() -> None:
+    expected = [
+        (code(row.name.removeprefix(PROVIDER_ROW)), code(row.default), row.meaning)
+        for row in describe()
+        if row.name.startswith(PROVIDER_ROW)
+    ]
+    assert table("Setting", "Default", "What it is") == expected
+
+
+def test_failures() -> None:
+    rows = table("Code", "Status", "Label", "May have been charged", "What happened")
+    expected = [
+        (code(row.code), str(row.status), code(row.label), "yes" if row.charged else "no")
+        for row in (failure.value for failure in Failure)
+    ]
+    assert [row[:4] for row in rows] == expected
+    assert all(row[4] for row in rows)
+
+
+def test_metrics() -> None:
+    counters = [(code(name), "counter", ", ".join(map(code, labels)), text) for name, text, labels in METRICS]
+    gauges = [(code(name), "gauge", "", text) for name, text in GAUGES]
+    assert table("Metric", "Kind", "Labels", "What it is") == counters + gauges
+
+
+def test_commands() -> None:
+    expected = [
+        (f"`streamproxy {name}`", (command.help or "").strip().splitlines()[0])
+        for name, command in cli.commands.items()
+    ]
+    assert table("Command", "What it does") == expected
+
+
+def test_names_of_settings_in_the_text_exist() -> None:
+    known = {row.name.removeprefix(PROVIDER_ROW) for row in describe()}
+    cells = {row[4] for row in table("Code", "Status", "Label", "May have been charged", "What happened")}
+    named = {name for cell in cells for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", cell)}
+    assert named - known == {"extra_headers", "request_id"}
+    assert {
+        name for name in re.findall(r"`((?:max|cors|caller|strict|allow)_\w+|\w+_(?:timeout|after))`", README)
+    } <= known
+
+
+def test_numbers_in_the_text() -> None:
+    rules = HeaderPolicy.load().rules
+    text = " ".join(README.split())
+    assert f"at most {rules.max_headers} names and string values, " in text
+    assert f"{rules.max_name_bytes} and {rules.max_value_bytes} bytes each, {rules.max_total_bytes >> 10} KiB" in text
+    assert f"not complete within {HEAD_SECONDS:g} s" in text
+    assert f"more than {HEAD_BYTES >> 10} KiB" in text
+
+
+def test_providers_known_by_name() -> None:
+    (said,) = re.findall(r"Providers known by name:\n(.*?)\.\n", README, re.DOTALL)
+    assert re.findall(r"`([a-z]+)`", said) == list(read_catalogue().providers)
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+    assert (ROOT / "deploy" / "previews.webp").stat().st_size < 60_000
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The process's, without what would configure a proxy or a client, or lead a request anywhere else."""
+    unwanted = re.compile(r"STREAMPROXY_.*|OPENAI_.*|CREDENTIALS_DIRECTORY|NODE_OPTIONS|.*_proxy", re.IGNORECASE)
+    return {name: value for name, value in os.environ.items() if not unwanted.fullmatch(name)} | more
+
+
+SERVED: Final = [line for block in blocks("sh") for line in block.splitlines() if "streamproxy serve" in line]
+
+
+def test_there_are_command_lines_that_serve() -> None:
+    assert len(SERVED) == 3
+
+
+@pytest.mark.parametrize("line", SERVED)
+def test_a_command_line_that_serves_has_a_configuration_without_problems(line: str) -> None:
+    words = shlex.split(line.replace("sha256:...", KEY_HASH).replace("=...", "=not-a-key-but-long-enough"))
+    at = words.index("streamproxy")
+    given = dict(word.split("=", 1) for word in words[:at])
+    checked = [sys.executable, "-m", "streamproxy", *("check" if word == "serve" else word for word in words[at + 1 :])]
+    done = subprocess.run(
+        checked, env=environment(**given), capture_output=True, text=True, timeout=BOUND, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "provider " in done.stdout
+
+
+def test_the_configuration_has_no_problems(tmp_path: Path) -> None:
+    (toml,) = blocks("toml")
+    key, file = tmp_path / "key", tmp_path / "streamproxy.toml"
+    key.write_text("not-a-key-but-long-enough\n")
+    assert "/run/secrets/gateway-key" in toml
+    file.write_text(toml.replace("/run/secrets/gateway-key", str(key)))
+    done = subprocess.run(
+        [sys.executable, "-m", "streamproxy", "check", "--config", str(file)],
+        env=environment(OPENAI_API_KEY="not-a-key-but-long-enough"),
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "gateway.example.com  credential: file" in done.stdout
+
+
+@asynccontextmanager
+async def proxied() -> AsyncIterator[Proxy]:
+    async with running(pace=0) as simulated, running_proxy(simulated.url) as proxy:
+        yield proxy
+
+
+async def ran(command: Sequence[str], cwd: Path) -> bytes:
+    with anyio.fail_after(BOUND):
+        done = await anyio.run_process(command, check=False, cwd=cwd, env=environment())
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    return done.stdout
+
+
+def only(language: str, mark: str, proxy: Proxy) -> str:
+    """The one block of this language that holds `mark`, with the running proxy's address."""
+    (found,) = [block for block in blocks(language) if mark in block]
+    assert found.count(ADDRESS) == 1
+    assert MODEL in found
+    return found.replace(ADDRESS, proxy.url)
+
+
+PREVIEWS: Final = ["image_generation.partial_image"] * 3
+TYPES: Final = [*PREVIEWS, "image_generation.completed"]
+
+
+@pytest.mark.anyio
+async def test_curl(tmp_path: Path) -> None:
+    async with proxied() as proxy:
+        command = only("sh", "curl", proxy).replace("curl ", "curl --noproxy '*' -D head ", 1)
+        out = await ran(["sh", "-c", command], tmp_path)
+    assert [event.event for event in events(out)] == TYPES
+    assert "x-accel-buffering: no" in (tmp_path / "head").read_text().lower()
+
+
+@pytest.mark.anyio
+async def test_openai_python(tmp_path: Path) -> None:
+    async with proxied() as proxy:
+        out = await ran([sys.executable, "-c", only("python", "OpenAI", proxy)], tmp_path)
+    assert [line.split()[0] for line in out.decode().splitlines()] == TYPES
+    assert (tmp_path / "lighthouse.png").read_bytes().startswith(b"\x89PNG")
+
+
+def node() -> str:
+    found = shutil.which("node")
+    if found is None:
+        pytest.skip("there is no node")
+    return found
+
+
+@pytest.mark.anyio
+async def test_openai_node() -> None:
+    if not (NODE_SDK / "node_modules" / "openai").is_dir():
+        pytest.skip("the node SDK is not installed: npm install --prefix tests/e2e/node")
+    async with proxied() as proxy:
+        snippet = only("ts", "OpenAI", proxy)
+        out = await ran([node(), "--input-type=module", "-e", snippet], NODE_SDK)
+    assert [line.split()[0] for line in out.decode().splitlines()] == TYPES
+
+
+PAGE: Final = """
+const shown = [];
+const document = { querySelector: () => ({ set src(url) { shown.push(url); } }) };
+process.on("exit", () => console.log(shown.map((url) => url.slice(0, 22)).join("\\n")));
+"""
+
+
+@pytest.mark.anyio
+async def test_a_page(tmp_path: Path) -> None:
+    async with proxied() as proxy:
+        snippet = PAGE + only("js", "fetch(", proxy)
+        out = await ran([node(), "--input-type=module", "-e", snippet], tmp_path)
+    assert out.decode().splitlines() == ["data:image/png;base64,"] * 4
+
+
+@pytest.mark.anyio
+async def test_a_page_says_why_a_stream_failed(tmp_path: Path) -> None:
+    """Both ways: a status before the head, and the final event after it."""
+    async with proxied() as proxy:
+        for model in ("sim/fault-status-400-moderation", "sim/fault-cut-mid-event"):
+            snippet = PAGE + only("js", "fetch(", proxy).replace(MODEL, model)
+            with anyio.fail_after(BOUND):
+                command = [node(), "--input-type=module", "-e", snippet]
+                done = await anyio.run_process(command, check=False, cwd=tmp_path, env=environment())
+            assert done.returncode == 1
+            assert b"Error: " in done.stderr
+            assert b"SyntaxError" not in done.stderr
+            assert b"TypeError" not in done.stderr
+
+
+ONE_BYTE_AT_A_TIME: Final = """
+const wire = new TextEncoder().encode(':\\nevent: a\\ndata: {"say":"häß €😀"}\\n\\n:\\n:\\nevent: b\\ndata: {"n":2}\\n\\n');
+let cancelled = false;
+const body = () => new ReadableStream({
+  start(controller) { for (const byte of wire) controller.enqueue(Uint8Array.of(byte)); },
+  cancel() { cancelled = true; },
+});
+const two = [];
+for await (const event of events(body())) { two.push(event); if (two.length === 2) break; }
+console.log(JSON.stringify([two, cancelled]));
+"""
+
+
+@pytest.mark.anyio
+async def test_the_parser_of_the_page_takes_chunks_as_they_come(tmp_path: Path) -> None:
+    (snippet,) = [block for block in blocks("js") if "async function* events" in block]
+    parser = snippet.partition("\nconst response")[0]
+    out = await ran([node(), "--input-type=module", "-e", parser + ONE_BYTE_AT_A_TIME], tmp_path)
+    assert out.decode().strip() == '[[{"say":"häß €😀"},{"n":2}],true]'
