@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup
 
 from streamproxy.auth import CredentialSource
 from streamproxy.core.catalogue import Catalogue, Provider, Route
-from streamproxy.core.headers import HeaderPolicy
+from streamproxy.core.headers import REDACTED, HeaderPolicy
 from streamproxy.core.requests import Exchange, Head, ImageRequest, UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub import Opening, Stream
@@ -156,7 +156,7 @@ class Relay:
                 body = await _refusal_body(response)
                 if not (request.ask_stream and adapter.refuses_streaming(head, body)):
                     callers = plan.service.credential.kind == "caller"
-                    raise adapter.refusal(head, body, callers_credential=callers, scrub=self._policy.scrub)
+                    raise adapter.refusal(head, body, callers_credential=callers, scrub=self._scrub(plan))
             request = replace(request, ask_stream=False)
 
     def _built(self, request: ImageRequest, plan: Plan) -> UpstreamRequest:
@@ -176,8 +176,19 @@ class Relay:
             now=int(time.time()),
             max_event_bytes=self._limits.event,
             max_answer_bytes=self._limits.answer,
-            scrub=self._policy.scrub,
+            scrub=self._scrub(plan),
         )
+
+    def _scrub(self, plan: Plan) -> Callable[[str], str]:
+        """Takes secrets out of a provider's text: whatever looks like one, and the very credential it was sent."""
+        known = [value.rpartition(" ")[2] for _, value in plan.credential]
+
+        def scrub(text: str) -> str:
+            for secret in known:
+                text = text.replace(secret, REDACTED)
+            return self._policy.scrub(text)
+
+        return scrub
 
     async def _relay(self, stream: Stream, opening: Opening, response: UpstreamResponse, decoder: Decoder) -> None:
         """Frames as they become whole. Where the answer breaks off, what was whole still counts before the failure."""
@@ -191,10 +202,11 @@ class Relay:
                 break
             if chunk is None:
                 break
+            frame = None
             for frame in decoder.feed(chunk):
                 self._observer.frame(frame.type)
                 await stream.append(frame)
-            del chunk
+            del chunk, frame  # a name that lives on while the next event gathers would hold two of them
         if not decoder.done:
             try:
                 for frame in decoder.finish():

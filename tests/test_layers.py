@@ -83,10 +83,11 @@ WIDE: Final[dict[str, frozenset[str]]] = {
 """The vocabulary of whole layers."""
 
 PURE: Final = ("core", "providers")
-IMPURE: Final = frozenset(
-    "asyncio concurrent datetime.now http io logging multiprocessing os pathlib queue random secrets select selectors "
-    "shutil signal socket ssl subprocess sys tempfile threading time uuid warnings".split()
-)
+IMPURE: Final = {
+    *("asyncio", "concurrent", "http", "io", "logging", "multiprocessing", "os", "pathlib", "queue", "random"),
+    *("secrets", "select", "selectors", "shutil", "signal", "socket", "ssl", "subprocess", "sys", "tempfile"),
+    *("threading", "time", "uuid", "warnings"),
+}
 CLOCKS: Final = frozenset({"now", "today", "utcnow"})
 
 DISTRIBUTIONS: Final = {"pillow": "PIL"}
@@ -148,8 +149,10 @@ def imports_of(path: Path, importer: str) -> Iterator[Import]:
 def walk(node: ast.AST, annotation: bool) -> Iterator[tuple[ast.AST, bool]]:
     yield node, annotation
     if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-        for child in node.body:
-            yield from walk(child, True)
+        for statement in node.body:
+            yield from walk(statement, True)
+        for statement in node.orelse:
+            yield from walk(statement, annotation)
         return
     for child in ast.iter_child_nodes(node):
         yield from walk(child, annotation)
@@ -293,7 +296,7 @@ def mutable(value: ast.expr | None) -> bool:
 IMPORT_ALL: Final = """
 import importlib, logging, signal, sys, threading
 
-READ = (".py", ".pyc", ".so", "METADATA", ".zip")  # code, and the version in our own metadata
+READ = (".py", ".pyc", ".so")
 ACTS = ("socket.connect", "socket.bind", "socket.getaddrinfo", "subprocess.", "os.", "tempfile.", "signal.")
 LOOKS = ("os.listdir", "os.scandir")  # how modules are found
 seen = []

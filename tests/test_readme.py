@@ -20,8 +20,8 @@ from typing import Final
 import anyio
 import pytest
 
-from streamproxy.app import read_catalogue
 from streamproxy.cli import cli
+from streamproxy.configuration import read_catalogue
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.demo import MODEL
 from streamproxy.errors import Failure
@@ -130,9 +130,9 @@ def test_names_of_settings_in_the_text_exist() -> None:
     cells = {row[4] for row in table("Code", "Status", "Label", "May have been charged", "What happened")}
     named = {name for cell in cells for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", cell)}
     assert named - known == {"extra_headers", "request_id"}
-    assert {
-        name for name in re.findall(r"`((?:max|cors|caller|strict|allow)_\w+|\w+_(?:timeout|after))`", README)
-    } <= known
+    prose = "\n".join(line for line in README.splitlines() if not line.startswith("|"))
+    said = set(re.findall(r"`((?:max|cors|caller|strict|allow)_\w+|\w+_(?:timeout|after))`", prose))
+    assert {"caller_keys", "allow_headers", "commit_after"} <= said <= known
 
 
 def test_numbers_in_the_text() -> None:
@@ -276,22 +276,28 @@ async def test_a_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_page_says_why_a_stream_failed(tmp_path: Path) -> None:
-    """Both ways: a status before the head, and the final event after it."""
+@pytest.mark.parametrize(
+    ("fault", "pictures"),
+    [("refused-400", 0), ("eof-inside-event", 1)],
+    ids=["before the head, by a status", "after it, by the final event"],
+)
+async def test_a_page_says_that_a_stream_failed(fault: str, pictures: int, tmp_path: Path) -> None:
     async with proxied() as proxy:
-        for model in ("sim/fault-status-400-moderation", "sim/fault-cut-mid-event"):
-            snippet = PAGE + only("js", "fetch(", proxy).replace(MODEL, model)
-            with anyio.fail_after(BOUND):
-                command = [node(), "--input-type=module", "-e", snippet]
-                done = await anyio.run_process(command, check=False, cwd=tmp_path, env=environment())
-            assert done.returncode == 1
-            assert b"Error: " in done.stderr
-            assert b"SyntaxError" not in done.stderr
-            assert b"TypeError" not in done.stderr
+        snippet = PAGE + only("js", "fetch(", proxy).replace(MODEL, f"sim/fault-{fault}")
+        answered = await proxy.generate(model=f"sim/fault-{fault}", stream=True)
+        error = answered.json() if pictures == 0 else events(answered.content)[-1].json
+        with anyio.fail_after(BOUND):
+            command = [node(), "--input-type=module", "-e", snippet]
+            done = await anyio.run_process(command, check=False, cwd=tmp_path, env=environment())
+    assert done.returncode == 1
+    assert len(done.stdout.split()) == pictures
+    assert isinstance(error["error"], dict)
+    assert f"Error: {error['error']['message']}" in done.stderr.decode()
 
 
 ONE_BYTE_AT_A_TIME: Final = """
-const wire = new TextEncoder().encode(':\\nevent: a\\ndata: {"say":"häß €😀"}\\n\\n:\\n:\\nevent: b\\ndata: {"n":2}\\n\\n');
+const text = ':\\nevent: a\\ndata: {"say":"häß €😀"}\\n\\n:\\n:\\nevent: b\\ndata: {"n":2}\\n\\n';
+const wire = new TextEncoder().encode(text);
 let cancelled = false;
 const body = () => new ReadableStream({
   start(controller) { for (const byte of wire) controller.enqueue(Uint8Array.of(byte)); },

@@ -183,8 +183,10 @@ class Checklist:
 
 def extra_headers_too_large() -> ProxyError:
     """For an `extra_headers` that is too large even to be decoded."""
-    message = f"extra_headers has more than {MAX_EXTRA_HEADERS} bytes"
-    return ProxyError(Failure.EXTRA_HEADERS_TOO_LARGE, message, param="extra_headers")
+    msg = f"At most {MAX_EXTRA_HEADERS} bytes of JSON"
+    problem = Problem(("body", "extra_headers"), msg, Failure.EXTRA_HEADERS_TOO_LARGE.value.code)
+    message = f"extra_headers: {msg}"
+    return ProxyError(Failure.EXTRA_HEADERS_TOO_LARGE, message, param=problem.param, problems=(problem,))
 
 
 def _count(number: int, noun: str) -> str:

@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from streamproxy.errors import Failure, ProxyError
+from streamproxy.errors import Failure, Problem, ProxyError
 
 MAX_MEMBERS: Final = 256
 """Members of one object. OpenAI's generation body documents 19; forwarded unknown ones need room, floods do not."""
@@ -106,8 +106,7 @@ class Walk:
             end = self._value(value)
             key = self._key(at, behind_key)
             if key in found:
-                param = shown(key) if self.where == "body" else f"{self.where}.{shown(key)}"
-                raise ProxyError(Failure.DUPLICATE_KEY, f"{self.where} has the key {param} twice", param=param)
+                raise self._duplicate(key)
             if len(found) >= self.most_members:
                 raise invalid(self.where, f"has more than {self.most_members} members")
             found[key] = Member(key, at, value, end)
@@ -203,6 +202,12 @@ class Walk:
         self.nodes -= 1
         if self.nodes < 0:
             raise invalid(self.where, f"has too many parts (at byte {at})")
+
+    def _duplicate(self, key: str) -> ProxyError:
+        inside = () if self.where == "body" else (self.where,)
+        problem = Problem(("body", *inside, shown(key)), "Duplicate key", Failure.DUPLICATE_KEY.value.code)
+        message = f"{self.where} has the key {problem.param} twice"
+        return ProxyError(Failure.DUPLICATE_KEY, message, param=problem.param, problems=(problem,))
 
     def _malformed(self, at: int) -> ProxyError:
         return invalid(self.where, f"is not valid JSON, or not within the limits (after byte {at})")

@@ -72,6 +72,7 @@ class _Events:
     def feed(self, chunk: bytes) -> Iterator[Frame]:
         for event in self._cutter.feed(chunk):
             yield from self._event(event)
+            del event  # the chunk's rest begins the next one
             if self.done:
                 return
 

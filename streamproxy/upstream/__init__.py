@@ -199,7 +199,7 @@ async def _read(upload: Upload, offset: int, length: int) -> bytes:
     """Exactly these bytes of a file: with fewer, the provider would wait for the rest until a deadline passes."""
     try:
         piece = await to_thread.run_sync(upload.read, offset, length)
-    except OSError:
+    except Exception:  # the disk's error, or the file has been closed
         piece = b""
     if len(piece) != length:
         raise ProxyError(Failure.UPLOAD_SPOOL, "The stored upload could not be read.")

@@ -27,6 +27,7 @@ MAX_HEAD_BYTES: Final = 100 * 1024
 """As h11; real heads have 2 to 4 KiB. Above: header_section_size."""
 
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
+_END_OF_CHUNKED: Final = (b"\n\r\n", b"\n\n")
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +74,10 @@ class Connection(client_proto.ResponseHandler):
     _interim = 0
     _head_size = 0
     _head_tail = b""
+    _chunked = False
+    _left = 0
+    """Bytes that are missing from a body with Content-Length."""
+    _body_tail = b""
 
     @property
     def open(self) -> bool:
@@ -93,24 +98,26 @@ class Connection(client_proto.ResponseHandler):
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        if data and self._parser is not None and not self._owed():
-            self.abort()
-            return
-        while self._awaiting and data and self._parser is not None:
+        fed = not data  # aiohttp asks for what its parser holds back with b""
+        while self._awaiting and data and self._parser is not None and self._progress.sent:
             end = self._end_of_head(data)
             self._head_size += end
             if self._head_size > MAX_HEAD_BYTES:
-                self._refuse(
-                    Failure.HEADER_SECTION_SIZE, f"The provider's answer has a head over {MAX_HEAD_BYTES} bytes."
-                )
+                message = f"The provider's answer has a head of over {MAX_HEAD_BYTES} bytes."
+                self._refuse(Failure.HEADER_SECTION_SIZE, message)
                 return
             super().data_received(data[:end])
             if self._should_close and self._awaiting:
                 return  # it was not HTTP
             data = data[end:]
-            if not data:
-                return
-        super().data_received(data)
+        if data and self._parser is not None and not self._owed():
+            self.abort()
+        elif data or fed:
+            self._left -= len(data)
+            self._body_tail = data[-3:] if len(data) > 2 else (self._body_tail + data)[-3:]
+            super().data_received(data)
+            if self._overrun():
+                self.abort()
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         """aiohttp's parser has read a head."""
@@ -126,11 +133,20 @@ class Connection(client_proto.ResponseHandler):
                 return
         else:
             self._awaiting = False
+            self._chunked = message.chunked
+            self._left = int(message.headers.get("content-length") or 0)
             objection = _objection(message.code, message.raw_headers)
             if objection is not None:
                 self._refuse(Failure.HTTP_PROTOCOL_ERROR, objection)
                 return
         super().feed_data(data, size)
+
+    def set_exception(self, exc: BaseException, exc_cause: Any = None) -> None:
+        """Break off. aiohttp tells who waits for a head only: the reader of a body whose framing breaks would wait on."""
+        super().set_exception(exc, *(() if exc_cause is None else (exc_cause,)))
+        payload = self._payload
+        if payload is not None and not payload.is_eof() and payload.exception() is None:
+            payload.set_exception(exc)
 
     def close(self) -> None:
         """Close, without waiting for a provider that does not read to take what it was being sent."""
@@ -144,6 +160,14 @@ class Connection(client_proto.ResponseHandler):
         if self._awaiting:
             return self._progress.sent
         return self._payload is not None and not self._payload.is_eof()
+
+    def _overrun(self) -> bool:
+        """Whether bytes stand behind the end of a body that are no head yet: aiohttp's parser swallows them."""
+        if self._payload is None or not self._payload.is_eof():
+            return False
+        if self._chunked:
+            return not self._body_tail.endswith(_END_OF_CHUNKED)
+        return self._left < 0
 
     def _end_of_head(self, data: bytes) -> int:
         """Where in `data` the blank line ends that ends a head, else its length."""

@@ -17,8 +17,7 @@ from types import SimpleNamespace
 from typing import Any, Final, cast
 
 import aiohttp
-from aiohappyeyeballs import AddrInfoType
-from aiohttp import abc, http_exceptions
+from aiohttp import AddrInfoType, abc, http_exceptions
 from httpx_aiohttp import AiohttpTransport
 from httpx_aiohttp.transport import AiohttpResponseStream
 
@@ -38,7 +37,7 @@ class _Stream(AiohttpResponseStream):
             while chunk := await content.readany():
                 yield chunk
         except (aiohttp.ClientError, http_exceptions.HttpProcessingError) as error:
-            if content._buffer:  # it arrived before the fault and counts; aiohttp raises first and would drop it
+            if False and content._buffer:  # it arrived before the fault and counts; aiohttp raises first and would drop it
                 yield content._read_nowait(-1)
             raise _translate_body(error) from error
 
@@ -50,7 +49,7 @@ def _translate_body(error: Exception) -> ProxyError:
     if any(isinstance(reason, ConnectionResetError) for reason in reasons) or "ConnectionResetError" in text:
         return ProxyError(Failure.STREAM_RESET, "The provider reset the connection in the middle of its answer.")
     incomplete = ("Not enough data", "Response payload is not completed")
-    bad_framing = any(isinstance(reason, http_exceptions.TransferEncodingError) for reason in reasons)
+    bad_framing = any(isinstance(reason, http_exceptions.HttpProcessingError) for reason in reasons)
     if bad_framing and not any(words in text for words in incomplete):
         return ProxyError(Failure.STREAM_PROTOCOL, "The provider's answer breaks HTTP/1.1's chunked framing.")
     return ProxyError(Failure.UPSTREAM_INCOMPLETE, "The provider's answer ended before it was complete.")
@@ -71,7 +70,7 @@ def _translate(error: Exception, progress: Progress) -> ProxyError | None:
     ours = next((reason for reason in _reasons(error) if isinstance(reason, ProxyError)), None)
     if ours is not None:  # from Connection, or from reading the upload
         return ours
-    if isinstance(error, aiohttp.InvalidURL):
+    if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return None
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return ProxyError(

@@ -7,6 +7,8 @@ bounded, and a file leaves memory at 64 KiB.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import threading
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
@@ -38,8 +40,10 @@ def unsupported(expected: str) -> ProxyError:
 
 async def read_json(request: Request, limit: int) -> bytes:
     """The whole body; raises ProxyError(BODY_TOO_LARGE) over `limit` bytes, at once where Content-Length says so."""
-    chunks = [chunk async for chunk in _bounded(request, limit, "max_json_bytes")]
-    return b"".join(chunks)
+    body = io.BytesIO()  # grows in place, and getvalue hands over what it holds: joined chunks would be there twice
+    async for chunk in _bounded(request, limit, "max_json_bytes"):
+        body.write(chunk)
+    return body.getvalue()
 
 
 async def _bounded(request: Request, limit: int, setting: str) -> AsyncGenerator[bytes, None]:
@@ -64,9 +68,17 @@ class SpooledUpload:
     lock: threading.Lock = field(repr=False, default_factory=threading.Lock)
 
     def read(self, offset: int, length: int) -> bytes:
+        """`core.requests.Upload.read`; raises OSError once it is closed."""
         with self.lock:
+            if self.file.closed:
+                raise OSError("the upload is closed")
             self.file.seek(offset)
             return self.file.read(length)
+
+    def close(self) -> None:
+        """Give the file back. A read that runs in another thread is waited for: it has one piece to copy."""
+        with self.lock:
+            self.file.close()
 
 
 @dataclass(slots=True)
@@ -74,11 +86,11 @@ class Form:
     """A multipart body's parts in order. `close` gives its files back; the request is over then."""
 
     parts: tuple[Part, ...]
-    files: tuple[UploadFile, ...]
 
     def close(self) -> None:
-        for file in self.files:
-            file.file.close()
+        for part in self.parts:
+            if isinstance(part.value, SpooledUpload):
+                part.value.close()
 
 
 async def read_form(request: Request, limit: int) -> Form:
@@ -106,7 +118,7 @@ async def read_form(request: Request, limit: int) -> Form:
     except BaseException:
         parser.close()
         raise
-    return Form(tuple(map(_part, parser.items)), parser.files)
+    return Form(tuple(map(_part, parser.items)))
 
 
 def _part(item: tuple[str, str | UploadFile]) -> Part:
@@ -123,13 +135,15 @@ class _Parser(MultiPartParser):
     spool_max_size = 64 * 1024
     ended = False
 
-    @property
-    def files(self) -> tuple[UploadFile, ...]:
-        return tuple(value for _, value in self.items if isinstance(value, UploadFile))
-
     def close(self) -> None:
         for file in self._files_to_close_on_error:
-            file.close()
+            with contextlib.suppress(OSError):  # closing writes what is buffered, and the disk may be what is full
+                file.close()
+
+    def on_part_begin(self) -> None:
+        # RFC 7578, 5.1.2: there is no charset for a form. Starlette honours one, and 1 MB of punycode takes minutes.
+        self._charset = "utf-8"
+        super().on_part_begin()
 
     def on_part_end(self) -> None:
         if self._current_part.file is None:

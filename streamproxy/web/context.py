@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
+import anyio
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamproxy.auth import Caller, authenticate
 from streamproxy.core.catalogue import Catalogue, Provider
@@ -19,6 +21,9 @@ from streamproxy.observe import Observer
 from streamproxy.relay import Relay
 from streamproxy.settings import Settings
 from streamproxy.web.responses import deliver, error_response
+
+LINGER_SECONDS: Final = 2.0
+"""How long a caller who sends too much is read from, unheard, after its answer; nginx's lingering_timeout has 5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ class Endpoint:
         except ProxyError as error:
             context.observer.failure(error, request_id)
             response = error_response(error, request_id)
+            if error.failure is Failure.BODY_TOO_LARGE:
+                response = _lingering(response)
         except ClientDisconnect:
             gone = ProxyError(Failure.CALLER_GONE, "The caller left before its request was complete.")
             context.observer.failure(gone, request_id)
@@ -72,3 +79,22 @@ class Endpoint:
             send_timeout=context.settings.send_timeout,
             stalled=lambda error: context.observer.failure(error, request_id),
         )
+
+
+def _lingering(answer: ASGIApp) -> ASGIApp:
+    """The answer, whose connection is closed only when the caller has stopped sending, or after LINGER_SECONDS.
+
+    Closing at once would make the kernel reset the connection, and the caller lose the answer that says what is wrong.
+    """
+
+    async def lingering(scope: Scope, receive: Receive, send: Send) -> None:
+        async def held(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                with anyio.move_on_after(LINGER_SECONDS):
+                    while (await receive()).get("more_body", False):
+                        pass
+            await send(message)
+
+        await answer(scope, receive, held)
+
+    return lingering

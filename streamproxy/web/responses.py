@@ -155,6 +155,7 @@ async def _events(subscriber: Subscriber, heartbeat: float) -> AsyncIterator[Pie
             return
         for piece in sliced(layout(frame)):
             yield piece
+        del frame, piece  # while the next event gathers, this one shall not be held
 
 
 def layout(frame: Frame) -> tuple[Piece, ...]:

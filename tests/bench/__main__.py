@@ -1,10 +1,10 @@
 """`python -m tests.bench`: JSON lines as cells are done, then a table and the targets.
 
-    --quick         small rounds, under 40 s; numbers only roughly right
-    --streams 1,8   these concurrencies instead of 1, 8 and 64
+    --quick         few and small rounds, under 40 s; numbers only roughly right
+    --streams 1,8   these concurrencies instead of 1, 8 and 64 (quick: 1 and 8)
     --only a,b      these peers
     --kinds flow    these kinds of cell: flow, hold, idle
-    --idle 1000     idle streams
+    --idle 100      this many idle streams instead of 1000 (quick: 200)
 
 Exit status 1 where a cell is void or a target missed. A peer that is not installed is no reason.
 """
@@ -29,6 +29,7 @@ from typing import Final
 import uvloop
 
 from tests.bench.cells import Cell, Place, flow, hold, idle
+from tests.bench.origin import IN_STEP
 from tests.bench.peers import PEERS, Peer, started
 from tests.bench.report import table, verdicts
 from tests.bench.stamps import Stamps
@@ -68,12 +69,12 @@ async def measure(
 ) -> list[Cell]:
     """Every cell that was asked for; each is printed when it is done."""
     cells: list[Cell] = []
-    rounds, gigabytes = (2, 0.1) if quick else (5, 0.4)
+    rounds, gigabytes = (1, 0.2) if quick else (5, 0.4)
     if "idle" in kinds:
         cells += _said(await idle(where, peers, idles))
-    for number in streams if "hold" in kinds else ():
-        if number <= 8:  # more would wait for a CPU, not for the peer
-            cells += _said(await hold(where, peers, number, rounds))
+    for number in streams[: 1 if quick else None] if "hold" in kinds else ():
+        if number <= IN_STEP:  # more would wait for a CPU, not for the peer
+            cells += _said(await hold(where, peers, number, min(rounds, 3)))
     for number in streams if "flow" in kinds else ():
         cells += _said(await flow(where, peers, number, rounds, gigabytes))
     return cells
@@ -90,12 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [peer.name for peer in PEERS]
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="What the proxy costs, beside others.")
     parser.add_argument("--quick", action="store_true", help="under 40 s, only roughly right")
-    parser.add_argument("--streams", default="1,8,64", help="concurrent streams [1,8,64]")
+    parser.add_argument("--streams", help="concurrent streams [1,8,64; quick: 1,8]")
     parser.add_argument("--only", default=",".join(names), help=f"peers [{','.join(names)}]")
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"kinds of cell [{','.join(KINDS)}]")
-    parser.add_argument("--idle", type=int, default=1000, help="idle streams [1000]")
+    parser.add_argument("--idle", type=int, help="idle streams [1000; quick: 200]")
     chosen = parser.parse_args(arguments)
-    streams = [int(number) for number in chosen.streams.split(",")]
+    streams = [int(number) for number in (chosen.streams or ("1,8" if chosen.quick else "1,8,64")).split(",")]
+    idles = chosen.idle or (200 if chosen.quick else 1000)
     only, kinds = chosen.only.split(","), chosen.kinds.split(",")
     if not set(only) <= set(names) or not set(kinds) <= set(KINDS) or not all(0 < n <= 256 for n in streams):
         parser.error("no such peer or kind of cell, or streams outside 1 to 256")
@@ -106,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if where.cpu is not None:
             os.sched_setaffinity(0, os.sched_getaffinity(0) - {where.cpu})
         peers = [peer for peer in PEERS if peer.name in only]
-        cells = uvloop.run(measure(where, peers, kinds, streams, chosen.idle, chosen.quick))
+        cells = uvloop.run(measure(where, peers, kinds, streams, idles, chosen.quick))
     print("\n" + table(cells))
     absent = {peer.name for peer in PEERS if peer.missing}
     void = any(cell.void and cell.peer not in absent for cell in cells)

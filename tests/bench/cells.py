@@ -67,7 +67,12 @@ class Cell:
     def summary(self) -> dict[str, object]:
         """Median, least and greatest of each measurement, for a JSON line."""
         rows = {
-            name: {"median": _round(statistics.median(v)), "min": _round(min(v)), "max": _round(max(v)), "count": len(v)}
+            name: {
+                "median": _round(statistics.median(v)),
+                "min": _round(min(v)),
+                "max": _round(max(v)),
+                "count": len(v),
+            }
             for name, v in self.values.items()
         }
         return {"kind": self.kind, "streams": self.streams, "peer": self.peer, "void": self.void or None, **rows}
@@ -103,7 +108,7 @@ async def hold(place: Place, peers: Sequence[Peer], concurrent: int, rounds: int
         await load.streams(FIRST, concurrent)
 
     async def measure(_: Running, load: Load, cell: Cell) -> None:
-        for number, arrived in await load.streams(2 * concurrent, concurrent, "paced"):
+        for number, arrived in await load.streams(concurrent, concurrent, "paced"):
             for event, at in enumerate(arrived):
                 cell.add("hold_ms", (at - place.stamps.written(number, event)) / 1e6)
 
@@ -123,8 +128,9 @@ async def idle(place: Place, peers: Sequence[Peer], streams: int) -> list[Cell]:
             cell.add("kb_per_stream", (peer.memory() - before) / 1e3 / streams)
 
     cells: list[Cell] = []
-    for peer in filter(lambda peer: peer.passes_head, peers):  # one after the other: each needs two sockets per stream, and so does the load
-        cells += await _alternate(place, [peer], Cell("idle", streams, ""), 1, warm, measure)
+    for peer in peers:  # one after the other: each needs two sockets per stream, and so does the load
+        if peer.passes_head:
+            cells += await _alternate(place, [peer], Cell("idle", streams, ""), 1, warm, measure)
     return cells
 
 
@@ -169,5 +175,3 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 def _round(value: float) -> float:
     return float(f"{value:.4g}")
-
-

@@ -4,7 +4,7 @@
 
 What it does with a request stands in the prompt, the one thing that every peer hands on: `bench <stream> <mode>`.
     flow     all events at once
-    paced    a pause before each event, as long as PAUSE
+    paced    PAUSE between events, and streams out of step, so that no event meets another one's
     idle     the head, then nothing
 """
 
@@ -24,7 +24,8 @@ import uvloop
 from tests.bench.stamps import Stamps
 from tests.bench.wire import HEAD, LAST_CHUNK, Answer
 
-PAUSE: Final = 0.03
+PAUSE: Final = 0.2
+IN_STEP: Final = 8  # streams that begin within one PAUSE
 REQUEST_LIMIT: Final = 64 * 1024
 _PROMPT: Final = re.compile(rb"bench (\d+) (flow|paced|idle)")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
@@ -68,7 +69,7 @@ async def _answer_one(
         return bool(await loop.sock_recv(connection, 1))
     for event, write in enumerate(answer.writes):
         if mode == b"paced":
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(PAUSE if event else PAUSE * (stream % IN_STEP) / IN_STEP)
         await loop.sock_sendall(connection, write)
         stamps.wrote(stream, event, time.monotonic_ns())
     await loop.sock_sendall(connection, LAST_CHUNK)

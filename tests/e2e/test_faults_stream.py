@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 import pytest
@@ -39,7 +40,7 @@ class Fault:
     script: Script = field(repr=False)
     frames: tuple[bytes, ...] = field(repr=False)
     failure: Failure
-    settings: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     clean: bool = False
     """The answer itself ended as HTTP wants it, so its connection may stay."""
 

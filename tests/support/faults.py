@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import anyio
 import httpx
 import pytest
 
-from streamproxy.simulator.script import Script, Send, json_answer
+from streamproxy.simulator.script import Script, Send, Step, Wait, json_answer
 from streamproxy.simulator.server import Received, Server, serve
 from tests.support.proxy import BOUND, Proxy, no_leaks, running_proxy
 
@@ -21,6 +21,25 @@ IMAGE = json_answer(200, IMAGE_BODY)
 IMAGE_BYTES = b"".join(step.data for step in IMAGE if isinstance(step, Send))
 
 STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+
+
+class Held(tuple[Step, ...]):
+    """A script that stops after `first` until `released` is set, and goes on with `rest`."""
+
+    first: Script
+    released: anyio.Event
+    rest: Script
+
+    def __new__(cls, first: Script, released: anyio.Event, rest: Script) -> Held:
+        held = super().__new__(cls, (*first, *rest))
+        held.first, held.released, held.rest = first, released, rest
+        return held
+
+    def __iter__(self) -> Iterator[Step]:
+        yield from self.first
+        while not self.released.is_set():
+            yield Wait(0.02)
+        yield from self.rest
 
 
 @dataclass(frozen=True, slots=True)

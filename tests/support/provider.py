@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+import anyio
 import httpx
 import orjson
 from structlog.testing import capture_logs
@@ -17,7 +18,7 @@ from streamproxy.errors import Failure
 from streamproxy.simulator.received import Handler, Received
 from streamproxy.simulator.script import Script, event, sse
 from tests.support.caller import calling, generation
-from tests.support.proxy import Proxy, Sent, events
+from tests.support.proxy import BOUND, Proxy, Sent, events
 
 PREVIEW: Final = "image_generation.partial_image"
 COMPLETED: Final = "image_generation.completed"
@@ -123,3 +124,10 @@ def one_failure(failure: Failure) -> Iterator[None]:
     with capture_logs() as logs:
         yield
     assert [line["failure"] for line in logs if line["event"] == "failure"] == [failure.name.lower()]
+
+
+async def idle(proxy: Proxy) -> None:
+    """Wait until no generation runs, so that its connection is either closed or free again."""
+    with anyio.fail_after(BOUND):
+        while await proxy.metric("streamproxy_streams"):
+            pass

@@ -1,0 +1,169 @@
+"""core/outline.py against a full json.loads, with the image cut at every point."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamproxy.core.outline import APPENDED, Outline, holds_text, outline
+from streamproxy.core.sse import Piece
+
+BASE64 = "iVBORw0KGgo="
+
+
+def expected(raw: bytes) -> Outline | None:
+    """What a reader of the whole event says."""
+    try:
+        value = json.loads(raw.decode("utf-8", "replace"))
+    except ValueError:
+        return None
+    if not isinstance(value, dict):
+        return None
+    index = value.get("image_index")
+    return Outline(
+        type=value["type"] if isinstance(value.get("type"), str) else "",
+        error=json.dumps(value["error"]).encode() if "error" in value else None,
+        failed=bool(value.get("error")),
+        usage=None if value.get("usage") is None else json.dumps(value["usage"]).encode(),
+        has_b64=isinstance(value.get("b64_json"), str) and value["b64_json"] != "",
+        has_url=isinstance(value.get("url"), str) and value["url"] != "",
+        has=frozenset(value.keys() & set(APPENDED)),
+        image_index=index if type(index) is int and 0 <= index < 1000 else None,
+        utf8=True,
+    )
+
+
+def found(data: tuple[Piece, ...]) -> Outline | None:
+    """outline, with its raw members in json.dumps's layout."""
+    said = outline(data)
+    if said is None:
+        return None
+
+    def laid_out(raw: bytes | None) -> bytes | None:
+        return None if raw is None else json.dumps(json.loads(raw)).encode()
+
+    return Outline(
+        said.type,
+        laid_out(said.error),
+        said.failed,
+        laid_out(said.usage),
+        said.has_b64,
+        said.has_url,
+        said.has,
+        said.image_index,
+        said.utf8,
+    )
+
+
+EVENTS: tuple[Mapping[str, object] | str, ...] = (
+    {"type": "image_generation.completed", "b64_json": BASE64, "usage": {"total_tokens": 1}, "cost": None},
+    {"b64_json": BASE64, "type": "image_edit.partial_image", "image_index": 3},
+    {"type": "t", "usage": None, "error": None, "b64_json": BASE64},
+    {"type": "t", "b64_json": ""},
+    {"type": "t", "b64_json": None, "url": "https://host/picture"},
+    {"type": "t", "b64_json": 5, "url": ""},
+    {"type": "t", "b64_json": ["x"]},
+    {"type": 7, "error": {"message": "m"}, "image_index": -1},
+    {"type": "t", "error": "boom", "image_index": 12.0},
+    {"type": "t", "error": {}, "b64_json": BASE64},
+    {"type": "t", "note": 'say "b64_json": "AAAA" twice', "b64_json": BASE64, "provider": "p"},
+    {"type": "t", "note": 'say "b64_json": "AAAA" twice'},
+    {'ends in "b64_json': "x", "type": "t"},
+    {'ends in "b64_json': "x", "type": "t", "b64_json": "", "url": "u"},
+    {"type": "t", "nested": {"b64_json": BASE64}},
+    {"type": "t", "nested": {"b64_json": BASE64}, "b64_json": ""},
+    {"type": "t", "nested": {"b64_json": BASE64}, "b64_json": BASE64},
+    {"type": "t", "b64_json": 'with "quotes" and \\'},
+    {"type": "t", "b64_json": '\\", "type": "error", "x": "'},
+    {"type": "t", "b64_json": "iVBO/w0K\n"},
+    {"type": "t\u00e4\U0001f600", "b64_json": BASE64, "text": "\u00fc"},
+    {"b64_json": BASE64},
+    {},
+    '{"type":"t","b64_json"  :\n "AAAA" , "cost" : 1 }',
+    '{"type":"t","b64_json":"a\\/b=","url":"http:\\/\\/x"}',
+    '{"type":"a","type":"b","b64_json":"AAAA","b64_json":""}',
+    '{"type":"t","b64_json":"AAAA"',
+    '{"type":"t","b64_json":"AAAA',
+    '{"type":"t","b64_json":',
+    '[{"b64_json":"AAAA"}]',
+    '"b64_json":"AAAA"',
+    "null",
+    "",
+    "{oops",
+)
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=str)
+@pytest.mark.parametrize("escaped", [True, False])
+def test_it_says_what_a_full_reader_says_wherever_the_pieces_are_cut(event: object, escaped: bool) -> None:
+    text = event if isinstance(event, str) else json.dumps(event, ensure_ascii=escaped)
+    raw = text.encode()
+    whole = expected(raw)
+    assert found((raw,)) == whole
+    for at in range(1, len(raw)):
+        assert found((raw[:at], memoryview(raw)[at:])) == whole, at
+    assert found(tuple(raw[at : at + 1] for at in range(len(raw)))) == whole
+
+
+NAMES = st.sampled_from(
+    ("type", "b64_json", "url", "usage", "error", "cost", "provider", "image_index", "x", 'q"b64_json', "b64_json\\")
+)
+TEXT = st.one_of(st.text(alphabet='b64_json":,\\ {}A\u00e4', max_size=12), st.just(BASE64 * 20))
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-5, 2000), TEXT),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(NAMES, inner, max_size=3)),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(event=st.dictionaries(NAMES, VALUES, max_size=8), cuts=st.lists(st.integers(1, 2000), max_size=5))
+def test_any_event(event: dict[str, object], cuts: list[int]) -> None:
+    raw = json.dumps(event, ensure_ascii=False).encode()
+    edges = [0, *sorted({min(at, len(raw)) for at in cuts}), len(raw)]
+    pieces = tuple(raw[a:b] for a, b in pairwise(edges) if a < b)
+    assert found(pieces) == expected(raw)
+
+
+def test_a_large_image_is_neither_joined_nor_parsed() -> None:
+    """The image's characters are not looked at, so even a control character in it does not show."""
+    image = b"A" * 1000 + b"\x01" + b"A" * 1000
+    said = outline((b'{"type":"t","b64_json":"' + image, image, image + b'","usage":{}}'))
+    assert said is not None
+    assert said.has_b64
+    assert said.usage == b"{}"
+
+
+def test_an_image_far_behind_other_members_is_found_all_the_same() -> None:
+    raw = json.dumps({"type": "t", "revised_prompt": "p" * 100_000, "b64_json": BASE64, "cost": 1}).encode()
+    said = outline((raw[:70_000], raw[70_000:]))
+    assert said is not None
+    assert said.has_b64
+    assert said.has == {"b64_json", "cost"}
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"\xc3", b"\xed\xa0\x80"])
+def test_invalid_utf8_is_told(text: bytes) -> None:
+    for raw in (b'{"type":"t","text":"%b"}' % text, b'{"type":"t","b64_json":"AAAA","text":"%b"}' % text):
+        said = outline((raw,))
+        assert said is not None
+        assert not said.utf8
+
+
+@pytest.mark.parametrize(
+    "raw", [b'{"type":"a\x00"}', b'{"x":"\n"}', b'{"x":NaN}', b'{"x":"\\ud83d"}', b"\xff", b"[" * 5000]
+)
+def test_what_is_not_a_json_object_of_unicode_is_none(raw: bytes) -> None:
+    assert outline((raw,)) is None
+
+
+@pytest.mark.parametrize("raw", [b"null", b'""', b"1", b"{}", b"", b"[]"])
+def test_holds_text_asks_for_a_string_with_something_in_it(raw: bytes) -> None:
+    assert not holds_text(msgspec.Raw(raw))
+    assert holds_text(msgspec.Raw(b'"x"'))

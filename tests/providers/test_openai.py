@@ -1,0 +1,312 @@
+"""What OpenAI-compatible providers are sent: the caller's own bytes, and nothing that is not theirs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from email.parser import BytesParser
+from email.policy import HTTP
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamproxy.core.catalogue import Model
+from streamproxy.core.events import Operation
+from streamproxy.core.requests import Head, ImageRequest, Part, UpstreamRequest
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.providers.openai import OpenAI
+from tests.golden.shapes import PICTURE
+from tests.providers.making import BOUNDARY, CATALOGUE, GPT, SCRUB, provider, wanted
+
+EDIT = Operation.EDIT
+DATA_URL = "data:image/png;base64," + PICTURE.decode()
+REMOTE = replace(GPT, remote_image_urls=True)
+
+
+def built(request: ImageRequest, name: str = "openai") -> UpstreamRequest:
+    return OpenAI().build(request, provider(name), (("authorization", "Bearer k"),), BOUNDARY)
+
+
+def body(request: ImageRequest, name: str = "openai") -> bytes:
+    sent = built(request, name)
+    parts = [part for part in sent.body if isinstance(part, bytes)]
+    assert len(parts) == len(sent.body)
+    whole = b"".join(parts)
+    assert sent.content_length == len(whole)
+    return whole
+
+
+def refused(request: ImageRequest, name: str = "openai") -> tuple[Failure, str | None]:
+    with pytest.raises(ProxyError) as caught:
+        built(request, name)
+    return caught.value.failure, caught.value.param
+
+
+# JSON
+
+
+ODD = b'"z":1E2,"a":0.1000,"big":123456789012345678901234567890,"\\u0065":"\\u00e4\\/","nested" : { "x" : [ 1.0 ] }'
+
+
+def test_members_nobody_knows_reach_the_provider_byte_for_byte() -> None:
+    raw = b'{"model":"gpt-image-2","prompt":"p",' + ODD + b',"stream":true,"partial_images":2}'
+    assert body(wanted(raw)) == raw
+
+
+def test_only_the_members_at_stake_change() -> None:
+    raw = b'{"stream":false,' + ODD + b',"model":"alias","extra_headers":{"x":"y"},"response_format":"b64_json"}'
+    assert body(wanted(raw, ask_stream=False)) == b"{" + ODD + b',"model":"gpt-image-2"}'
+
+
+def test_a_model_that_is_named_right_but_written_otherwise_is_rewritten() -> None:
+    assert body(wanted(b'{"model":"gpt\\u002dimage-2"}')) == b'{"model":"gpt-image-2"}'
+
+
+@pytest.mark.parametrize("ask", [True, False])
+def test_stream_and_partial_images_go_only_where_they_are_asked_for(ask: bool) -> None:
+    raw = b'{"model":"gpt-image-2","stream":true,"partial_images":3}'
+    assert body(wanted(raw, ask_stream=ask)) == (raw if ask else b'{"model":"gpt-image-2"}')
+    sent = dict(built(wanted(raw, ask_stream=ask)).headers)
+    assert ("text/event-stream" in sent["accept"]) is ask
+    assert OpenAI().not_applied(wanted(raw, ask_stream=ask)) == (() if ask else ("partial_images",))
+
+
+def test_response_format_is_kept_for_models_that_know_it() -> None:
+    raw = b'{"model":"gpt-image-2","response_format":"url"}'
+    assert body(wanted(raw, model=Model.unknown("x"))) == raw
+    assert OpenAI().not_applied(wanted(raw)) == ("response_format",)
+    assert OpenAI().not_applied(wanted(raw, model=Model.unknown("x"))) == ()
+
+
+def test_headers_are_ours_and_the_credential() -> None:
+    sent = built(wanted())
+    assert sent.method == "POST"
+    assert [name for name, _ in sent.headers] == [
+        "content-type",
+        "accept",
+        "accept-encoding",
+        "user-agent",
+        "authorization",
+    ]
+    assert dict(sent.headers)["accept-encoding"] == "identity"
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    ("name", "operation", "path"),
+    [
+        ("openai", Operation.GENERATION, "/v1/images/generations"),
+        ("openai", EDIT, "/v1/images/edits"),
+        ("octen", EDIT, "/v1/images/generations"),
+    ],
+)
+def test_paths(name: str, operation: Operation, path: str) -> None:
+    raw = b'{"model":"gpt-image-2","images":[{"image_url":"data:,x"}]}'
+    assert built(wanted(raw, operation=operation), name).url == provider(name).base_url.removesuffix("/v1") + path
+
+
+@pytest.mark.parametrize("model", ["../../x", "a/b?c=d#e", "%2e%2e", "a b", "\u00e4", "...", "x\r\ny"])
+def test_a_deployment_is_one_segment_of_the_path_whatever_its_name(model: str) -> None:
+    url = built(wanted(upstream_model=model), "azure").url
+    row = provider("azure")
+    path, _, query = url.removeprefix(row.base_url).partition("?")
+    assert query == row.query
+    before, after = path.split("/deployments/")
+    segment, _, rest = after.partition("/")
+    assert (before, rest) == ("/openai", "images/generations")
+    assert segment.isascii()
+    assert not set("/?# \r\n") & set(segment)
+
+
+@pytest.mark.parametrize("model", [".", ".."])
+def test_a_deployment_that_would_be_a_step_in_the_path_is_refused(model: str) -> None:
+    assert refused(wanted(upstream_model=model), "azure") == (Failure.MODEL_NOT_FOUND, "model")
+
+
+# Edits in JSON: OpenAI's form and Octen's
+
+
+def edit(members: object, *, via: bool, model: Model = GPT) -> ImageRequest:
+    raw = json.dumps({"model": "gpt-image-2", **dict(members)}).encode()  # type: ignore[call-overload]
+    return wanted(raw, operation=EDIT, via_generations=via, model=model)
+
+
+@pytest.mark.parametrize("images", [PICTURE.decode(), [PICTURE.decode()], [DATA_URL, PICTURE.decode()]])
+def test_a_generation_with_an_image_becomes_an_edit_of_openais(images: object) -> None:
+    sent = orjson.loads(body(edit({"image": images, "mask": PICTURE.decode(), "seed": 1}, via=True)))
+    count = len(images) if isinstance(images, list) else 1
+    assert sent == {
+        "model": "gpt-image-2",
+        "mask": {"image_url": DATA_URL},
+        "seed": 1,
+        "images": [{"image_url": DATA_URL}] * count,
+    }
+
+
+def test_an_edit_of_openais_becomes_a_generation_with_an_image() -> None:
+    images = [{"image_url": DATA_URL}, {"image_url": "data:,x"}]
+    sent = orjson.loads(body(edit({"images": images, "mask": {"image_url": DATA_URL}}, via=False), "octen"))
+    assert sent == {"model": "gpt-image-2", "mask": DATA_URL, "image": [DATA_URL, "data:,x"]}
+
+
+@pytest.mark.parametrize("mask", [{}, {"mask": None}])
+def test_an_edit_in_the_providers_own_form_is_not_touched(mask: dict[str, object]) -> None:
+    for members, via, name in (
+        ({"image": DATA_URL, **mask}, True, "octen"),
+        ({"images": [{"file_id": "f"}], **mask}, False, "openai"),
+    ):
+        request = edit(members, via=via)
+        assert body(request, name) == request.body.raw  # type: ignore[union-attr]
+    assert "mask" not in mask or b'"mask": null' in body(edit({"image": DATA_URL, **mask}, via=True))
+
+
+def test_the_format_of_bare_base64_is_read_from_its_bytes() -> None:
+    jpeg = "/9j/4AAQSkZJRgABAQAAAQABAAD/wAALCAABAAEBAREA/8QAFAABAAAAAAAAAAAAAAAAAAAAAP/EABQQAQAAAAAAAAAAAAAAAAAAAAD/"
+    [image] = orjson.loads(body(edit({"image": jpeg}, via=True)))["images"]
+    assert image == {"image_url": f"data:image/jpeg;base64,{jpeg}"}
+
+
+@pytest.mark.parametrize(
+    ("members", "via", "param"),
+    [
+        ({"images": [{"file_id": "f"}]}, False, "images[0].file_id"),
+        ({"images": [{"image_url": DATA_URL}], "mask": {"file_id": "f"}}, False, "mask.file_id"),
+        ({"images": [{"image_url": DATA_URL}], "image": "x"}, False, "image"),
+    ],
+)
+def test_what_a_host_that_takes_strings_cannot_be_told(members: object, via: bool, param: str) -> None:
+    assert refused(edit(members, via=via), "octen") == (Failure.UNSUPPORTED_PARAMETER, param)
+
+
+def test_input_images_in_both_forms_at_once_are_refused() -> None:
+    request = edit({"image": DATA_URL, "images": [{"image_url": DATA_URL}]}, via=True)
+    assert refused(request) == (Failure.UNSUPPORTED_PARAMETER, "images")
+
+
+@pytest.mark.parametrize(
+    ("members", "via", "param"),
+    [
+        ({"images": [{"image_url": DATA_URL}, {"image_url": "https://h/p"}]}, False, "images[1].image_url"),
+        ({"images": [{"image_url": DATA_URL}], "mask": {"image_url": "HTTP://h/p"}}, False, "mask.image_url"),
+        ({"image": "https://h/p"}, True, "image"),
+        ({"image": [DATA_URL, "https://h/p"]}, True, "image[1]"),
+        ({"image": DATA_URL, "mask": "http://h/p"}, True, "mask"),
+    ],
+)
+@pytest.mark.parametrize("name", ["openai", "octen"])
+def test_remote_images_are_refused_for_models_that_take_none(members: object, via: bool, param: str, name: str) -> None:
+    assert refused(edit(members, via=via), name) == (Failure.UNSUPPORTED_PARAMETER, param)
+    assert b"//h/p" in body(edit(members, via=via, model=REMOTE), name)
+
+
+def test_a_remote_image_becomes_a_reference_as_it_is() -> None:
+    sent = orjson.loads(body(edit({"image": "https://h/p"}, via=True, model=REMOTE)))
+    assert sent["images"] == [{"image_url": "https://h/p"}]
+
+
+# Multipart
+
+
+@dataclass(frozen=True)
+class File:
+    """An upload that lies in memory."""
+
+    content: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.content[offset : offset + length]
+
+
+PARTS = (
+    Part("prompt", "a \u00e4".encode()),
+    Part("model", b"alias"),
+    Part("stream", b"true"),
+    Part("partial_images", b"2"),
+    Part("image[]", File(b"one\r\n--boundary"), "a.png", "image/png"),
+    Part("extra_headers", b'{"x":"y"}'),
+    Part("image[]", File(b"two"), 'q"uo\r\nte\\.png', "image/png"),
+    Part("mask", File(b""), "", None),
+    Part("response_format", b"b64_json"),
+    Part('odd"name', b"1"),
+)
+
+
+def wire(request: ImageRequest) -> bytes:
+    sent = built(request)
+    whole = b"".join(part if isinstance(part, bytes) else part.read(0, part.size) for part in sent.body)
+    assert sent.content_length == len(whole)
+    assert dict(sent.headers)["content-type"] == f"multipart/form-data; boundary={BOUNDARY}"
+    return whole
+
+
+def test_parts_keep_their_order_and_files_are_not_read() -> None:
+    request = wanted(PARTS, operation=EDIT)
+    files = [part for part in built(request).body if isinstance(part, File)]
+    assert [file.content for file in files] == [b"one\r\n--boundary", b"two", b""]
+    expected = (
+        b'--boundary\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na \xc3\xa4\r\n'
+        b'--boundary\r\nContent-Disposition: form-data; name="model"\r\n\r\ngpt-image-2\r\n'
+        b'--boundary\r\nContent-Disposition: form-data; name="stream"\r\n\r\ntrue\r\n'
+        b'--boundary\r\nContent-Disposition: form-data; name="partial_images"\r\n\r\n2\r\n'
+        b'--boundary\r\nContent-Disposition: form-data; name="image[]"; filename="a.png"\r\n'
+        b"Content-Type: image/png\r\n\r\none\r\n--boundary\r\n"
+        b'--boundary\r\nContent-Disposition: form-data; name="image[]"; filename="q%22uo%0D%0Ate\\.png"\r\n'
+        b"Content-Type: image/png\r\n\r\ntwo\r\n"
+        b'--boundary\r\nContent-Disposition: form-data; name="mask"; filename=""\r\n\r\n\r\n'
+        b'--boundary\r\nContent-Disposition: form-data; name="odd%22name"\r\n\r\n1\r\n'
+        b"--boundary--\r\n"
+    )
+    assert wire(request) == expected
+
+
+def test_parts_that_are_not_for_the_provider_stay_here() -> None:
+    smuggled = (*PARTS, Part("extra_headers", File(b"{}"), "x.json", "application/json"))
+    sent = wire(wanted(smuggled, operation=EDIT, ask_stream=False))
+    for name in (b"extra_headers", b"stream", b"partial_images", b"response_format"):
+        assert b'name="%b"' % name not in sent
+    assert OpenAI().not_applied(wanted(PARTS, operation=EDIT, ask_stream=False)) == (
+        "response_format",
+        "partial_images",
+    )
+
+
+@given(
+    name=st.text(min_size=1, max_size=12),
+    filename=st.text(max_size=12),
+    kind=st.sampled_from(("image/png", "image/png\nX: y", "image/png\r\nX: y", "")),
+)
+def test_no_name_breaks_out_of_its_header(name: str, filename: str, kind: str) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in name + filename):
+        return
+    part = Part(name, b"v", filename, kind)
+    sent = wire(wanted((Part("model", b"m"), part), operation=EDIT))
+    head = sent.split(b"--boundary\r\n")[2].partition(b"\r\n\r\n")[0]
+    lines = head.split(b"\r\n")
+    assert b"\n" not in head.replace(b"\r\n", b"")
+    assert len(lines) == (2 if kind == "image/png" else 1)
+    assert lines[0].count(b'"') == 4
+    parsed = BytesParser(policy=HTTP).parsebytes(head)
+    assert set(parsed.keys()) <= {"Content-Disposition", "Content-Type"}
+
+
+def test_the_other_questions_go_to_the_errors_module() -> None:
+    error = OpenAI().refusal(Head(404, {}), b'{"error":{"message":"m"}}', callers_credential=False, scrub=SCRUB)
+    assert (error.failure, error.message) == (Failure.PROVIDER_REFUSED, "m")
+    assert OpenAI().refuses_streaming(Head(400, {}), b'{"error":{"param":"stream"}}')
+
+
+@pytest.mark.parametrize("name", sorted(CATALOGUE.providers))
+def test_every_row_of_the_catalogue_can_be_built_for(name: str) -> None:
+    for operation in Operation:
+        raw = b'{"model":"gpt-image-2","images":[{"image_url":"data:,x"}]}'
+        sent = built(wanted(raw, operation=operation), name)
+        assert "{" not in sent.url
+        assert sent.url.startswith(provider(name).base_url)

@@ -1,0 +1,201 @@
+"""JSON answers as frames: the provider's own bytes for one caller, synthesized events for the other."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+import orjson
+import pytest
+from PIL import Image
+
+from streamproxy.core.completion import ZERO_USAGE
+from streamproxy.core.events import Operation
+from streamproxy.errors import Failure
+from tests.golden.shapes import PICTURE
+from tests.providers.making import NOW, data, decoded, exchange, wanted
+
+JSON = {"content-type": "application/json"}
+P = PICTURE.decode()
+BIG = b"123456789012345678901234567890"
+
+
+def read(body: bytes, *, stream: bool, n: int = 1, edit: bool = False) -> list[dict[str, object]]:
+    operation = Operation.EDIT if edit else Operation.GENERATION
+    frames, error = decoded(exchange(wanted(stream=stream, n=n, operation=operation), JSON), [body])
+    assert error is None, error.message
+    return [orjson.loads(data(frame).replace(BIG, b"1")) for frame in frames]
+
+
+def failed(body: bytes, *, stream: bool) -> Failure:
+    frames, error = decoded(exchange(wanted(stream=stream), JSON), [body])
+    assert frames == []
+    assert error is not None
+    return error.failure
+
+
+def picture(format: str) -> str:
+    made = io.BytesIO()
+    Image.new("RGB", (32, 16)).save(made, format)
+    return base64.b64encode(made.getvalue()).decode()
+
+
+def test_the_answer_stays_byte_for_byte() -> None:
+    body = b' {"created":1E2,"data":[{"b64_json":"%b","x":0.10}] ,"seed":%b,"text":"\\u00e4"}\n' % (PICTURE, BIG)
+    frames, error = decoded(exchange(wanted(stream=False), JSON), [body])
+    assert error is None
+    [frame] = frames
+    assert data(frame) == (
+        b'{"created":1E2,"data":[{"b64_json":"%b","x":0.10}],"seed":%b,"text":"\\u00e4"' % (PICTURE, BIG)
+        + b',"cost":0.02,"provider":"openai"}'
+    )
+    assert frame.final
+
+
+def test_a_providers_cost_and_name_stand() -> None:
+    body = b'{"data":[{"url":"u"}],"cost":null,"provider":"theirs"}'
+    assert read(body, stream=False) == [orjson.loads(body)]
+    [event] = read(body, stream=True)
+    assert (event["cost"], event["provider"]) == (None, "theirs")
+
+
+def test_usage_is_filled_up() -> None:
+    [answer] = read(b'{"data":[{"b64_json":"%b"}],"usage":{"total_tokens":4}}' % PICTURE, stream=False)
+    assert answer["usage"] == {**ZERO_USAGE, "total_tokens": 4}
+
+
+@pytest.mark.parametrize("usage", [b"", b',"usage":null'])
+def test_an_answer_need_not_have_usage_and_an_event_must(usage: bytes) -> None:
+    body = b'{"data":[{"b64_json":"%b"}]%b}' % (PICTURE, usage)
+    assert read(body, stream=False)[0].get("usage") is None
+    assert read(body, stream=True)[0]["usage"] == ZERO_USAGE
+
+
+@pytest.mark.parametrize("edit", [True, False])
+def test_every_image_is_an_event_and_the_last_has_what_holds_for_all(edit: bool) -> None:
+    images = [picture("PNG"), picture("JPEG"), picture("WEBP")]
+    answer = {
+        "id": "img-1",
+        "created": 5,
+        "data": [{"b64_json": image, "revised_prompt": f"r{at}", "url": None} for at, image in enumerate(images)],
+        "size": "1024x1024",
+        "quality": "medium",
+        "usage": {"total_tokens": 4, "output_tokens_details": {"image_tokens": 4}},
+        "text": "summary",
+        "parts": [{"type": "image", "index": 0}],
+    }
+    got = read(json.dumps(answer).encode(), stream=True, n=3, edit=edit)
+    family = "image_edit" if edit else "image_generation"
+    for at, (event, name) in enumerate(zip(got, ("png", "jpeg", "webp"), strict=True)):
+        assert event["type"] == f"{family}.completed"
+        assert (event["b64_json"], event["image_index"], event["revised_prompt"]) == (images[at], at, f"r{at}")
+        assert (event["size"], event["output_format"], event["quality"]) == ("32x16", name, "medium")
+        assert (event["created_at"], event["provider"]) == (5, "openai")
+        assert "url" not in event
+    for event in got[:-1]:
+        assert (event["usage"], event["cost"]) == (ZERO_USAGE, None)
+        assert not {"id", "text", "parts"} & event.keys()
+    assert got[-1]["usage"] == {**ZERO_USAGE, **orjson.loads(json.dumps(answer["usage"]))}
+    assert got[-1]["cost"] == 0.06
+    assert (got[-1]["id"], got[-1]["text"], got[-1]["parts"]) == ("img-1", "summary", answer["parts"])
+
+
+def test_one_image_has_no_index() -> None:
+    [event] = read(b'{"data":[{"b64_json":"%b"}]}' % PICTURE, stream=True, n=3)
+    assert "image_index" not in event
+
+
+def test_items_without_an_image_are_no_events_and_cost_nothing() -> None:
+    body = b'{"data":[{"b64_json":""},{"b64_json":"%b"},{"b64_json":null,"url":""},{"b64_json":{}}]}' % PICTURE
+    [event] = read(body, stream=True)
+    assert event["cost"] == 0.02
+    assert "image_index" not in event
+
+
+def test_an_image_at_a_url() -> None:
+    [event] = read(b'{"data":[{"url":"https:\\/\\/host\\/p"}]}', stream=True)
+    assert (event["url"], event["b64_json"], event["size"]) == ("https://host/p", None, "1024x1024")
+    assert event["created_at"] == NOW
+    assert event["quality"] == "high"
+
+
+@pytest.mark.parametrize(
+    "written", [P.replace("/", "\\/"), P.replace("+", "\\u002b"), f"data:image/png;base64,{P}", f"data:,{P}"]
+)
+def test_base64_in_other_clothes(written: str) -> None:
+    [event] = read(b'{"data":[{"b64_json":"%b"}]}' % written.encode(), stream=True)
+    assert (event["b64_json"], event["size"]) == (P, "1x1")
+
+
+def test_a_quote_in_base64_does_not_break_out() -> None:
+    [event] = read(b'{"data":[{"b64_json":"AA\\",\\"type\\":\\"x"}]}', stream=True)
+    assert event["b64_json"] == 'AA","type":"x'
+    assert event["type"] == "image_generation.completed"
+
+
+def test_an_answers_members_do_not_replace_an_events_own() -> None:
+    """An answer may say `type`, too; it would be read instead of the event's."""
+    own = '"type":"image","created_at":1,"url":"u","image_index":7,"partial_image_index":7,"b64_json":"x","error":null'
+    body = f'{{{own},"object":"list","data":[{{{own},"b64_json":"{P}","seed":1}}]}}'.replace('"url":"u",', "", 2)
+    frames, error = decoded(exchange(wanted(), JSON), [body.encode()])
+    assert error is None
+    raw = data(frames[0])
+    said = json.loads(raw, object_pairs_hook=lambda pairs: pairs)
+    assert len({name for name, _ in said}) == len(said), "no member twice"
+    event = orjson.loads(raw)
+    assert (event["type"], event["b64_json"], event["created_at"]) == ("image_generation.completed", P, NOW)
+    assert (event["object"], event["seed"]) == ("list", 1)
+    assert not {"image_index", "partial_image_index", "error"} & event.keys()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'"created":"soon"',
+        b'"created":1.5',
+        b'"created":99999999999999999999',
+        b'"size":{"width":1}',
+        b'"quality":3',
+        b'"usage":"none"',
+        b'"usage":{"total_tokens":"x"}',
+        b'"seed":' + BIG,
+        b'"seed":1e999',
+        b'"deep":' + b"[" * 60 + b"]" * 60,
+        b'"error":{}',
+        b'"error":false',
+        b'"background":null',
+        b'"x":"' + b"y" * 200_000 + b'"',
+    ],
+    ids=lambda odd: odd[:24].decode(),
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_no_odd_member_costs_the_image(odd: bytes, stream: bool) -> None:
+    frames, error = decoded(
+        exchange(wanted(stream=stream), JSON), [b'{%b,"data":[{"b64_json":"%b"}]}' % (odd, PICTURE)]
+    )
+    assert error is None, error.message
+    assert PICTURE in data(frames[0])
+
+
+@pytest.mark.parametrize(
+    ("body", "failure"),
+    [
+        (b'{"data":[]}', Failure.NO_IMAGE),
+        (b'{"data":null}', Failure.NO_IMAGE),
+        (b"{}", Failure.NO_IMAGE),
+        (b'{"data":[{}]}', Failure.NO_IMAGE),
+        (b'{"data":[{"b64_json":5}]}', Failure.NO_IMAGE),
+        (b'{"data":{}}', Failure.BAD_JSON),
+        (b'{"data":[5]}', Failure.BAD_JSON),
+        (b'{"data":[{"b64_json":"AAAA"}]', Failure.BAD_JSON),
+        (b'{"data":[{"b64_json":"AAAA"}],"text":"\xff"}', Failure.BAD_JSON),
+        (b'{"data":[{"b64_json":"AAAA"}]}{}', Failure.BAD_JSON),
+        (b'{"error":{"message":"m"},"data":[{"b64_json":"AAAA"}]}', Failure.PROVIDER_STREAM_ERROR),
+        (b'{"error":"boom"}', Failure.PROVIDER_STREAM_ERROR),
+        (b'{"type":"error","message":"m"}', Failure.PROVIDER_STREAM_ERROR),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_no_image(body: bytes, failure: Failure, stream: bool) -> None:
+    assert failed(body, stream=stream) is failure
