@@ -60,6 +60,7 @@ class Failure(Enum):
     MODEL_NOT_FOUND = Row("model_not_found", 404, INVALID, "not_found")
     METHOD_NOT_ALLOWED = Row("method_not_allowed", 405, INVALID, "bad_request")
     HEAD_TIMEOUT = Row("request_timeout", 408, INVALID, "head_timeout")
+    BODY_TIMEOUT = Row("request_body_timeout", 408, INVALID, "client_slow")
     HEAD_TOO_LARGE = Row("request_head_too_large", 431, INVALID, "head_limit")
     CALLER_GONE = Row("client_closed_request", 499, INVALID, "client_gone", charged=True)
     CALLER_STALLED = Row("client_stalled", 499, INVALID, "client_stall", charged=True)

@@ -67,7 +67,7 @@ class Observer:
         )
 
     def unexpected(self, error: BaseException, request_id: str) -> ProxyError:
-        """An exception that nobody foresaw: its type and place are logged, its text stays out, for it may hold anything."""
+        """An exception that nobody foresaw: its type and place are logged, not its text, which may hold anything."""
         place = error.__traceback__
         while place is not None and place.tb_next is not None:
             place = place.tb_next

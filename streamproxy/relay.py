@@ -230,7 +230,7 @@ async def _refusal_body(response: UpstreamResponse) -> bytes:
 
 
 async def _trailing(response: UpstreamResponse) -> str | None:
-    """Let an answer that is over end, so that its connection can be used again; else the label of what it did instead."""
+    """Let an answer that is over end, so that its connection can be used again; the label of what it did instead."""
     room = TRAILING_BYTES
     try:
         with anyio.move_on_after(TRAILING_SECONDS):

@@ -114,6 +114,7 @@ class Settings(BaseSettings):
     pool_timeout: Seconds = Field(1.0, description="seconds to wait for one of max_connections")
     commit_after: Seconds = Field(2.0, description="seconds until a stream's head is sent without the provider's")
     heartbeat: Annotated[Seconds, Field(ge=1)] = Field(15.0, description="seconds of silence between comments")
+    receive_timeout: Seconds = Field(30.0, description="seconds a caller may pause while it sends a request body")
     send_timeout: Seconds = Field(20.0, description="seconds a caller has to take one slice of a response")
     drain_timeout: Seconds = Field(30.0, description="seconds streams have to end when the process is asked to stop")
     max_event_bytes: Bytes = Field(64 * MIB, description="bytes of one event from a provider")

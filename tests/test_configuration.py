@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from streamproxy.configuration import read_catalogue
 from streamproxy.auth import Credential
-from streamproxy.configuration import Configured, configure, read_secret
+from streamproxy.configuration import Configured, configure, read_catalogue, read_secret
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.settings import ConfigurationError, ConfigurationProblem, ProviderSettings, Settings
 

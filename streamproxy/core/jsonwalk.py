@@ -22,8 +22,8 @@ from streamproxy.errors import Failure, Problem, ProxyError
 
 MAX_MEMBERS: Final = 256
 """Members of one object. OpenAI's generation body documents 19; forwarded unknown ones need room, floods do not."""
-MAX_NODES: Final = 65_536
-"""Each costs about half a microsecond here, so at most 40 ms; a chat of a thousand messages has some ten thousand."""
+MAX_NODES: Final = 32_768
+"""Each costs about half a microsecond here, so at most 20 ms; a chat of a thousand messages has some ten thousand."""
 MAX_DEPTH: Final = 64
 """Open brackets, the object's own included. msgspec itself raises RecursionError near 1000."""
 MAX_PLAIN: Final = 1 << 20

@@ -1,8 +1,9 @@
 """What an event's JSON says besides its image: read without copying, scanning or parsing the image.
 
 A GPT image event is a few hundred bytes of JSON round one base64 string of megabytes. The string is cut out where it
-stands in the chunks (two memchr), one letter of it stays, and what is left is parsed. Base64 has neither quotes nor
-backslashes, so the first quote after the opening one ends it; where that does not hold, the whole event is parsed.
+stands in the chunks (two memchr), a mark takes its place, and what is left is parsed. Base64 has neither quotes nor
+backslashes, so the first quote after the opening one ends it. Where that does not hold, what is left is no JSON, and
+where the string was another member's, the mark is not where it should be: then the whole event is parsed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import msgspec
 
 from streamproxy.core.sse import Piece
 
-_IMAGE: Final = re.compile(rb'(?<!\\)"b64_json"\s*:\s*"')
+_IMAGE: Final = re.compile(rb'"b64_json"\s*:\s*"')
+_MARK: Final = b'"="'
+"""Stands for the image; no image is written so."""
+
 _HEAD: Final = 4096
 """How far from the event's start the image may begin for the short way."""
 
@@ -67,12 +71,13 @@ class Outline:
 
 def outline(data: tuple[Piece, ...]) -> Outline | None:
     """Read one event's data; None when it is not a JSON object."""
-    without = _without_image(data)
-    raw = b"".join(data) if without is None else without
-    try:
-        fields = _DECODER.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    raw = _without_image(data)
+    fields = _fields(raw)
+    if raw is None or fields is None or bytes(memoryview(fields.b64_json)[:3]) != _MARK:
+        raw = b"".join(data)  # another member's string was cut out: all of them count as they are
+        fields = _fields(raw)
+        if fields is None:
+            return None
     return Outline(
         type=text(fields.type),
         error=bytes(fields.error) or None,
@@ -84,6 +89,13 @@ def outline(data: tuple[Piece, ...]) -> Outline | None:
         image_index=_index(fields.image_index),
         utf8=_is_utf8(raw),
     )
+
+
+def _fields(raw: bytes | None) -> _Fields | None:
+    try:
+        return None if raw is None else _DECODER.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def holds_text(raw: msgspec.Raw) -> bool:
@@ -104,7 +116,7 @@ def says_error(raw: msgspec.Raw) -> bool:
 
 
 def _without_image(data: tuple[Piece, ...]) -> bytes | None:
-    """The event's JSON with one letter for its base64 string; None where the short way is not certain."""
+    """The event's JSON with _MARK for its base64 string; None where the short way is not certain."""
     if not data:
         return None
     first = bytes(data[0][:_HEAD])
@@ -119,9 +131,9 @@ def _without_image(data: tuple[Piece, ...]) -> bytes | None:
         if end < 0:
             start, before = 0, whole[-1:]
             continue
-        if (whole[end - 1 : end] if end else before) in (b'"', b"\\"):
-            return None  # empty, or the quote is escaped
-        return b"".join((first[: found.end()], b"A", whole[end:], *data[number + 1 :]))
+        if (whole[end - 1 : end] if end else before) == b'"':
+            return None  # empty
+        return b"".join((first[: found.end() - 1], _MARK[:-1], whole[end:], *data[number + 1 :]))
     return None
 
 

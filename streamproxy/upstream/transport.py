@@ -37,7 +37,7 @@ class _Stream(AiohttpResponseStream):
             while chunk := await content.readany():
                 yield chunk
         except (aiohttp.ClientError, http_exceptions.HttpProcessingError) as error:
-            if False and content._buffer:  # it arrived before the fault and counts; aiohttp raises first and would drop it
+            if content._buffer:  # it arrived before the fault and counts; aiohttp raises first and would drop it
                 yield content._read_nowait(-1)
             raise _translate_body(error) from error
 

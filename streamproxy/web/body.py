@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
+import anyio
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -38,21 +39,32 @@ def unsupported(expected: str) -> ProxyError:
     return ProxyError(Failure.UNSUPPORTED_MEDIA_TYPE, f"Send the request with Content-Type: {expected}.")
 
 
-async def read_json(request: Request, limit: int) -> bytes:
-    """The whole body; raises ProxyError(BODY_TOO_LARGE) over `limit` bytes, at once where Content-Length says so."""
+async def read_json(request: Request, limit: int, pause: float | None = None) -> bytes:
+    """The whole body; raises ProxyError(BODY_TOO_LARGE) over `limit` bytes, at once where Content-Length says so, and
+    ProxyError(BODY_TIMEOUT) after `pause` seconds without any.
+    """
     body = io.BytesIO()  # grows in place, and getvalue hands over what it holds: joined chunks would be there twice
-    async for chunk in _bounded(request, limit, "max_json_bytes"):
+    async for chunk in _bounded(request, limit, "max_json_bytes", pause):
         body.write(chunk)
     return body.getvalue()
 
 
-async def _bounded(request: Request, limit: int, setting: str) -> AsyncGenerator[bytes, None]:
+async def _bounded(request: Request, limit: int, setting: str, pause: float | None) -> AsyncGenerator[bytes, None]:
     too_large = ProxyError(Failure.BODY_TOO_LARGE, f"The request body is over {limit} bytes. The setting is {setting}.")
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
+    if length.isdecimal() and int(length) > limit:
         raise too_large
     size = 0
-    async for chunk in request.stream():
+    chunks = request.stream()
+    while True:
+        with anyio.move_on_after(pause) as waiting:
+            chunk = await anext(chunks, None)
+        if waiting.cancelled_caught:
+            raise ProxyError(
+                Failure.BODY_TIMEOUT, f"The request body paused for {pause:g} s. The setting is receive_timeout."
+            )
+        if chunk is None:
+            return
         size += len(chunk)
         if size > limit:
             raise too_large
@@ -93,11 +105,13 @@ class Form:
                 part.value.close()
 
 
-async def read_form(request: Request, limit: int) -> Form:
-    """Parse a multipart body; raises ProxyError(INVALID_MULTIPART, BODY_TOO_LARGE or UPLOAD_SPOOL), keeping no file."""
+async def read_form(request: Request, limit: int, pause: float | None = None) -> Form:
+    """Parse a multipart body; keeps no file where it raises ProxyError(INVALID_MULTIPART, BODY_TOO_LARGE, BODY_TIMEOUT or
+    UPLOAD_SPOOL).
+    """
     parser = _Parser(
         request.headers,
-        _bounded(request, limit, "max_upload_bytes"),
+        _bounded(request, limit, "max_upload_bytes", pause),
         max_files=MAX_PARTS,
         max_fields=MAX_PARTS,
         max_part_size=MAX_TEXT,

@@ -31,7 +31,7 @@ async def generations(request: Request, context: Context) -> ASGIApp:
     """Images from a prompt; with an `image` in the body it is an edit."""
     if media_type(request) != "application/json":
         raise unsupported("application/json")
-    body = parse(await read_json(request, context.settings.max_json_bytes))
+    body = parse(await read_json(request, context.settings.max_json_bytes, context.settings.receive_timeout))
     fields = validate.generation(body)
     return await _run(request, context, fields, body, via_generations=fields.edit)
 
@@ -40,11 +40,11 @@ async def edits(request: Request, context: Context) -> ASGIApp:
     """Images from images: JSON with `images`, or multipart with files."""
     kind = media_type(request)
     if kind == "application/json":
-        body = parse(await read_json(request, context.settings.max_json_bytes))
+        body = parse(await read_json(request, context.settings.max_json_bytes, context.settings.receive_timeout))
         return await _run(request, context, validate.edit(body), body)
     if kind != "multipart/form-data":
         raise unsupported("application/json or multipart/form-data")
-    form = await read_form(request, context.settings.max_upload_bytes)
+    form = await read_form(request, context.settings.max_upload_bytes, context.settings.receive_timeout)
     handed_over = False
 
     def release() -> None:
@@ -148,7 +148,7 @@ async def _respond(
 
 
 async def _only(subscriber: Subscriber) -> Frame | None:
-    """The one frame of a stream that is a JSON answer, taken: so the producer ends by itself, its connection reusable."""
+    """The one frame of a JSON answer, taken: so the producer ends by itself and its connection can be used again."""
     frame = await subscriber.next()
     if frame is not None:
         await subscriber.next()

@@ -6,16 +6,13 @@ import time
 import uuid
 from collections.abc import Sequence
 
-import orjson
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from streamproxy.core.events import error_body
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.observe import Observer
-from streamproxy.web.responses import NOT_APPLIED
+from streamproxy.web.responses import NOT_APPLIED, error_response
 
 EXPOSED = (
     "x-request-id",
@@ -84,10 +81,13 @@ class Cors(CORSMiddleware):
             max_age=600,
         )
 
-    def preflight_response(self, request_headers: Headers) -> Response:
-        if self.is_allowed_origin(request_headers["origin"]):
-            return super().preflight_response(request_headers)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        preflight = scope.get("method") == "OPTIONS" and "access-control-request-method" in headers
+        if not preflight or self.is_allowed_origin(headers.get("origin", "")):
+            await super().__call__(scope, receive, send)
+            return
         error = ProxyError(
             Failure.ORIGIN_NOT_ALLOWED, "This origin may not call the proxy. Add it to the setting cors_origins."
         )
-        return Response(orjson.dumps(error_body(error, "")), error.status, media_type="application/json")
+        await error_response(error, scope["state"]["request_id"])(scope, receive, send)

@@ -68,7 +68,7 @@ def error_response(error: ProxyError, request_id: str) -> Answer:
         headers["x-should-retry"] = "false"
     if error.failure is Failure.INVALID_API_KEY:
         headers["www-authenticate"] = 'Bearer realm="streamproxy"'
-    if error.failure in (Failure.BODY_TOO_LARGE, Failure.CALLER_GONE):
+    if error.failure in (Failure.BODY_TOO_LARGE, Failure.BODY_TIMEOUT, Failure.CALLER_GONE):
         headers["connection"] = "close"
     if error.status >= 500:
         token = error.failure.value.code

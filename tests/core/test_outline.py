@@ -77,6 +77,8 @@ EVENTS: tuple[Mapping[str, object] | str, ...] = (
     {'ends in "b64_json': "x", "type": "t"},
     {'ends in "b64_json': "x", "type": "t", "b64_json": "", "url": "u"},
     {"type": "t", "nested": {"b64_json": BASE64}},
+    {"type": "t", "usage": {"b64_json": BASE64, "total_tokens": 1}, "b64_json": BASE64},
+    {"type": "t", "error": {"b64_json": BASE64}},
     {"type": "t", "nested": {"b64_json": BASE64}, "b64_json": ""},
     {"type": "t", "nested": {"b64_json": BASE64}, "b64_json": BASE64},
     {"type": "t", "b64_json": 'with "quotes" and \\'},

@@ -211,9 +211,10 @@ def _seconds(document: bytes, step: int) -> float:
         (b"data:\n", 4096, 1 << 15),
         (b"\r", 4096, 1 << 15),
         (b":c\n", 100, 1 << 15),
+        (b"\n", 1 << 20, 1 << 17),
         (b"data: x\n\n", 1000, 1 << 15),
     ],
-    ids=["one long line", "data lines", "blank lines", "comments", "events"],
+    ids=["one long line", "data lines", "blank lines", "comments", "line feeds in one chunk", "events"],
 )
 def test_time_is_linear(unit: bytes, step: int, size: int) -> None:
     """Four times the input is about four times the work: quadratic would be sixteen."""

@@ -161,7 +161,7 @@ def test_nothing_after_the_last_image_is_wanted() -> None:
     ("body", "before", "failure"),
     [
         (P + unnamed(b"[DONE]") + C, ["partial_image"], Failure.MISSING_TERMINAL_EVENT),
-        (P + C[:40], ["partial_image"], Failure.MISSING_TERMINAL_EVENT),
+        (P + C[:90], ["partial_image"], Failure.MISSING_TERMINAL_EVENT),
         (P, ["partial_image"], Failure.MISSING_TERMINAL_EVENT),
         (b"", [], Failure.MISSING_TERMINAL_EVENT),
         (b" \r\n", [], Failure.MISSING_TERMINAL_EVENT),

@@ -66,8 +66,8 @@ class Process:
     async def no_files(self, directory: Path) -> None:
         """Wait until neither the process nor the directory has a file there."""
         with anyio.fail_after(5):
-            while self.open_files(directory) or os.listdir(directory):
-                await anyio.sleep(0.01)  # another process closes them and tells nobody
+            while self.open_files(directory) or os.listdir(directory):  # noqa: ASYNC110  it closes them and tells nobody
+                await anyio.sleep(0.01)
 
     def _status(self, name: str) -> int:
         text = Path(f"/proc/{self.pid}/status").read_text()

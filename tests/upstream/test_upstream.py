@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -159,51 +160,44 @@ async def test_cancelling_frees_the_connection_and_the_place() -> None:
         await server.wait_closed_connections(BOUND)
 
 
-async def test_an_answer_before_the_request_was_written_is_nobodys() -> None:
-    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
-    arrived = anyio.Event()
-
-    async def speaks_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await arrived.wait()
-        writer.write(answer)
-        assert await reader.read() == b""
-        writer.close()
-
+@asynccontextmanager
+async def wire() -> AsyncIterator[tuple[Connection, asyncio.Transport, asyncio.StreamWriter]]:
+    """One Connection with its own transport, and the provider's end of it."""
     loop = asyncio.get_running_loop()
-    server = await asyncio.start_server(speaks_first, "127.0.0.1", 0)
+    accepted: asyncio.Future[asyncio.StreamWriter] = loop.create_future()
+    server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), "127.0.0.1", 0)
     async with no_leaks(), server:
         port = server.sockets[0].getsockname()[1]
-        _, connection = await loop.create_connection(lambda: Connection(loop), "127.0.0.1", port)
+        transport, connection = await loop.create_connection(lambda: Connection(loop), "127.0.0.1", port)
+        try:
+            with anyio.fail_after(5):
+                yield connection, transport, await accepted
+        finally:
+            transport.abort()
+            accepted.result().transport.abort()
+
+
+async def test_an_answer_before_the_request_was_written_is_nobodys() -> None:
+    async with wire() as (connection, _, provider):
         progress = Progress(first_byte=5.0, ends_at=anyio.current_time() + 5)
         token = PROGRESS.set(progress)
         connection.set_response_params()
         PROGRESS.reset(token)
         closed = connection.closed
         assert closed is not None
-        arrived.set()
-        with anyio.fail_after(BOUND):
-            await closed
+        provider.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        await closed
         assert not connection.open
         progress.moved()
         assert not progress.sent  # so a second connection may be tried
 
 
 async def test_an_idle_connection_with_something_to_read_is_not_fit() -> None:
-    loop = asyncio.get_running_loop()
-    accepted: list[asyncio.StreamWriter] = []
-    server = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
-    async with no_leaks(), server:
-        port = server.sockets[0].getsockname()[1]
-        transport, connection = await loop.create_connection(lambda: Connection(loop), "127.0.0.1", port)
-        with anyio.fail_after(BOUND):
-            while not accepted:
-                await anyio.lowlevel.checkpoint()
-            assert connection.is_connected()
-            transport.pause_reading()
-            accepted[0].write(b"H")
-            while connection.is_connected():
-                await anyio.lowlevel.checkpoint()
+    async with wire() as (connection, transport, provider):
+        assert connection.is_connected()
+        transport.pause_reading()
+        provider.write(b"H")
+        socket_number = transport.get_extra_info("socket").fileno()
+        assert select.select([socket_number], [], [], 5)[0], "a loopback delivers at once"
+        assert not connection.is_connected()
         assert connection.open
-        transport.abort()
-        accepted[0].transport.abort()
-        await anyio.lowlevel.checkpoint()

@@ -1,0 +1,181 @@
+"""Answers: what a frame's bytes become, slice by slice, and the heads of errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.types import Message, Receive, Scope, Send
+
+from streamproxy.core.events import Frame
+from streamproxy.core.sse import Piece
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub import Stream
+from streamproxy.web.responses import ABORT, SLICE, Answer, EventStream, deliver, error_response, layout, sliced
+
+SIZES = st.integers(0, 3).map(lambda n: n * SLICE) | st.integers(0, 3 * SLICE)
+MADE = bytes(range(256)) * (SLICE // 32)
+
+
+@given(st.lists(st.tuples(SIZES, st.booleans()), max_size=8))
+def test_slices_are_the_same_bytes_in_order_none_over_the_limit(given_: list[tuple[int, bool]]) -> None:
+    pieces: Sequence[Piece] = [memoryview(MADE)[:n] if view else MADE[:n] for n, view in given_]
+    slices = list(sliced(pieces))
+    assert b"".join(slices) == b"".join(pieces)
+    assert all(0 < len(each) <= SLICE for each in slices)
+    assert len(slices) <= sum(n for n, _ in given_) // SLICE + len(given_) + 1
+
+
+def test_a_large_piece_is_cut_into_views_of_itself() -> None:
+    large = bytes(10 * SLICE)
+    views = [each for each in sliced([b"head", large, b"tail"]) if isinstance(each, memoryview)]
+    assert sum(len(view) for view in views) >= 9 * SLICE
+    assert all(view.obj is large for view in views)
+
+
+def test_small_pieces_travel_together() -> None:
+    assert list(sliced([b"a", b"b", memoryview(b"c")])) == [b"abc"]
+    assert list(sliced([])) == []
+
+
+def test_the_layout_is_one_event_line_one_data_line_and_a_blank_line() -> None:
+    frame = Frame("image_edit.completed", (b'{"a":', memoryview(b"1"), b"}"))
+    assert b"".join(layout(frame)) == b'event: image_edit.completed\ndata: {"a":1}\n\n'
+
+
+class Sending:
+    """The server's side of one answer: what was sent, and a caller who takes nothing after `takes` messages."""
+
+    def __init__(self, takes: int = 1000) -> None:
+        self.sent: list[Message] = []
+        self.aborted = anyio.Event()
+        self._takes = takes
+
+    async def send(self, message: Message) -> None:
+        if len(self.sent) == self._takes:
+            await anyio.sleep_forever()
+        self.sent.append(message)
+
+    async def receive(self) -> Message:
+        await self.aborted.wait()
+        return {"type": "http.disconnect"}
+
+    @property
+    def scope(self) -> Scope:
+        return {"type": "http", "method": "POST", "extensions": {ABORT: self.aborted.set}}
+
+    @property
+    def head(self) -> dict[str, str]:
+        return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message["body"] for message in self.sent[1:])
+
+
+@pytest.mark.anyio
+async def test_an_answer_says_its_length_and_comes_in_slices() -> None:
+    sending = Sending()
+    body = (bytes(SLICE), memoryview(b"x" * (2 * SLICE)), b"end")
+    await Answer(201, "application/json", body, {"X-Extra": "1"})(sending.scope, sending.receive, sending.send)
+    assert sending.sent[0]["status"] == 201
+    assert sending.head == {
+        "content-type": "application/json",
+        "content-length": str(3 * SLICE + 3),
+        "x-extra": "1",
+    }
+    assert sending.body == b"".join(body)
+    assert all(len(message["body"]) <= SLICE for message in sending.sent[1:])
+    assert [message["more_body"] for message in sending.sent[1:]].count(False) == 1
+
+
+def _error(failure: Failure, **more: object) -> tuple[int, dict[str, str], dict[str, object]]:
+    error = ProxyError(failure, "What happened.", retry_after=str(more["retry_after"]) if more else None)
+    sending = Sending()
+
+    async def answer() -> None:
+        await error_response(error, "req_1")(sending.scope, sending.receive, sending.send)
+
+    anyio.run(answer)
+    return sending.sent[0]["status"], sending.head, orjson.loads(sending.body)
+
+
+@pytest.mark.parametrize("failure", Failure, ids=lambda failure: failure.name.lower())
+def test_an_error_is_a_status_a_body_and_what_a_client_may_do_next(failure: Failure) -> None:
+    row = failure.value
+    status, head, body = _error(failure)
+    assert status == row.status
+    assert body == {
+        "error": {"message": "What happened.", "type": row.type, "param": None, "code": row.code},
+        "request_id": "req_1",
+    }
+    assert head["cache-control"] == "no-store"
+    assert (head.get("x-should-retry") == "false") is row.charged
+    assert ("proxy-status" in head) is (row.status >= 500)
+    assert ("www-authenticate" in head) is (row.status == 401)
+
+
+@pytest.mark.parametrize("failure", [Failure.BODY_TOO_LARGE, Failure.BODY_TIMEOUT, Failure.CALLER_GONE])
+def test_what_is_left_of_such_a_request_is_not_waited_for(failure: Failure) -> None:
+    assert _error(failure)[1]["connection"] == "close"
+
+
+@pytest.mark.parametrize(("said", "passed"), [("7", "7"), ("7\r\nx: y", None), ("später", None)])
+def test_retry_after_is_passed_where_it_is_a_header_value(said: str, passed: str | None) -> None:
+    assert _error(Failure.PROVIDER_LIMIT, retry_after=said)[1].get("retry-after") == passed
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("takes", [0, 1, 2, 3], ids=["no head", "head", "one slice", "all but the end"])
+async def test_a_caller_who_takes_nothing_is_aborted_whichever_message_it_is(takes: int) -> None:
+    sending = Sending(takes)
+    told: list[ProxyError] = []
+    answer = Answer(200, "application/json", (bytes(SLICE), bytes(SLICE)), {})
+    with anyio.fail_after(5):
+        await deliver(answer, sending.scope, sending.receive, sending.send, send_timeout=0.05, stalled=told.append)
+    assert sending.aborted.is_set()
+    assert [error.failure for error in told] == [Failure.CALLER_STALLED]
+
+
+@pytest.mark.anyio
+async def test_a_caller_who_stops_at_the_end_of_a_stream_is_aborted_too() -> None:
+    """The last message has no frame: it is the one that ends the body."""
+    stream = Stream("s")
+    subscriber = stream.subscribe()
+    stream.commit()
+    stream.finish()
+    sending = Sending(takes=2)  # the head and the first heartbeat
+    told: list[ProxyError] = []
+    answer = EventStream(subscriber, {}, heartbeat=15, drain_timeout=1, left=told.append)
+    with anyio.fail_after(5):
+        await deliver(answer, sending.scope, sending.receive, sending.send, send_timeout=0.05, stalled=told.append)
+    assert sending.aborted.is_set()
+    assert [error.failure for error in told] == [Failure.CALLER_STALLED]
+
+
+@pytest.mark.anyio
+async def test_our_headers_of_a_stream_win_over_the_providers() -> None:
+    stream = Stream("s")
+    subscriber = stream.subscribe()
+    stream.finish()
+    sending = Sending()
+    theirs = {"cache-control": "public", "x-accel-buffering": "yes", "openai-version": "2020-10-01"}
+    left: list[ProxyError] = []
+    answer = EventStream(subscriber, theirs, heartbeat=15, drain_timeout=1, left=left.append)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(scope, receive, send)
+
+    with anyio.fail_after(5):
+        await deliver(app, sending.scope, sending.receive, sending.send, send_timeout=1, stalled=left.append)
+    assert sending.head["cache-control"] == "no-store, no-transform"
+    assert sending.head["x-accel-buffering"] == "no"
+    assert sending.head["openai-version"] == "2020-10-01"
+    assert sending.head["content-type"] == "text/event-stream; charset=utf-8"
+    assert "content-length" not in sending.head
+    assert sending.body == b":\n"
+    assert left == []
