@@ -80,12 +80,14 @@ def create_app(
     middleware = [Middleware(RequestContext, observer)]
     if settings.cors_origins:
         middleware.append(Middleware(Cors, settings.cors_origins))
-    return Starlette(
+    app = Starlette(
         routes=routes(lambda: wired[0]),
         middleware=middleware,
         lifespan=lifespan,
         exception_handlers={HTTPException: _not_routed},
     )
+    app.router.redirect_slashes = False  # a redirect would name whatever host the caller said, and lose a POST's body
+    return app
 
 
 def _service(

@@ -7,6 +7,7 @@ over the standard library: one line per request, one per failure, as JSON or as 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import Final, cast
 
@@ -39,6 +40,9 @@ _QUIET: Final = (
 """Loggers that print URLs, or every chunk at DEBUG."""
 
 
+_IDENTIFIER: Final = re.compile(r"[a-z][a-z0-9_.\[\]-]{0,63}")
+
+
 class Observer:
     """The metrics of one app, and its log."""
 
@@ -61,8 +65,8 @@ class Observer:
             failure=error.failure.name.lower(),
             label=error.failure.value.label,
             status=error.status,
-            code=error.code,
-            param=error.param,
+            code=_identifier(error.code),
+            param=_identifier(error.param),
             request_id=request_id,
         )
 
@@ -94,6 +98,11 @@ class Observer:
     def exposition(self) -> tuple[bytes, str]:
         """All metrics in Prometheus' text form, and its content type."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+def _identifier(text: str | None) -> str | None:
+    """A code or a field's name, None for anything else: where a provider chose it, it may repeat the prompt."""
+    return text if text is not None and _IDENTIFIER.fullmatch(text) else None
 
 
 def configure_logging(level: str, form: str) -> None:

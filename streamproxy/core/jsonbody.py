@@ -26,10 +26,13 @@ import msgspec
 from streamproxy.core.jsonwalk import MAX_DEPTH, MAX_MEMBERS, MAX_NODES, Member, Walk, invalid, shown
 from streamproxy.errors import Failure, ProxyError
 
-__all__ = ["JsonObject", "Member", "elements", "members", "object_at", "parse"]
+__all__ = ["JsonObject", "Member", "Pieces", "elements", "members", "object_at", "parse"]
 
 _UTF8_SLICE: Final = 1 << 14
 """Bytes decoded at a time: the widest text it can become, 64 KiB, stays in the processor's cache."""
+
+Pieces = tuple[bytes | memoryview, ...]
+"""A value in pieces, so that large ones are copied once, into the new body."""
 
 _NOTHING: Final[Mapping[str, bytes]] = MappingProxyType({})
 _grammar: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -67,7 +70,7 @@ class JsonObject:
         *,
         replace: Mapping[str, bytes] = _NOTHING,
         drop: Collection[str] = (),
-        append: Mapping[str, bytes] = _NOTHING,
+        append: Mapping[str, bytes | Pieces] = _NOTHING,
     ) -> bytes:
         """The body with other values (JSON, as bytes) for some members, without some, and with some more at its end.
 
@@ -90,7 +93,7 @@ class JsonObject:
             else:
                 pieces += (b",", view[member.start : member.end])
         for key, value in append.items():
-            pieces += (b",", msgspec.json.encode(key), b":", value)
+            pieces += (b",", msgspec.json.encode(key), b":", *(value if isinstance(value, tuple) else (value,)))
         return b"".join((b"{", *pieces[1:], b"}"))
 
 

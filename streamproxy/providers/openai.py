@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import quote
 
-import msgspec
 import orjson
 
 from streamproxy.core.catalogue import Provider
 from streamproxy.core.events import Operation
+from streamproxy.core.fields import MAX_IMAGES
 from streamproxy.core.imagefile import media_type, probe_base64
-from streamproxy.core.jsonbody import JsonObject
+from streamproxy.core.jsonbody import JsonObject, Member, Pieces, elements, members
 from streamproxy.core.requests import Exchange, Head, ImageRequest, Part, Segment, UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers import openai_errors
@@ -96,7 +96,7 @@ def _names(request: ImageRequest) -> frozenset[str]:
 def _json_body(request: ImageRequest, body: JsonObject, provider: Provider) -> bytes:
     drop = set(_left_out(request))
     replace: dict[str, bytes] = {}
-    append: dict[str, bytes] = {}
+    append: dict[str, Pieces] = {}
     model = orjson.dumps(request.upstream_model)
     if body.value("model") != model:
         replace["model"] = model
@@ -112,40 +112,43 @@ def _json_body(request: ImageRequest, body: JsonObject, provider: Provider) -> b
                 )
             drop.add(given)
             append[provider.edit_input] = _array(_translated(request, body))
-            if body.value("mask") not in (None, b"null"):
-                replace["mask"] = _mask(request, body)
+            mask = body.members.get("mask")
+            if mask is not None and not body.raw.startswith(b"null", mask.value):
+                replace["mask"] = b"".join(_mask(request, body, mask))
     return body.edited(replace=replace, drop=drop & body.members.keys(), append=append)
 
 
-def _translated(request: ImageRequest, body: JsonObject) -> Iterator[bytes]:
+def _translated(request: ImageRequest, body: JsonObject) -> Iterator[Pieces]:
     """The input images in the other form: strings as references, references as strings."""
     if request.via_generations:
         yield from map(_reference, _strings(body, "image"))
     else:
-        yield from _references(body)
+        for index, (start, _) in enumerate(_spans(body, "images")):
+            yield (_needed_url(body, start, f"images[{index}]"),)
 
 
-def _mask(request: ImageRequest, body: JsonObject) -> bytes:
-    mask = body.value("mask") or b""
-    return _reference(mask) if request.via_generations else _url(mask, "mask.file_id")
+def _mask(request: ImageRequest, body: JsonObject, mask: Member) -> Pieces:
+    if request.via_generations:
+        return _reference(memoryview(body.raw)[mask.value : mask.end])
+    return (_needed_url(body, mask.value, "mask"),)
 
 
 def _refuse_remote(request: ImageRequest, body: JsonObject) -> None:
     """Models that take no remote image URLs would be asked, and paid perhaps, for nothing."""
     if request.model.remote_image_urls:
         return
-    given: list[tuple[str, bytes]] = []
+    given: list[tuple[str, memoryview]] = []
     if request.via_generations:
         images = _strings(body, "image")
-        lone = images[:1] == [body.value("image")]
+        lone = body.raw.startswith(b'"', body.members["image"].value)
         given += [("image" if lone else f"image[{index}]", image) for index, image in enumerate(images)]
         given += [("mask", mask) for mask in _strings(body, "mask")]
     else:
-        references = msgspec.json.decode(body.value("images") or b"[]", type=list[_Reference])
-        given += [(f"images[{index}].image_url", bytes(image.image_url)) for index, image in enumerate(references)]
-        if body.value("mask") not in (None, b"null"):
-            mask = msgspec.json.decode(body.value("mask") or b"{}", type=_Reference)
-            given.append(("mask.image_url", bytes(mask.image_url)))
+        references = [(f"images[{index}]", start) for index, (start, _) in enumerate(_spans(body, "images"))]
+        mask = body.members.get("mask")
+        if mask is not None and not body.raw.startswith(b"null", mask.value):
+            references.append(("mask", mask.value))
+        given += [(f"{where}.image_url", _url(body, start, where)) for where, start in references]
     for param, image in given:
         if _is_remote(image):
             raise ProxyError(
@@ -155,52 +158,59 @@ def _refuse_remote(request: ImageRequest, body: JsonObject) -> None:
             )
 
 
-def _is_remote(image: bytes) -> bool:
+def _is_remote(image: memoryview) -> bool:
     """Whether a raw JSON string is a URL with a scheme of HTTP's; base64 has no colon."""
-    return image[1:7].lower().startswith((b"http:", b"https:"))
+    return bytes(image[1:7]).lower().startswith((b"http:", b"https:"))
 
 
-class _Reference(msgspec.Struct):
-    image_url: msgspec.Raw = msgspec.Raw()
+def _spans(body: JsonObject, name: str) -> tuple[tuple[int, int], ...]:
+    """Where the elements of an array member lie: images have megabytes, and are copied once, into the request."""
+    member = body.members.get(name)
+    return () if member is None else elements(body, member.value, limit=MAX_IMAGES, where=name)
 
 
-def _strings(body: JsonObject, name: str) -> list[bytes]:
+def _strings(body: JsonObject, name: str) -> list[memoryview]:
     """The raw JSON strings of a member that is a string or an array of strings; [] for null."""
-    raw = body.value(name)
-    if raw is None or raw == b"null":
+    member = body.members.get(name)
+    if member is None or body.raw.startswith(b"null", member.value):
         return []
-    if raw[:1] == b'"':
-        return [raw]
-    return [bytes(item) for item in msgspec.json.decode(raw, type=list[msgspec.Raw])]
+    lone = body.raw.startswith(b'"', member.value)
+    view = memoryview(body.raw)
+    return [view[start:end] for start, end in ([(member.value, member.end)] if lone else _spans(body, name))]
 
 
-def _reference(image: bytes) -> bytes:
+def _reference(image: memoryview) -> Pieces:
     """A raw JSON string of base64, or of a URL, as OpenAI's `{"image_url": ...}`."""
-    if image[1:6].lower() == b"data:" or _is_remote(image):
-        return b'{"image_url":' + image + b"}"
-    info = probe_base64(memoryview(image)[1:-1])
+    if bytes(image[1:6]).lower() == b"data:" or _is_remote(image):
+        return b'{"image_url":', image, b"}"
+    info = probe_base64(image[1:-1])
     kind = media_type(info.format) if info else "image/png"
-    return b'{"image_url":"data:' + kind.encode() + b";base64," + image[1:] + b"}"
+    return b'{"image_url":"data:' + kind.encode() + b";base64,", image[1:], b"}"
 
 
-def _references(body: JsonObject) -> Iterator[bytes]:
-    raw = body.value("images") or b"[]"
-    for index, item in enumerate(msgspec.json.decode(raw, type=list[msgspec.Raw])):
-        yield _url(bytes(item), f"images[{index}].file_id")
+def _url(body: JsonObject, start: int, where: str) -> memoryview:
+    """The URL of the reference at `start`, as a raw JSON string; empty where it has none."""
+    url = members(body, start, where=where).get("image_url")
+    return memoryview(body.raw)[url.value : url.end] if url is not None else memoryview(b"")
 
 
-def _url(reference: bytes, param: str) -> bytes:
-    """The URL of an `{"image_url"}`, as a raw JSON string; hosts that take strings know no file ids."""
-    url = bytes(msgspec.json.decode(reference, type=_Reference).image_url)
-    if url[:1] != b'"':
+def _needed_url(body: JsonObject, start: int, where: str) -> memoryview:
+    """The same for hosts that take strings: they know no file ids."""
+    url = _url(body, start, where)
+    if bytes(url[:1]) != b'"':
         raise ProxyError(
-            Failure.UNSUPPORTED_PARAMETER, "This provider takes images by image_url, not by file_id.", param=param
+            Failure.UNSUPPORTED_PARAMETER,
+            "This provider takes images by image_url, not by file_id.",
+            param=f"{where}.file_id",
         )
     return url
 
 
-def _array(items: Iterator[bytes]) -> bytes:
-    return b"[" + b",".join(items) + b"]"
+def _array(items: Iterator[Pieces]) -> Pieces:
+    pieces: list[bytes | memoryview] = []
+    for item in items:
+        pieces += (b",", *item)
+    return (b"[", *pieces[1:], b"]")
 
 
 def _form_body(request: ImageRequest, parts: tuple[Part, ...], boundary: bytes) -> Iterator[Segment]:

@@ -142,7 +142,7 @@ class Connection(client_proto.ResponseHandler):
         super().feed_data(data, size)
 
     def set_exception(self, exc: BaseException, exc_cause: Any = None) -> None:
-        """Break off. aiohttp only tells who waits for a head: the reader of a body with broken framing would wait on."""
+        """Break off. aiohttp tells only who waits for a head; the reader of a broken body would wait on."""
         super().set_exception(exc, *(() if exc_cause is None else (exc_cause,)))
         payload = self._payload
         if payload is not None and not payload.is_eof() and payload.exception() is None:

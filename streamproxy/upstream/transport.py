@@ -24,17 +24,20 @@ from httpx_aiohttp.transport import AiohttpResponseStream
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.upstream.connection import MAX_HEAD_BYTES, PROGRESS, Connection, Progress
 
-READ_BUFFER: Final = 256 * 1024
-"""Bytes aiohttp holds before it stops reading from the socket (twice this); larger reads cost less per byte."""
+CHUNK: Final = 64 * 1024
+"""Bytes of a chunk: an event is held as its chunks, so its first and last one hold up to this of its neighbours."""
+
+READ_BUFFER: Final = 64 * 1024
+"""Bytes aiohttp holds before it stops reading from the socket: twice this, and one read of up to 256 KiB."""
 
 
 class _Stream(AiohttpResponseStream):
-    """A response body as raw chunks, each as large as what had arrived."""
+    """A response body as raw chunks of what has arrived."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         content = self._aiohttp_response.content
         try:
-            while chunk := await content.readany():
+            while chunk := await content.read(CHUNK):
                 yield chunk
         except (aiohttp.ClientError, http_exceptions.HttpProcessingError) as error:
             if content._buffer:  # it arrived before the fault and counts; aiohttp raises first and would drop it

@@ -7,7 +7,6 @@ bounded, and a file leaves memory at 64 KiB.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import threading
 from collections.abc import AsyncGenerator
@@ -106,8 +105,9 @@ class Form:
 
 
 async def read_form(request: Request, limit: int, pause: float | None = None) -> Form:
-    """Parse a multipart body; keeps no file where it raises ProxyError(INVALID_MULTIPART, BODY_TOO_LARGE, BODY_TIMEOUT or
-    UPLOAD_SPOOL).
+    """Parse a multipart body.
+
+    Keeps no file where it raises: ProxyError(INVALID_MULTIPART, BODY_TOO_LARGE, BODY_TIMEOUT or UPLOAD_SPOOL).
     """
     parser = _Parser(
         request.headers,
@@ -151,8 +151,7 @@ class _Parser(MultiPartParser):
 
     def close(self) -> None:
         for file in self._files_to_close_on_error:
-            with contextlib.suppress(OSError):  # closing writes what is buffered, and the disk may be what is full
-                file.close()
+            file.close()
 
     def on_part_begin(self) -> None:
         # RFC 7578, 5.1.2: there is no charset for a form. Starlette honours one, and 1 MB of punycode takes minutes.

@@ -82,9 +82,9 @@ class Cors(CORSMiddleware):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        preflight = scope.get("method") == "OPTIONS" and "access-control-request-method" in headers
-        if not preflight or self.is_allowed_origin(headers.get("origin", "")):
+        headers = Headers(scope=scope) if scope["type"] == "http" and scope["method"] == "OPTIONS" else Headers()
+        preflight = "origin" in headers and "access-control-request-method" in headers
+        if not preflight or self.is_allowed_origin(headers["origin"]):
             await super().__call__(scope, receive, send)
             return
         error = ProxyError(

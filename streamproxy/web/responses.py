@@ -164,22 +164,26 @@ def layout(frame: Frame) -> tuple[Piece, ...]:
 
 
 def sliced(pieces: Sequence[Piece]) -> Iterator[Piece]:
-    """The same bytes in slices of at most SLICE, small pieces gathered into one."""
-    pending = bytearray()
+    """The same bytes in slices of at most SLICE: small pieces gathered into one, large ones as they are or as views."""
+    gathered: list[Piece] = []
+    size = 0
     for piece in pieces:
-        if len(pending) + len(piece) <= SLICE:
-            pending += piece
-            continue
-        view = memoryview(piece)
-        if pending:
-            room = SLICE - len(pending)
-            pending += view[:room]
-            yield bytes(pending)
-            pending = bytearray()
-            view = view[room:]
-        whole = len(view) - len(view) % SLICE
-        for start in range(0, whole, SLICE):
-            yield view[start : start + SLICE]
-        pending += view[whole:]
-    if pending:
-        yield bytes(pending)
+        for part in (piece,) if len(piece) <= SLICE else _views(piece):
+            if size + len(part) > SLICE:
+                yield _joined(gathered)
+                gathered.clear()
+                size = 0
+            gathered.append(part)
+            size += len(part)
+    if gathered:
+        yield _joined(gathered)
+
+
+def _views(piece: Piece) -> Iterator[Piece]:
+    view = memoryview(piece)
+    for start in range(0, len(view), SLICE):
+        yield view[start : start + SLICE]
+
+
+def _joined(pieces: list[Piece]) -> Piece:
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

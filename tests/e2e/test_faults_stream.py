@@ -30,7 +30,7 @@ BOTH = (FIRST, SECOND)
 CLOSE = ("Connection", "close")
 DONE = b"data: [DONE]\n\n"
 PAUSE = Wait(0.05)
-"""So that what came before it has been read: a fault in one segment with the head is a fault of the head."""
+"""So that the fault comes alone, after what was before it has been read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,10 @@ class Fault:
     settings: dict[str, Any] = field(default_factory=dict)
     clean: bool = False
     """The answer itself ended as HTTP wants it, so its connection may stay."""
+
+
+def _wire(script: Script) -> bytes:
+    return b"".join(step.data for step in script if isinstance(step, Send))
 
 
 def _short(*frames: bytes) -> Script:
@@ -74,6 +78,9 @@ FAULTS = {
     "close-delimited, cut inside an event": Fault(_delimited(FIRST, HALF), (FIRST,), Failure.MISSING_TERMINAL_EVENT),
     "bad chunk header": Fault(
         sse(BOTH, end=(PAUSE, Send(b"zz\r\nnot a chunk\r\n"), Fin())), BOTH, Failure.STREAM_PROTOCOL
+    ),
+    "bad chunk header, all in one segment": Fault(
+        (Send(_wire(sse(BOTH, end=(Send(b"zz\r\nnot a chunk\r\n"),)))), Fin()), BOTH, Failure.STREAM_PROTOCOL
     ),
     "bad chunk header inside an event": Fault(
         sse((FIRST, HALF), end=(PAUSE, Send(b"zz\r\nnot a chunk\r\n"), Fin())), (FIRST,), Failure.STREAM_PROTOCOL
