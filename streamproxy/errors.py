@@ -127,8 +127,8 @@ class ProxyError(Exception):
     """A failure on its way to the caller.
 
     `message` never holds a secret, a prompt, image bytes or an offending value. `status`, `code` and `type` replace the
-    row's where the provider said better ones; `retry_after` is in seconds; `problems` are the rejected fields; `details`
-    further members of the provider's error object; `as_sent` the provider's own error event where it can go on as it is.
+    row's where the provider said better ones; `retry_after` is in seconds; `problems` are the rejected fields;
+    `details` further members of the provider's error object; `as_sent` its own error event where that can go on.
     """
 
     def __init__(

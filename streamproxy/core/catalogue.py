@@ -78,11 +78,11 @@ class Model:
     """One model and what it can do.
 
     `streams`: it sends events itself; where false it is never sent `stream` or `partial_images`. `partial_images`: the
-    most previews one may ask it for. `max_n`: the most pictures of one request to it; `max_stream_n` of one that streams,
-    0: nobody says. `formats`: what `output_format`
-    may be; empty: not known, so nothing is refused. `refuses`: members it answers with an error, so they are never
-    sent. `retired`: the day its owner turned or turns it off; gateways may serve it longer, so it is still resolved.
-    `created`: seconds since 1970. `simulated`: only ever found by its full id, and not listed by a provider's "*".
+    most previews one may ask it for. `max_n`: the most pictures of one request to it; `max_stream_n`: of one that
+    streams, 0 where nobody says. `formats`: what `output_format` may be; empty: not known, so nothing is refused.
+    `refuses`: members it answers with an error, so they are never sent. `retired`: the day its owner turned or turns
+    it off; gateways may serve it longer, so it is still resolved. `created`: seconds since 1970. `simulated`: only
+    ever found by its full id, and not listed by a provider's "*".
     """
 
     id: str

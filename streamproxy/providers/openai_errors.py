@@ -117,7 +117,7 @@ class _Said:
             loc, msg, kind = problem.get("loc"), problem.get("msg"), problem.get("type")
             if isinstance(loc, list) and isinstance(msg, str) and isinstance(kind, str):
                 path = tuple(part if isinstance(part, int) else self._scrub(str(part)[:256]) for part in loc[:16])
-                yield Problem(path, self._scrub(msg[:MESSAGE_LIMIT]), kind[:256])
+                yield Problem(path, self._scrub(msg), kind[:256])
 
     @property
     def problem(self) -> str:
@@ -128,7 +128,7 @@ class _Said:
         value = self._error.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
-        return self._scrub(value[:MESSAGE_LIMIT]) if isinstance(value, str) and value else None
+        return self._scrub(value) if isinstance(value, str) and value else None
 
     @property
     def status(self) -> int:

@@ -175,7 +175,7 @@ def sliced(pieces: Sequence[Piece]) -> Iterator[Piece]:
                 size = 0
             gathered.append(part)
             size += len(part)
-    if gathered:
+    if size:
         yield _joined(gathered)
 
 

@@ -67,7 +67,7 @@ async def running_proxy(
     resolver: AbstractResolver | None = None,
     **settings: object,
 ) -> AsyncIterator[Proxy]:
-    """A proxy whose provider `sim` is at `upstream` (an origin; /v1 is added). `settings` replace Settings' defaults."""
+    """A proxy whose provider `sim` is at `upstream` (an origin; /v1 is added). `settings` replace the defaults."""
     row = ProviderSettings.model_validate({"base_url": f"{upstream}/v1", "credential": "none", **(provider or {})})
     chosen = Settings.model_validate({"port": 0, "providers": {"sim": row}, **settings})
     app = create_app(chosen, environ=environ or {}, ssl_context=ssl_context, resolver=resolver)
