@@ -118,7 +118,7 @@ class Settings(BaseSettings):
     send_timeout: Seconds = Field(20.0, description="seconds a caller has to take one slice of a response")
     drain_timeout: Seconds = Field(30.0, description="seconds streams have to end when the process is asked to stop")
     max_event_bytes: Bytes = Field(64 * MIB, description="bytes of one event from a provider")
-    max_json_bytes: Bytes = Field(64 * MIB, description="bytes of a JSON request body")
+    max_json_bytes: Bytes = Field(24 * MIB, description="bytes of a JSON request body")
     max_upload_bytes: Bytes = Field(GIB, description="bytes of a multipart request body")
     max_response_bytes: Bytes = Field(256 * MIB, description="bytes of one provider response")
     max_connections: Count = Field(1000, description="connections to one provider at a time")

@@ -137,7 +137,7 @@ async def gone(directory: Path) -> None:
 
 
 async def test_200_mb_pass_in_16_mb_of_memory_and_arrive_as_they_were_sent(tmp_path: Path) -> None:
-    """Measured here: the peak of the resident memory rises by 1 to 3 MB."""
+    """Measured here: the peak of the resident memory rises by 1 MB."""
     parts: list[Field] = [
         Text("size", b"1024x1024"),
         File("image[]", "first.png", 150 * MIB + 7),
