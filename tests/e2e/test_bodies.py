@@ -385,7 +385,7 @@ async def test_the_body_alone_decides_whether_the_answer_is_a_stream(accept: str
 
 # Bombs.
 
-LIMIT: Final = 64 * MIB
+LIMIT: Final = 24 * MIB
 """The default of max_json_bytes."""
 
 
