@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,11 +17,14 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from streamproxy.auth import StreamTokens
 from streamproxy.configuration import Configured, configure, read_catalogue
 from streamproxy.core.catalogue import Provider
 from streamproxy.core.events import error_body
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub import STORES
+from streamproxy.hub.hub import Hub, HubLimits
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
 from streamproxy.relay import Limits, Relay, Service
@@ -28,6 +32,7 @@ from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.upstream import Deadlines, Upstream, default_ssl_context
 from streamproxy.web.context import Context
 from streamproxy.web.middleware import Cors, RequestContext
+from streamproxy.web.responses import Pace
 from streamproxy.web.routes import routes
 
 if TYPE_CHECKING:
@@ -43,6 +48,7 @@ def create_app(
 ) -> Starlette:
     """The app that serves `settings`. Raises ConfigurationError with all that is wrong.
 
+    `app.state.drain` is to be awaited when the process is asked to stop: it ends with the last stream, or in time.
     `environ` is where credentials are looked up (the process's by default). `ssl_context` replaces the trust towards
     providers, `resolver` the resolution of their names.
     """
@@ -51,6 +57,7 @@ def create_app(
     found = os.environ if environ is None else environ
     configured = configure(settings, catalogue, found, policy, adapters=ADAPTERS)
     observer = Observer()
+    tokens = StreamTokens(settings.secret or secrets.token_urlsafe(32), settings.token_seconds)
     wired: list[Context] = []
 
     @asynccontextmanager
@@ -62,15 +69,28 @@ def create_app(
                 services[provider.name] = _service(settings, provider, configured, trust, resolver)
                 stack.push_async_callback(services[provider.name].upstream.aclose)
             tasks = await stack.enter_async_context(anyio.create_task_group())
+            kept = await stack.enter_async_context(
+                STORES[settings.store.partition(":")[0]](settings.store, settings.store_bytes, settings.linger)
+            )
+            limits = HubLimits(
+                grace=settings.disconnect_grace,
+                viewers=settings.max_viewers,
+                viewers_of_owner=settings.max_viewers_per_caller,
+                streams=settings.max_streams,
+            )
+            hub = Hub(kept=kept, tasks=tasks, limits=limits, observer=observer)
+            tasks.start_soon(hub.tend)
             relay = Relay(
                 catalogue=catalogue,
                 services=services,
                 policy=policy,
                 observer=observer,
                 limits=Limits(settings.max_event_bytes, settings.max_response_bytes),
+                hub=hub,
                 tasks=tasks,
             )
-            wired.append(Context(settings, catalogue, configured.providers, relay, observer))
+            pace = Pace(settings.heartbeat, settings.drain_timeout)
+            wired.append(Context(settings, catalogue, configured.providers, relay, observer, hub, tokens, pace))
             try:
                 yield
             finally:
@@ -87,6 +107,12 @@ def create_app(
         exception_handlers={HTTPException: _not_routed},
     )
     app.router.redirect_slashes = False  # a redirect would name whatever host the caller said, and lose a POST's body
+
+    async def drain() -> None:
+        if wired:
+            await wired[0].hub.drain(settings.drain_timeout)
+
+    app.state.drain = drain
     return app
 
 

@@ -12,9 +12,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
+
+from itsdangerous import BadSignature, TimestampSigner
 
 from streamproxy.errors import Failure, ProxyError
 
@@ -86,6 +89,44 @@ def authenticate(headers: Headers, caller_keys: tuple[str, ...]) -> Caller:
         message = f"Incorrect API key in the {name} header: the setting caller_keys does not hold its hash."
         raise ProxyError(Failure.INVALID_API_KEY, message)
     return Caller(digest[:ID_DIGITS])
+
+
+def owner_of(headers: Headers, caller_keys: tuple[str, ...]) -> str | None:
+    """Whose streams these headers may see: a hash of the presented key, in whichever header, None without one.
+
+    Raises ProxyError(INVALID_API_KEY) where keys are configured and this is none of them.
+    """
+    authenticate(headers, caller_keys)
+    name, value = _presented(headers)
+    bearer = _bearer(value) if name == "authorization" else None
+    key = value if bearer is None else bearer
+    return hashlib.sha256(key.encode()).hexdigest()[: 2 * ID_DIGITS] if key else None
+
+
+class StreamTokens:
+    """Signs and checks what lets a page follow one stream without a key: a time and an HMAC of it and the stream's id.
+
+    `secret` signs, `seconds` is how long a token holds. Source: itsdangerous, TimestampSigner.
+    """
+
+    def __init__(self, secret: str, seconds: float) -> None:
+        self._signer = TimestampSigner(secret, salt="streamproxy.stream", digest_method=hashlib.sha256)
+        self._seconds = seconds
+
+    def mint(self, stream_id: str) -> str:
+        """A token for this stream, from now on."""
+        return self._signer.sign(stream_id).decode().removeprefix(stream_id + ".")
+
+    def check(self, stream_id: str, token: str) -> None:
+        """Raises ProxyError(STREAM_TOKEN) unless `token` is for this stream and has not expired."""
+        try:
+            signed, made = self._signer.unsign(f"{stream_id}.{token}", return_timestamp=True)
+        except BadSignature:
+            signed = b""
+        if signed != stream_id.encode():
+            raise ProxyError(Failure.STREAM_TOKEN, "The stream URL's token is not valid for this stream.")
+        if time.time() - made.timestamp() > self._seconds:  # one of the future: another replica's clock
+            raise ProxyError(Failure.STREAM_TOKEN, "The stream URL has expired. The setting is token_seconds.")
 
 
 def _presented(headers: Headers) -> tuple[str, str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CTRL_C: Final = 130  # 128 + SIGINT, as shells report it
 SHORT_KEY: Final = 16  # characters; below, a leaked hash gives the key away by trying all
+Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable[..., None])
 
 
@@ -96,6 +97,7 @@ OPTIONS: Final = (
     click.option(
         "--upstream", metavar="URL", callback=_keep, expose_value=False, help="Pass every model to this base URL."
     ),
+    click.option("--workers", metavar="N", callback=_keep, expose_value=False, help="Processes that serve.  [1]"),
     click.option("--log-level", callback=_keep, expose_value=False, help="debug, info, warning or error.  [info]"),
     click.option("--log-format", callback=_keep, expose_value=False, help="json or text.  [json]"),
     click.option(
@@ -156,12 +158,12 @@ def _not_caused_by(
     ]
 
 
-def _run(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def _run(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     from importlib.util import find_spec
 
     import anyio
 
-    anyio.run(function, backend_options={"use_uvloop": find_spec("uvloop") is not None})  # none on Windows
+    return anyio.run(function, backend_options={"use_uvloop": find_spec("uvloop") is not None})  # none on Windows
 
 
 @cli.command()
@@ -172,20 +174,25 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     settings, _, configured = _checked(ctx, config)
 
     from streamproxy.app import create_app
+    from streamproxy.listening import listen
     from streamproxy.observe import configure_logging
-    from streamproxy.server import listen, tune_allocator
     from streamproxy.server import serve as serve_on
+    from streamproxy.server import tune_allocator
+    from streamproxy.workers import supervise
 
-    configure_logging(settings.log_level, settings.log_format)
+    names = ", ".join(provider.name for provider in configured.providers)
+
+    def ready(url: str) -> None:
+        click.echo(f"API base URL: {url}/v1   ({names})", err=True)
+
+    several = settings.workers > 1
+    configure_logging(settings.log_level, settings.log_format, pid=several)
+    sock = listen(settings.host, settings.port)
+    if several:
+        ctx.exit(_run(lambda: supervise(settings, sock, ready=ready)))
     tune_allocator()
     app = create_app(settings)
-    sock = listen(settings.host, settings.port)
-    names = ", ".join(provider.name for provider in configured.providers)
-    _run(
-        lambda: serve_on(
-            app, settings, sock, ready=lambda url: click.echo(f"API base URL: {url}/v1   ({names})", err=True)
-        )
-    )
+    ctx.exit(_run(lambda: serve_on(app, settings, sock, ready=ready, drain=app.state.drain)))
 
 
 @cli.command()
@@ -195,9 +202,12 @@ def check(ctx: click.Context, config: Path | None) -> None:
     """Say whether the configuration is right, or everything that is wrong."""
     from urllib.parse import urlsplit
 
+    from streamproxy.configuration import place_of
+
     settings, _, configured = _checked(ctx, config)
     callers = f"{len(settings.caller_keys)} keys" if settings.caller_keys else "anybody who can connect"
     click.echo(f"listening  {settings.host} port {settings.port}\ncallers    {callers}")
+    click.echo(f"workers    {settings.workers}\nstore      {place_of(settings.store)}")
     for provider in configured.providers:
         url = urlsplit(provider.base_url)  # the host only: some addresses hold a secret in their path
         place = f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}"

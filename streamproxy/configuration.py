@@ -25,6 +25,8 @@ from streamproxy.setting_types import ConfigurationError, ConfigurationProblem, 
 from streamproxy.settings import ProviderSettings, Settings
 
 LIMIT_OF_SECRETS: Final = 64 * 1024  # bytes of a secret file, nginx's default for all headers of a request twice over
+MEMORY: Final = "memory"  # the store of one process
+EXAMPLE: Final = "redis://127.0.0.1:6379/0"
 UPSTREAM: Final = "upstream"  # the provider that the setting of that name makes, and the row new providers start from
 
 
@@ -82,6 +84,7 @@ def configure(
                 problems.append(ConfigurationProblem(f"providers.{name}.allow_headers", happened, fix))
     if any(source.credential for source in credentials.values()) and not settings.caller_keys:
         problems += _exposed(settings.host)
+    problems += _store_problems(settings)
     if problems:
         raise ConfigurationError(dict.fromkeys(problems), settings)
     return Configured(providers, credentials)
@@ -100,6 +103,44 @@ def _exposed(host: str) -> list[ConfigurationProblem]:
         '    host = "127.0.0.1"                   # or --host 127.0.0.1'
     )
     return [ConfigurationProblem("caller_keys", happened, fix, "STREAMPROXY_CALLER_KEYS")]
+
+
+def _store_problems(settings: Settings) -> list[ConfigurationProblem]:
+    """What keeps several processes from sharing the store. No text holds its URL: that may hold a password."""
+    if settings.store == MEMORY:
+        if settings.workers == 1:
+            return []
+        happened = "each process would keep streams of its own: the store is memory"
+        fix = f'set workers = 1, or store = "{EXAMPLE}" and a secret'
+        return [ConfigurationProblem("workers", happened, fix, "STREAMPROXY_WORKERS")]
+    problems: list[ConfigurationProblem] = []
+    if settings.secret is None:
+        happened = (
+            "a stream's URL must hold at every process that shares the store, and each would sign with its own key"
+        )
+        fix = "make one with `openssl rand -hex 32`, and give STREAMPROXY_SECRET to every process"
+        problems.append(ConfigurationProblem("secret", happened, fix, "STREAMPROXY_SECRET"))
+    try:
+        from streamproxy.hub.valkey_client import parse_address
+
+        parse_address(settings.store)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "redis":
+            raise
+        fix = "pip install 'streamproxy[valkey]'"
+        problems.append(ConfigurationProblem("store", "its client library is not installed", fix, "STREAMPROXY_STORE"))
+    except ValueError as error:
+        problems.append(ConfigurationProblem("store", str(error), f"write it like {EXAMPLE}", "STREAMPROXY_STORE"))
+    return problems
+
+
+def place_of(store: str) -> str:
+    """Kind and host of the setting `store`, fit to be shown: without user, password and parameters."""
+    if store == MEMORY:
+        return MEMORY
+    url = urlsplit(store)
+    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+    return f"{url.scheme}  {host}{f':{url.port}' if url.port else ''}"
 
 
 def configured_providers(settings: Settings, catalogue: Catalogue, environ: Mapping[str, str]) -> tuple[Provider, ...]:

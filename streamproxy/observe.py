@@ -7,6 +7,7 @@ over the standard library: one line per request, one per failure, as JSON or as 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from typing import Final, cast
@@ -83,6 +84,10 @@ class Observer:
         """A provider's fault that cost the caller nothing."""
         self._counters["streamproxy_tolerated_total"].labels(label).inc()
 
+    def store_failed(self, why: str) -> None:
+        """The store stopped answering; streams of this process go on."""
+        self.log.error("store", failure=why, consequence="streams are kept in this process only")
+
     def upstream(self, provider: str) -> None:
         """One request is about to be sent to this provider."""
         self._counters["streamproxy_upstream_requests_total"].labels(provider).inc()
@@ -105,8 +110,8 @@ def _identifier(text: str | None) -> str | None:
     return text if text is not None and _IDENTIFIER.fullmatch(text) else None
 
 
-def configure_logging(level: str, form: str) -> None:
-    """Send every log line of the process to standard error: as JSON lines or as text."""
+def configure_logging(level: str, form: str, *, pid: bool = False) -> None:
+    """Send every log line of the process to standard error: as JSON lines or as text. `pid`: each says its process."""
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
     )
@@ -114,6 +119,8 @@ def configure_logging(level: str, form: str) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if pid:
+        shared.append(_add_pid)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -131,6 +138,11 @@ def configure_logging(level: str, form: str) -> None:
         cache_logger_on_first_use=False,
     )
     quiet_libraries()
+
+
+def _add_pid(logger: object, name: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    line["pid"] = os.getpid()
+    return line
 
 
 def quiet_libraries() -> None:

@@ -23,7 +23,8 @@ from streamproxy.core.catalogue import Catalogue, Provider, Route
 from streamproxy.core.headers import REDACTED, HeaderPolicy
 from streamproxy.core.requests import Exchange, Head, ImageRequest, UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub import Opening, Stream
+from streamproxy.hub.hub import Hub
+from streamproxy.hub.stream import Opening, Stream
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS, Decoder
 from streamproxy.upstream import Upstream, UpstreamResponse
@@ -32,6 +33,9 @@ REFUSAL_LIMIT = 256 * 1024
 """Bytes read of a provider's error body; the largest recorded one has under 1 KiB."""
 
 REFUSAL_SECONDS = 5.0
+FAIL_SECONDS = 2.0
+"""What telling a stream's end may take while the app is being stopped."""
+
 TRAILING_SECONDS = 0.25
 TRAILING_BYTES = 64
 """What a provider may still send after the last image, and how long that may take, before its connection is closed:
@@ -78,6 +82,7 @@ class Relay:
         policy: HeaderPolicy,
         observer: Observer,
         limits: Limits,
+        hub: Hub,
         tasks: TaskGroup,
     ) -> None:
         self._catalogue = catalogue
@@ -85,6 +90,7 @@ class Relay:
         self._policy = policy
         self._observer = observer
         self._limits = limits
+        self._hub = hub
         self._tasks = tasks
         self._providers = tuple(service.provider for service in services.values())
 
@@ -113,34 +119,59 @@ class Relay:
         """The request's members that this provider is not asked for, as far as is known before it answers."""
         return ADAPTERS[plan.route.provider.adapter].not_applied(request)
 
-    def start(self, request: ImageRequest, plan: Plan, stream_id: str, release: Callable[[], None]) -> Stream:
-        """Begin the generation; its frames appear in the stream returned. `release` frees the request's files."""
-        stream = Stream(stream_id)
+    def start(self, request: ImageRequest, plan: Plan, stream: Stream, release: Callable[[], None]) -> None:
+        """Begin the generation; its frames appear in `stream`. `release` frees the request's files."""
         self._tasks.start_soon(self._produce, stream, request, plan, release)
-        return stream
 
     async def _produce(self, stream: Stream, request: ImageRequest, plan: Plan, release: Callable[[], None]) -> None:
         self._observer.streams(1)
         try:
             with stream.scope:
-                await self._generate(stream, request, plan)
+                if request.ask_stream and 0 < request.model.max_stream_n < request.n:
+                    await self._each(stream, request, plan)
+                else:
+                    await self._generate(stream, request, plan)
+            if stream.scope.cancelled_caught:
+                await self._fail(stream, _ended(stream))
         except ProxyError as error:
-            self._fail(stream, error)
+            await self._fail(stream, error)
         except Exception as error:
-            self._fail(stream, self._observer.unexpected(error, stream.id))
-        except BaseException:  # the app is shutting down
-            self._fail(stream, ProxyError(Failure.SERVER_SHUTDOWN, "The proxy is shutting down."))
+            await self._fail(stream, self._observer.unexpected(error, stream.request_id))
+        except BaseException:  # the app ends without having drained
+            stream.shutdown = True
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + FAIL_SECONDS):
+                await self._fail(stream, _ended(stream))
             raise
         finally:
-            stream.finish()
-            self._observer.streams(-1)
             release()
+            await self._hub.conclude(stream)
+            self._observer.streams(-1)
 
-    def _fail(self, stream: Stream, error: ProxyError) -> None:
+    async def _fail(self, stream: Stream, error: ProxyError) -> None:
         if stream.finished:
             return  # every image is there; nothing may follow the last one
-        if stream.fail(error):  # otherwise it becomes an HTTP answer, and is counted there
-            self._observer.failure(error, stream.id)
+        unfollowed = error.failure is Failure.CANCELLED and not stream.asked_to_end  # counted when the reader left
+        if stream.committed and not unfollowed:  # otherwise it becomes an HTTP answer, and is counted there
+            self._observer.failure(error, stream.request_id)
+        if error.retryable and stream.opening is None:
+            await self._hub.refused(stream)
+        await stream.fail(error)
+
+    async def _each(self, stream: Stream, request: ImageRequest, plan: Plan) -> None:
+        """One request per image, side by side. One that fails takes no other's image with it: it is told at the end."""
+        failures: list[ProxyError] = []
+
+        async def one(index: int) -> None:
+            try:
+                await self._generate(stream, replace(request, n=1, image_index=index), plan)
+            except ProxyError as error:
+                failures.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for index in range(request.n):
+                tasks.start_soon(one, index)
+        if failures:  # one that may have been paid decides whether anybody may send the request again
+            raise next((error for error in failures if not error.retryable), failures[0])
 
     async def _generate(self, stream: Stream, request: ImageRequest, plan: Plan) -> None:
         adapter = ADAPTERS[plan.route.provider.adapter]
@@ -151,7 +182,9 @@ class Relay:
                     opening = Opening(
                         tuple(self._policy.relayable(response.header_items)), adapter.not_applied(request)
                     )
-                    await self._relay(stream, opening, response, adapter.decoder(self._exchange(request, plan, head)))
+                    decoder = adapter.decoder(self._exchange(request, plan, head))
+                    alone = request.image_index is None
+                    await self._relay(stream, opening, response, decoder, alone=alone)
                     return
                 body = await _refusal_body(response)
                 if not (request.ask_stream and adapter.refuses_streaming(head, body)):
@@ -190,8 +223,13 @@ class Relay:
 
         return scrub
 
-    async def _relay(self, stream: Stream, opening: Opening, response: UpstreamResponse, decoder: Decoder) -> None:
-        """Frames as they become whole. Where the answer breaks off, what was whole still counts before the failure."""
+    async def _relay(
+        self, stream: Stream, opening: Opening, response: UpstreamResponse, decoder: Decoder, *, alone: bool
+    ) -> None:
+        """Frames as they become whole. Where the answer breaks off, what was whole still counts before the failure.
+
+        `alone`: the stream has no other request, so it has ended with this answer.
+        """
         stream.open(opening)
         broken: ProxyError | None = None
         while not decoder.done:
@@ -214,9 +252,17 @@ class Relay:
                     await stream.append(frame)
             except ProxyError as error:
                 raise broken or error from None
-        stream.finish()
+        if alone:
+            await self._hub.conclude(stream)
         if (label := await _trailing(response)) is not None:
             self._observer.tolerated(label)
+
+
+def _ended(stream: Stream) -> ProxyError:
+    """Why a generation was cancelled: the process stops, somebody asked for it, or nobody follows it."""
+    if stream.shutdown:
+        return ProxyError(Failure.SERVER_SHUTDOWN, "The proxy stopped before the generation had ended.")
+    return ProxyError(Failure.CANCELLED, "The generation was cancelled.")
 
 
 async def _refusal_body(response: UpstreamResponse) -> bytes:

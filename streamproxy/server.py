@@ -1,6 +1,5 @@
-"""The process: a listening socket, uvicorn on it, and what uvicorn leaves open. The only module that imports uvicorn.
+"""The process: uvicorn on a listening socket, and what uvicorn leaves open. The only module that imports uvicorn.
 
-    listen(host, port) -> socket        bound before anything else starts, so that a busy port is a configuration error
     await serve(app, settings, socket)  until SIGINT, SIGTERM or cancellation; then streams drain
 
 uvicorn has no limit on a request's head: httptools took 200 MB of header. `GuardedProtocol` bounds it in size and time.
@@ -11,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import errno
 import math
 import signal
 import socket
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
+from types import FrameType
 from typing import Final, cast
 
 import anyio
@@ -26,17 +25,22 @@ from uvicorn import Config, Server
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from streamproxy.errors import INVALID, Failure, Row
-from streamproxy.setting_types import ConfigurationError, ConfigurationProblem
+from streamproxy.listening import BACKLOG, url_of
 from streamproxy.settings import Settings
 
 HEAD_SECONDS: Final = 10.0  # from the first byte of a head to its end; HAProxy's documentation suggests 5 to 10
 HEAD_BYTES: Final = 32 * 1024  # request line and headers, as nginx: large_client_header_buffers 4 of 8 KiB
 KEEP_ALIVE_SECONDS: Final = 75  # idle connection; above the 60 s of nginx and ALB, which must be the first to close
+BUFFERED_BYTES: Final = 0  # of a response, above which the app waits: a stuck caller then holds one slice, not two
 LINGER_SECONDS: Final = 2.0  # what arrives after a refusal is discarded: closing at once would reset the answer away
-BACKLOG: Final = 2048  # connections waiting for accept, uvicorn's default
+CLOSE_SECONDS: Final = 1  # for the last bytes of streams that ended only because time was up
+LIFESPAN_SECONDS: Final = 0.5  # for the app to end once its connections are gone; a store that hangs could hold it
 M_MMAP_THRESHOLD: Final = -3  # malloc.h
 M_TRIM_THRESHOLD: Final = -1
 BAD_REQUEST: Final = Row("invalid_http", 400, INVALID, "bad_request")
+
+
+Drain = Callable[[], Awaitable[None]]
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -52,6 +56,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=BUFFERED_BYTES)
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -145,15 +150,70 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 class _Server(Server):
-    """uvicorn's server that says when it listens, drains when it is cancelled, and leaves a signal at that."""
+    """uvicorn's server that says when it listens, drains when it is asked to stop, and leaves a signal at that.
 
-    def __init__(self, config: Config, ready: Callable[[], None]) -> None:
+    sse-starlette replaces `Server.handle_exit`, which would end every stream with the first signal; the one here
+    overrides both, and `should_exit`, which sse-starlette watches too, is set when the drain is over.
+    """
+
+    status = 0
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        ready: Callable[[], None],
+        drain: Drain | None,
+        within: float,
+        leash: socket.socket | None,
+    ) -> None:
         super().__init__(config)
         self._ready = ready
+        self._drain = drain
+        self._within = within
+        self._leash = leash
+        self._signalled = False
+        self._draining = False
+        self._drained: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, still answering, so that a balancer sees readyz fail; a second one exits now."""
+        if self._signalled:
+            self.status = 128 + sig  # as shells report a process that a signal has ended
+            self.force_exit = self.should_exit = True
+        self._signalled = True
+        self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if self._draining:
+            return
+        self._draining = True
+        if self._drain is None:
+            self.should_exit = True
+        else:
+            self._drained = self._loop.create_task(self._drain_with(self._drain))
+
+    async def _drain_with(self, drain: Drain) -> None:
+        """Generations end in `drain`; who is still being sent their last bytes has the rest of the time."""
+        deadline = self._loop.time() + self._within + CLOSE_SECONDS
+        try:
+            await drain()
+        finally:
+            left = max(deadline - self._loop.time(), 0.0)
+            self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # it takes fractions too
+            self.should_exit = True
+
+    def _released(self) -> None:
+        if self._leash is not None:
+            self._loop.remove_reader(self._leash)
+        self._stop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            if self._leash is not None:
+                self._loop.add_reader(self._leash, self._released)
             self._ready()
 
     async def main_loop(self) -> None:
@@ -164,6 +224,11 @@ class _Server(Server):
                 await self.shutdown()
             self.started = False
             raise
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which would wait for ever for an app that does not end."""
+        with anyio.move_on_after((self.config.timeout_graceful_shutdown or 0) + LIFESPAN_SECONDS):
+            await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -179,45 +244,20 @@ class _Server(Server):
                 signal.signal(number, handler)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 takes a free one. Raises ConfigurationError naming host or port."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, *_, address = min(
-            found, key=lambda info: info[0] != socket.AF_INET
-        )  # localhost: what clients try first
-        both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
-        return socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
-    except OSError as error:
-        match error.errno:
-            case errno.EADDRINUSE:
-                happened, fix = (
-                    "this port is already in use",
-                    "stop the program that has it, or choose another: --port 0",
-                )
-            case errno.EACCES:
-                happened, fix = "this port needs rights that the process has not", "choose one above 1023 with --port"
-            case _:
-                happened = f"this machine cannot listen there: {error.strerror}"
-                fix = "give an address of this machine with --host, like 127.0.0.1"
-                raise ConfigurationError([ConfigurationProblem("host", happened, fix, "STREAMPROXY_HOST")]) from None
-        problem = ConfigurationProblem("port", f"{happened} ({host}, {port})", fix, "STREAMPROXY_PORT")
-        raise ConfigurationError([problem]) from None
-
-
-def url_of(sock: socket.socket) -> str:
-    """The address of a listening socket, as callers on this machine write it."""
-    host, port = sock.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 async def serve(
-    app: ASGIApp, settings: Settings, sock: socket.socket, *, ready: Callable[[str], None] | None = None
-) -> None:
-    """Serve until SIGINT, SIGTERM or cancellation, then let streams end for `drain_timeout` seconds.
+    app: ASGIApp,
+    settings: Settings,
+    sock: socket.socket,
+    *,
+    ready: Callable[[str], None] | None = None,
+    drain: Drain | None = None,
+    leash: socket.socket | None = None,
+) -> int:
+    """Serve until SIGINT, SIGTERM or cancellation. A signal first runs `drain`, which lets streams end.
 
-    `ready` is called once with the address, when the app's lifespan has started. Raises SystemExit where it has not.
+    `ready` is called once with the address, when the app's lifespan has started. What becomes readable on `leash`, like
+    the end of its other end's process, counts as a signal. Returns the exit status: 0, or what a second signal made it.
+    Raises SystemExit where the app has not started.
     """
     url = url_of(sock)
     config = Config(
@@ -230,10 +270,18 @@ async def serve(
         access_log=False,  # it prints the query string
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout) if drain is None else CLOSE_SECONDS,
         backlog=BACKLOG,
     )
-    await _Server(config, lambda: ready(url) if ready is not None else None).serve(sockets=[sock])
+    server = _Server(
+        config,
+        ready=lambda: ready(url) if ready is not None else None,
+        drain=drain,
+        within=settings.drain_timeout,
+        leash=leash,
+    )
+    await server.serve(sockets=[sock])
+    return server.status
 
 
 def tune_allocator() -> bool:

@@ -114,6 +114,13 @@ def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _model_names(value: tuple[str, ...]) -> tuple[str, ...]:
+    for place, name in enumerate(value, 1):
+        if not re.fullmatch(r"[\x21-\x7e]+", name):
+            raise refused(f"entry {place} is not a model's name", "write names as callers do, like openai/gpt-image-2")
+    return value
+
+
 def _credential(value: str) -> str:
     if not re.fullmatch(r"env:[A-Za-z_][A-Za-z0-9_]*|file:[^\0]+|dir:[A-Za-z0-9_][A-Za-z0-9_.-]*|caller|none", value):
         raise refused(
@@ -129,8 +136,24 @@ def _provider_name(value: str) -> str:
     return value
 
 
+def _secret(value: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]{16,1024}", value):
+        raise refused("it is too short, or not visible ASCII", "make one with `openssl rand -hex 32`")
+    return value
+
+
+def _store(value: str) -> str:
+    if value != "memory" and not re.fullmatch(r"(redis|rediss|valkey|valkeys)://[\x21-\x7e]+", value):
+        raise refused("it is neither memory nor the address of a store", "write it like redis://127.0.0.1:6379/0")
+    return value
+
+
 Url = Annotated[str, AfterValidator(_base_url)]
+Secret = Annotated[str, AfterValidator(_secret)]
+StoreUrl = Annotated[str, AfterValidator(_store)]
+Grace = Annotated[float, BeforeValidator(_number), Field(ge=0, le=DAY, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+ModelNames = Annotated[Names, AfterValidator(_model_names)]
 Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0, le=DAY, allow_inf_nan=False)]
 Bytes = Annotated[int, BeforeValidator(_number), Field(ge=64 * KIB, le=1024 * GIB)]
 Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{0,64}$")]
@@ -139,6 +162,7 @@ Text = Annotated[str, Field(pattern=r"^[\x20-\x7e]{0,256}$")]
 Host = Annotated[str, AfterValidator(_host)]
 Port = Annotated[int, BeforeValidator(_number), Field(ge=0, le=65_535)]
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=65_535)]
+Workers = Annotated[int, BeforeValidator(_number), Field(ge=1, le=256)]
 CallerKeys = Annotated[Names, AfterValidator(_caller_keys)]
 Origins = Annotated[Names, AfterValidator(_origins)]
 CredentialReference = Annotated[str, AfterValidator(_credential)]

@@ -31,27 +31,24 @@ from streamproxy.setting_types import (
     ConfigurationProblem,
     Count,
     CredentialReference,
+    Grace,
     Host,
+    ModelNames,
     Names,
     Origins,
     PathTemplate,
     Port,
     ProviderName,
     Seconds,
+    Secret,
+    StoreUrl,
     Text,
     Token,
     Url,
+    Workers,
 )
 
-__all__ = [
-    "ConfigurationError",
-    "ConfigurationProblem",
-    "Described",
-    "ProviderSettings",
-    "Settings",
-    "describe",
-    "load",
-]
+__all__ = ["ConfigurationError", "ConfigurationProblem", "ProviderSettings", "Settings", "describe", "load"]
 
 PREFIX: Final = "STREAMPROXY_"
 LIMIT_OF_FILES: Final = MIB  # bytes; a configuration is a few KiB, so more is the wrong file: refused
@@ -99,6 +96,7 @@ class Settings(BaseSettings):
 
     host: Host = Field("127.0.0.1", description="address to listen on")
     port: Port = Field(8080, description="TCP port to listen on; 0 takes any free one")
+    workers: Workers = Field(1, description="processes that serve; more than one need a store that they share")
     upstream: Url | None = Field(None, description="base URL to pass every model to, with the caller's own key")
     providers: dict[ProviderName, ProviderSettings] = Field(
         {}, description="providers by name; empty: each known one whose key is in the environment"
@@ -117,6 +115,21 @@ class Settings(BaseSettings):
     receive_timeout: Seconds = Field(30.0, description="seconds a caller may pause while it sends a request body")
     send_timeout: Seconds = Field(20.0, description="seconds a caller has to take one slice of a response")
     drain_timeout: Seconds = Field(30.0, description="seconds streams have to end when the process is asked to stop")
+    secret: Secret | None = Field(
+        None, description="key that signs stream URLs; random per process unless given", repr=False
+    )
+    token_seconds: Seconds = Field(86400.0, description="seconds a stream URL is valid")
+    store: StoreUrl = Field(
+        "memory", description="where streams are kept: memory, or a redis:// or rediss:// URL", repr=False
+    )
+    store_bytes: Bytes = Field(256 * MIB, description="bytes the memory store keeps; the oldest finished go first")
+    linger: Seconds = Field(900.0, description="seconds a finished stream is kept")
+    disconnect_grace: Grace = Field(15.0, description="seconds until a stream that nobody follows is cancelled")
+    finish_models: ModelNames = Field((), description="models whose generations run to the end though nobody follows")
+    stream_n: bool = Field(False, description="whether n > 1 with stream becomes n requests where the model takes one")
+    max_streams: Count = Field(1000, description="generations that run at a time")
+    max_viewers: Count = Field(1000, description="readers of one stream")
+    max_viewers_per_caller: Count = Field(2000, description="readers of all streams of one caller")
     max_event_bytes: Bytes = Field(64 * MIB, description="bytes of one event from a provider")
     max_json_bytes: Bytes = Field(24 * MIB, description="bytes of a JSON request body")
     max_upload_bytes: Bytes = Field(GIB, description="bytes of a multipart request body")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from itsdangerous import TimestampSigner
 
-from streamproxy.auth import Caller, Credential, CredentialSource, authenticate
+from streamproxy.auth import Caller, Credential, CredentialSource, StreamTokens, authenticate, owner_of
 from streamproxy.errors import Failure, ProxyError
 
 KEY = "caller-key-0123456789"
@@ -152,3 +155,95 @@ def test_a_configured_credential_never_gives_way_to_a_callers_key() -> None:
     sent = [(b"authorization", b"Bearer theirs"), (b"x-api-key", b"theirs")]
     assert CredentialSource("environment", "authorization", "Bearer ", mine).present(sent) == mine
     assert CredentialSource("none", "authorization", "Bearer ").present(sent) is None
+
+
+ID = "str_0123456789abcdef0123456789abcdef"
+SECRET = "s" * 32
+
+
+def token_error(tokens: StreamTokens, stream_id: str, token: str) -> ProxyError:
+    with pytest.raises(ProxyError) as caught:
+        tokens.check(stream_id, token)
+    assert caught.value.failure is Failure.STREAM_TOKEN
+    return caught.value
+
+
+def made_at(age: float) -> str:
+    """A token that was made `age` seconds ago."""
+
+    class Then(TimestampSigner):
+        def get_timestamp(self) -> int:
+            return int(time.time() - age)
+
+    signer = Then(SECRET, salt="streamproxy.stream", digest_method=hashlib.sha256)
+    return signer.sign(ID).decode().removeprefix(ID + ".")
+
+
+def test_a_token_is_for_one_stream_and_one_secret() -> None:
+    tokens = StreamTokens(SECRET, 100)
+    token = tokens.mint(ID)
+    tokens.check(ID, token)
+    StreamTokens(SECRET, 100).check(ID, token)
+    token_error(tokens, ID[:-1] + "0", token)
+    token_error(StreamTokens("t" * 32, 100), ID, token)
+
+
+def test_a_token_is_not_good_for_a_name_that_eats_a_part_of_it() -> None:
+    """`<id>.<time>` with the rest of the token is the same signed text."""
+    tokens = StreamTokens(SECRET, 100)
+    made, _, signature = tokens.mint(ID).partition(".")
+    token_error(tokens, f"{ID}.{made}", signature)
+    token_error(tokens, ID[:4], f"{ID[4:]}.{made}.{signature}")
+
+
+@pytest.mark.parametrize(("age", "good"), [(0, True), (90, True), (-3600, True), (102, False), (10**6, False)])
+def test_a_token_holds_for_its_time(age: float, good: bool) -> None:
+    tokens = StreamTokens(SECRET, 100)
+    if good:
+        tokens.check(ID, made_at(age))
+    else:
+        assert "token_seconds" in token_error(tokens, ID, made_at(age)).message
+
+
+@given(st.text(max_size=80))
+def test_whatever_comes_as_a_token_is_refused_and_not_repeated(text: str) -> None:
+    error = token_error(StreamTokens(SECRET, 100), ID, text)
+    assert len(text) < 8 or text not in error.message
+
+
+def test_no_changed_bit_of_a_token_is_overlooked() -> None:
+    tokens = StreamTokens(SECRET, 100)
+    token = tokens.mint(ID)
+    for at, letter in enumerate(token[:-1]):  # the last letter holds bits beyond the signature
+        for bit in range(7):
+            token_error(tokens, ID, token[:at] + chr(ord(letter) ^ (1 << bit)) + token[at + 1 :])
+
+
+def test_a_stream_is_its_callers_in_whichever_header_the_key_comes() -> None:
+    owners = {
+        owner_of([header], ())
+        for header in (
+            (b"authorization", b"Bearer k"),
+            (b"authorization", b"bearer  k "),
+            (b"x-api-key", b"k"),
+            (b"api-key", b"k"),
+        )
+    }
+    assert len(owners) == 1
+    [owner] = owners
+    assert owner is not None
+    assert re.fullmatch(r"[0-9a-f]{24}", owner)
+    assert owner_of([(b"authorization", b"Basic k")], ()) not in (owner, None)
+    assert owner_of([(b"x-api-key", b"K")], ()) != owner
+
+
+@pytest.mark.parametrize("headers", [[], [(b"authorization", b"")], [(b"authorization", b"Bearer ")]])
+def test_without_a_key_a_stream_is_nobodys(headers: list[tuple[bytes, bytes]]) -> None:
+    assert owner_of(headers, ()) is None
+
+
+def test_with_configured_keys_a_stream_is_one_of_theirs() -> None:
+    assert owner_of([(b"x-api-key", KEY.encode())], KEYS) is not None
+    with pytest.raises(ProxyError) as caught:
+        owner_of([(b"x-api-key", b"wrong")], KEYS)
+    assert caught.value.failure is Failure.INVALID_API_KEY

@@ -86,6 +86,50 @@ def test_the_example_of_a_single_key(tmp_path: Path) -> None:
     assert CANARY not in result.stdout
 
 
+SHARED = {
+    "OPENAI_API_KEY": "sk-0123456789abcdef",
+    "STREAMPROXY_SECRET": f"{CANARY}-secret",
+    "STREAMPROXY_STORE": f"rediss://user:{CANARY}@store.example:6380/1?ssl_ca_certs=/{CANARY}",
+}
+
+
+def test_check_says_where_streams_are_kept_and_by_how_many_processes_they_are_served() -> None:
+    alone = run("check", environ={"OPENAI_API_KEY": CANARY})
+    assert re.search(r"^workers +1\nstore +memory$", alone.stdout, re.M)
+    result = run("check", "--workers", "3", environ=SHARED)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.search(r"^workers +3\nstore +rediss +store.example:6380$", result.stdout, re.M)
+    assert CANARY not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("store", "secret", "setting"),
+    [
+        (f"redis://:{CANARY}@host:99999", f"{CANARY}-secret", "store"),
+        (f"redis://:{CANARY}@host/{CANARY}", f"{CANARY}-secret", "store"),
+        (f"redis//:{CANARY}@host", f"{CANARY}-secret", "store"),
+        (f"redis://:{CANARY}@host", None, "secret"),
+        (f"redis://:{CANARY}@host", "Canary", "secret"),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_a_store_that_cannot_be_used_is_said_without_its_password(
+    command: str, store: str, secret: str | None, setting: str
+) -> None:
+    environ = {"OPENAI_API_KEY": "sk-0123456789abcdef", "STREAMPROXY_STORE": store}
+    result = run(command, environ=environ if secret is None else {**environ, "STREAMPROXY_SECRET": secret})
+    assert result.returncode == 1
+    assert re.search(rf"^{setting} \(STREAMPROXY_{setting.upper()}\): ", result.stderr, re.M)
+    assert "Canary" not in result.stdout + result.stderr
+
+
+def test_workers_without_a_shared_store_are_refused_with_the_fix() -> None:
+    result = run("serve", "--workers", "2", environ={"OPENAI_API_KEY": CANARY})
+    assert result.returncode == 1
+    assert "store is memory" in result.stderr
+    assert "workers = 1" in result.stderr
+
+
 def test_models_of_a_provider_are_listed() -> None:
     result = run("models", environ={"OPENAI_API_KEY": CANARY})
     assert result.returncode == 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from streamproxy.auth import Credential
-from streamproxy.configuration import Configured, configure, read_catalogue, read_secret
+from streamproxy.configuration import Configured, configure, place_of, read_catalogue, read_secret
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.settings import ConfigurationError, ConfigurationProblem, ProviderSettings, Settings
 
@@ -191,6 +192,69 @@ def test_a_header_that_may_carry_a_credential_cannot_be_let_through() -> None:
     for header in ("authorization", "cookie", "x-api-key", "transfer-encoding", "host", "no header"):
         [problem] = problems(provider("openai", ProviderSettings(allow_headers=(header,))), OPENAI)
         assert problem.setting == "providers.openai.allow_headers"
+
+
+SECRET = "0123456789abcdef"
+STORE = "redis://user:Canary-password@store.example:6380/1"
+
+
+def sharing(store: str, secret: str | None = SECRET, workers: int = 1) -> Settings:
+    return Settings(upstream="http://gateway/v1", store=store, secret=secret, workers=workers)
+
+
+def test_several_processes_need_a_store_that_they_share() -> None:
+    [problem] = problems(sharing("memory", workers=2), {})
+    assert (problem.setting, problem.env) == ("workers", "STREAMPROXY_WORKERS")
+    assert all(word in problem.fix for word in ("workers = 1", "redis://", "secret"))
+    assert configured(sharing("memory", None), {})
+    assert configured(sharing(STORE, workers=2), {})
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "valkeys"])
+def test_a_shared_store_needs_a_shared_secret(scheme: str, workers: int) -> None:
+    store = STORE.replace("redis", scheme)
+    [problem] = problems(sharing(store, None, workers), {})
+    assert (problem.setting, problem.env) == ("secret", "STREAMPROXY_SECRET")
+    assert "openssl rand -hex 32" in problem.fix
+    assert "STREAMPROXY_SECRET" in problem.fix
+    assert configured(sharing(store, SECRET, workers), {})
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "redis://:Canary@host:99999",
+        "redis://:Canary@",
+        "redis://:Canary@host/Canary",
+        "redis://:Canary@host?Canary=1",
+        "redis://:Canary@[::1",
+        "redis://:a@b?Canary@host",
+        "redis://:a@b#Canary@host",
+        "redis://:Canary@host?ssl_ca_certs=Canary",
+    ],
+)
+def test_an_unusable_store_is_refused_and_not_shown(store: str) -> None:
+    [problem] = problems(sharing(store), {})
+    assert (problem.setting, problem.env) == ("store", "STREAMPROXY_STORE")
+    assert "redis://127.0.0.1:6379/0" in problem.fix
+    assert "Canary" not in str(problem)
+
+
+def test_a_store_without_its_client_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "streamproxy.hub.valkey_client", raising=False)
+    monkeypatch.setitem(sys.modules, "redis", None)  # what makes an import fail as if it were not there
+    [problem] = problems(sharing(STORE), {})
+    assert (problem.setting, problem.fix) == ("store", "pip install 'streamproxy[valkey]'")
+    assert configured(sharing("memory"), {})
+
+
+def test_a_place_is_shown_without_its_secrets() -> None:
+    assert place_of("memory") == "memory"
+    assert place_of(STORE) == "redis  store.example:6380"
+    assert place_of("rediss://:Canary@[::1]/3?ssl_ca_certs=/Canary") == "rediss  [::1]"
 
 
 def test_all_problems_are_said_at_once() -> None:

@@ -166,7 +166,7 @@ SERVED: Final = [line for block in blocks("sh") for line in block.splitlines() i
 
 
 def test_there_are_command_lines_that_serve() -> None:
-    assert len(SERVED) == 3
+    assert len(SERVED) == 4
 
 
 @pytest.mark.parametrize("line", SERVED)
@@ -270,7 +270,7 @@ process.on("exit", () => console.log(shown.map((url) => url.slice(0, 22)).join("
 @pytest.mark.anyio
 async def test_a_page(tmp_path: Path) -> None:
     async with proxied() as proxy:
-        snippet = PAGE + only("js", "fetch(", proxy)
+        snippet = PAGE + only("js", "function* events", proxy)
         out = await ran([node(), "--input-type=module", "-e", snippet], tmp_path)
     assert out.decode().splitlines() == ["data:image/png;base64,"] * 4
 
@@ -283,7 +283,7 @@ async def test_a_page(tmp_path: Path) -> None:
 )
 async def test_a_page_says_that_a_stream_failed(fault: str, pictures: int, tmp_path: Path) -> None:
     async with proxied() as proxy:
-        snippet = PAGE + only("js", "fetch(", proxy).replace(MODEL, f"sim/fault-{fault}")
+        snippet = PAGE + only("js", "function* events", proxy).replace(MODEL, f"sim/fault-{fault}")
         answered = await proxy.generate(model=f"sim/fault-{fault}", stream=True)
         error = answered.json() if pictures == 0 else events(answered.content)[-1].json
         with anyio.fail_after(BOUND):

@@ -17,7 +17,10 @@ from streamproxy.core.headers import HeaderPolicy
 from streamproxy.core.jsonbody import parse
 from streamproxy.core.requests import ImageRequest
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub import Stream
+from streamproxy.hub.hub import Hub, HubLimits, OnDisconnect
+from streamproxy.hub.memory import MemoryStore
+from streamproxy.hub.store import Kept
+from streamproxy.hub.stream import Stream
 from streamproxy.observe import Observer
 from streamproxy.relay import Limits, Plan, Relay, Service
 from streamproxy.simulator.script import Fin, Script, Stall, error_answer, json_answer, sse
@@ -42,9 +45,10 @@ class Running:
     tasks: TaskGroup
     observer: Observer
     upstream: Server
+    hub: Hub
     released: list[str] = field(default_factory=list)
 
-    def start(self, *, stream: bool = True) -> tuple[Stream, Plan]:
+    async def start(self, *, stream: bool = True) -> tuple[Stream, Plan]:
         plan = self.relay.plan(MODEL, [])
         request = ImageRequest(
             operation=Operation.GENERATION,
@@ -56,7 +60,10 @@ class Running:
             stream=stream,
             ask_stream=stream,
         )
-        return self.relay.start(request, plan, "req_1", lambda: self.released.append("req_1")), plan
+        made = Stream("str_1", request_id="req_1")
+        await self.hub.create(made, policy=OnDisconnect.CANCEL, kept=True, known=False, key=None)
+        self.relay.start(request, plan, made, lambda: self.released.append("req_1"))
+        return made, plan
 
     def value(self, name: str, **labels: str) -> float:
         return self.observer.registry.get_sample_value(name, labels) or 0.0
@@ -73,27 +80,31 @@ async def relaying(*scripts: Script) -> AsyncIterator[Running]:
         provider = replace(catalogue.providers["sim"], base_url=f"{server.url}/v1")
         service = Service(provider, upstream, CredentialSource("none", "", ""), False, ())
         async with anyio.create_task_group() as tasks:
+            store = MemoryStore(max_bytes=1_000_000, linger=BOUND, now=anyio.current_time)
+            limits = HubLimits(grace=0, viewers=10, viewers_of_owner=10, streams=10)
+            hub = Hub(kept=Kept(store, store), tasks=tasks, limits=limits, observer=observer)
             relay = Relay(
                 catalogue=catalogue,
                 services={"sim": service},
                 policy=policy,
                 observer=observer,
                 limits=Limits(1_000_000, 1_000_000),
+                hub=hub,
                 tasks=tasks,
             )
-            yield Running(relay, tasks, observer, server)
+            yield Running(relay, tasks, observer, server, hub)
             tasks.cancel_scope.cancel()
         await upstream.aclose()
 
 
 async def _frames(stream: Stream) -> list[str]:
     """Follow to the end: the frames' types."""
-    subscriber = stream.subscribe()
+    subscriber = stream.subscribe(asker=True)
     stream.commit()
     types: list[str] = []
     with anyio.fail_after(BOUND):
-        while (frame := await subscriber.next()) is not None:
-            types.append(frame.type)
+        while (entry := await subscriber.next()) is not None:
+            types.append(entry.frame.type)
     subscriber.leave()
     return types
 
@@ -107,7 +118,7 @@ async def _over(running: Running) -> None:
 
 async def test_a_generation_is_one_call_and_gives_its_files_back_once() -> None:
     async with relaying(sse((FIRST, LAST))) as running:
-        stream, _ = running.start()
+        stream, _ = await running.start()
         assert await _frames(stream) == [PREVIEW, COMPLETED]
         await _over(running)
         assert (running.released, running.upstream.calls) == (["req_1"], 1)
@@ -117,7 +128,7 @@ async def test_a_generation_is_one_call_and_gives_its_files_back_once() -> None:
 
 async def test_a_failure_is_the_last_frame_and_gives_the_files_back() -> None:
     async with relaying(sse((FIRST,), end=(Fin(),))) as running:
-        stream, _ = running.start()
+        stream, _ = await running.start()
         assert await _frames(stream) == [PREVIEW, ERROR]
         await _over(running)
         assert stream.error is not None
@@ -128,7 +139,7 @@ async def test_a_failure_is_the_last_frame_and_gives_the_files_back() -> None:
 
 async def test_a_failure_before_the_head_is_left_to_whoever_answers() -> None:
     async with relaying(error_answer(400, "No.")) as running:
-        stream, _ = running.start()
+        stream, _ = await running.start()
         with anyio.fail_after(BOUND):
             await stream.opened(BOUND)
         await _over(running)
@@ -142,37 +153,39 @@ async def test_a_failure_before_the_head_is_left_to_whoever_answers() -> None:
 async def test_a_refusal_of_streaming_is_asked_again_without_and_no_other() -> None:
     answer = json_answer(200, {"created": 1, "data": [{"b64_json": "QUJD"}]})
     async with relaying(REFUSES_STREAM, answer) as running:
-        stream, _ = running.start()
+        stream, _ = await running.start()
         assert await _frames(stream) == [COMPLETED]
         assert running.upstream.calls == 2
         assert [b'"stream"' in received.body for received in running.upstream.received] == [True, False]
     async with relaying(REFUSES_STREAM) as running:
-        stream, _ = running.start()
+        stream, _ = await running.start()
         assert await _frames(stream) == [ERROR]
         assert running.upstream.calls == 2
 
 
 async def test_without_a_stream_there_is_one_answer() -> None:
     async with relaying(sse((FIRST, LAST))) as running:
-        stream, _ = running.start(stream=False)
+        stream, _ = await running.start(stream=False)
         assert await _frames(stream) == [ANSWER]
 
 
 async def test_a_subscriber_who_leaves_ends_the_generation_and_its_connection() -> None:
     async with relaying(sse((FIRST,), end=(Stall(),))) as running:
-        stream, _ = running.start()
+        stream, _ = await running.start()
         subscriber = stream.subscribe()
         with anyio.fail_after(BOUND):
             await subscriber.next()
         subscriber.leave()
         await _over(running)
         await running.upstream.wait_closed_connections(BOUND)
-        assert (running.released, stream.error) == (["req_1"], None)
+        assert running.released == ["req_1"]
+        assert stream.error is not None
+        assert stream.error.failure is Failure.CANCELLED
 
 
 async def test_the_end_of_the_app_is_told_to_a_stream_that_runs() -> None:
     async with relaying(sse((FIRST,), end=(Stall(),))) as running:
-        stream, _ = running.start()
+        stream, _ = await running.start()
         subscriber = stream.subscribe()
         stream.commit()
         with anyio.fail_after(BOUND):
@@ -181,7 +194,7 @@ async def test_the_end_of_the_app_is_told_to_a_stream_that_runs() -> None:
         with anyio.CancelScope(shield=True), anyio.fail_after(BOUND):
             last = await subscriber.next()
             assert last is not None
-            assert (first and first.type, last.type) == (PREVIEW, ERROR)
+            assert (first and first.frame.type, last.frame.type) == (PREVIEW, ERROR)
             assert await subscriber.next() is None
         assert stream.error is not None
         assert stream.error.failure is Failure.SERVER_SHUTDOWN
@@ -191,7 +204,7 @@ async def test_the_end_of_the_app_is_told_to_a_stream_that_runs() -> None:
 async def test_nothing_follows_the_last_image_even_at_the_end_of_the_app() -> None:
     """The provider has sent all and holds its connection; the app ends in just that moment."""
     async with relaying(sse((LAST,), end=(Stall(),))) as running:
-        stream, _ = running.start()
+        stream, _ = await running.start()
         subscriber = stream.subscribe()
         stream.commit()
         with anyio.fail_after(BOUND):
@@ -216,6 +229,7 @@ async def test_a_model_nobody_serves_and_no_provider_at_all_are_refused() -> Non
             policy=HeaderPolicy.load(),
             observer=running.observer,
             limits=Limits(1, 1),
+            hub=running.hub,
             tasks=running.tasks,
         )
         with pytest.raises(ProxyError) as nobody:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
+import signal
 import socket
 import subprocess
 import sys
@@ -14,10 +16,12 @@ import anyio
 import orjson
 import pytest
 from anyio.abc import SocketStream
+from sse_starlette.sse import AppStatus
 from starlette.types import Message, Receive, Scope, Send
 
 from streamproxy import server
-from streamproxy.server import HEAD_BYTES, listen, serve, url_of
+from streamproxy.listening import listen, url_of
+from streamproxy.server import HEAD_BYTES, serve
 from streamproxy.settings import ConfigurationError, Settings
 
 pytestmark = pytest.mark.anyio
@@ -32,9 +36,11 @@ class App:
     """Counts what reaches it; answers with the size of the body, after `gate` has opened."""
 
     calls: int = 0
+    hangs: bool = False
     stopped: bool = False
     entered: anyio.Event = field(default_factory=anyio.Event)
     gate: anyio.Event = field(default_factory=anyio.Event)
+    released: anyio.Event = field(default_factory=anyio.Event)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -56,6 +62,8 @@ class App:
         await receive()
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        if self.hangs:
+            await self.released.wait()
         self.stopped = True
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -308,6 +316,152 @@ async def test_stopping_does_not_wait_longer_than_told() -> None:
         await stream.send(GET)
         await app.entered.wait()
     await stream.aclose()
+
+
+@dataclass(slots=True)
+class Draining:
+    """A server in the test's own process; its drain lasts until `drained` is set."""
+
+    app: App = field(default_factory=App)
+    begun: int = 0
+    drained: anyio.Event = field(default_factory=anyio.Event)
+    changed: anyio.Event = field(default_factory=anyio.Event)
+    status: int = -1
+    ended: bool = False
+
+    async def drain(self) -> None:
+        self.begun += 1
+        self.changed.set()
+        await self.drained.wait()
+
+    async def run(self, within: float, leash: socket.socket | None, started: anyio.Event) -> None:
+        self.app.gate.set()
+        settings = Settings(drain_timeout=within)
+        self.status = await serve(
+            self.app,
+            settings,
+            listen("127.0.0.1", 0),
+            ready=lambda _: started.set(),
+            drain=self.drain,
+            leash=leash,
+        )
+        self.ended = True
+
+
+@asynccontextmanager
+async def draining(*, within: float = SECONDS, leash: socket.socket | None = None) -> AsyncIterator[Draining]:
+    """It runs when the block begins, and must have ended soon after it."""
+    state, started = Draining(), anyio.Event()
+    with anyio.fail_after(2 * SECONDS):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(state.run, within, leash, started)
+            await started.wait()
+            yield state
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_drains_once_and_is_hidden_from_sse_starlette(number: signal.Signals) -> None:
+    """What sse-starlette puts in the place of uvicorn's handler would tell it to end every stream."""
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    async with draining() as state:
+        signal.raise_signal(number)
+        await state.changed.wait()
+        assert not state.ended
+        assert not AppStatus.should_exit
+        state.drained.set()
+    assert (state.status, state.begun, state.app.stopped) == (0, 1, True)
+    assert not AppStatus.should_exit
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_second_signal_does_not_wait_for_the_drain(number: signal.Signals) -> None:
+    async with draining() as state:
+        signal.raise_signal(signal.SIGTERM)
+        await state.changed.wait()
+        signal.raise_signal(number)
+    assert (state.status, state.begun) == (128 + number, 1)
+    assert not state.drained.is_set()
+
+
+async def test_the_end_of_the_leash_drains_once() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        async with draining(leash=theirs) as state:
+            assert state.begun == 0
+            ours.close()
+            await state.changed.wait()
+            state.drained.set()
+    assert (state.status, state.begun) == (0, 1)
+
+
+@pytest.mark.parametrize("first", ["leash", "signal"])
+async def test_a_signal_beside_the_leash_is_not_the_second(first: str) -> None:
+    """A supervisor that signals a whole group reaches a worker twice over: by its parent, and itself."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        async with draining(leash=theirs) as state:
+            if first == "signal":
+                signal.raise_signal(signal.SIGTERM)
+                await state.changed.wait()
+            ours.close()
+            await state.changed.wait()
+            if first == "leash":
+                signal.raise_signal(signal.SIGTERM)
+            await anyio.sleep(0.3)  # not for order: three times what the server takes to see that it shall exit
+            assert not state.ended
+            state.drained.set()
+    assert (state.status, state.begun) == (0, 1)
+
+
+async def test_an_app_that_does_not_end_is_left_behind() -> None:
+    async with draining(within=0.1) as state:
+        state.app.hangs = True
+        state.drained.set()
+        began = anyio.current_time()
+        signal.raise_signal(signal.SIGTERM)
+    assert (state.status, state.app.stopped) == (0, False)
+    assert anyio.current_time() - began < SECONDS
+    state.app.released.set()
+
+
+ACCEPTED = {
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1,
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT): 30_000,
+    (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT): 128 * 1024,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE): 30,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL): 10,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT): 3,
+}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_accepted_connections_have_the_options_of_the_listening_socket(host: str) -> None:
+    try:
+        sock = listen(host, 0)
+    except ConfigurationError:
+        pytest.skip("no IPv6 loopback")
+    with sock, socket.create_connection(sock.getsockname()[:2]):
+        accepted, _ = sock.accept()
+        with accepted:
+            assert {option: accepted.getsockopt(*option) for option in ACCEPTED} == ACCEPTED
+
+
+async def test_a_served_connection_has_them_too() -> None:
+    """Asked of the transport that uvicorn's protocol has: whatever the event loop sets itself, these stay."""
+    found: list[dict[tuple[int, int], int]] = []
+
+    class Asking(server.GuardedProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            sock = transport.get_extra_info("socket")
+            found.append({option: sock.getsockopt(*option) for option in ACCEPTED})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "GuardedProtocol", Asking)
+        async with serving(App()) as connect:
+            await exchange(connect, LAST)
+    assert found == [ACCEPTED]
 
 
 def test_a_busy_port_is_a_configuration_error() -> None:

@@ -202,7 +202,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         load({}, {"CREDENTIALS_DIRECTORY": str(tmp_path / "absent")}, None)
 
 
-NUMBERS = [name for name, field in Settings.model_fields.items() if isinstance(field.default, float)]
+NUMBERS = [
+    name
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.default, float) and name != "disconnect_grace"  # which may be 0
+]
 SIZES = [name for name in Settings.model_fields if name.endswith("_bytes")]
 
 
@@ -211,6 +215,40 @@ SIZES = [name for name in Settings.model_fields if name.endswith("_bytes")]
 def test_a_duration_is_finite_and_positive(name: str, value: object) -> None:
     [problem] = refused(flags={name: value}).problems
     assert problem.setting == name
+
+
+def test_a_grace_may_be_nothing() -> None:
+    assert load_with(flags={"disconnect_grace": "0"}).disconnect_grace == 0
+    for value in ("-1", "nan", "1e9", True):
+        [problem] = refused(flags={"disconnect_grace": value}).problems
+        assert problem.setting == "disconnect_grace"
+
+
+@pytest.mark.parametrize("value", ["memory", "redis://h", "rediss://u:p@h:1/2?ssl_ca_certs=/f", "valkey://[::1]:6379"])
+def test_a_store_is_memory_or_a_url(value: str) -> None:
+    settings = load_with(environ={"STREAMPROXY_STORE": value})
+    assert settings.store == value
+    assert "store=" not in repr(settings)
+    assert "secret=" not in repr(Settings(secret="0123456789abcdef"))
+
+
+@pytest.mark.parametrize("value", ["memcached://h", "redis:/h", "redis://", "redis://a b", "Memory", "http://h"])
+def test_another_store_is_refused(value: str) -> None:
+    [problem] = refused(environ={"STREAMPROXY_STORE": value}).problems
+    assert (problem.setting, "redis://127.0.0.1:6379/0" in problem.fix) == ("store", True)
+
+
+@pytest.mark.parametrize("value", ["0", "257", "1.5", "many", True])
+def test_workers_are_a_sensible_number(value: object) -> None:
+    [problem] = refused(flags={"workers": value}).problems
+    assert (problem.setting, problem.env) == ("workers", "STREAMPROXY_WORKERS")
+
+
+@pytest.mark.parametrize("value", ["Canary", "0123456789abcde ", "0123456789abcd\u00e9f"])
+def test_a_secret_is_long_and_visible(value: str) -> None:
+    [problem] = refused(flags={"secret": value}).problems
+    assert (problem.setting, "openssl rand -hex 32" in problem.fix) == ("secret", True)
+    assert value not in str(problem)
 
 
 @pytest.mark.parametrize("name", SIZES)

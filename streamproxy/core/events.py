@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+import msgspec
 import orjson
 
 from streamproxy.core.sse import Piece
-from streamproxy.errors import ProxyError
+from streamproxy.errors import Failure, ProxyError
 
 
 class Operation(Enum):
@@ -102,6 +103,34 @@ def error_frame(error: ProxyError, request_id: str) -> Frame:
         "request_id": request_id,
     }
     return Frame(ERROR, (orjson.dumps(data),), final=True)
+
+
+class _Error(msgspec.Struct):
+    message: str = "The generation failed."
+    type: str | None = None
+    param: str | None = None
+    code: str | None = None
+    status: int = 502
+
+
+class _Failed(msgspec.Struct):
+    error: _Error
+
+
+def read_error(frame: Frame) -> ProxyError:
+    """The failure that an `error` frame of ours, perhaps of another process, tells of."""
+    try:
+        said = msgspec.json.decode(b"".join(frame.data), type=_Failed).error
+    except msgspec.DecodeError:
+        said = _Error()
+    return ProxyError(
+        Failure.PROVIDER_STREAM_ERROR,
+        said.message,
+        param=said.param,
+        code=said.code,
+        type=said.type,
+        status=said.status if 400 <= said.status <= 599 else 502,
+    )
 
 
 def _named(error: ProxyError) -> dict[str, object]:

@@ -17,7 +17,7 @@ import msgspec
 from streamproxy.core.sse import Piece
 
 _IMAGE: Final = re.compile(rb'"b64_json"\s*:\s*"')
-_MARK: Final = b'"="'
+MARK: Final = b'"="'
 """Stands for the image; no image is written so."""
 
 _HEAD: Final = 4096
@@ -71,9 +71,9 @@ class Outline:
 
 def outline(data: tuple[Piece, ...]) -> Outline | None:
     """Read one event's data; None when it is not a JSON object."""
-    raw = _without_image(data)
+    raw = without_image(data)
     fields = _fields(raw)
-    if raw is None or fields is None or bytes(memoryview(fields.b64_json)[:3]) != _MARK:
+    if raw is None or fields is None or bytes(memoryview(fields.b64_json)[:3]) != MARK:
         raw = b"".join(data)  # another member's string was cut out: all of them count as they are
         fields = _fields(raw)
         if fields is None:
@@ -115,8 +115,8 @@ def says_error(raw: msgspec.Raw) -> bool:
         return True
 
 
-def _without_image(data: tuple[Piece, ...]) -> bytes | None:
-    """The event's JSON with _MARK for its base64 string; None where the short way is not certain."""
+def without_image(data: tuple[Piece, ...]) -> bytes | None:
+    """The event's JSON with MARK for its base64 string; None where the short way is not certain."""
     if not data:
         return None
     first = bytes(data[0][:_HEAD])
@@ -133,7 +133,7 @@ def _without_image(data: tuple[Piece, ...]) -> bytes | None:
             continue
         if (whole[end - 1 : end] if end else before) == b'"':
             return None  # empty
-        return b"".join((first[: found.end() - 1], _MARK[:-1], whole[end:], *data[number + 1 :]))
+        return b"".join((first[: found.end() - 1], MARK[:-1], whole[end:], *data[number + 1 :]))
     return None
 
 

@@ -56,6 +56,8 @@ class ImageRequest:
     size: str | None = None
     quality: str | None = None
     background: str | None = None
+    image_index: int | None = None
+    """Which image of the caller's request this is, where each is asked for by a request of its own."""
     via_generations: bool = False
     """An edit that came as a generation with an `image` member."""
 

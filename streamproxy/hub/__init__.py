@@ -1,14 +1,44 @@
-"""Streams: one generation's ordered frames, between the producer that writes them and the subscribers that follow.
+"""Streams: one generation's ordered frames, kept between the producer that writes them and the readers that follow.
 
-    Stream.append / fail / finish     the producer's side
-    Stream.subscribe -> Subscriber    a reader's side
-
-The caller who asked is the first subscriber, from position 0. A frame is appended whole, its bytes are shared, and what
-every subscriber has passed is let go of.
+stream.Stream          one generation in this process, and a reader's position in it
+hub.Hub                all of them: by id, by Idempotency-Key, with and without readers
+mirrors.Mirrors        those of other processes that are followed here
+store, memory, valkey  where they are kept; `STORES` says which there are
 """
 
 from __future__ import annotations
 
-from streamproxy.hub.stream import Opening, Stream, Subscriber
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["Opening", "Stream", "Subscriber"]
+from streamproxy.hub.memory import MemoryStore
+from streamproxy.hub.store import Kept
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@asynccontextmanager
+async def _memory(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
+    store = MemoryStore(max_bytes=max_bytes, linger=linger, now=time.monotonic)
+    yield Kept(store, store)
+
+
+@asynccontextmanager
+async def _valkey(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
+    from streamproxy.hub.valkey import ValkeyStore  # needs the extra `valkey`
+
+    async with ValkeyStore(url, linger=linger, replica=uuid.uuid4().hex).open() as store:
+        yield Kept(store, store, store)
+
+
+Opened = Callable[[str, int, float], AbstractAsyncContextManager[Kept]]
+
+STORES: Final[dict[str, Opened]] = {
+    "memory": _memory,
+    **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey),
+}
+"""By the scheme of the setting `store`: opens it for the URL, the bytes and the seconds that streams may take."""

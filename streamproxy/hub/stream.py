@@ -1,22 +1,41 @@
-"""One stream in memory.
+"""One generation as this process holds it: what is retained of it, who reads it, and how it ended.
 
-The producer is paced by the subscriber that asked: `append` returns when that one has taken the frame, so a provider
-faster than its caller is held back at its own socket and the stream holds one frame. Without that subscriber nobody
-waits for anybody.
+What is retained is already conflated: every critical frame, and of each image that is not completed the newest preview.
+A reader is only a cursor into that, so one that lags skips previews by itself, and a stuck one costs nobody memory.
 
-How it ends is decided by the head. Until `commit` a failure is kept in `error`, to become an HTTP status; from then on
-`fail` appends it as the final `error` frame.
+The caller who asked is the first subscriber. It alone paces the producer: `append` returns when it has taken a preview,
+so a provider faster than its caller is held back at its own socket and that caller misses none. Everybody else follows
+at their own speed. Critical frames wait for nobody: they are retained anyway, and a slow or leaving caller must not
+make a failure of a generation whose last image is there.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import anyio
 
+from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import Frame, error_frame
 from streamproxy.errors import ProxyError
+
+EPOCH: Final = 1
+"""A generation is paid for once, so it has one producer; a later epoch only ever says that this one was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One frame at its position."""
+
+    cursor: Cursor
+    frame: Frame
+
+    @property
+    def critical(self) -> bool:
+        """Never dropped, whoever lags: the outcome of an image, or of the stream."""
+        return self.frame.final
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,56 +47,138 @@ class Opening:
 
 
 class Stream:
-    """One generation. `scope` is the producer's: cancelling it closes the upstream connection."""
+    """See the module's text. `owner` is whose key asked, None for nobody's; `created` in Unix seconds.
 
-    def __init__(self, id: str) -> None:
+    `scope` is the local producer's: cancelling it closes the upstream connection; `shutdown` says that the process's
+    end did, `asked_to_end` that somebody did. `broken`: what followed it from elsewhere is over, with the stream's end
+    still to come. `sink` keeps entries, `on_idle` hears of the last reader.
+    """
+
+    def __init__(
+        self, id: str, *, request_id: str = "", owner: str | None = None, created: int = 0, n: int = 1
+    ) -> None:
         self.id = id
+        self.request_id = request_id or id
+        self.owner = owner
+        self.created = created
+        self.n = n
+        self.epoch = EPOCH
         self.scope = anyio.CancelScope()
         self.opening: Opening | None = None
         self.error: ProxyError | None = None
         self.finished = False
-        self.frames = 0
+        self.committed = False
+        self.last = 0
         self.bytes = 0
-        self._committed = False
-        self._held: deque[Frame] = deque()
-        self._subscriber: Subscriber | None = None
+        self.subscribers: set[Subscriber] = set()
+        self.visits = 0
+        self._entries: dict[int, Entry] = {}
+        self._previews: dict[int, int] = {}
+        self._outcomes: set[int] = set()
+        self._asker: Subscriber | None = None
         self._changed = anyio.Event()
+        self._paced = anyio.Event()
+        self._appending = anyio.Lock(fast_acquire=True)
+        self.broken = False
+        self.shutdown = False
+        self.asked_to_end = False
+        self.on_idle: Callable[[Stream], None] | None = None
+        self.sink: Callable[[str, Entry], Awaitable[None]] | None = None
+
+    # The producer's side.
 
     def open(self, opening: Opening) -> None:
         """The provider accepted the request."""
         self.opening = opening
-        self._wake()
+        self.wake()
 
     def commit(self) -> None:
-        """Our head is about to be sent: from now on failures are frames."""
-        self._committed = True
+        """A head is about to be sent: a failure can no longer be an HTTP status."""
+        self.committed = True
 
     async def append(self, frame: Frame) -> None:
-        """Add one whole frame; returns when the subscriber that asked has taken it, or has left."""
-        self._held.append(frame)
-        self.frames += 1
-        self.bytes += frame.size
-        self._wake()
-        while self._held and self._subscriber is not None:
-            await self._changed.wait()
+        """Add one whole frame; returns when the caller who asked has taken it, or has left.
 
-    def fail(self, error: ProxyError) -> bool:
-        """The generation failed. At most once; nothing may follow but `finish`. Whether a reader gets it as a frame."""
+        A preview that comes after its image's outcome is nobody's. A stream's several producers take turns.
+        """
+        async with self._appending:
+            if not frame.final and frame.image in self._outcomes:
+                return
+            entry = Entry(Cursor(self.epoch, self.last + 1), frame)
+            if self.sink is not None and entry.critical:
+                # Kept before it is delivered: what a reader has seen, nobody loses. Both or none: a seq is given once.
+                with anyio.CancelScope(shield=True):
+                    await self.sink(self.id, entry)
+            self.add(entry)
+            if self.sink is not None and not entry.critical:
+                await self.sink(self.id, entry)
+        while not entry.critical and self._asker is not None and self._asker.taken < entry.cursor.seq:
+            await self._paced.wait()
+
+    def add(self, entry: Entry) -> None:
+        """Take an entry at its place, and let go of what it supersedes."""
+        frame = entry.frame
+        self.epoch = entry.cursor.epoch
+        self.last = entry.cursor.seq
+        self._drop(self._previews.pop(frame.image, 0))
+        self._entries[self.last] = entry
+        self.bytes += frame.size
+        if entry.critical:
+            self._outcomes.add(frame.image)
+        else:
+            self._previews[frame.image] = self.last
+        self.wake()
+
+    async def fail(self, error: ProxyError) -> None:
+        """The generation failed, at most once: readers learn it from the final frame added here."""
+        self._asker = None  # nothing waits for anybody any more
+        self._pace()
         self.error = error
-        if self._committed and self._subscriber is not None:
-            self._held.append(error_frame(error, self.id))
-        self._wake()
-        return self._committed
+        try:
+            await self.append(error_frame(error, self.request_id))
+        except ProxyError as lost:  # the store has another end already, and takes nothing more
+            self.error = lost
+            await self.append(error_frame(lost, self.request_id))
 
     def finish(self) -> None:
-        """No frame will follow."""
+        """No frame will follow; previews are of no more use to anybody."""
         self.finished = True
-        self._wake()
+        for seq in list(self._previews.values()):
+            self._drop(seq)
+        self._previews.clear()
+        self.wake()
 
-    def subscribe(self) -> Subscriber:
-        """Follow from position 0, as the caller who asked."""
-        self._subscriber = Subscriber(self)
-        return self._subscriber
+    def give_up(self) -> None:
+        """What followed this stream from elsewhere is over: readers end here, and may come back for the rest."""
+        self.broken = True
+        self.wake()
+
+    def _drop(self, seq: int) -> None:
+        entry = self._entries.pop(seq, None)
+        if entry is not None:
+            self.bytes -= entry.frame.size
+
+    def wake(self) -> None:
+        """Something changed: everybody who waits looks again."""
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+    def _pace(self) -> None:
+        """The producer may go on. Not `wake`: with v readers, each frame's v steps would wake v readers each."""
+        paced, self._paced = self._paced, anyio.Event()
+        paced.set()
+
+    # The readers' side.
+
+    def subscribe(self, after: Cursor | None = None, *, asker: bool = False) -> Subscriber:
+        """Follow from behind `after`; a cursor that this stream cannot have given starts anew."""
+        known = after is not None and 0 < after.epoch <= self.epoch and after.seq <= self.last
+        subscriber = Subscriber(self, after.seq if known and after is not None else 0)
+        self.subscribers.add(subscriber)
+        self.visits += 1
+        if asker:
+            self._asker = subscriber
+        return subscriber
 
     async def opened(self, within: float) -> None:
         """Return when the provider has accepted, or the stream has ended, or after `within` seconds."""
@@ -85,46 +186,65 @@ class Stream:
             while self.opening is None and self.error is None and not self.finished:
                 await self._changed.wait()
 
-    def _wake(self) -> None:
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
+    def retained(self) -> Iterator[Entry]:
+        """What is retained, in order."""
+        return iter(list(self._entries.values()))
+
+    def after(self, seq: int) -> Entry | None:
+        """The first retained entry behind this position."""
+        return next((entry for number, entry in self._entries.items() if number > seq), None)
+
+    def superseded(self, entry: Entry) -> bool:
+        """Whether a half-written preview is of no more use because its image's outcome, or the stream's, is waiting."""
+        return not entry.critical and (self.finished or entry.frame.image in self._outcomes)
+
+    def took(self, subscriber: Subscriber) -> None:
+        """A reader has taken what it was given."""
+        if self._asker is subscriber:
+            self._pace()
+
+    def left(self, subscriber: Subscriber) -> None:
+        """A reader is gone; saying it twice changes nothing."""
+        if subscriber not in self.subscribers:
+            return
+        self.subscribers.remove(subscriber)
+        if self._asker is subscriber:
+            self._asker = None
+            self._pace()
+        if not self.subscribers and self.on_idle is not None:
+            self.on_idle(self)
 
 
 class Subscriber:
     """A reader's position in one stream; `at_end` once it has had all. `leave` when done, however it ends."""
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._taking = False
+    def __init__(self, stream: Stream, seq: int) -> None:
+        self.stream = stream
+        self.seq = seq
+        self.taken = seq
         self.at_end = False
 
-    async def next(self, within: float | None = None) -> Frame | None:
-        """The next frame, None at the end; raises TimeoutError after `within` seconds of silence.
+    async def next(self, within: float | None = None) -> Entry | None:
+        """The next entry, None at the end; raises TimeoutError after `within` seconds of silence.
 
-        Asking for the next frame says that the one before has been sent: only then is it let go of.
+        Asking for the next says that the one before has been sent.
         """
-        stream = self._stream
-        if self._taking:
-            self._taking = False
-            stream._held.popleft()
-            stream._wake()
-        if not stream._held and not stream.finished:
+        stream = self.stream
+        if self.taken != self.seq:
+            self.taken = self.seq
+            stream.took(self)
+        entry = stream.after(self.seq)
+        if entry is None and not stream.finished and not stream.broken:
             with anyio.fail_after(within):
-                while not stream._held and not stream.finished:
+                while entry is None and not stream.finished and not stream.broken:
                     await stream._changed.wait()
-        if not stream._held:
-            self.at_end = True
+                    entry = stream.after(self.seq)
+        if entry is None:
+            self.at_end = stream.finished
             return None
-        self._taking = True
-        return stream._held[0]
+        self.seq = entry.cursor.seq
+        return entry
 
     def leave(self) -> None:
-        """This reader is gone. Nobody else follows, so an unfinished generation is cancelled."""
-        stream = self._stream
-        if stream._subscriber is not self:
-            return
-        stream._subscriber = None
-        if not stream.finished:
-            stream.scope.cancel()
-        stream._held.clear()
-        stream._wake()
+        """This reader is gone."""
+        self.stream.left(self)

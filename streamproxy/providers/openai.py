@@ -100,6 +100,8 @@ def _json_body(request: ImageRequest, body: JsonObject, provider: Provider) -> b
     model = orjson.dumps(request.upstream_model)
     if body.value("model") != model:
         replace["model"] = model
+    if request.image_index is not None:
+        replace["n"] = b"1"
     if request.operation is Operation.EDIT:
         _refuse_remote(request, body)
         given = "image" if request.via_generations else "images"
@@ -222,6 +224,8 @@ def _form_body(request: ImageRequest, parts: tuple[Part, ...], boundary: bytes) 
         value: Segment = part.value
         if part.filename is None and part.name == "model":
             value = request.upstream_model.encode()
+        if part.filename is None and part.name == "n" and request.image_index is not None:
+            value = b"1"
         yield b"--" + boundary + b"\r\n" + _part_head(part)
         yield value
         yield b"\r\n"

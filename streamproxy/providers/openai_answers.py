@@ -111,10 +111,14 @@ class _Events:
                 raise ProxyError(Failure.NO_IMAGE, "The provider's completed event holds no image.")
             yield from self._completed(_mended(event.data, said, right), said)
         elif self._request.stream and said.has_image:
-            yield Frame(right, _mended(event.data, said, right), image=said.image_index or 0)
+            image = self._index(said)
+            data = _mended(event.data, said, right)
+            if self._several and "image_index" not in said.has:
+                data = appended(data, {"image_index": image})
+            yield Frame(right, data, image=image)
 
     def _completed(self, data: tuple[Piece, ...], said: Outline) -> Iterator[Frame]:
-        index = self._images
+        index = self._index(said)
         self._images += 1
         self.done = self._images >= self._request.n
         members = ending(
@@ -128,12 +132,11 @@ class _Events:
             members["usage"] = ZERO_USAGE
         if "b64_json" not in said.has:
             members["b64_json"] = None
-        if self._request.n > 1 and "image_index" not in said.has:
+        if self._several and "image_index" not in said.has:
             members["image_index"] = index
         data = appended(data, members)
         if self._request.stream:
-            image = index if said.image_index is None else said.image_index
-            yield Frame(type_of(self._request.operation, Role.COMPLETED), data, image=image, final=True)
+            yield Frame(type_of(self._request.operation, Role.COMPLETED), data, image=index, final=True)
             return
         self._size += sum(map(len, data))
         if self._size > self._exchange.max_answer_bytes:
@@ -141,6 +144,16 @@ class _Events:
         self._answers.append(b"".join(data))
         if self.done:
             yield collected(self._answers, self._exchange.now)
+
+    @property
+    def _several(self) -> bool:
+        return self._request.n > 1 or self._request.image_index is not None
+
+    def _index(self, said: Outline) -> int:
+        """Which image the event is about: ours where it has a request of its own, else the provider's or the next."""
+        if self._request.image_index is not None:
+            return self._request.image_index
+        return self._images if said.image_index is None else said.image_index
 
 
 def _no_terminal() -> ProxyError:

@@ -6,7 +6,7 @@ before the handler runs, and turns every failure into an answer.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,13 +14,14 @@ import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from streamproxy.auth import Caller, authenticate
+from streamproxy.auth import Caller, StreamTokens, authenticate
 from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.hub import Hub
 from streamproxy.observe import Observer
 from streamproxy.relay import Relay
 from streamproxy.settings import Settings
-from streamproxy.web.responses import deliver, error_response
+from streamproxy.web.responses import Pace, deliver, error_response
 
 LINGER_SECONDS: Final = 2.0
 """How long a caller who sends too much is read from, unheard, after its answer; nginx's lingering_timeout has 5."""
@@ -35,6 +36,9 @@ class Context:
     providers: tuple[Provider, ...]
     relay: Relay
     observer: Observer
+    hub: Hub
+    tokens: StreamTokens
+    pace: Pace
 
 
 Handler = Callable[[Request, Context], Awaitable[ASGIApp]]
@@ -42,10 +46,10 @@ Contextual = Callable[[], Context]
 
 
 class Endpoint:
-    """One handler as an ASGI app. `keys`: whether it needs a caller key where keys are configured."""
+    """One path's handlers by method, as an ASGI app. `keys`: whether they need a caller key where there are any."""
 
-    def __init__(self, handler: Handler, context: Contextual, *, keys: bool) -> None:
-        self._handler = handler
+    def __init__(self, handlers: Mapping[str, Handler], context: Contextual, *, keys: bool) -> None:
+        self._handlers = handlers
         self._context = context
         self._keys = keys
 
@@ -54,10 +58,12 @@ class Endpoint:
         request = Request(scope, receive)
         request_id: str = request.state.request_id
         try:
+            _refuse_foreign(request, context.settings.cors_origins)
             if self._keys:
                 caller: Caller = authenticate(scope["headers"], context.settings.caller_keys)
                 request.state.caller = caller.key_id
-            response = await self._handler(request, context)
+            handler = self._handlers["GET" if request.method == "HEAD" else request.method]
+            response = await handler(request, context)
         except ProxyError as error:
             context.observer.failure(error, request_id)
             response = error_response(error, request_id)
@@ -78,6 +84,21 @@ class Endpoint:
             send,
             send_timeout=context.settings.send_timeout,
             stalled=lambda error: context.observer.failure(error, request_id),
+        )
+
+
+def _refuse_foreign(request: Request, allowed: tuple[str, ...]) -> None:
+    """Refuse to do anything for a page of an origin that is not allowed.
+
+    CORS only keeps the answer from it: a form, or a body without a type, is sent without asking first, and would spend
+    the credential of a proxy on the reader's own machine. Browsers say which site a request comes from (Fetch
+    Metadata), and unlike Host no proxy between rewrites it.
+    """
+    foreign = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    origin = request.headers.get("origin")
+    if foreign and request.method not in ("GET", "HEAD") and origin not in allowed and "*" not in allowed:
+        raise ProxyError(
+            Failure.ORIGIN_NOT_ALLOWED, "This origin may not call the proxy. Add it to the setting cors_origins."
         )
 
 

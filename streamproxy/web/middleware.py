@@ -21,6 +21,9 @@ EXPOSED = (
     "openai-processing-ms",
     "proxy-status",
     NOT_APPLIED,
+    "stream-id",
+    "location",
+    "preference-applied",
 )
 """Response headers that a page of another origin may read."""
 

@@ -15,8 +15,14 @@ async def livez(request: Request, context: Context) -> ASGIApp:
 
 
 async def readyz(request: Request, context: Context) -> ASGIApp:
-    """200 while new requests are taken."""
-    return json_response({"status": "ok", "providers": [provider.name for provider in context.providers]})
+    """200 while new requests are taken. A store that fails is said, but streams of this process go on without it."""
+    draining = context.hub.draining
+    body = {
+        "status": "draining" if draining else "ok",
+        "providers": [provider.name for provider in context.providers],
+        "store": "failed" if context.hub.store_failed else "ok",
+    }
+    return json_response(body, status=503 if draining else 200)
 
 
 async def metrics(request: Request, context: Context) -> ASGIApp:

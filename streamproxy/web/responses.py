@@ -9,7 +9,10 @@ after the request is not told apart from who left, so its stream ends and its ge
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Final
 
 import anyio
@@ -17,10 +20,10 @@ import orjson
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from streamproxy.core.events import Frame, error_body
+from streamproxy.core.events import Frame, error_body, error_frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub import Subscriber
+from streamproxy.hub.stream import Subscriber
 
 SLICE: Final = 64 * 1024
 """Bytes handed to the server at a time: uvicorn copies and buffers each whole, and a stuck reader holds one."""
@@ -66,18 +69,14 @@ def error_response(error: ProxyError, request_id: str) -> Answer:
         headers["retry-after"] = error.retry_after
     if not error.retryable:
         headers["x-should-retry"] = "false"
-    if error.failure is Failure.INVALID_API_KEY:
+    if error.failure.value.status == 401:
         headers["www-authenticate"] = 'Bearer realm="streamproxy"'
-    if error.failure in (Failure.BODY_TOO_LARGE, Failure.BODY_TIMEOUT, Failure.CALLER_GONE):
+    if error.failure in (Failure.BODY_TOO_LARGE, Failure.BODY_TIMEOUT, Failure.CALLER_GONE, Failure.DRAINING):
         headers["connection"] = "close"
     if error.status >= 500:
         token = error.failure.value.code
         headers["proxy-status"] = f"streamproxy; error={token}"
     return json_response(error_body(error, request_id), status=error.status, headers=headers)
-
-
-class _Stalled(Exception):
-    """The caller did not take a slice in time."""
 
 
 async def deliver(
@@ -94,15 +93,15 @@ async def deliver(
     Such a connection is aborted: an ordinary close would wait for the caller to take what is still buffered.
     """
 
-    async def timed(message: Message) -> None:
-        with anyio.move_on_after(send_timeout) as taking:
-            await send(message)
-        if taking.cancelled_caught:
-            raise _Stalled
+    with anyio.CancelScope() as taking:  # one for all slices: its deadline moves
 
-    try:
+        async def timed(message: Message) -> None:
+            taking.deadline = anyio.current_time() + send_timeout
+            await send(message)
+            taking.deadline = math.inf
+
         await answer(scope, receive, timed)
-    except _Stalled:
+    if taking.cancelled_caught:
         stalled(ProxyError(Failure.CALLER_STALLED, "The caller stopped reading. The setting is send_timeout."))
         abort = scope.get("extensions", {}).get(ABORT)
         if abort is not None:
@@ -111,51 +110,80 @@ async def deliver(
                 pass  # until the server knows, too
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds: between heartbeats, and for streams to end when the process is stopped."""
+
+    heartbeat: float
+    drain_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What a stream's writer asks and tells: whether the reader has had all, that it left before, that it is over."""
+
+    at_end: Callable[[], bool] = lambda: True
+    left: Callable[[ProxyError], None] = lambda _: None
+    close: Callable[[], None] = lambda: None
+
+
 class EventStream(EventSourceResponse):
-    """A stream's frames to the caller who asked. `left` is told when that caller went before the end."""
+    """Event stream bytes to one reader, slice by slice."""
 
     def __init__(
-        self,
-        subscriber: Subscriber,
-        headers: Mapping[str, str],
-        *,
-        heartbeat: float,
-        drain_timeout: float,
-        left: Callable[[ProxyError], None],
+        self, content: AsyncGenerator[Piece, None], headers: Mapping[str, str], pace: Pace, reader: Reader
     ) -> None:
+        self._content = content
         super().__init__(
-            _events(subscriber, heartbeat),
+            content,
             headers={**headers, "cache-control": "no-store, no-transform"},
             ping=0,
             sep="\n",
             shutdown_event=anyio.Event(),  # with a grace, SIGTERM lets the stream end instead of cutting it
-            shutdown_grace_period=drain_timeout,
+            shutdown_grace_period=pace.drain_timeout,
         )
-        self._subscriber = subscriber
-        self._left = left
+        self._reader = reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
-            if not self._subscriber.at_end:
-                self._left(ProxyError(Failure.CALLER_GONE, "The caller left before the end of the stream."))
+            if not self._reader.at_end():
+                self._reader.left(ProxyError(Failure.CALLER_GONE, "The caller left before the end of the stream."))
         finally:
-            self._subscriber.leave()
+            self._reader.close()
+
+    async def _stream_response(self, send: Send) -> None:
+        """As sse-starlette's, for pieces that are bytes already: it copies each and gives it a deadline of its own."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._content) as pieces:
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                del piece  # while the next event gathers, this one shall not be held
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _events(subscriber: Subscriber, heartbeat: float) -> AsyncIterator[Piece]:
+async def posted(subscriber: Subscriber, heartbeat: float) -> AsyncGenerator[Piece, None]:
+    """A stream's bytes on the OpenAI surface: for the caller who asked, or who asked again with the same key."""
     yield HEARTBEAT
     while True:
         try:
-            frame = await subscriber.next(within=heartbeat)
+            entry = await subscriber.next(within=heartbeat)
         except TimeoutError:
             yield HEARTBEAT
             continue
-        if frame is None:
+        if entry is None:
+            if not subscriber.at_end:
+                yield _joined([*layout(error_frame(unfollowed(), subscriber.stream.request_id))])
             return
-        for piece in sliced(layout(frame)):
+        for piece in sliced(layout(entry.frame)):
             yield piece
-        del frame, piece  # while the next event gathers, this one shall not be held
+        del entry, piece  # while the next event gathers, this one shall not be held
+
+
+def unfollowed() -> ProxyError:
+    """For a caller with a key whose stream another process produces: the way there was lost, the stream was not."""
+    message = "This stream cannot be followed here any more. Send the request again, with the same Idempotency-Key."
+    return ProxyError(Failure.OVERLOADED, message, retry_after="2")
 
 
 def layout(frame: Frame) -> tuple[Piece, ...]:

@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.routing import Route
 
-from streamproxy.web import images, models, ops
+from streamproxy.web import images, models, ops, streams
 from streamproxy.web.context import Contextual, Endpoint, Handler
 
 PREFIXES: Final = ("/v1", "/v3")
@@ -16,13 +16,16 @@ PREFIXES: Final = ("/v1", "/v3")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One route. `surface`: served under each of PREFIXES, and only with a caller key where keys are configured."""
+    """One route. `surface`: served under each of PREFIXES. `keys`: only with a caller key, where keys are configured;
+    streams ask for a token or a key themselves.
+    """
 
     method: str
     path: str
     handler: Handler
     meaning: str
     surface: bool = True
+    keys: bool = True
 
 
 ROUTES: Final[tuple[Row, ...]] = (
@@ -31,6 +34,18 @@ ROUTES: Final[tuple[Row, ...]] = (
     Row("GET", "/images/models", models.models, "The models that are served"),
     Row("GET", "/models", models.models, "The same list"),
     Row("GET", "/models/{id:path}", models.model, "One model; ids may contain `/`"),
+    Row(
+        "GET", "/streams/{id}", streams.stream, "One stream: its events, or its status and results as JSON", keys=False
+    ),
+    Row("DELETE", "/streams/{id}", streams.delete, "Cancel it", keys=False),
+    Row("GET", "/streams/{id}/images/{image_index}", streams.image, "A completed image as a file", keys=False),
+    Row(
+        "GET",
+        "/streams/{id}/images/{image_index}/preview",
+        streams.preview,
+        "The newest preview as a file",
+        keys=False,
+    ),
     Row("GET", "/livez", ops.livez, "The process serves", surface=False),
     Row("GET", "/readyz", ops.readyz, "New requests are taken", surface=False),
     Row("GET", "/metrics", ops.metrics, "Prometheus metrics", surface=False),
@@ -38,9 +53,16 @@ ROUTES: Final[tuple[Row, ...]] = (
 
 
 def routes(context: Contextual) -> list[Route]:
-    """Starlette's routes. `context` is asked at each request: it exists once the app has started."""
+    """Starlette's routes, one a path. `context` is asked at each request: it exists once the app has started."""
+    found: dict[str, list[Row]] = {}
+    for row in ROUTES:
+        for prefix in PREFIXES if row.surface else ("",):
+            found.setdefault(prefix + row.path, []).append(row)
     return [
-        Route(prefix + row.path, Endpoint(row.handler, context, keys=row.surface), methods=[row.method])
-        for row in ROUTES
-        for prefix in (PREFIXES if row.surface else ("",))
+        Route(
+            path,
+            Endpoint({row.method: row.handler for row in rows}, context, keys=rows[0].surface and rows[0].keys),
+            methods=[row.method for row in rows],
+        )
+        for path, rows in found.items()
     ]

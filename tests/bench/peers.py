@@ -50,6 +50,7 @@ def _streamproxy(directory: Path, port: int, origin: int) -> list[str]:
         f"""
 max_connections = 4000  # default: 1000, which is exactly what the idle streams need
 pool_timeout = 30.0
+store_bytes = 65536  # measured is the relay; what finished streams keep besides is as much as this setting allows
 
 [providers.bench]
 base_url = "http://127.0.0.1:{origin}/v1"

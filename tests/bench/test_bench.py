@@ -15,6 +15,8 @@ from tests.bench.cells import Cell, flow, hold, idle
 from tests.bench.load import Load
 from tests.bench.peers import PEERS
 from tests.bench.report import table, verdicts
+from tests.bench.viewers import fanout, resume, slow, staged
+from tests.bench.viewers import idle as idle_viewers
 from tests.bench.wire import HEAD, LAST_CHUNK, Answer, Void
 
 pytestmark = pytest.mark.anyio
@@ -39,6 +41,20 @@ async def test_a_small_run_measures_streamproxy_beside_a_peer() -> None:
     assert 0 < (held.median("hold_ms") or 0) < 1000
     assert 1 < (idled.median("kb_per_stream") or 0) < 1000
     assert "streamproxy" in table(cells)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other processes are measured through Linux' kernel interfaces")
+async def test_a_small_run_measures_what_readers_cost() -> None:
+    with anyio.fail_after(60):
+        async with staged("memory") as stage:
+            fanned, resumed = await fanout(stage, 3), await resume(stage)
+            idled, slowed = await idle_viewers(stage, 20), await slow(stage, "1")
+    assert 0 < fanned["cpu_ms_per_viewer"] < 1000
+    assert 0 < fanned["last_s"] < 10
+    assert 0 < resumed["resume_ms"] < 5000
+    assert 1 < idled["kb_per_viewer"] < 1000
+    assert 0 < slowed["image_s"] < 10
+    assert slowed["behind_s"] > 0
 
 
 @asynccontextmanager

@@ -90,7 +90,7 @@ def forbidden_names(random: Random) -> Iterator[str]:
 
 def test_every_generated_name_is_refused() -> None:
     names = list(islice(forbidden_names(Random(20261121)), COUNT))
-    started = time.perf_counter()
+    started = time.process_time()
     passed = []
     for name in names:
         error = refused({name: "v"})
@@ -98,7 +98,7 @@ def test_every_generated_name_is_refused() -> None:
         if error is None or error.failure not in BY_NAME:
             passed.append(name)
     assert passed == []
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 EVASIONS: Final[list[Callable[[str], str]]] = [
@@ -187,8 +187,8 @@ HOSTILE: Final = {
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_no_text_makes_a_pattern_backtrack_without_end(text: str) -> None:
     """A bound of 0.5 s against the 10 ms that were seen: a catastrophic pattern takes minutes at this length."""
-    started = time.perf_counter()
+    started = time.process_time()
     POLICY.scrub(text)
     POLICY.redact([("x-zebra", text[:4096])])
     refused({f"x-zebra-{i}": text[:4000].strip() for i in range(4)})
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5

@@ -1,25 +1,53 @@
-"""One stream: order, pace, the head's division of failure, and who may leave when."""
+"""One stream in a process: what it retains, whom its producer waits for, and what readers get who lag or come back."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import anyio
 import orjson
 import pytest
 from anyio.lowlevel import checkpoint
 
-from streamproxy.core.events import ERROR, Frame
+from streamproxy.core.cursor import Cursor
+from streamproxy.core.events import ERROR, Frame, Operation, Role, type_of
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub import Opening, Stream
+from streamproxy.hub.stream import Entry, Opening, Stream, Subscriber
 
 pytestmark = pytest.mark.anyio
 
 BOUND = 5.0
 OPENING = Opening((("x-request-id", "r"),), ())
 BROKEN = ProxyError(Failure.UPSTREAM_INCOMPLETE, "It broke.")
+LOST = ProxyError(Failure.PRODUCER_LOST, "Somebody ended it.")
+PREVIEW = type_of(Operation.GENERATION, Role.PREVIEW)
+COMPLETED = type_of(Operation.GENERATION, Role.COMPLETED)
 
 
-def frame(number: int) -> Frame:
-    return Frame("t", (b"%d" % number,))
+def preview(text: str, image: int = 0) -> Frame:
+    return Frame(PREVIEW, (text.encode(),), image)
+
+
+def completed(text: str, image: int = 0) -> Frame:
+    return Frame(COMPLETED, (text.encode(),), image, final=True)
+
+
+def texts(stream: Stream) -> list[str]:
+    return [text(entry) for entry in stream.retained()]
+
+
+def text(entry: Entry | None) -> str:
+    assert entry is not None
+    return b"".join(entry.frame.data).decode()
+
+
+async def _all(subscriber: Subscriber) -> list[tuple[int, str]]:
+    """Everything until the end, with its seq."""
+    got: list[tuple[int, str]] = []
+    with anyio.fail_after(BOUND):
+        while (entry := await subscriber.next()) is not None:
+            got.append((entry.cursor.seq, text(entry)))
+    return got
 
 
 async def _settle() -> None:
@@ -28,162 +56,313 @@ async def _settle() -> None:
         await checkpoint()
 
 
-async def test_a_subscriber_gets_every_frame_in_order_and_then_the_end() -> None:
+async def test_what_is_retained_is_the_newest_preview_of_each_image_and_every_outcome() -> None:
+    stream = Stream("s", n=3)
+    for frame in (preview("a0"), preview("b0", 1), preview("a1"), completed("A"), preview("b1", 1), preview("c0", 2)):
+        await stream.append(frame)
+    assert texts(stream) == ["A", "b1", "c0"]
+    assert stream.bytes == len("A") + len("b1") + len("c0")
+    await stream.append(completed("B", 1))
+    assert texts(stream) == ["A", "c0", "B"]
+    stream.finish()
+    assert texts(stream) == ["A", "B"]
+    assert stream.bytes == 2
+
+
+async def test_a_preview_behind_its_image_s_outcome_is_nobody_s() -> None:
+    stream = Stream("s", n=2)
+    await stream.append(completed("A"))
+    await stream.append(preview("late"))
+    await stream.append(preview("b0", 1))
+    assert [(entry.cursor.seq, text(entry)) for entry in stream.retained()] == [(1, "A"), (2, "b0")]
+
+
+async def test_readers_share_the_very_frame_that_was_appended() -> None:
     stream = Stream("s")
-    subscriber = stream.subscribe()
-    frames = [frame(number) for number in range(20)]
-
-    async def produce() -> None:
-        for each in frames:
-            await stream.append(each)
-        stream.finish()
-
-    with anyio.fail_after(BOUND):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(produce)
-            got = []
-            while (each := await subscriber.next()) is not None:
-                assert not subscriber.at_end
-                got.append(each)
-    assert got == frames
-    assert all(each is made for each, made in zip(got, frames, strict=True))
-    assert subscriber.at_end
-    assert (stream.frames, stream.bytes) == (20, 30)
-    assert await subscriber.next() is None
+    readers = [stream.subscribe() for _ in range(3)]
+    frame = completed("A")
+    await stream.append(frame)
+    for reader in readers:
+        entry = await reader.next()
+        assert entry is not None
+        assert entry.frame is frame
 
 
-async def test_the_producer_waits_until_a_frame_has_been_sent_and_not_only_taken() -> None:
+async def test_a_reader_who_lags_skips_previews_and_misses_no_outcome() -> None:
+    stream = Stream("s", n=2)
+    reader = stream.subscribe()
+    await stream.append(preview("a0"))
+    assert text(await reader.next()) == "a0"
+    for frame in (preview("a1"), preview("a2"), completed("A"), preview("b0", 1), preview("b1", 1)):
+        await stream.append(frame)
+    assert text(await reader.next()) == "A"
+    assert text(await reader.next()) == "b1"
+    await stream.append(completed("B", 1))
+    stream.finish()
+    assert await _all(reader) == [(7, "B")]
+    assert reader.at_end
+    assert await reader.next() is None
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        (None, ["A", "b1", "B"]),
+        (Cursor(1, 0), ["A", "b1", "B"]),
+        (Cursor(1, 1), ["A", "b1", "B"]),
+        (Cursor(1, 2), ["b1", "B"]),
+        (Cursor(1, 3), ["b1", "B"]),
+        (Cursor(1, 4), ["B"]),
+        (Cursor(1, 5), ["A", "b1", "B"]),  # never given: from the start
+        (Cursor(2, 2), ["A", "b1", "B"]),
+        (Cursor(0, 2), ["A", "b1", "B"]),
+    ],
+    ids=str,
+)
+async def test_a_cursor_is_where_a_reader_goes_on(after: Cursor | None, expected: list[str]) -> None:
+    stream = Stream("s", n=2)
+    for frame in (preview("a0"), completed("A"), preview("b0", 1), preview("b1", 1)):
+        await stream.append(frame)
+    reader = stream.subscribe(after)
+    got: list[str] = []
+    while len(got) < len(expected) - 1:
+        got.append(text(await reader.next()))
+    await stream.append(completed("B", 1))
+    stream.finish()
+    assert [*got, *(said for _, said in await _all(reader))] == expected
+
+
+async def test_the_producer_waits_until_the_asker_has_sent_a_preview_and_not_only_taken_it() -> None:
     stream = Stream("s")
-    subscriber = stream.subscribe()
+    asker = stream.subscribe(asker=True)
     appended: list[int] = []
 
     async def produce() -> None:
         for number in range(3):
-            await stream.append(frame(number))
+            await stream.append(preview(str(number)))
             appended.append(number)
+        await stream.append(completed("A"))
+        appended.append(3)
 
     with anyio.fail_after(BOUND):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(produce)
             for sent in range(3):
-                assert await subscriber.next() == frame(sent)
+                assert text(await asker.next()) == str(sent)
                 await _settle()
                 assert appended == list(range(sent))
-            stream.finish()
-            assert await subscriber.next() is None
-    assert appended == [0, 1, 2]
+            assert text(await asker.next()) == "A"
+            await _settle()
+            assert appended == [0, 1, 2, 3]  # an outcome waits for nobody
 
 
-async def test_without_its_subscriber_nobody_waits() -> None:
+async def test_other_readers_do_not_pace_and_do_not_wake_each_other() -> None:
     stream = Stream("s")
+    readers = [stream.subscribe() for _ in range(3)]
     with anyio.fail_after(BOUND):
         for number in range(100):
-            await stream.append(frame(number))
+            await stream.append(preview(str(number)))
+    waited = stream._changed
+    for reader in readers:
+        assert text(await reader.next()) == "99"
+        with pytest.raises(TimeoutError):
+            await reader.next(within=0.001)
+    assert stream._changed is waited  # a step of one reader is no news to the others
+
+
+@pytest.mark.parametrize("how", ["leaves", "fails"])
+async def test_a_producer_that_waits_goes_on_when_its_asker_leaves_or_the_stream_fails(how: str) -> None:
+    stream = Stream("s")
+    asker = stream.subscribe(asker=True)
+    stream.subscribe()
+    with anyio.fail_after(BOUND):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stream.append, preview("a0"))
+            await _settle()
+            if how == "leaves":
+                asker.leave()
+            else:
+                await stream.fail(BROKEN)
 
 
 async def test_silence_is_a_timeout_and_costs_nothing() -> None:
     stream = Stream("s")
-    subscriber = stream.subscribe()
+    reader = stream.subscribe()
     with anyio.fail_after(BOUND):
         for _ in range(2):
             with pytest.raises(TimeoutError):
-                await subscriber.next(within=0.01)
+                await reader.next(within=0.01)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(stream.append, frame(1))
-            assert await subscriber.next(within=BOUND) == frame(1)
+            tasks.start_soon(stream.append, preview("a0"))
+            assert text(await reader.next(within=BOUND)) == "a0"
             with pytest.raises(TimeoutError):
-                await subscriber.next(within=0.01)
+                await reader.next(within=0.01)
         stream.finish()
-        assert await subscriber.next(within=0.01) is None
+        assert await reader.next(within=0.01) is None
 
 
-async def test_before_the_head_a_failure_is_kept_for_the_status() -> None:
-    stream = Stream("s")
-    subscriber = stream.subscribe()
-    assert stream.fail(BROKEN) is False
+async def test_a_failure_is_the_last_frame_and_is_known_at_once() -> None:
+    stream = Stream("s", request_id="r")
+    reader = stream.subscribe()
+    await stream.append(preview("a0"))
+    await stream.fail(BROKEN)
     stream.finish()
-    assert await subscriber.next() is None
     assert stream.error is BROKEN
-
-
-async def test_after_the_head_a_failure_is_the_last_frame() -> None:
-    stream = Stream("s")
-    subscriber = stream.subscribe()
-    stream.open(OPENING)
-    stream.commit()
-    assert stream.fail(BROKEN) is True
-    stream.finish()
-    last = await subscriber.next()
-    assert last is not None
-    assert (last.type, last.final) == (ERROR, True)
-    said = orjson.loads(b"".join(last.data))
-    assert said["request_id"] == "s"
-    assert said["error"] == {
-        "message": "It broke.",
-        "type": "upstream_error",
-        "param": None,
-        "code": "upstream_incomplete",
-        "status": 502,
+    (seq, said), *more = await _all(reader)
+    assert (seq, more) == (2, [])
+    assert orjson.loads(said) == {
+        "type": ERROR,
+        "request_id": "r",
+        "error": {
+            "message": "It broke.",
+            "type": "upstream_error",
+            "param": None,
+            "code": "upstream_incomplete",
+            "status": 502,
+        },
     }
-    assert await subscriber.next() is None
 
 
-async def test_a_failure_comes_after_the_frames_that_wait() -> None:
+async def test_a_half_written_preview_is_superseded_by_its_image_s_outcome_or_by_the_end() -> None:
+    stream = Stream("s", n=2)
+    reader = stream.subscribe()
+    await stream.append(preview("a0"))
+    first = await reader.next()
+    assert first is not None
+    await stream.append(preview("a1"))
+    await stream.append(completed("B", 1))
+    assert not stream.superseded(first)  # a newer preview does not stop one that is under way: none would ever be whole
+    await stream.append(completed("A"))
+    assert stream.superseded(first)
+    assert not any(stream.superseded(entry) for entry in stream.retained())
+    other = Stream("o", n=2)
+    await other.append(preview("b0", 1))
+    half = other.after(0)
+    assert half is not None
+    await other.fail(BROKEN)
+    other.finish()
+    assert other.superseded(half)
+
+
+@pytest.mark.parametrize("final", [False, True], ids=["preview", "outcome"])
+async def test_an_outcome_is_kept_before_it_is_delivered_and_a_preview_after(final: bool) -> None:
     stream = Stream("s")
-    subscriber = stream.subscribe()
-    stream.commit()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(stream.append, frame(1))
+    reader = stream.subscribe()
+    seen: list[bool] = []
+
+    async def keep(id: str, entry: Entry) -> None:
         await _settle()
-        stream.fail(BROKEN)
-        stream.finish()
-        assert await subscriber.next() == frame(1)
-        last = await subscriber.next()
-        assert last is not None
-        assert last.type == ERROR
-        assert await subscriber.next() is None
+        seen.append(stream.after(reader.seq) is entry)
+
+    stream.sink = keep
+    await stream.append(completed("A") if final else preview("a0"))
+    assert seen == [not final]
+    assert text(await reader.next()) in ("A", "a0")
 
 
-async def test_leaving_cancels_an_unfinished_generation_and_frees_what_waited() -> None:
+async def test_producers_side_by_side_take_turns_so_that_a_seq_is_given_once() -> None:
+    stream = Stream("s", n=4)
+    kept: list[int] = []
+
+    async def keep(id: str, entry: Entry) -> None:
+        await _settle()
+        kept.append(entry.cursor.seq)
+
+    stream.sink = keep
+    with anyio.fail_after(BOUND):
+        async with anyio.create_task_group() as tasks:
+            for image in range(4):
+                tasks.start_soon(stream.append, preview("p", image))
+                tasks.start_soon(stream.append, completed("c", image))
+    assert kept == list(range(1, len(kept) + 1))
+    seqs = [entry.cursor.seq for entry in stream.retained()]
+    assert seqs == sorted(set(seqs))
+    assert len([entry for entry in stream.retained() if entry.critical]) == 4
+
+
+async def test_cancelled_while_an_outcome_is_being_kept_it_is_kept_and_delivered() -> None:
     stream = Stream("s")
-    subscriber = stream.subscribe()
-    ended: list[str] = []
+    kept: list[tuple[int, str]] = []
+    keeping, go_on = anyio.Event(), anyio.Event()
+
+    async def keep(id: str, entry: Entry) -> None:
+        keeping.set()
+        await go_on.wait()
+        kept.append((entry.cursor.seq, entry.frame.type))
 
     async def produce() -> None:
         with stream.scope:
-            await stream.append(frame(1))
-            ended.append("went on")
-            await anyio.sleep(BOUND)
-        ended.append("ended")
+            await stream.append(completed("A"))
+        await stream.fail(BROKEN)
 
-    with anyio.fail_after(BOUND / 2):
+    stream.sink = keep
+    with anyio.fail_after(BOUND):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(produce)
-            await subscriber.next()
-            subscriber.leave()
-    assert ended[-1] == "ended"
-    assert not stream.fail(BROKEN)  # nobody is there to get it
-    subscriber.leave()
+            await keeping.wait()
+            stream.scope.cancel()
+            await _settle()
+            go_on.set()
+    assert kept == [(1, COMPLETED), (2, ERROR)]
+    assert [(entry.cursor.seq, entry.frame.type) for entry in stream.retained()] == kept
 
 
-async def test_leaving_a_finished_stream_cancels_nothing() -> None:
+async def test_a_store_that_has_another_end_takes_the_generation_s_failure_as_well() -> None:
+    """The end that readers here get is the one that readers elsewhere have got."""
     stream = Stream("s")
-    subscriber = stream.subscribe()
+
+    async def fenced(id: str, entry: Entry) -> None:
+        stream.sink = None
+        raise LOST
+
+    stream.sink = fenced
+    await stream.fail(BROKEN)
     stream.finish()
-    assert await subscriber.next() is None
-    subscriber.leave()
-    assert not stream.scope.cancel_called
+    assert stream.error is LOST
+    assert [orjson.loads(said)["error"]["code"] for said in texts(stream)] == ["producer_lost"]
+
+
+async def test_the_last_reader_s_leaving_is_told_once() -> None:
+    stream = Stream("s")
+    idle: list[Stream] = []
+    stream.on_idle = idle.append
+    one, two = stream.subscribe(), stream.subscribe()
+    one.leave()
+    assert idle == []
+    two.leave()
+    two.leave()
+    one.leave()
+    assert idle == [stream]
+    assert stream.visits == 2
+
+
+async def test_readers_of_what_was_given_up_get_what_there_is_and_are_not_at_the_end() -> None:
+    stream = Stream("s")
+    reader, waiting = stream.subscribe(), stream.subscribe(Cursor(1, 0))
+    await stream.append(preview("a0"))
+    assert text(await waiting.next()) == "a0"
+    with anyio.fail_after(BOUND):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_all, waiting)
+            await _settle()
+            stream.give_up()
+    assert await _all(reader) == [(1, "a0")]
+    assert not reader.at_end
+    assert not waiting.at_end
 
 
 @pytest.mark.parametrize("how", ["open", "fail", "finish"])
 async def test_opened_returns_at_the_first_news(how: str) -> None:
     stream = Stream("s")
-    news = {"open": lambda: stream.open(OPENING), "fail": lambda: stream.fail(BROKEN), "finish": stream.finish}
+    news: dict[str, Callable[[], object]] = {"open": lambda: stream.open(OPENING), "finish": stream.finish}
     with anyio.fail_after(BOUND / 2):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(stream.opened, BOUND)
             await _settle()
-            news[how]()
+            if how == "fail":
+                await stream.fail(BROKEN)
+            else:
+                news[how]()
         await stream.opened(BOUND)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -31,6 +33,12 @@ class Process:
     port: int = 0
     log: list[str] = field(default_factory=list)
     changed: anyio.Event = field(default_factory=anyio.Event)
+    stopping: bool = False
+
+    def stop(self) -> None:
+        """SIGTERM, before the block ends; a second one would end it at once."""
+        self.stopping = True
+        os.kill(self.pid, signal.SIGTERM)
 
     async def line(self, text: str) -> str:
         """Wait for a line of the log that holds `text`."""
@@ -75,11 +83,15 @@ class Process:
 
 @asynccontextmanager
 async def serving_process(
-    config: str, *, environ: Mapping[str, str] | None = None, max_file_bytes: int | None = None
+    config: str,
+    *,
+    environ: Mapping[str, str] | None = None,
+    max_file_bytes: int | None = None,
+    status: int = 0,
 ) -> AsyncIterator[Process]:
     """`serve` on a free loopback port with this TOML; it is terminated with the block, and must then end by itself.
 
-    `max_file_bytes`: no file can grow beyond that, as on a full disk.
+    `max_file_bytes`: no file can grow beyond that, as on a full disk. `status`: how it ends, where the block kills it.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROXY_", "OPENAI_"))}
     async with anyio.TemporaryDirectory() as directory:
@@ -101,14 +113,16 @@ async def serving_process(
                         await process.changed.wait()
                 yield process
             finally:
-                child.terminate()
+                if not process.stopping:
+                    with contextlib.suppress(ProcessLookupError):
+                        child.terminate()
                 with anyio.CancelScope(shield=True):
                     with anyio.move_on_after(10):
                         await child.wait()
                     if child.returncode is None:
                         child.kill()
                         await child.wait()
-        assert child.returncode == 0, process.log[-3:]
+        assert child.returncode == status, process.log[-3:]
 
 
 async def _read_log(child: Subprocess, process: Process) -> None:

@@ -18,7 +18,8 @@ import orjson
 from starlette.types import ASGIApp
 
 from streamproxy.app import create_app
-from streamproxy.server import listen, serve
+from streamproxy.listening import listen
+from streamproxy.server import serve
 from streamproxy.settings import ProviderSettings, Settings
 
 if TYPE_CHECKING:
@@ -67,9 +68,12 @@ async def running_proxy(
     resolver: AbstractResolver | None = None,
     **settings: object,
 ) -> AsyncIterator[Proxy]:
-    """A proxy whose provider `sim` is at `upstream` (an origin; /v1 is added). `settings` replace the defaults."""
+    """A proxy whose provider `sim` is at `upstream` (an origin; /v1 is added). `settings` replace the defaults.
+
+    A generation that nobody follows ends at once, so that tests need not wait for the grace.
+    """
     row = ProviderSettings.model_validate({"base_url": f"{upstream}/v1", "credential": "none", **(provider or {})})
-    chosen = Settings.model_validate({"port": 0, "providers": {"sim": row}, **settings})
+    chosen = Settings.model_validate({"port": 0, "disconnect_grace": 0, "providers": {"sim": row}, **settings})
     app = create_app(chosen, environ=environ or {}, ssl_context=ssl_context, resolver=resolver)
     async with serving(app, chosen) as proxy:
         yield proxy

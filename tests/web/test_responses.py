@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import anyio
@@ -9,13 +10,26 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sse_starlette.sse import EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from streamproxy.core.events import Frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub import Stream
-from streamproxy.web.responses import ABORT, SLICE, Answer, EventStream, deliver, error_response, layout, sliced
+from streamproxy.hub.stream import Stream
+from streamproxy.web.responses import (
+    ABORT,
+    SLICE,
+    Answer,
+    EventStream,
+    Pace,
+    Reader,
+    deliver,
+    error_response,
+    layout,
+    posted,
+    sliced,
+)
 
 SIZES = st.integers(0, 3).map(lambda n: n * SLICE) | st.integers(0, 3 * SLICE)
 MADE = bytes(range(256)) * (SLICE // 32)
@@ -150,7 +164,8 @@ async def test_a_caller_who_stops_at_the_end_of_a_stream_is_aborted_too() -> Non
     stream.finish()
     sending = Sending(takes=2)  # the head and the first heartbeat
     told: list[ProxyError] = []
-    answer = EventStream(subscriber, {}, heartbeat=15, drain_timeout=1, left=told.append)
+    reader = Reader(at_end=lambda: subscriber.at_end, left=told.append, close=subscriber.leave)
+    answer = EventStream(posted(subscriber, 15), {}, Pace(15, 1), reader)
     with anyio.fail_after(5):
         await deliver(answer, sending.scope, sending.receive, sending.send, send_timeout=0.05, stalled=told.append)
     assert sending.aborted.is_set()
@@ -165,7 +180,8 @@ async def test_our_headers_of_a_stream_win_over_the_providers() -> None:
     sending = Sending()
     theirs = {"cache-control": "public", "x-accel-buffering": "yes", "openai-version": "2020-10-01"}
     left: list[ProxyError] = []
-    answer = EventStream(subscriber, theirs, heartbeat=15, drain_timeout=1, left=left.append)
+    reader = Reader(at_end=lambda: subscriber.at_end, left=left.append, close=subscriber.leave)
+    answer = EventStream(posted(subscriber, 15), theirs, Pace(15, 1), reader)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await answer(scope, receive, send)
@@ -179,3 +195,21 @@ async def test_our_headers_of_a_stream_win_over_the_providers() -> None:
     assert "content-length" not in sending.head
     assert sending.body == b":\n"
     assert left == []
+
+
+def test_the_private_method_that_we_replace_is_still_the_one_that_sends() -> None:
+    assert "self._stream_response(send)" in inspect.getsource(EventSourceResponse.__call__)
+
+
+@pytest.mark.anyio
+async def test_a_stream_that_cannot_be_followed_any_more_ends_with_an_error_and_not_silently() -> None:
+    stream = Stream("s", n=2)
+    subscriber = stream.subscribe()
+    await stream.append(Frame("image_edit.completed", (b'{"a":1}',), final=True))
+    stream.give_up()
+    with anyio.fail_after(5):
+        body = b"".join([bytes(piece) async for piece in posted(subscriber, 15)])
+    first, last = body.split(b"\n\n")[:2]
+    assert first == b':\nevent: image_edit.completed\ndata: {"a":1}'
+    assert last.startswith(b"event: error\ndata: ")
+    assert orjson.loads(last.partition(b"data: ")[2])["error"]["code"] == "overloaded"

@@ -1,0 +1,291 @@
+"""All streams that this process produces or follows, and what becomes of them.
+
+    create / conclude      the producer's side: a stream begins, a stream has ended
+    find                   a stream by its id: local, kept by the store, or followed from another process
+    claim                  what an Idempotency-Key stands for
+    cancel                 an explicit end, from any process
+
+When the last reader leaves, the stream's policy decides: `finish` runs to the end and keeps the images, `cancel` closes
+the upstream connection after a grace that is longer than any reconnect takes. A store that fails does not stop what
+runs here: local readers are served, and readyz says it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.mirrors import PRESENCE_SECONDS, Mirrors
+from streamproxy.hub.store import Claim, Fenced, Gone, Kept, Record, Shared, StoreError
+from streamproxy.hub.stream import Entry, Stream, Subscriber
+from streamproxy.observe import Observer
+
+Result = TypeVar("Result")
+
+SWEEP_SECONDS: Final = 5.0
+CONCLUDE_SECONDS: Final = 5.0
+"""What keeping the end of a stream may cost, also while the process is being stopped."""
+
+DRAINED_SECONDS: Final = 1.0
+"""For streams to be gone that are over at the drain's deadline."""
+
+
+UNREACHABLE: Final = "The store of streams cannot be reached now."
+
+
+class OnDisconnect(Enum):
+    """What happens to a generation that nobody follows any more."""
+
+    CANCEL = "cancel"
+    FINISH = "finish"
+
+
+@dataclass(frozen=True, slots=True)
+class HubLimits:
+    """`grace` in seconds; how many may read one stream, and all of one owner's; how many generations may run."""
+
+    grace: float
+    viewers: int
+    viewers_of_owner: int
+    streams: int
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """A generation of this process."""
+
+    stream: Stream
+    policy: OnDisconnect
+    kept: bool
+    known: bool
+    key: str | None
+
+
+class Hub:
+    """See the module's text. `tasks` is the app's task group."""
+
+    def __init__(self, *, kept: Kept, tasks: TaskGroup, limits: HubLimits, observer: Observer) -> None:
+        self._store = kept.store
+        self._claims = kept.claims
+        self._shared = kept.shared
+        self._tasks = tasks
+        self._limits = limits
+        self._observer = observer
+        self._produced: dict[str, Produced] = {}
+        self._mirrors = None if kept.shared is None else Mirrors(kept.shared, tasks, self._failed)
+        self._none = anyio.Event()
+        self._viewers_of = Counter[str | None]()
+        self.draining = False
+        self.store_failed = False
+
+    # The producer's side.
+
+    @property
+    def running(self) -> int:
+        """Generations of this process that have not ended."""
+        return len(self._produced)
+
+    def admit(self) -> None:
+        """Raises ProxyError where no new generation is taken."""
+        if self.draining:
+            raise ProxyError(Failure.DRAINING, "The proxy is shutting down and takes no new requests.", retry_after="2")
+        if self.running >= self._limits.streams:
+            raise ProxyError(
+                Failure.OVERLOADED, "Too many generations are running. The setting is max_streams.", retry_after="2"
+            )
+
+    async def create(self, stream: Stream, *, policy: OnDisconnect, kept: bool, known: bool, key: str | None) -> None:
+        """A generation begins, for `key` if any; `kept` in the store; `known`: one can come back without our head."""
+        id = stream.id
+        stream.on_idle = self._idle
+        self._produced[id] = Produced(stream, policy, kept, known, key)
+        if kept:
+            await self._stored(self._store.create(Record(id, stream.owner, stream.created, stream.n)))
+            stream.sink = self._keep
+
+    async def _keep(self, id: str, entry: Entry) -> None:
+        stream = self._produced[id].stream
+        try:
+            with anyio.move_on_after(DRAINED_SECONDS / 2 if stream.shutdown else None):  # its readers must learn it too
+                await self._stored(self._store.append(id, entry))
+        except Fenced:
+            stream.sink = None  # the store has an end already; the readers here need one too
+            raise ProxyError(Failure.PRODUCER_LOST, "This stream was ended because its producer was lost.") from None
+
+    async def conclude(self, stream: Stream) -> None:
+        """The stream has ended, however: what it retains is kept for those who come back."""
+        if stream.finished:
+            return
+        stream.finish()
+        produced = self._produced.get(stream.id)
+        try:
+            if produced is not None and produced.kept:
+                with anyio.move_on_after(CONCLUDE_SECONDS, shield=True):
+                    await self._stored(self._store.finish(stream.id))
+        finally:
+            self._produced.pop(stream.id, None)
+            if not self._produced:
+                none, self._none = self._none, anyio.Event()
+                none.set()
+
+    def _idle(self, stream: Stream) -> None:
+        """The last reader of a stream has left."""
+        produced = self._produced.get(stream.id)
+        if produced is not None and not stream.finished and produced.policy is OnDisconnect.CANCEL:
+            if self._limits.grace == 0 or not (stream.committed or produced.known):
+                stream.scope.cancel()  # nobody can know its id, so nobody can come back
+            else:
+                self._tasks.start_soon(self._after_grace, stream, stream.visits)
+
+    async def _after_grace(self, stream: Stream, visits: int) -> None:
+        await anyio.sleep(self._limits.grace)
+        while not stream.finished and stream.visits == visits and await self._viewed_elsewhere(stream.id):  # noqa: ASYNC110
+            await anyio.sleep(PRESENCE_SECONDS)  # nobody tells this process when other processes' viewers leave
+        if not stream.finished and stream.visits == visits:  # else: when who came back leaves, another grace begins
+            stream.scope.cancel()
+
+    async def _viewed_elsewhere(self, id: str) -> bool:
+        return self._shared is not None and bool(await self._stored(self._shared.viewed(id)))
+
+    # The readers' side.
+
+    async def find(self, id: str) -> Stream:
+        """The stream; raises ProxyError(NOT_FOUND), or (GONE) when it was purged."""
+        local = self._produced.get(id)
+        if local is not None and local.kept:
+            return local.stream
+        if self._mirrors is not None and (followed := self._mirrors.get(id)) is not None:
+            return followed
+        stored = await self._stored(self._store.load(id))
+        if stored is None and self.store_failed:
+            raise ProxyError(Failure.OVERLOADED, UNREACHABLE, retry_after="2")
+        if isinstance(stored, Gone):
+            raise ProxyError(Failure.GONE, "This stream has ended and is no longer kept. The setting is linger.")
+        if stored is None:
+            raise ProxyError(Failure.NOT_FOUND, "No such stream.")
+        if stored.finished or self._mirrors is None:
+            return stored.mirror()
+        return self._mirrors.get(id) or self._mirrors.start(stored)  # somebody else may have been as quick
+
+    def watch(self, stream: Stream, subscriber: Subscriber) -> None:
+        """Count a viewer; raises ProxyError(TOO_MANY_VIEWERS) where the stream or its owner has too many."""
+        of_owner = self._viewers_of[stream.owner]
+        if len(stream.subscribers) > self._limits.viewers or of_owner >= self._limits.viewers_of_owner:
+            subscriber.leave()
+            raise ProxyError(
+                Failure.TOO_MANY_VIEWERS,
+                "This stream has too many viewers. The settings are max_viewers and max_viewers_per_caller.",
+            )
+        self._viewers_of[stream.owner] += 1
+
+    def unwatch(self, stream: Stream, subscriber: Subscriber) -> None:
+        """A counted viewer is gone."""
+        subscriber.leave()
+        self._viewers_of[stream.owner] -= 1
+        if not self._viewers_of[stream.owner]:
+            del self._viewers_of[stream.owner]
+
+    async def cancel(self, stream: Stream) -> None:
+        """End a stream for everybody, from any process; no matter whether it has ended already.
+
+        Raises ProxyError(OVERLOADED) where its process cannot be told.
+        """
+        if stream.id in self._produced:
+            stream.asked_to_end = True
+            stream.scope.cancel()
+        elif not stream.finished and self._shared is not None:
+            try:
+                await self._shared.cancel(stream.id)
+            except StoreError as error:  # to say that it ends would be a lie that costs money
+                self._failed(error)
+                raise ProxyError(Failure.OVERLOADED, UNREACHABLE, retry_after="2") from None
+
+    # Idempotency.
+
+    async def claim(self, key: str, fingerprint: str, id: str) -> str | None:
+        """The id of the stream that answers this key already, None where this request is the first.
+
+        Raises ProxyError(IDEMPOTENCY_MISMATCH) where the key stands for another request.
+        """
+        held = await self._stored(self._claims.claim(key, Claim(fingerprint, id)))
+        if held is None or held.stream_id == id:
+            return None
+        if held.fingerprint != fingerprint:
+            raise ProxyError(
+                Failure.IDEMPOTENCY_MISMATCH,
+                "This Idempotency-Key was used for another request. Send a new key, or the same body.",
+            )
+        return held.stream_id
+
+    async def disclaim(self, key: str) -> None:
+        """The request was refused with nothing processed, so the same key may be tried again."""
+        await self._stored(self._claims.disclaim(key))
+
+    async def refused(self, stream: Stream) -> None:
+        """As `disclaim`, for the key that a stream was created with; to be said before anybody hears of the failure."""
+        produced = self._produced.get(stream.id)
+        if produced is not None and produced.key is not None:
+            await self.disclaim(produced.key)
+
+    # Around.
+
+    async def tend(self) -> None:
+        """Runs as long as the app: purges what has lingered, and ends what other processes cancel."""
+        async with anyio.create_task_group() as tasks:
+            if self._shared is not None:
+                tasks.start_soon(self._cancelled, self._shared)
+            while True:
+                await anyio.sleep(SWEEP_SECONDS)
+                await self._stored(self._store.sweep())
+
+    async def _cancelled(self, shared: Shared) -> None:
+        while True:
+            try:
+                async for id in shared.cancelled():
+                    if id in self._produced:
+                        await self.cancel(self._produced[id].stream)
+            except StoreError as error:
+                self._failed(error)
+                await anyio.sleep(SWEEP_SECONDS)
+
+    async def drain(self, timeout: float) -> None:
+        """Take no new work and let what runs end; at the deadline end it with `server_shutdown`."""
+        self.draining = True
+        with anyio.move_on_after(timeout):
+            await self._ended()
+        for produced in list(self._produced.values()):
+            produced.stream.shutdown = True
+            produced.stream.scope.cancel()
+        if self._mirrors is not None:
+            self._mirrors.give_up()
+        with anyio.move_on_after(DRAINED_SECONDS):
+            await self._ended()
+            if self._mirrors is not None:
+                await self._mirrors.gone()
+
+    async def _ended(self) -> None:
+        """Return when no generation runs here."""
+        while self._produced:
+            await self._none.wait()
+
+    async def _stored(self, operation: Awaitable[Result]) -> Result | None:
+        """The store's answer, or None and a degraded hub where it fails."""
+        try:
+            result = await operation
+        except StoreError as error:
+            self._failed(error)
+            return None
+        self.store_failed = False
+        return result
+
+    def _failed(self, error: StoreError) -> None:
+        if not self.store_failed:
+            self._observer.store_failed(str(error))
+        self.store_failed = True

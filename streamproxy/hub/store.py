@@ -1,0 +1,131 @@
+"""Where streams are kept: the protocol that every store fulfils, and the values it deals in.
+
+A store outlives the readers of a stream, and, where it is shared, the process that produces it. It keeps what a stream
+retains and nothing more. Every method may raise StoreError, after which the generation goes on in this process alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from streamproxy.hub.stream import Entry, Stream
+
+
+class StoreError(Exception):
+    """The store cannot be reached, or is broken. The message names what failed, never a payload."""
+
+
+class Fenced(Exception):
+    """Somebody else has ended this stream: its producer was taken for dead and must not write any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a stream besides its frames. `owner`: whose key asked; `created` in Unix seconds."""
+
+    id: str
+    owner: str | None
+    created: int
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A stream as it is kept: its entries in order, already conflated. `local`: nobody else produces it."""
+
+    record: Record
+    entries: tuple[Entry, ...]
+    finished: bool
+
+    def mirror(self) -> Stream:
+        """The stream as readers follow it: its head has been sent long ago."""
+        stream = Stream(self.record.id, owner=self.record.owner, created=self.record.created, n=self.record.n)
+        stream.committed = True
+        for entry in self.entries:
+            stream.add(entry)
+        if self.finished:
+            stream.finish()
+        return stream
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An Idempotency-Key's meaning: the request it stood for, as a hash, and the stream that answers it."""
+
+    fingerprint: str
+    stream_id: str
+
+
+class Gone:
+    """The answer for a stream that was kept and no longer is."""
+
+
+class Store(Protocol):
+    """See the module's text. One contract suite holds every store to this."""
+
+    async def create(self, record: Record) -> None:
+        """A generation begins; this process is its producer."""
+        ...
+
+    async def append(self, id: str, entry: Entry) -> None:
+        """Keep an entry, and let go of what it supersedes. Raises Fenced."""
+        ...
+
+    async def finish(self, id: str) -> None:
+        """No entry will follow: keep the critical ones for as long as streams linger."""
+        ...
+
+    async def load(self, id: str) -> Stored | Gone | None:
+        """The stream, Gone after it has been purged, None where there never was one."""
+        ...
+
+    async def sweep(self) -> None:
+        """Let go of what has been kept long enough; called every few seconds."""
+        ...
+
+
+class Claims(Protocol):
+    """What Idempotency-Keys stand for. A key is already a hash of the owner and the caller's key."""
+
+    async def claim(self, key: str, claim: Claim) -> Claim:
+        """The claim that holds for `key` for 24 h: this one where it is the first, else the earlier one."""
+        ...
+
+    async def disclaim(self, key: str) -> None:
+        """Forget the claim: its request was refused without being processed."""
+        ...
+
+
+class Shared(Protocol):
+    """Stores that several processes use. All waiting happens here, one connection per stream that is followed."""
+
+    def follow(self, id: str, after: int) -> AsyncIterator[Entry]:
+        """Entries behind seq `after`, past then live, until the stream has finished; ends it for a dead producer."""
+        ...
+
+    async def cancel(self, id: str) -> None:
+        """Ask whoever produces the stream to end it."""
+        ...
+
+    def cancelled(self) -> AsyncIterator[str]:
+        """Ids of this process's streams that somebody asked to cancel."""
+        ...
+
+    async def viewing(self, id: str) -> None:
+        """This process has viewers of the stream; to be said again every few seconds."""
+        ...
+
+    async def viewed(self, id: str) -> bool:
+        """Whether any process has said so lately."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A store's abilities; `shared` where several processes use it."""
+
+    store: Store
+    claims: Claims
+    shared: Shared | None = None

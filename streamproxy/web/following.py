@@ -1,0 +1,66 @@
+"""A stream as a plain EventSource follows it: layout, opening words, and what ends a half-written preview.
+
+data: {...}                     fields in an order that WHATWG leaves free: `event` and `id` stand behind the data,
+event: image_edit.completed     so a preview that is of no more use can end as an event nobody listens to, and
+id: 1.17                        without moving the reader's cursor
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncGenerator, Callable
+from typing import Final
+
+from streamproxy.core.events import ANSWER
+from streamproxy.core.sse import Piece
+from streamproxy.hub.stream import Entry, Subscriber
+from streamproxy.web.responses import HEARTBEAT, sliced
+
+RETRY: Final = (1500, 4000)
+"""Milliseconds until a reader reconnects, drawn anew for each: a deploy must not bring all back at once."""
+
+RETRY_OVERLOADED: Final = (2000, 8000)
+SUPERSEDED: Final = b"\nevent: superseded\n\n"
+
+Data = Callable[[Entry], tuple[Piece, ...]]
+
+
+async def followed(
+    subscriber: Subscriber, data: Data, *, heartbeat: float, preempt: bool
+) -> AsyncGenerator[Piece, None]:
+    """The stream's bytes for one reader. `data` gives an entry's data: with the image in it, or a reference to it."""
+    yield opening_words(RETRY)
+    while True:
+        try:
+            entry = await subscriber.next(within=heartbeat)
+        except TimeoutError:
+            yield HEARTBEAT
+            continue
+        if entry is None:
+            return
+        if entry.frame.type == ANSWER:
+            continue
+        body = (b"data: ", *data(entry))
+        end = b"\nevent: " + entry.frame.type.encode() + b"\nid: " + str(entry.cursor).encode() + b"\n\n"
+        if entry.critical or not preempt:
+            for piece in sliced((*body, end)):
+                yield piece
+            del entry, body, piece
+            continue
+        for piece in sliced(body):
+            yield piece
+            if subscriber.stream.superseded(entry):
+                end = SUPERSEDED
+                break
+        yield end
+        del entry, body, piece  # while the next event gathers, this one shall not be held
+
+
+def opening_words(bounds: tuple[int, int]) -> bytes:
+    """When to come back after the connection ends, and bytes that make intermediaries pass the head on at once."""
+    return b"retry: %d\n:\n\n" % random.randint(*bounds)
+
+
+async def come_back() -> AsyncGenerator[Piece, None]:
+    """For a reader that cannot be served now: EventSource gives up for good on any status but 200."""
+    yield opening_words(RETRY_OVERLOADED)

@@ -1,0 +1,61 @@
+// What tests ask of the page. `report` is the test's: what is given to it arrives there.
+
+import { follow } from './follow.mjs';
+
+const say = (value) => window.report(JSON.stringify(value));
+const order = (origin, headers, members) =>
+  fetch(`${origin}/v3/images/generations`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json', ...headers },
+    body: JSON.stringify({ model: 'sim/gpt-image', prompt: 'a lighthouse at dusk', stream: true, ...members }),
+  });
+
+// Follow a stream by its URL.
+window.followed = (url) => void follow(EventSource, url, say);
+
+// Order with one request, follow with another: the page never has the caller's key in a URL.
+window.ordered = async (origin, query, key) => {
+  const headers = { prefer: 'respond-async', authorization: `Bearer ${key}` };
+  const response = await order(origin, headers, { partial_images: 1 });
+  const { stream_url } = await response.json();
+  say({ kind: 'ordered', status: response.status, same: response.headers.get('location') === stream_url });
+  follow(EventSource, origin + stream_url + query, say);
+};
+
+// Show a picture by its URL; its width in pixels, once it is there.
+window.shown = (url) =>
+  new Promise((resolve, reject) => {
+    const picture = document.querySelector('#picture');
+    picture.onload = () => resolve([picture.naturalWidth, picture.naturalHeight]);
+    picture.onerror = () => reject(new Error('the picture cannot be shown'));
+    picture.src = url;
+  });
+
+// Read the POST's own stream; each event is shown as it comes.
+window.posted = async (origin) => {
+  const response = await order(origin, {}, { partial_images: 2 });
+  say({ kind: 'open', stream: response.headers.get('stream-id'), location: response.headers.get('location') });
+  let pieces = [];
+  for await (const text of response.body.pipeThrough(new TextDecoderStream())) {
+    const parts = text.split('\n');
+    pieces.push(parts.shift());
+    for (const part of parts) {
+      const line = pieces.join('');
+      pieces = [part];
+      if (!line.startsWith('data: ')) continue;
+      const data = JSON.parse(line.slice(6));
+      const size = await window.shown(`data:image/png;base64,${data.b64_json}`);
+      say({ kind: 'event', type: data.type, id: '', size });
+    }
+  }
+  say({ kind: 'end' });
+};
+
+// Say what becomes visible: pictures of the one <img>, and what the page tells its user.
+window.observed = () => {
+  const picture = document.querySelector('img');
+  picture.onload = () => say({ kind: 'shown', width: picture.naturalWidth });
+  window.alert = (text) => say({ kind: 'told', text });
+};
+
+say({ kind: 'ready' });

@@ -1,0 +1,626 @@
+"""All streams of a process: who finds them, who ends them, and what a store that fails changes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+from structlog.testing import capture_logs
+
+from streamproxy.core.cursor import Cursor
+from streamproxy.core.events import ERROR, Frame, Operation, Role, type_of
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.hub import Hub, HubLimits, OnDisconnect
+from streamproxy.hub.memory import MemoryStore
+from streamproxy.hub.store import Claim, Fenced, Gone, Kept, Record, Stored, StoreError
+from streamproxy.hub.stream import EPOCH, Entry, Stream, Subscriber
+from streamproxy.observe import Observer
+
+pytestmark = pytest.mark.anyio
+
+BOUND: Final = 10.0
+CAP: Final = 1000
+GRACE: Final = 0.05
+LIMITS: Final = HubLimits(grace=GRACE, viewers=3, viewers_of_owner=5, streams=4)
+
+
+class Frail:
+    """A memory store that several processes could share, and that fails on demand: `down` with StoreError, `fenced`."""
+
+    def __init__(self) -> None:
+        self.inner = MemoryStore(max_bytes=CAP, linger=60.0, now=anyio.current_time)
+        self.down = False
+        self.fenced = False
+        self.calls: list[str] = []
+        self.follows = 0
+        self.views: set[str] = set()
+        self.cancels: list[str] = []
+        self.news = anyio.Event()
+
+    async def _reached(self, call: str) -> None:
+        self.calls.append(call)
+        await checkpoint()
+        if self.down:
+            raise StoreError("it is down")
+
+    def change(self) -> None:
+        news, self.news = self.news, anyio.Event()
+        news.set()
+
+    async def create(self, record: Record) -> None:
+        await self._reached("create")
+        await self.inner.create(record)
+
+    async def append(self, id: str, entry: Entry) -> None:
+        await self._reached("append")
+        if self.fenced:
+            raise Fenced
+        await self.inner.append(id, entry)
+        self.change()
+
+    async def finish(self, id: str) -> None:
+        await self._reached("finish")
+        await self.inner.finish(id)
+        self.change()
+
+    async def load(self, id: str) -> Stored | Gone | None:
+        await self._reached("load")
+        return await self.inner.load(id)
+
+    async def sweep(self) -> None:
+        await self._reached("sweep")
+
+    async def claim(self, key: str, claim: Claim) -> Claim:
+        await self._reached("claim")
+        return await self.inner.claim(key, claim)
+
+    async def disclaim(self, key: str) -> None:
+        await self._reached("disclaim")
+        await self.inner.disclaim(key)
+
+    async def follow(self, id: str, after: int) -> AsyncGenerator[Entry, None]:
+        self.follows += 1
+        try:
+            while True:
+                await self._reached("follow")
+                found = await self.inner.load(id)
+                assert isinstance(found, Stored)
+                for entry in found.entries:
+                    if entry.cursor.seq > after:
+                        after = entry.cursor.seq
+                        yield entry
+                if found.finished:
+                    return
+                await self.news.wait()
+        finally:
+            self.follows -= 1
+
+    async def cancel(self, id: str) -> None:
+        await self._reached("cancel")
+        self.cancels.append(id)
+        self.change()
+
+    async def cancelled(self) -> AsyncGenerator[str, None]:
+        while True:
+            while self.cancels:
+                yield self.cancels.pop()
+            await self.news.wait()
+
+    async def viewing(self, id: str) -> None:
+        await self._reached("viewing")
+        self.views.add(id)
+
+    async def viewed(self, id: str) -> bool:
+        await self._reached("viewed")
+        return id in self.views
+
+
+class Place:
+    """A hub and what it is made of."""
+
+    def __init__(self, hub: Hub, store: Frail) -> None:
+        self.hub = hub
+        self.store = store
+
+    async def create(
+        self,
+        id: str = "s",
+        *,
+        policy: OnDisconnect = OnDisconnect.CANCEL,
+        kept: bool = True,
+        known: bool = False,
+        committed: bool = True,
+        key: str | None = None,
+    ) -> Stream:
+        stream = Stream(id, owner="owner", n=2)
+        await self.hub.create(stream, policy=policy, kept=kept, known=known, key=key)
+        if committed:
+            stream.commit()
+        return stream
+
+
+@asynccontextmanager
+async def hubs(number: int = 1, *, shared: bool = False, limits: HubLimits = LIMITS) -> AsyncIterator[list[Place]]:
+    """Hubs of several processes on one store; nothing of them may be left over at the end."""
+    store = Frail()
+    kept = Kept(store, store, store if shared else None)
+    with anyio.fail_after(BOUND):
+        async with anyio.create_task_group() as tasks:
+            places = [
+                Place(Hub(kept=kept, tasks=tasks, limits=limits, observer=Observer()), store) for _ in range(number)
+            ]
+            yield places
+            tasks.cancel_scope.cancel()
+
+
+def preview(text: str, image: int = 0) -> Frame:
+    return Frame(type_of(Operation.EDIT, Role.PREVIEW), (text.encode(),), image)
+
+
+def completed(text: str, image: int = 0) -> Frame:
+    return Frame(type_of(Operation.EDIT, Role.COMPLETED), (text.encode(),), image, final=True)
+
+
+def texts(stream: Stream) -> list[str]:
+    return [b"".join(entry.frame.data).decode() for entry in stream.retained()]
+
+
+async def rest(subscriber: Subscriber) -> list[str]:
+    got: list[str] = []
+    while (entry := await subscriber.next()) is not None:
+        got.append(b"".join(entry.frame.data).decode())
+    return got
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  # bounded by the test's own block
+        await anyio.sleep(0.002)
+
+
+def failed(place: Place) -> bool:
+    return place.hub.store_failed
+
+
+async def refused(hub: Hub, id: str) -> Failure:
+    with pytest.raises(ProxyError) as caught:
+        await hub.find(id)
+    return caught.value.failure
+
+
+# Who finds what.
+
+
+async def test_a_stream_is_found_live_then_kept_then_gone_and_never_under_another_id() -> None:
+    async with hubs() as [place]:
+        stream = await place.create()
+        assert await place.hub.find("s") is stream
+        await stream.append(completed("A" * 600))
+        await place.hub.conclude(stream)
+        assert place.hub.running == 0
+        again = await place.hub.find("s")
+        assert again is not stream
+        assert (texts(again), again.finished, again.owner, again.n) == (["A" * 600], True, "owner", 2)
+        other = await place.create("t")
+        await other.append(completed("B" * 600))
+        await place.hub.conclude(other)
+        assert await refused(place.hub, "s") is Failure.GONE
+        assert await refused(place.hub, "never") is Failure.NOT_FOUND
+
+
+async def test_a_stream_is_found_while_the_store_still_learns_of_it() -> None:
+    async with hubs() as [place], anyio.create_task_group() as tasks:
+        stream = Stream("s")
+
+        async def create() -> None:
+            await place.hub.create(stream, policy=OnDisconnect.CANCEL, kept=True, known=True, key=None)
+
+        tasks.start_soon(create)
+        await checkpoint()
+        assert await place.hub.find("s") is stream
+
+
+async def test_what_is_not_kept_is_not_found() -> None:
+    async with hubs() as [place]:
+        stream = await place.create(kept=False)
+        await stream.append(completed("A"))
+        assert await refused(place.hub, "s") is Failure.NOT_FOUND
+        await place.hub.conclude(stream)
+        assert await refused(place.hub, "s") is Failure.NOT_FOUND
+        assert (place.store.inner.bytes, place.hub.running) == (0, 0)
+
+
+async def test_the_end_is_told_once_and_a_stream_is_found_whole_while_it_is_told() -> None:
+    async with hubs() as [place]:
+        stream = await place.create()
+        await stream.append(completed("A"))
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(place.hub.conclude, stream)
+            await checkpoint()
+            found = await place.hub.find("s")
+            assert (texts(found), found.finished) == (["A"], True)
+        assert place.store.calls.count("finish") == 1
+        assert place.hub.running == 0
+
+
+async def test_the_end_is_kept_though_its_task_is_cancelled() -> None:
+    async with hubs() as [place]:
+        stream = await place.create()
+        await stream.append(completed("A"))
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await place.hub.conclude(stream)
+        assert (await place.hub.find("s")).finished
+        assert place.hub.running == 0
+
+
+async def test_generations_have_a_limit() -> None:
+    async with hubs() as [place]:
+        streams = [await place.create(str(number)) for number in range(LIMITS.streams)]
+        with pytest.raises(ProxyError) as caught:
+            place.hub.admit()
+        assert caught.value.failure is Failure.OVERLOADED
+        await place.hub.conclude(streams[0])
+        place.hub.admit()
+
+
+# Viewers.
+
+
+async def test_viewers_have_a_limit_per_stream_and_per_owner() -> None:
+    async with hubs() as [place]:
+        one, two = await place.create("one"), await place.create("two")
+
+        def watch(stream: Stream) -> Subscriber:
+            subscriber = stream.subscribe()
+            place.hub.watch(stream, subscriber)
+            return subscriber
+
+        viewers = [watch(one) for _ in range(LIMITS.viewers)]
+        with pytest.raises(ProxyError) as caught:
+            watch(one)
+        assert caught.value.failure is Failure.TOO_MANY_VIEWERS
+        assert len(one.subscribers) == LIMITS.viewers
+        others = [watch(two) for _ in range(LIMITS.viewers_of_owner - LIMITS.viewers)]
+        with pytest.raises(ProxyError):
+            watch(two)
+        place.hub.unwatch(one, viewers.pop())
+        others.append(watch(two))
+        for stream, readers in ((one, viewers), (two, others)):
+            for reader in readers:
+                place.hub.unwatch(stream, reader)
+        assert not place.hub._viewers_of
+        assert not one.subscribers | two.subscribers
+
+
+# When nobody follows.
+
+
+async def test_a_stream_without_readers_is_cancelled_after_its_grace() -> None:
+    async with hubs() as [place]:
+        stream = await place.create()
+        with stream.scope:
+            stream.subscribe().leave()
+            assert not stream.scope.cancel_called
+            await anyio.sleep_forever()
+        assert stream.scope.cancelled_caught
+        assert not stream.asked_to_end
+
+
+async def test_who_comes_back_within_the_grace_keeps_it_and_has_a_grace_of_his_own() -> None:
+    async with hubs(limits=HubLimits(0.3, 9, 9, 9)) as [place]:
+        stream = await place.create()
+        stream.subscribe().leave()
+        await anyio.sleep(0.2)
+        back = stream.subscribe()
+        await anyio.sleep(0.2)
+        assert not stream.scope.cancel_called
+        back.leave()
+        began = anyio.current_time()
+        await until(lambda: stream.scope.cancel_called)
+        assert anyio.current_time() - began > 0.25
+
+
+@pytest.mark.parametrize(
+    ("committed", "known", "at_once"), [(False, False, True), (True, False, False), (False, True, False)]
+)
+async def test_who_cannot_know_the_stream_cannot_come_back(committed: bool, known: bool, at_once: bool) -> None:
+    async with hubs() as [place]:
+        stream = await place.create(committed=committed, known=known)
+        stream.subscribe(asker=True).leave()
+        assert stream.scope.cancel_called == at_once
+        await until(lambda: stream.scope.cancel_called)
+
+
+async def test_a_stream_that_shall_finish_does() -> None:
+    async with hubs(limits=HubLimits(0, 9, 9, 9)) as [place]:
+        stream = await place.create(policy=OnDisconnect.FINISH)
+        stream.subscribe().leave()
+        await stream.append(completed("A"))
+        await anyio.sleep(0.05)
+        assert not stream.scope.cancel_called
+        await place.hub.conclude(stream)
+        assert texts(await place.hub.find("s")) == ["A"]
+
+
+async def test_a_stream_that_ended_in_its_grace_is_not_cancelled() -> None:
+    async with hubs() as [place]:
+        stream = await place.create()
+        stream.subscribe().leave()
+        await place.hub.conclude(stream)
+        await anyio.sleep(2 * GRACE)
+        assert not stream.scope.cancel_called
+
+
+# Cancelling and draining.
+
+
+async def _produce(place: Place, stream: Stream) -> None:
+    """As a producer does: until it is cancelled, which readers are told."""
+    with stream.scope:
+        await anyio.sleep_forever()
+    failure = Failure.SERVER_SHUTDOWN if stream.shutdown else Failure.CANCELLED
+    await stream.fail(ProxyError(failure, "Ended."))
+    await place.hub.conclude(stream)
+
+
+async def test_cancelling_ends_a_stream_for_everybody_and_may_be_said_again() -> None:
+    async with hubs() as [place], anyio.create_task_group() as tasks:
+        stream = await place.create()
+        reader = stream.subscribe()
+        tasks.start_soon(_produce, place, stream)
+        await place.hub.cancel(stream)
+        await place.hub.cancel(stream)
+        (said,) = await rest(reader)
+        assert '"cancelled"' in said
+        assert stream.asked_to_end
+        kept = await place.hub.find("s")
+        await place.hub.cancel(kept)
+        assert texts(kept) == [said]
+
+
+async def test_a_drain_waits_for_what_runs_and_takes_nothing_new() -> None:
+    async with hubs() as [place], anyio.create_task_group() as tasks:
+        stream = await place.create()
+        tasks.start_soon(place.hub.drain, BOUND)
+        await until(lambda: place.hub.draining)
+        with pytest.raises(ProxyError) as caught:
+            place.hub.admit()
+        assert caught.value.failure is Failure.DRAINING
+        await stream.append(completed("A"))
+        assert not stream.scope.cancel_called
+        await place.hub.conclude(stream)
+    assert not stream.shutdown
+
+
+async def test_at_the_drain_s_deadline_streams_end_with_server_shutdown() -> None:
+    async with hubs() as [place], anyio.create_task_group() as tasks:
+        streams = [await place.create(str(number)) for number in range(3)]
+        readers = [stream.subscribe() for stream in streams]
+        for stream in streams:
+            tasks.start_soon(_produce, place, stream)
+        await place.hub.drain(0.05)
+        assert place.hub.running == 0
+        for reader in readers:
+            (said,) = await rest(reader)
+            assert '"server_shutdown"' in said
+            assert reader.at_end
+
+
+async def test_a_drain_lets_go_of_what_runs_elsewhere() -> None:
+    async with hubs(2, shared=True) as [here, there]:
+        stream = await there.create()
+        followed = await here.hub.find("s")
+        reader = followed.subscribe()
+        await stream.append(preview("a0"))
+        assert await reader.next() is not None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(here.hub.drain, BOUND)
+            assert await rest(reader) == []
+            assert not reader.at_end  # he comes back, elsewhere
+            reader.leave()
+        assert not stream.scope.cancel_called
+
+
+# Other processes.
+
+
+async def test_a_stream_of_another_process_is_followed_once_for_all_its_readers_here() -> None:
+    async with hubs(2, shared=True) as [here, there]:
+        stream = await there.create()
+        await stream.append(preview("a0"))
+        one = await here.hub.find("s")
+        readers = [one.subscribe(), (await here.hub.find("s")).subscribe(Cursor(EPOCH, 1))]
+        assert readers[0].stream is readers[1].stream
+        await stream.append(completed("A"))
+        await stream.append(completed("B", 1))
+        await there.hub.conclude(stream)
+        assert await rest(readers[1]) == ["A", "B"]
+        assert (await rest(readers[0]))[-2:] == ["A", "B"]
+        assert here.store.views == {"s"}
+        for reader in readers:
+            reader.leave()
+        assert here.hub._mirrors is not None
+        await here.hub._mirrors.gone()
+
+
+async def test_readers_who_come_at_once_follow_the_same_mirror() -> None:
+    async with hubs(2, shared=True) as [here, there], anyio.create_task_group() as tasks:
+        await there.create()
+        readers: list[Subscriber] = []
+
+        async def come() -> None:
+            readers.append((await here.hub.find("s")).subscribe())
+
+        for _ in range(3):
+            tasks.start_soon(come)
+        await until(lambda: len(readers) == 3 and here.store.follows > 0)
+        assert len({reader.stream for reader in readers}) == 1
+        assert here.store.follows == 1
+
+
+async def test_who_only_looks_at_a_stream_of_another_process_does_not_follow_it() -> None:
+    async with hubs(2, shared=True) as [here, there]:
+        stream = await there.create()
+        await stream.append(preview("a0"))
+        assert texts(await here.hub.find("s")) == ["a0"]
+        assert here.hub._mirrors is not None
+        await here.hub._mirrors.gone()
+        assert here.store.views == set()
+        assert "follow" not in here.store.calls
+        await stream.append(preview("a1"))
+        assert texts(await here.hub.find("s")) == ["a1"]
+
+
+async def test_the_last_reader_here_ends_the_following_and_the_next_begins_it_anew() -> None:
+    async with hubs(2, shared=True) as [here, there]:
+        stream = await there.create()
+        first = (await here.hub.find("s")).subscribe()
+        await stream.append(preview("a0"))
+        assert await first.next() is not None
+        assert here.store.follows == 1
+        first.leave()
+        await until(lambda: not here.store.follows)
+        await stream.append(completed("A"))
+        second = (await here.hub.find("s")).subscribe()
+        assert second.stream is not first.stream
+        await there.hub.conclude(stream)
+        assert await rest(second) == ["A"]
+
+
+async def test_a_reader_who_comes_as_the_mirror_ends_misses_nothing() -> None:
+    async with hubs(2, shared=True) as [here, there]:
+        stream = await there.create()
+        first = (await here.hub.find("s")).subscribe()
+        await stream.append(completed("A"))
+        await there.hub.conclude(stream)
+        assert await rest(first) == ["A"]
+        late = (await here.hub.find("s")).subscribe()
+        assert await rest(late) == ["A"]
+        assert late.at_end
+
+
+async def test_cancelling_reaches_the_process_that_produces() -> None:
+    async with hubs(2, shared=True) as [here, there], anyio.create_task_group() as tasks:
+        tasks.start_soon(there.hub.tend)
+        stream = await there.create()
+        reader = (await here.hub.find("s")).subscribe()
+        tasks.start_soon(_produce, there, stream)
+        await here.hub.cancel(reader.stream)
+        (said,) = await rest(reader)
+        assert '"cancelled"' in said
+        tasks.cancel_scope.cancel()
+
+
+async def test_viewers_elsewhere_keep_a_stream_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamproxy.hub.hub.PRESENCE_SECONDS", 0.02)
+    async with hubs(2, shared=True) as [here, there]:
+        stream = await there.create()
+        (await here.hub.find("s")).subscribe()
+        await until(lambda: "s" in here.store.views)
+        stream.subscribe().leave()
+        await anyio.sleep(3 * GRACE)
+        assert not stream.scope.cancel_called
+        back = stream.subscribe()  # while others are asked for: when he leaves, a whole grace begins
+        here.store.views.clear()
+        back.leave()
+        began = anyio.current_time()
+        await until(lambda: stream.scope.cancel_called)
+        assert anyio.current_time() - began > 0.8 * GRACE
+
+
+# A store that fails.
+
+
+async def test_without_its_store_a_stream_goes_on_for_its_readers_here() -> None:
+    with capture_logs() as logs:
+        async with hubs() as [place]:
+            stream = await place.create()
+            reader = stream.subscribe()
+            await stream.append(preview("a0"))
+            place.store.down = True
+            await stream.append(completed("A"))
+            await stream.append(completed("B", 1))
+            assert failed(place)
+            assert await place.hub.find("s") is stream
+            await place.hub.conclude(stream)
+            assert await rest(reader) == ["A", "B"]
+            assert place.hub.running == 0
+            assert await refused(place.hub, "other") is Failure.OVERLOADED  # nobody can say that it never was
+            assert await place.hub.claim("k", "f", "id") is None
+            place.store.down = False
+            assert await refused(place.hub, "other") is Failure.NOT_FOUND
+            assert not failed(place)
+    assert [line["failure"] for line in logs if line["event"] == "store"] == ["it is down"]
+
+
+async def test_a_stream_can_begin_without_the_store() -> None:
+    async with hubs() as [place]:
+        place.store.down = True
+        stream = await place.create()
+        reader = stream.subscribe()
+        await stream.append(completed("A"))
+        await place.hub.conclude(stream)
+        assert await rest(reader) == ["A"]
+        assert place.hub.running == 0
+
+
+async def test_readers_of_another_process_s_stream_end_with_the_store_and_come_back() -> None:
+    async with hubs(2, shared=True) as [here, there]:
+        stream = await there.create()
+        reader = (await here.hub.find("s")).subscribe()
+        await stream.append(completed("A"))
+        assert await reader.next() is not None
+        here.store.down = True
+        here.store.change()
+        assert await rest(reader) == []
+        assert not reader.at_end
+        assert failed(here)
+        assert await refused(here.hub, "s") is Failure.OVERLOADED
+        here.store.down = False
+        again = (await here.hub.find("s")).subscribe(Cursor(EPOCH, 1))
+        await stream.append(completed("B", 1))
+        await there.hub.conclude(stream)
+        assert await rest(again) == ["B"]
+
+
+async def test_a_producer_that_is_fenced_ends_like_everywhere_else() -> None:
+    async with hubs() as [place]:
+        stream = await place.create()
+        reader = stream.subscribe()
+        place.store.fenced = True
+        with pytest.raises(ProxyError) as caught:
+            await stream.append(completed("A"))
+        await stream.fail(caught.value)
+        await place.hub.conclude(stream)
+        (said,) = await rest(reader)
+        assert '"producer_lost"' in said
+        assert [entry.frame.type for entry in stream.retained()] == [ERROR]
+
+
+# Idempotency.
+
+
+async def test_a_key_stands_for_its_first_request() -> None:
+    async with hubs() as [place]:
+        assert await place.hub.claim("k", "f", "one") is None
+        assert await place.hub.claim("k", "f", "one") is None
+        assert await place.hub.claim("k", "f", "two") == "one"
+        with pytest.raises(ProxyError) as caught:
+            await place.hub.claim("k", "g", "three")
+        assert caught.value.failure is Failure.IDEMPOTENCY_MISMATCH
+
+
+async def test_a_key_whose_request_was_refused_is_free() -> None:
+    async with hubs() as [place]:
+        stream = await place.create(key="k")
+        other = await place.create("t")
+        await place.hub.claim("k", "f", "s")
+        await place.hub.refused(other)
+        assert await place.hub.claim("k", "f", "two") == "s"
+        await place.hub.refused(stream)
+        assert await place.hub.claim("k", "f", "two") is None

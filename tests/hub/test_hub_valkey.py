@@ -1,0 +1,194 @@
+"""Hubs of several processes on one Valkey store: what one produces, another's readers follow, and who ends what."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import orjson
+import pytest
+
+from streamproxy.core.cursor import Cursor
+from streamproxy.core.events import ANSWER, ERROR, Frame
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.hub import Hub, HubLimits, OnDisconnect
+from streamproxy.hub.store import Kept, Record, Stored, StoreError
+from streamproxy.hub.stream import Entry, Stream
+from streamproxy.hub.valkey import ValkeyStore
+from streamproxy.hub.valkey_client import BLOCK_SECONDS, COMMAND_SECONDS
+from streamproxy.observe import Observer
+from tests.support.kept import BOUND, COMPLETED, LEASE, PREVIEW, in_touch, store, until
+from tests.support.valkey import ValkeyServer
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = HubLimits(grace=0.1, viewers=10, viewers_of_owner=10, streams=10)
+SKETCH = Frame(PREVIEW, (b"sketch",), 0)
+PICTURE = Frame(COMPLETED, (b"picture",), 0, final=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One process' hub, and the store under it."""
+
+    hub: Hub
+    store: ValkeyStore
+
+    async def begin(self, id: str, policy: OnDisconnect = OnDisconnect.FINISH) -> Stream:
+        """A generation of this process, whose head has been sent."""
+        stream = Stream(id, owner="owner", created=1_700_000_000)
+        await self.hub.create(stream, policy=policy, kept=True, known=True, key=None)
+        stream.commit()
+        return stream
+
+
+@asynccontextmanager
+async def replica(server: ValkeyServer, name: str, lease: float = LEASE) -> AsyncIterator[Replica]:
+    async with store(server, name, lease=lease) as opened, anyio.create_task_group() as tasks:
+        hub = Hub(kept=Kept(opened, opened, opened), tasks=tasks, limits=LIMITS, observer=Observer())
+        tasks.start_soon(hub.tend)
+        yield Replica(hub, opened)
+        tasks.cancel_scope.cancel()
+
+
+async def read(stream: Stream) -> list[Entry]:
+    """All that a reader from the start gets, to the end."""
+    subscriber = stream.subscribe()
+    found: list[Entry] = []
+    try:
+        while (entry := await subscriber.next(within=BOUND)) is not None:
+            found.append(entry)
+    finally:
+        subscriber.leave()
+    return found
+
+
+def code(frame: Frame) -> object:
+    return orjson.loads(b"".join(frame.data))["error"]["code"]
+
+
+async def test_readers_at_another_hub_get_what_is_produced_here(server: ValkeyServer) -> None:
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        stream = await one.begin("followed")
+        await stream.append(SKETCH)
+        mirror = await two.hub.find("followed")
+        assert mirror.owner == "owner"
+        subscriber = mirror.subscribe()
+        seen = [await subscriber.next(within=BOUND)]
+        assert await two.hub.find("followed") is mirror
+        await stream.append(PICTURE)
+        seen += [await subscriber.next(within=BOUND)]
+        await one.hub.conclude(stream)
+        assert await subscriber.next(within=BOUND) is None
+        assert subscriber.at_end
+        assert [entry and (str(entry.cursor), entry.frame) for entry in seen] == [("1.1", SKETCH), ("1.2", PICTURE)]
+        subscriber.leave()
+        assert [entry.frame for entry in await read(await two.hub.find("followed"))] == [PICTURE]
+
+
+async def test_who_only_looks_is_no_viewer_and_who_follows_is_one(server: ValkeyServer) -> None:
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        await one.begin("looked at")
+        await two.hub.find("looked at")
+        await anyio.sleep(0.1)
+        assert not await one.store.viewed("looked at")
+        subscriber = (await two.hub.find("looked at")).subscribe()
+        while not await one.store.viewed("looked at"):  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        assert server.command("CLIENT", "LIST").count(b"cmd=xread") == 3  # one for each hub's own, one for the stream
+        subscriber.leave()
+        await until(lambda: server.command("CLIENT", "LIST").count(b"cmd=xread") == 2)
+
+
+async def test_viewers_elsewhere_keep_a_generation_that_nobody_reads_here(server: ValkeyServer) -> None:
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        streams = [await one.begin(id, OnDisconnect.CANCEL) for id in ("watched", "forsaken")]
+        (await two.hub.find("watched")).subscribe()
+        while not await one.store.viewed("watched"):  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        for stream in streams:
+            stream.subscribe().leave()
+        await until(lambda: streams[1].scope.cancel_called)
+        assert not streams[0].scope.cancel_called
+
+
+async def test_a_cancel_elsewhere_reaches_the_producer_and_is_told_from_a_reader_who_left(server: ValkeyServer) -> None:
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        stream = await one.begin("cancelled")
+        await two.hub.cancel(await two.hub.find("cancelled"))
+        await until(lambda: stream.scope.cancel_called)
+        assert stream.asked_to_end
+
+
+async def test_a_cancel_that_cannot_be_passed_on_is_refused(own_server: ValkeyServer) -> None:
+    async with replica(own_server, "one") as one, replica(own_server, "two") as two:
+        await one.begin("unreachable")
+        mirror = await two.hub.find("unreachable")
+        own_server.kill()
+        with pytest.raises(ProxyError) as refused:
+            await two.hub.cancel(mirror)
+        assert refused.value.failure is Failure.OVERLOADED
+
+
+async def test_a_producer_that_was_taken_for_dead_stops(server: ValkeyServer) -> None:
+    async with replica(server, "two") as two, replica(server, "one", lease=30.0) as one:
+        stream = await one.begin("zombie")
+        await in_touch(two.store)
+        server.command("DEL", "sp:{zombie}:lease")  # as if it had not been renewed for so long
+        assert code((await read(await two.hub.find("zombie")))[-1].frame) == "producer_lost"
+        with pytest.raises(ProxyError) as fenced:
+            await stream.append(PICTURE)
+        assert fenced.value.failure is Failure.PRODUCER_LOST
+        await stream.fail(fenced.value)
+        await one.hub.conclude(stream)
+        assert code((await read(stream))[-1].frame) == "producer_lost"
+
+
+@pytest.mark.parametrize(
+    ("n", "type", "complete"),
+    [(1, COMPLETED, True), (2, COMPLETED, False), (2, ANSWER, True), (2, ERROR, True)],
+)
+async def test_a_dead_producer_is_only_told_where_something_is_missing(
+    server: ValkeyServer, n: int, type: str, complete: bool
+) -> None:
+    last = Frame(type, (b'{"error":{"code":"own"}}',), 0, final=True)
+    async with replica(server, "two") as two:
+        async with store(server, "one") as dying:
+            await dying.create(Record("dead", None, 1, n))
+            await dying.append("dead", Entry(Cursor(1, 1), last))
+        mirror = await two.hub.find("dead")  # the lease still holds
+        assert not mirror.finished
+        with anyio.fail_after(LEASE + 3 * BLOCK_SECONDS):
+            frames = [entry.frame for entry in await read(mirror)]
+        assert frames[0] == last
+        assert [code(frame) for frame in frames[1:]] == ([] if complete else ["producer_lost"])
+        found = await two.store.load("dead")
+        assert isinstance(found, Stored)
+        assert found.finished
+        assert [entry.frame for entry in found.entries] == frames
+
+
+async def test_a_server_that_hangs_holds_nobody_up_twice(own_server: ValkeyServer) -> None:
+    async with replica(own_server, "one") as one:
+        stream = await one.begin("held up")
+        with own_server.hung():
+            began = anyio.current_time()
+            for _ in range(5):
+                await stream.append(SKETCH)
+            await stream.append(PICTURE)
+            await one.hub.conclude(stream)
+            took = anyio.current_time() - began
+            assert one.hub.store_failed
+            assert [entry.frame for entry in await read(stream)] == [PICTURE]
+        assert took < 1.5 * COMMAND_SECONDS, took
+        while True:
+            try:
+                await one.store.sweep()
+                break
+            except StoreError:
+                await anyio.sleep(0.05)
+        found = await one.store.load("held up")
+        assert isinstance(found, Stored)
+        assert [entry.frame for entry in found.entries] == [PICTURE]

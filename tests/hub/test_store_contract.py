@@ -1,0 +1,254 @@
+"""What every store must do, one row per store: what Stream retains in a process is what a store gives back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from streamproxy.core.cursor import Cursor
+from streamproxy.core.events import Frame, Operation, Role, error_frame, type_of
+from streamproxy.core.sse import Piece
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.memory import MemoryStore
+from streamproxy.hub.store import Claim, Claims, Gone, Record, Store, Stored
+from streamproxy.hub.stream import EPOCH, Entry, Stream
+from streamproxy.hub.valkey import ValkeyStore
+from tests.support.valkey import ValkeyServer
+
+pytestmark = pytest.mark.anyio
+
+BOUND: Final = 20.0
+LINGER: Final = 1.0
+
+PREVIEW: Final = type_of(Operation.GENERATION, Role.PREVIEW)
+COMPLETED: Final = type_of(Operation.GENERATION, Role.COMPLETED)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An open store. In the block of `pass_linger` what has just finished lingers; soon after it, no more."""
+
+    store: Store
+    claims: Claims
+    pass_linger: Callable[[], AbstractAsyncContextManager[None]]
+
+
+Open = Callable[[], AbstractAsyncContextManager[Row]]
+
+
+@asynccontextmanager
+async def open_memory() -> AsyncIterator[Row]:
+    now = [1000.0]
+    store = MemoryStore(max_bytes=64 << 20, linger=LINGER, now=lambda: now[0])
+
+    @asynccontextmanager
+    async def pass_linger() -> AsyncIterator[None]:
+        now[0] += LINGER - 0.01
+        yield  # not yet
+        now[0] += 0.02
+
+    yield Row(store, store, pass_linger)
+
+
+def open_valkey(url: str, linger: float) -> Open:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Row]:
+        @asynccontextmanager
+        async def pass_linger() -> AsyncIterator[None]:
+            yield  # nobody here can turn the server's clock
+
+        with anyio.fail_after(BOUND):
+            async with ValkeyStore(url, linger=linger, replica="one").open() as store:
+                yield Row(store, store, pass_linger)
+
+    return opened
+
+
+@pytest.fixture(params=["memory", "valkey"], scope="module")
+def opened(request: pytest.FixtureRequest) -> Open:
+    """The store of this row; finished streams linger for as long as a test needs."""
+    if request.param == "memory":
+        return open_memory
+    server: ValkeyServer = request.getfixturevalue("shared_server")
+    return open_valkey(server.url, 60.0)
+
+
+@pytest.fixture(params=["memory", "valkey"], scope="module")
+def forgetful(request: pytest.FixtureRequest) -> Open:
+    """The store of this row, where finished streams linger for LINGER."""
+    if request.param == "memory":
+        return open_memory
+    server: ValkeyServer = request.getfixturevalue("shared_server")
+    return open_valkey(server.url, LINGER)
+
+
+def record(id: str, *, owner: str | None = "owner", n: int = 1) -> Record:
+    return Record(id, owner, 1_700_000_000, n)
+
+
+def entry(seq: int, frame: Frame, epoch: int = EPOCH) -> Entry:
+    return Entry(Cursor(epoch, seq), frame)
+
+
+def preview(text: bytes, image: int = 0) -> Frame:
+    return Frame(PREVIEW, (text,), image)
+
+
+def completed(text: bytes, image: int = 0) -> Frame:
+    return Frame(COMPLETED, (text,), image, final=True)
+
+
+Plain = tuple[Cursor, str, bytes, int, bool]
+
+
+def plain(entries: Sequence[Entry]) -> list[Plain]:
+    """What must be equal of entries: how the data is cut into pieces need not."""
+    return [(e.cursor, e.frame.type, b"".join(e.frame.data), e.frame.image, e.frame.final) for e in entries]
+
+
+async def stored(store: Store, id: str) -> Stored:
+    found = await store.load(id)
+    assert isinstance(found, Stored), found
+    return found
+
+
+ids: Final = iter(range(1_000_000))
+"""Streams of their own for every example of every test."""
+
+frames = st.builds(
+    lambda image, final, pieces: Frame(COMPLETED if final else PREVIEW, tuple(pieces), image, final),
+    st.integers(0, 3),
+    st.sampled_from([False, False, True]),
+    st.lists(st.binary(max_size=40), max_size=3),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(sent=st.lists(frames, max_size=14), gap=st.integers(1, 3))
+async def test_a_store_retains_what_a_stream_retains(opened: Open, sent: list[Frame], gap: int) -> None:
+    id = f"conflated-{next(ids)}"
+    stream = Stream(id)
+    async with opened() as row:
+        await row.store.create(record(id, owner=None, n=4))
+        for number, frame in enumerate(sent, 1):
+            stream.add(entry(number * gap, frame))  # a seq may be missing where the store was away
+            await row.store.append(id, entry(number * gap, frame))
+            found = await stored(row.store, id)
+            assert plain(found.entries) == plain(list(stream.retained()))
+            assert not found.finished
+        stream.finish()
+        await row.store.finish(id)
+        found = await stored(row.store, id)
+    assert plain(found.entries) == plain(list(stream.retained()))
+    assert found.finished
+    assert found.record == record(id, owner=None, n=4)
+
+
+async def test_an_error_ends_what_was_kept_like_in_a_stream(opened: Open) -> None:
+    failed = error_frame(ProxyError(Failure.IDLE_TIMEOUT, "Too slow — ünïcode."), "failed")
+    stream = Stream("failed")
+    async with opened() as row:
+        await row.store.create(record("failed", n=2))
+        for seq, frame in enumerate((preview(b"p", 0), completed(b"c", 1), preview(b"q", 2), failed), 1):
+            stream.add(entry(seq, frame))
+            await row.store.append("failed", entry(seq, frame))
+        assert plain((await stored(row.store, "failed")).entries) == plain(list(stream.retained()))
+        await row.store.finish("failed")
+        assert [e.frame.type for e in (await stored(row.store, "failed")).entries] == [COMPLETED, "error"]
+
+
+async def test_bytes_come_back_as_they_went_in(opened: Open) -> None:
+    odd = bytes(range(256)) * 16_384  # 4 MiB with every byte, CR, LF and NUL among them
+    pieces: tuple[Piece, ...] = (odd[:1], memoryview(odd)[1:3_000_001], b"", memoryview(odd)[3_000_001:])
+    async with opened() as row:
+        await row.store.create(record("odd"))
+        await row.store.append("odd", entry(1, Frame(PREVIEW, (memoryview(odd),), 0)))
+        assert b"".join((await stored(row.store, "odd")).entries[0].frame.data) == odd
+        await row.store.append("odd", entry(2, Frame(COMPLETED, pieces, 0, final=True)))
+        await row.store.append("odd", entry(3, Frame(COMPLETED, (), 1, final=True)))
+        await row.store.finish("odd")
+        big, empty = (await stored(row.store, "odd")).entries
+    assert b"".join(big.frame.data) == odd
+    assert empty.frame.size == 0
+
+
+async def test_the_record_comes_back(opened: Open) -> None:
+    async with opened() as row:
+        for id, owner in (("whose", "ä owner: {}"), ("nobody's", None)):
+            await row.store.create(Record(id, owner, 123, 7))
+            found = await stored(row.store, id)
+            assert found == Stored(Record(id, owner, 123, 7), (), finished=False)
+
+
+async def test_streams_do_not_mix(opened: Open) -> None:
+    odd_ids = ["one", "two", "{one}", "one}:x{", "*"]
+    async with opened() as row:
+        for id in odd_ids:
+            await row.store.create(record(id))
+            await row.store.append(id, entry(1, completed(id.encode())))
+        await row.store.finish("one")
+        for id in odd_ids:
+            found = await stored(row.store, id)
+            assert plain(found.entries) == plain([entry(1, completed(id.encode()))])
+            assert found.finished == (id == "one")
+
+
+async def test_what_never_was_is_none(opened: Open) -> None:
+    async with opened() as row:
+        assert await row.store.load("never") is None
+
+
+async def test_a_finished_stream_lingers_and_then_is_gone(forgetful: Open) -> None:
+    id = f"brief-{next(ids)}"
+    async with forgetful() as row:
+        await row.store.create(record(id))
+        await row.store.create(record("live"))
+        await row.store.append(id, entry(1, completed(b"image")))
+        await row.store.append("live", entry(1, preview(b"sketch")))
+        await row.store.finish(id)
+        async with row.pass_linger():
+            assert plain((await stored(row.store, id)).entries) == plain([entry(1, completed(b"image"))])
+        await row.store.sweep()
+        with anyio.fail_after(BOUND):
+            found = await row.store.load(id)
+            while isinstance(found, Stored):
+                await anyio.sleep(0.02)
+                found = await row.store.load(id)
+        assert isinstance(found, Gone)
+        assert plain((await stored(row.store, "live")).entries) == plain([entry(1, preview(b"sketch"))])
+
+
+async def test_one_of_many_claims_holds(opened: Open) -> None:
+    key = f"key-{next(ids)}"
+    answers: list[Claim] = []
+    async with opened() as row:
+
+        async def ask(number: int) -> None:
+            answers.append(await row.claims.claim(key, Claim("print", f"stream-{number}")))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(ask, number)
+        assert len(answers) == 20
+        assert len(set(answers)) == 1
+        winner = answers[0]
+        assert await row.claims.claim(key, Claim("other print", "late")) == winner
+        assert await row.claims.claim(f"{key}-other", Claim("other print", "late")) == Claim("other print", "late")
+
+
+async def test_a_claim_that_is_given_up_can_be_made_anew(opened: Open) -> None:
+    key = f"key-{next(ids)}"
+    async with opened() as row:
+        first, second = Claim("a", "1"), Claim("b", "2")
+        assert await row.claims.claim(key, first) == first
+        await row.claims.disclaim(key)
+        assert await row.claims.claim(key, second) == second
+        assert await row.claims.claim(key, first) == second
+        await row.claims.disclaim("never claimed")

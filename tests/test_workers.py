@@ -1,0 +1,294 @@
+"""Several processes on one socket: they share the load and the streams, die alone, come back, and stop together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+import httpx
+import pytest
+
+from streamproxy.settings import ProviderSettings, Settings
+from streamproxy.simulator.received import Received, Server
+from streamproxy.simulator.script import Script
+from streamproxy.simulator.server import serve
+from streamproxy.workers import work
+from tests.support.process import configuration
+from tests.support.provider import COMPLETED, completed, preview
+from tests.support.proxy import BOUND, PROMPT
+from tests.support.stopping import Running, started
+from tests.support.streams import EVENTS, LATER, followed, held
+from tests.support.valkey import valkey_server
+
+pytestmark = pytest.mark.anyio
+
+DRAIN: Final = 2.0
+SLACK: Final = 4.0  # what a busy machine may add to a time that is tested
+SECRET: Final = "0123456789abcdef-Canary"
+STARTS: Final = "Application startup complete."
+
+DIES: Final = """
+import os, sys
+if "streamproxy.workers" in sys.orig_argv:
+    with open(os.environ["STARTS"], "a") as file:
+        file.write("x")
+    if os.path.exists(os.environ["BROKEN"]):
+        os._exit(7)
+"""
+"""A sitecustomize module: notes each worker's start, and ends it at once where the machine is said to be broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where workers can be made to die as soon as they start."""
+
+    broken: Path
+    starts: Path
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        return {"BROKEN": str(self.broken), "STARTS": str(self.starts)}
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    (tmp_path / "sitecustomize.py").write_text(DIES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return Machine(tmp_path / "broken", tmp_path / "starts")
+
+
+@dataclass(slots=True)
+class Stage:
+    """Provider, and a proxy of several processes. The provider completes the image when `go` is set."""
+
+    server: Server
+    proxy: Running
+    client: httpx.AsyncClient
+    go: anyio.Event
+
+    async def later(self) -> str:
+        """A stream that nobody reads; its URL."""
+        body = {"model": "sim/gpt-image", "prompt": PROMPT, "stream": True}
+        answer = await self.client.post(f"{self.proxy.url}/v1/images/generations", json=body, headers=LATER)
+        assert answer.status_code == 202, answer.text
+        return self.proxy.url + answer.headers["location"]
+
+    async def alive(self, times: int = 20) -> None:
+        """Everybody who asks is answered."""
+        for _ in range(times):
+            assert (await self.client.get(f"{self.proxy.url}/readyz")).status_code == 200
+
+    async def replaced(self, pid: int, count: int) -> None:
+        """Wait until there are `count` workers, all of which serve, and this one is none of them."""
+        with anyio.fail_after(BOUND):
+            while True:
+                workers = self.proxy.workers()
+                if pid not in workers and len(workers) == count and set(workers) <= self.serving():
+                    return
+                await anyio.sleep(0.02)
+
+    def serving(self) -> set[object]:
+        return set(self.proxy.pids_that_said(STARTS))
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[str]:
+    with valkey_server() as server:
+        yield server.url
+
+
+@asynccontextmanager
+async def staged(store: str, *, workers: int = 2, environ: Mapping[str, str] | None = None) -> AsyncIterator[Stage]:
+    go = anyio.Event()
+
+    def handler(received: Received) -> Script:
+        return held((preview(0),), go, (completed(),))
+
+    limits = httpx.Limits(max_keepalive_connections=0)  # each request may meet another process
+    async with serve(handler) as server:
+        settings = f'drain_timeout = {DRAIN}\nstore = "{store}"\nsecret = "{SECRET}"\nworkers = {workers}'
+        config = configuration(server.url, settings=settings)
+        async with (
+            started(config, environ=environ) as proxy,
+            httpx.AsyncClient(timeout=BOUND, trust_env=False, limits=limits) as client,
+        ):
+            yield Stage(server, proxy, client, go)
+
+
+async def test_all_serve_and_any_follows_the_streams_of_any(store: str) -> None:
+    async with staged(store, workers=3) as stage:
+        workers = stage.proxy.workers()
+        assert len(workers) == 3
+        assert stage.serving() == set(workers)
+        urls = [await stage.later() for _ in range(4)]
+        bodies: list[bytes] = []
+
+        async def read(url: str) -> None:
+            bodies.append((await stage.client.get(url, headers=EVENTS)).content)
+
+        async with anyio.create_task_group() as tasks:
+            for url in urls * 4:
+                tasks.start_soon(read, url)
+            await stage.alive()
+            stage.go.set()
+        assert len(bodies) == 16
+        assert all(followed(body)[-1].event == COMPLETED for body in bodies)
+        assert len(set(stage.proxy.pids_that_said("request"))) > 1
+        assert stage.server.calls == 4
+        began = stage.proxy.signal(signal.SIGTERM)
+        assert await stage.proxy.exited(BOUND) == 0
+        assert time.monotonic() - began < SLACK
+        assert not any(SECRET in line for line in stage.proxy.log)
+
+
+async def test_a_killed_worker_is_missed_by_nobody_and_comes_back(store: str) -> None:
+    async with staged(store) as stage:
+        for _ in range(2):
+            killed = stage.proxy.workers()[0]
+            os.kill(killed, signal.SIGKILL)
+            await stage.proxy.logged(f"worker {killed} ended with status -9")
+            ended = time.monotonic()
+            await stage.alive()
+            await stage.replaced(killed, 2)
+            assert time.monotonic() - ended < 2 + SLACK
+        stage.proxy.signal(signal.SIGTERM)
+        assert await stage.proxy.exited(BOUND) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_lets_the_streams_of_all_end(store: str, number: signal.Signals) -> None:
+    """To the whole group, as a terminal and a supervisor send it: what reaches a worker so is not a second signal."""
+    async with staged(store) as stage:
+        url = await stage.later()
+        workers = stage.proxy.workers()
+        for pid in workers:
+            os.kill(pid, number)
+        stage.proxy.signal(number)
+        await stage.proxy.logged("Shutting down")  # the worker that has no stream
+        await anyio.sleep(0.5)  # not for order: that the other waits
+        assert stage.proxy.child.returncode is None
+        stage.go.set()
+        assert await stage.proxy.exited(BOUND) == 0
+        assert not any(alive(pid) for pid in workers)
+    async with staged(store, workers=1) as stage:  # the store has it, whoever asks
+        path = url.removeprefix("http://").partition("/")[2]
+        [event] = followed((await stage.client.get(f"{stage.proxy.url}/{path}", headers=EVENTS)).content)
+        assert event.event == COMPLETED
+
+
+async def test_at_the_deadline_all_have_ended(store: str) -> None:
+    async with staged(store) as stage:
+        for _ in range(4):
+            await stage.later()
+        began = stage.proxy.signal(signal.SIGTERM)
+        assert await stage.proxy.exited(BOUND) == 0
+        assert DRAIN <= time.monotonic() - began < DRAIN + 4 + SLACK
+
+
+async def test_a_second_signal_ends_all_at_once(store: str) -> None:
+    async with staged(store) as stage:
+        await stage.later()
+        workers = stage.proxy.workers()
+        stage.proxy.signal(signal.SIGTERM)
+        await stage.proxy.logged("Shutting down")
+        began = stage.proxy.signal(signal.SIGTERM)
+        assert await stage.proxy.exited(BOUND) == 128 + signal.SIGTERM
+        assert time.monotonic() - began < SLACK
+        assert not any(alive(pid) for pid in workers)
+
+
+async def test_workers_do_not_outlive_their_parent(store: str) -> None:
+    async with staged(store) as stage:
+        await stage.later()
+        workers = stage.proxy.workers()
+        stage.proxy.signal(signal.SIGKILL)
+        with anyio.fail_after(DRAIN + 2 + SLACK):
+            while any(alive(pid) for pid in workers):  # noqa: ASYNC110  they are nobody's children now
+                await anyio.sleep(0.05)
+
+
+async def test_a_parent_whose_workers_cannot_start_gives_up(store: str, machine: Machine) -> None:
+    machine.broken.touch()
+    settings = f'store = "{store}"\nsecret = "{SECRET}"\nworkers = 2'
+    config = configuration("http://127.0.0.1:1", settings=settings)
+    async with started(config, environ=machine.environ, serves=False) as proxy:
+        assert await proxy.exited(BOUND) == 1
+        await proxy.logged("workers cannot start")
+    assert 1 <= len(machine.starts.read_text()) <= 2
+
+
+async def test_workers_that_die_at_once_are_started_ever_more_rarely(store: str, machine: Machine) -> None:
+    """While one serves; the parent gives up when none does and none can be started."""
+    async with staged(store, environ=machine.environ) as stage:
+        first, second = stage.proxy.workers()
+        machine.broken.touch()
+        before = len(machine.starts.read_text())
+        os.kill(first, signal.SIGKILL)
+        await stage.proxy.logged("ended with status 7", 3)
+        began = time.monotonic()
+        await stage.proxy.logged("ended with status 7", 5)
+        assert time.monotonic() - began >= 0.4 + 0.8  # the pauses before the fourth and the fifth
+        await stage.alive()
+        assert len(machine.starts.read_text()) - before <= 7
+        os.kill(second, signal.SIGKILL)
+        assert await stage.proxy.exited(BOUND) == 1
+
+
+async def test_a_machine_that_is_mended_has_all_its_workers_again(store: str, machine: Machine) -> None:
+    async with staged(store, environ=machine.environ) as stage:
+        killed = stage.proxy.workers()[0]
+        machine.broken.touch()
+        os.kill(killed, signal.SIGKILL)
+        await stage.proxy.logged("ended with status 7")
+        machine.broken.unlink()
+        await stage.replaced(killed, 2)
+
+
+async def test_a_lone_process_needs_no_parent(store: str) -> None:
+    async with staged(store, workers=1) as stage:
+        await stage.alive(1)
+        assert stage.proxy.workers() == []
+
+
+async def test_several_with_the_memory_store_are_refused_with_the_fix() -> None:
+    async with started(configuration("http://127.0.0.1:1"), "--workers", "2", serves=False) as proxy:
+        assert await proxy.exited(BOUND) == 1
+        [line] = await proxy.logged("workers (STREAMPROXY_WORKERS)")
+        assert "store is memory" in line
+        [fix] = await proxy.logged("fix: ")
+        assert "redis://" in fix
+
+
+def test_settings_survive_the_way_to_a_worker() -> None:
+    settings = Settings(
+        providers={"sim": ProviderSettings(base_url="http://127.0.0.1:1", deployments={"a": "b"}, models=("x", "y"))},
+        caller_keys=("sha256:" + "0" * 64,),
+        store="redis://:Canary@h",
+        secret=SECRET,
+        heartbeat=1.1,
+    )
+    assert Settings.model_validate_json(settings.model_dump_json()) == settings
+
+
+@pytest.mark.parametrize("parent_sent", [b"", b"{}"], ids=["nothing", "half of it"])
+def test_a_worker_whose_parent_is_gone_does_not_begin(parent_sent: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with socket.socket() as sock, theirs:
+        with ours:
+            ours.sendall(parent_sent)
+        assert work(sock, theirs) == 1
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
