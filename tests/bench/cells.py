@@ -102,7 +102,8 @@ async def flow(place: Place, peers: Sequence[Peer], concurrent: int, rounds: int
 
 
 async def hold(place: Place, peers: Sequence[Peer], concurrent: int, rounds: int) -> list[Cell]:
-    """Milliseconds for which each event is held."""
+    """Milliseconds for which each event is held. The provider's clock is read when its write returns, so that a peer
+    which passes bytes on meanwhile can come out at, or a little below, zero."""
 
     async def warm(_: Running, load: Load, __: Cell) -> None:
         await load.streams(FIRST, concurrent)
