@@ -212,10 +212,13 @@ class Hub:
     async def claim(self, key: str, fingerprint: str, id: str) -> str | None:
         """The id of the stream that answers this key already, None where this request is the first.
 
-        Raises ProxyError(IDEMPOTENCY_MISMATCH) where the key stands for another request.
+        Raises ProxyError(IDEMPOTENCY_MISMATCH) where the key stands for another request, and (OVERLOADED) where the
+        store cannot say: who sends a key would rather wait than pay twice.
         """
         held = await self._stored(self._claims.claim(key, Claim(fingerprint, id)))
-        if held is None or held.stream_id == id:
+        if held is None:
+            raise ProxyError(Failure.OVERLOADED, UNREACHABLE, retry_after="2")
+        if held.stream_id == id:
             return None
         if held.fingerprint != fingerprint:
             raise ProxyError(

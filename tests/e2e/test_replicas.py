@@ -218,7 +218,10 @@ async def test_many_viewers_at_another_replica_cost_one_connection_to_the_store(
 
 
 async def test_nothing_is_left(cluster: Cluster) -> None:
-    """Runs last of those that share the replicas."""
+    """By this generation and, in whatever order they ran, by those that shared the replicas with it."""
+    scene = cluster.scene()
+    scene.go.set()
+    assert (await cluster.post(cluster.a, scene, stream=True)).status_code == 200
     await cluster.tailed(2)
     lifetimes = cluster.valkey.lifetimes()
     assert lifetimes

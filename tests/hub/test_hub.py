@@ -551,7 +551,9 @@ async def test_without_its_store_a_stream_goes_on_for_its_readers_here() -> None
             assert await rest(reader) == ["A", "B"]
             assert place.hub.running == 0
             assert await refused(place.hub, "other") is Failure.OVERLOADED  # nobody can say that it never was
-            assert await place.hub.claim("k", "f", "id") is None
+            with pytest.raises(ProxyError) as unknown:  # a key that cannot be kept would not keep from paying twice
+                await place.hub.claim("k", "f", "id")
+            assert unknown.value.failure is Failure.OVERLOADED
             place.store.down = False
             assert await refused(place.hub, "other") is Failure.NOT_FOUND
             assert not failed(place)
