@@ -109,6 +109,7 @@ class Hub:
         if kept:
             await self._stored(self._store.create(Record(id, stream.owner, stream.created, stream.n)))
             stream.sink = self._keep
+            stream.spare = self._store.spare
 
     async def _keep(self, id: str, entry: Entry) -> None:
         stream = self._produced[id].stream

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from streamproxy.hub.store import Claim, Gone, Record, Stored
-from streamproxy.hub.stream import Entry, Stream
+from streamproxy.hub.stream import Entry, Retained
 
 REMEMBERED: Final = 10_000
 """Ids of purged streams, some 100 bytes each; the oldest are forgotten first."""
@@ -28,14 +28,14 @@ class MemoryStore:
         self._max_bytes = max_bytes
         self._linger = linger
         self._now = now
-        self._live: dict[str, tuple[Record, Stream]] = {}
-        self._finished: OrderedDict[str, tuple[float, Record, Stream]] = OrderedDict()
+        self._live: dict[str, tuple[Record, Retained]] = {}
+        self._finished: OrderedDict[str, tuple[float, Record, Retained]] = OrderedDict()
         self._purged: OrderedDict[str, None] = OrderedDict()
         self._claims: OrderedDict[str, tuple[float, Claim]] = OrderedDict()
         self.bytes = 0
 
     async def create(self, record: Record) -> None:
-        self._live[record.id] = record, Stream(record.id)
+        self._live[record.id] = record, Retained()
 
     async def append(self, id: str, entry: Entry) -> None:
         _, kept = self._live[id]
@@ -43,6 +43,15 @@ class MemoryStore:
         kept.add(entry)
         self.bytes += kept.bytes - before
         self._purge()
+
+    def spare(self, id: str, entry: Entry) -> bool:
+        if self.bytes <= self._max_bytes:
+            return False
+        _, kept = self._live[id]
+        before = kept.bytes
+        kept.drop(entry.cursor.seq)
+        self.bytes += kept.bytes - before
+        return True
 
     async def finish(self, id: str) -> None:
         record, kept = self._live.pop(id)

@@ -73,6 +73,10 @@ class Store(Protocol):
         """Keep an entry, and let go of what it supersedes. Raises Fenced."""
         ...
 
+    def spare(self, id: str, entry: Entry) -> bool:
+        """Whether this process has no room for a preview that its readers have had, so that it goes."""
+        ...
+
     async def finish(self, id: str) -> None:
         """No entry will follow: keep the critical ones for as long as streams linger."""
         ...

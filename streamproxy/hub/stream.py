@@ -46,35 +46,75 @@ class Opening:
     not_applied: tuple[str, ...]
 
 
-class Stream:
+class Retained:
+    """What is kept of one stream, conflated as entries come. `epoch` and `last` are those of the newest entry."""
+
+    def __init__(self) -> None:
+        self.epoch = EPOCH
+        self.last = 0
+        self.bytes = 0
+        self._entries: dict[int, Entry] = {}
+        self._previews: dict[int, int] = {}
+        self._outcomes: set[int] = set()
+
+    def add(self, entry: Entry) -> None:
+        """Take an entry at its place, and let go of what it supersedes."""
+        frame = entry.frame
+        self.epoch = entry.cursor.epoch
+        self.last = entry.cursor.seq
+        self.drop(self._previews.pop(frame.image, 0))
+        self._entries[self.last] = entry
+        self.bytes += frame.size
+        if entry.critical:
+            self._outcomes.add(frame.image)
+        else:
+            self._previews[frame.image] = self.last
+
+    def drop(self, seq: int) -> None:
+        """Let go of an entry; whoever has not had it will not."""
+        entry = self._entries.pop(seq, None)
+        if entry is not None:
+            self.bytes -= entry.frame.size
+
+    def finish(self) -> None:
+        """No entry will follow; previews are of no more use to anybody."""
+        for seq in self._previews.values():
+            self.drop(seq)
+        self._previews.clear()
+
+    def retained(self) -> Iterator[Entry]:
+        """What is retained, in order."""
+        return iter(list(self._entries.values()))
+
+    def after(self, seq: int) -> Entry | None:
+        """The first retained entry behind this position."""
+        return next((entry for number, entry in self._entries.items() if number > seq), None)
+
+
+class Stream(Retained):
     """See the module's text. `owner` is whose key asked, None for nobody's; `created` in Unix seconds.
 
     `scope` is the local producer's: cancelling it closes the upstream connection; `shutdown` says that the process's
     end did, `asked_to_end` that somebody did. `broken`: what followed it from elsewhere is over, with the stream's end
-    still to come. `sink` keeps entries, `on_idle` hears of the last reader.
+    still to come. `sink` keeps entries, `spare` asks whether a preview makes room, `on_idle` hears of the last reader.
     """
 
     def __init__(
         self, id: str, *, request_id: str = "", owner: str | None = None, created: int = 0, n: int = 1
     ) -> None:
+        super().__init__()
         self.id = id
         self.request_id = request_id or id
         self.owner = owner
         self.created = created
         self.n = n
-        self.epoch = EPOCH
         self.scope = anyio.CancelScope()
         self.opening: Opening | None = None
         self.error: ProxyError | None = None
         self.finished = False
         self.committed = False
-        self.last = 0
-        self.bytes = 0
         self.subscribers: set[Subscriber] = set()
         self.visits = 0
-        self._entries: dict[int, Entry] = {}
-        self._previews: dict[int, int] = {}
-        self._outcomes: set[int] = set()
         self._asker: Subscriber | None = None
         self._changed = anyio.Event()
         self._paced = anyio.Event()
@@ -84,6 +124,7 @@ class Stream:
         self.asked_to_end = False
         self.on_idle: Callable[[Stream], None] | None = None
         self.sink: Callable[[str, Entry], Awaitable[None]] | None = None
+        self.spare: Callable[[str, Entry], bool] | None = None
 
     # The producer's side.
 
@@ -114,19 +155,14 @@ class Stream:
                 await self.sink(self.id, entry)
         while not entry.critical and self._asker is not None and self._asker.taken < entry.cursor.seq:
             await self._paced.wait()
+        if self.spare is None or entry.critical or any(reader.seq < entry.cursor.seq for reader in self.subscribers):
+            return
+        if self.spare(self.id, entry):
+            self.drop(entry.cursor.seq)
 
     def add(self, entry: Entry) -> None:
-        """Take an entry at its place, and let go of what it supersedes."""
-        frame = entry.frame
-        self.epoch = entry.cursor.epoch
-        self.last = entry.cursor.seq
-        self._drop(self._previews.pop(frame.image, 0))
-        self._entries[self.last] = entry
-        self.bytes += frame.size
-        if entry.critical:
-            self._outcomes.add(frame.image)
-        else:
-            self._previews[frame.image] = self.last
+        """As any retained entry; who waits hears of it."""
+        super().add(entry)
         self.wake()
 
     async def fail(self, error: ProxyError) -> None:
@@ -141,22 +177,15 @@ class Stream:
             await self.append(error_frame(lost, self.request_id))
 
     def finish(self) -> None:
-        """No frame will follow; previews are of no more use to anybody."""
+        """No frame will follow."""
+        super().finish()
         self.finished = True
-        for seq in list(self._previews.values()):
-            self._drop(seq)
-        self._previews.clear()
         self.wake()
 
     def give_up(self) -> None:
         """What followed this stream from elsewhere is over: readers end here, and may come back for the rest."""
         self.broken = True
         self.wake()
-
-    def _drop(self, seq: int) -> None:
-        entry = self._entries.pop(seq, None)
-        if entry is not None:
-            self.bytes -= entry.frame.size
 
     def wake(self) -> None:
         """Something changed: everybody who waits looks again."""
@@ -185,14 +214,6 @@ class Stream:
         with anyio.move_on_after(within):
             while self.opening is None and self.error is None and not self.finished:
                 await self._changed.wait()
-
-    def retained(self) -> Iterator[Entry]:
-        """What is retained, in order."""
-        return iter(list(self._entries.values()))
-
-    def after(self, seq: int) -> Entry | None:
-        """The first retained entry behind this position."""
-        return next((entry for number, entry in self._entries.items() if number > seq), None)
 
     def superseded(self, entry: Entry) -> bool:
         """Whether a half-written preview is of no more use because its image's outcome, or the stream's, is waiting."""

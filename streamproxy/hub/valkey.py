@@ -114,6 +114,9 @@ class ValkeyStore:
         if not entry.critical:
             await self._append(id, entry)
 
+    def spare(self, id: str, entry: Entry) -> bool:
+        return False
+
     async def finish(self, id: str) -> None:
         produced = self._produced.get(id)
         if produced is None:

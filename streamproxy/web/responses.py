@@ -151,6 +151,7 @@ class EventStream(EventSourceResponse):
                 self._reader.left(ProxyError(Failure.CALLER_GONE, "The caller left before the end of the stream."))
         finally:
             self._reader.close()
+            del self._reader  # sse-starlette leaves reference cycles: until they are collected, a stream would be held
 
     async def _stream_response(self, send: Send) -> None:
         """As sse-starlette's, for pieces that are bytes already: it copies each and gives it a deadline of its own."""

@@ -210,6 +210,9 @@ class BrokenStore:
     async def append(self, id: str, entry: object) -> None:
         raise StoreError("gone")
 
+    def spare(self, id: str, entry: object) -> bool:
+        return False
+
     async def finish(self, id: str) -> None:
         raise StoreError("gone")
 

@@ -62,6 +62,9 @@ class Frail:
         await self.inner.append(id, entry)
         self.change()
 
+    def spare(self, id: str, entry: Entry) -> bool:
+        return False
+
     async def finish(self, id: str) -> None:
         await self._reached("finish")
         await self.inner.finish(id)

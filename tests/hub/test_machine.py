@@ -141,8 +141,16 @@ class Streams(RuleBasedStateMachine):
         if final:
             model.done.add(image)
             model.outcomes[model.stream.last] = frame
+        elif self._makes_room(model, size):
+            assert model.stream.last not in [entry.cursor.seq for entry in model.stream.retained()]
         else:
             model.previews[image] = model.stream.last
+
+    def _makes_room(self, model: Model, size: int) -> bool:
+        """Whether the preview just appended goes: it is over the cap what lives, and nobody has yet to be given it."""
+        live = sum(other.stream.bytes for other in self.all if other.live)
+        spared = all(entry.cursor.seq != model.stream.last for entry in model.stream.retained())
+        return live + spared * size > CAP and not any(follower.model is model for follower in self.connected)
 
     @rule(model=models, how=st.sampled_from(["finish", "fail", "cancel"]))
     def end(self, model: Model, how: str) -> None:

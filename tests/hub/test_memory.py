@@ -112,6 +112,26 @@ async def test_superseded_previews_take_no_room(store: MemoryStore) -> None:
     assert store.bytes == 20
 
 
+async def test_a_live_preview_goes_only_while_there_is_no_room_for_it(store: MemoryStore) -> None:
+    for id in ("a", "b"):
+        await store.create(Record(id, None, 0, 1))
+        await store.append(id, preview(1, 50))
+        assert not store.spare(id, preview(1, 50))
+    await store.append("b", preview(2, 51))
+    assert store.spare("b", preview(2, 51))
+    assert store.bytes == 50
+    await store.append("b", completed(3, 90))
+    assert not await _previews(store, "b")
+    await store.finish("b")
+    assert store.bytes == 50
+
+
+async def _previews(store: MemoryStore, id: str) -> int:
+    found = await store.load(id)
+    assert isinstance(found, Stored)
+    return sum(not entry.critical for entry in found.entries)
+
+
 async def test_what_has_lingered_is_gone_when_swept_or_asked_for(store: MemoryStore, clock: Clock) -> None:
     await finished(store, "a", 10)
     clock.now += 1

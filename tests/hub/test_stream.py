@@ -69,6 +69,37 @@ async def test_what_is_retained_is_the_newest_preview_of_each_image_and_every_ou
     assert stream.bytes == 2
 
 
+async def test_a_preview_makes_room_once_every_reader_has_been_given_it() -> None:
+    stream = Stream("s")
+    asked: list[int] = []
+
+    def spare(id: str, entry: Entry) -> bool:
+        asked.append(entry.cursor.seq)
+        return entry.cursor.seq > 1
+
+    stream.spare = spare
+    await stream.append(preview("a"))
+    assert (asked, texts(stream)) == ([1], ["a"])  # there was room
+    viewer = stream.subscribe(Cursor(1, 1))
+    await stream.append(preview("b"))
+    assert (asked, texts(stream)) == ([1], ["b"])  # the viewer has yet to be given it
+    assert text(await viewer.next()) == "b"
+    asker = stream.subscribe(asker=True)
+    async with anyio.create_task_group() as tasks:
+        with anyio.fail_after(BOUND):
+            tasks.start_soon(stream.append, preview("c"))
+            await _settle()
+            assert text(await viewer.next()) == "c"
+            assert text(await asker.next()) == "c"
+            await _settle()
+            assert (asked, texts(stream)) == ([1], ["c"])  # given to the asker, not yet sent
+            tasks.start_soon(asker.next)
+            await _settle()
+            assert (asked, texts(stream), stream.bytes) == ([1, 3], [], 0)
+            await stream.append(completed("A"))
+    assert (asked, texts(stream), stream.bytes) == ([1, 3], ["A"], 1)
+
+
 async def test_a_preview_behind_its_image_s_outcome_is_nobody_s() -> None:
     stream = Stream("s", n=2)
     await stream.append(completed("A"))
