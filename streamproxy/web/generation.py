@@ -88,8 +88,7 @@ async def generate(request: Request, context: Context, asked: Asked) -> ASGIApp:
         n=wanted.n,
     )
     if wish.key is not None:
-        mark = await fingerprint(request, asked.body)
-        earlier = await context.hub.claim(wish.key, mark, stream.id)
+        earlier = await _earlier(context, wish.key, await fingerprint(request, asked.body), stream.id)
         if earlier is not None:
             return await _attached(request, context, wanted, wish, plan, earlier)
     try:
@@ -147,21 +146,24 @@ def _request(context: Context, asked: Asked, plan: Plan, wish: _Wish) -> ImageRe
     )
 
 
-async def _attached(
-    request: Request, context: Context, wanted: ImageRequest, wish: _Wish, plan: Plan, id: str
-) -> ASGIApp:
-    """The answer from the stream of an earlier request with the same key."""
-    stream: Stream | None = None
+async def _earlier(context: Context, key: str, mark: str, id: str) -> Stream | None:
+    """The stream that answers this key already. None: this request is the first, or the first one was refused."""
     with anyio.move_on_after(CLAIM_SECONDS):
-        while stream is None:
+        while (claimed := await context.hub.claim(key, mark, id)) is not None:
             try:
-                stream = await context.hub.find(id)
+                return await context.hub.find(claimed)
             except ProxyError as error:
                 if error.failure is not Failure.NOT_FOUND:
                     raise
-                await anyio.sleep(0.05)
-    if stream is None:
-        raise ProxyError(Failure.GONE, "The generation of this Idempotency-Key is not known any more; use a new key.")
+            await anyio.sleep(0.05)
+        return None
+    raise ProxyError(Failure.GONE, "The generation of this Idempotency-Key is not known any more; use a new key.")
+
+
+async def _attached(
+    request: Request, context: Context, wanted: ImageRequest, wish: _Wish, plan: Plan, stream: Stream
+) -> ASGIApp:
+    """The answer from the stream of an earlier request with the same key."""
     done = [entry for entry in stream.retained() if entry.critical]
     if stream.finished and all(entry.frame.type == ERROR for entry in done):
         raise read_error(done[-1].frame) if done else ProxyError(Failure.NO_IMAGE, "The provider sent no image.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import anyio
@@ -10,6 +12,8 @@ import httpx
 import orjson
 import pytest
 
+from streamproxy.hub import STORES
+from streamproxy.hub.store import Claim, Claims, Kept
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Fin, Reset, Script, Send, error_answer, head, json_answer, sse
 from streamproxy.simulator.server import serve
@@ -376,6 +380,41 @@ async def test_a_proxy_that_is_full_takes_who_comes_back_and_frees_the_key_of_wh
         await idle(stage.proxy)
         assert (await stage.post(headers={KEY: "two"}, stream=True)).status_code == 200
         assert stage.server.calls == 2
+
+
+class Elsewhere:
+    """Claims as a second process sees them where the first one's request has the key and is then refused for good."""
+
+    def __init__(self, inner: Claims) -> None:
+        self.inner = inner
+        self.asked = 0
+
+    async def claim(self, key: str, claim: Claim) -> Claim:
+        self.asked += 1
+        if self.asked == 1:
+            return await self.inner.claim(key, Claim(claim.fingerprint, "str_never"))
+        if self.asked == 3:
+            await self.inner.disclaim(key)
+        return await self.inner.claim(key, claim)
+
+    async def disclaim(self, key: str) -> None:
+        await self.inner.disclaim(key)
+
+
+async def test_who_waited_for_a_request_that_was_refused_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = STORES["memory"]
+
+    @asynccontextmanager
+    async def shared(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
+        async with memory(url, max_bytes, linger) as kept:
+            yield Kept(kept.store, Elsewhere(kept.claims))
+
+    monkeypatch.setitem(STORES, "memory", shared)
+    async with playing(good) as stage:
+        for _ in range(2):
+            answer = await stage.post(headers=KEYED, stream=True)
+            assert [event.event for event in events(answer.content)][-1] == "image_generation.completed"
+        assert stage.server.calls == 1
 
 
 async def test_those_who_come_back_are_counted_as_viewers() -> None:
