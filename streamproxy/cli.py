@@ -124,7 +124,8 @@ def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalog
     from streamproxy.configuration import configure, read_catalogue
     from streamproxy.core.headers import HeaderPolicy
     from streamproxy.providers import ADAPTERS
-    from streamproxy.settings import ConfigurationError, load
+    from streamproxy.setting_sources import load
+    from streamproxy.settings import ConfigurationError
 
     catalogue = read_catalogue()
     refused: ConfigurationError | None = None

@@ -164,7 +164,7 @@ def _assembled(
         if row.base_url is not None:
             happened = "the setting upstream says an address for this provider too"
             problems.append(ConfigurationProblem(f"providers.{UPSTREAM}.base_url", happened, "remove one of the two"))
-        chosen[UPSTREAM] = row.model_copy(update={"base_url": settings.upstream})
+        chosen[UPSTREAM] = replace(row, base_url=settings.upstream)
     if not chosen:
         rows = catalogue.providers.values()
         chosen = {row.name: ProviderSettings() for row in rows if row.base_url and environ.get(row.key_env, "").strip()}

@@ -1,19 +1,22 @@
 """What the value of a setting may look like, one annotated type per kind of value, and what is said where it does not.
 
-Each check refuses with what happened and the fix, and never repeats the value: it may be a key in the wrong place.
+Strategy: `converted` has msgspec bring a value to the plain type, from text where need be, and then calls the checks
+that the annotation carries. Each refuses with what happened and the fix, and never repeats the value: it may be a key
+in the wrong place. For that reason msgspec's own words, which name it, are not used.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Final
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+import msgspec
 
 if TYPE_CHECKING:
     from streamproxy.settings import Settings
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
-DAY: Final = 86_400.0  # seconds; a longer timeout is a unit mistaken (milliseconds)
+DAY: Final = 86_400  # seconds; a longer timeout is a unit mistaken (milliseconds)
 HASH_COMMAND: Final = "make its hash with `streamproxy hash-key` (it reads the key from stdin) and configure that"
 
 
@@ -47,9 +50,90 @@ class ConfigurationError(Exception):
         super().__init__("\n".join(map(str, self.problems)))
 
 
-def refused(happened: str, fix: str) -> PydanticCustomError:
-    """The error of a value that will not do, with its fix."""
-    return PydanticCustomError("refused", "{happened}", {"happened": happened, "fix": fix})
+class Refused(Exception):
+    """A value will not do. `fix` is "" where the meaning of the setting says it best."""
+
+    def __init__(self, happened: str, fix: str = "") -> None:
+        self.happened = happened
+        self.fix = fix
+        super().__init__(happened)
+
+
+def converted(value: object, hint: Any) -> Any:
+    """`value` as the annotation says: its type, converted from text where need be, and checked. Raises Refused.
+
+    What stands in `Annotated` after the type is called with the converted value, in order, unless it is a text.
+    """
+    if get_origin(hint) is Annotated:
+        hint, *checks = get_args(hint)
+        value = converted(value, hint)
+        for check in checks:
+            value = check(value) if callable(check) else value
+        return value
+    if get_origin(hint) in (Union, UnionType):
+        [alone] = (kind for kind in get_args(hint) if kind is not NoneType)
+        return None if value is None else converted(value, alone)
+    try:
+        return msgspec.convert(_read(value, hint) if isinstance(value, str) else value, hint, strict=False)
+    except msgspec.ValidationError:
+        pass  # outside of this block, so that nothing that is raised leads back to the value
+    if get_origin(hint) is Literal:
+        raise Refused(f"it is none of {', '.join(get_args(hint))}")
+    raise Refused(f"{EXPECTED[hint]} is expected")
+
+
+EXPECTED: Final[dict[object, str]] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple[str, ...]: "a list of texts",
+    dict[str, str]: "a table of texts",
+}
+SPOKEN: Final = {"yes": "true", "y": "true", "on": "true", "no": "false", "n": "false", "off": "false"}
+"""How else people say what msgspec knows as true, 1, false and 0."""
+
+
+def _read(text: str, hint: object) -> object:
+    """What environment and flags can only say as text, in the form that msgspec converts."""
+    if hint == tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if hint is bool:
+        return SPOKEN.get(text.strip().lower(), text.strip())
+    if hint in (int, float):
+        return re.sub(r"(?<=\d)_(?=\d)", "", text.strip())  # 1_000, as TOML has it
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Checks that a number is finite, at least `low` (with `above`: more than that) and at most `high`."""
+
+    low: int
+    high: int
+    above: bool = False
+
+    def __call__(self, value: float) -> float:
+        if not math.isfinite(value):
+            raise Refused("it must be a finite number")
+        if value < self.low or (self.above and value == self.low):
+            raise Refused(f"it must be {'more than' if self.above else 'at least'} {self.low}")
+        if value > self.high:
+            raise Refused(f"it must be at most {self.high}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """Checks that a text as a whole has this pattern; `expected` says the same in words."""
+
+    pattern: str
+    expected: str
+
+    def __call__(self, value: str) -> str:
+        if not re.fullmatch(self.pattern, value):
+            raise Refused(f"{self.expected} is expected")
+        return value
 
 
 def is_loopback(host: str) -> bool:
@@ -61,16 +145,6 @@ def is_loopback(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-def _listed(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-def _number(value: object) -> object:
-    if isinstance(value, bool):  # pydantic would read true as 1
-        raise refused("a number is expected", "write a number without quotes")
-    return value
-
-
 def _base_url(value: str) -> str:
     try:
         url = urlsplit(value)
@@ -78,9 +152,9 @@ def _base_url(value: str) -> str:
     except ValueError:
         whole = False
     if not whole or not re.fullmatch(r"[\x21-\x7e]+", value) or "\\" in value:
-        raise refused("it is not an http(s) address", "write it like https://api.example.com/v1")
+        raise Refused("it is not an http(s) address", "write it like https://api.example.com/v1")
     if "@" in url.netloc or "?" in value or "#" in value:
-        raise refused(
+        raise Refused(
             "it holds a user, a query or a fragment", "leave only scheme, host and path; keys belong in `credential`"
         )
     return value.rstrip("/")
@@ -94,36 +168,36 @@ def _host(value: str) -> str:
     except ValueError:
         whole = False
     if not whole:
-        raise refused("it is not a host name or address", "write only the host, like 127.0.0.1 or ::, without a scheme")
+        raise Refused("it is not a host name or address", "write only the host, like 127.0.0.1 or ::, without a scheme")
     return value
 
 
 def _caller_keys(value: tuple[str, ...]) -> tuple[str, ...]:
     for place, key in enumerate(value, 1):
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", key):
-            raise refused(f"entry {place} is not a hash (sha256: and 64 hex digits)", f"if it is a key, {HASH_COMMAND}")
+            raise Refused(f"entry {place} is not a hash (sha256: and 64 hex digits)", f"if it is a key, {HASH_COMMAND}")
     return value
 
 
 def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
     if "*" in value and len(value) > 1:
-        raise refused('"*" stands beside other origins', 'leave "*" alone, or list the origins without it')
+        raise Refused('"*" stands beside other origins', 'leave "*" alone, or list the origins without it')
     for place, origin in enumerate(value, 1):
         if origin != "*" and not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?", origin):
-            raise refused(f"entry {place} is not an origin", "write origins like https://app.example.com, no path")
+            raise Refused(f"entry {place} is not an origin", "write origins like https://app.example.com, no path")
     return value
 
 
 def _model_names(value: tuple[str, ...]) -> tuple[str, ...]:
     for place, name in enumerate(value, 1):
         if not re.fullmatch(r"[\x21-\x7e]+", name):
-            raise refused(f"entry {place} is not a model's name", "write names as callers do, like openai/gpt-image-2")
+            raise Refused(f"entry {place} is not a model's name", "write names as callers do, like openai/gpt-image-2")
     return value
 
 
 def _credential(value: str) -> str:
     if not re.fullmatch(r"env:[A-Za-z_][A-Za-z0-9_]*|file:[^\0]+|dir:[A-Za-z0-9_][A-Za-z0-9_.-]*|caller|none", value):
-        raise refused(
+        raise Refused(
             "it does not say where the credential is",
             "write env:NAME, file:PATH, dir:NAME, caller or none; never the key",
         )
@@ -132,38 +206,39 @@ def _credential(value: str) -> str:
 
 def _provider_name(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,31}", value):
-        raise refused("a provider has an unusable name", "use up to 32 lower case letters, digits, ., - and _")
+        raise Refused("a provider has an unusable name", "use up to 32 lower case letters, digits, ., - and _")
     return value
 
 
 def _secret(value: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]{16,1024}", value):
-        raise refused("it is too short, or not visible ASCII", "make one with `openssl rand -hex 32`")
+        raise Refused("it is too short, or not visible ASCII", "make one with `openssl rand -hex 32`")
     return value
 
 
 def _store(value: str) -> str:
     if value != "memory" and not re.fullmatch(r"(redis|rediss|valkey|valkeys)://[\x21-\x7e]+", value):
-        raise refused("it is neither memory nor the address of a store", "write it like redis://127.0.0.1:6379/0")
+        raise Refused("it is neither memory nor the address of a store", "write it like redis://127.0.0.1:6379/0")
     return value
 
 
-Url = Annotated[str, AfterValidator(_base_url)]
-Secret = Annotated[str, AfterValidator(_secret)]
-StoreUrl = Annotated[str, AfterValidator(_store)]
-Grace = Annotated[float, BeforeValidator(_number), Field(ge=0, le=DAY, allow_inf_nan=False)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-ModelNames = Annotated[Names, AfterValidator(_model_names)]
-Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0, le=DAY, allow_inf_nan=False)]
-Bytes = Annotated[int, BeforeValidator(_number), Field(ge=64 * KIB, le=1024 * GIB)]
-Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{0,64}$")]
-PathTemplate = Annotated[str, Field(pattern=r"^(/[\x21-\x7e]*)?$")]
-Text = Annotated[str, Field(pattern=r"^[\x20-\x7e]{0,256}$")]
-Host = Annotated[str, AfterValidator(_host)]
-Port = Annotated[int, BeforeValidator(_number), Field(ge=0, le=65_535)]
-Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=65_535)]
-Workers = Annotated[int, BeforeValidator(_number), Field(ge=1, le=256)]
-CallerKeys = Annotated[Names, AfterValidator(_caller_keys)]
-Origins = Annotated[Names, AfterValidator(_origins)]
-CredentialReference = Annotated[str, AfterValidator(_credential)]
-ProviderName = Annotated[str, AfterValidator(_provider_name)]
+Text = Annotated[str, Matching(r"[\x20-\x7e]{0,256}", "a line of at most 256 ASCII characters")]
+Token = Annotated[str, Matching(r"[A-Za-z0-9-]{0,64}", "a word of at most 64 letters, digits and -")]
+PathTemplate = Annotated[str, Matching(r"(/[\x21-\x7e]*)?", "a path in ASCII that starts with /, or nothing,")]
+Url = Annotated[str, _base_url]
+Host = Annotated[str, _host]
+Secret = Annotated[str, _secret]
+StoreUrl = Annotated[str, _store]
+CredentialReference = Annotated[str, _credential]
+ProviderName = Annotated[str, _provider_name]
+Port = Annotated[int, Within(0, 65_535)]
+Count = Annotated[int, Within(1, 65_535)]
+Workers = Annotated[int, Within(1, 256)]
+Bytes = Annotated[int, Within(64 * KIB, 1024 * GIB)]
+Seconds = Annotated[float, Within(0, DAY, above=True)]
+Grace = Annotated[float, Within(0, DAY)]
+Silence = Annotated[float, Within(1, DAY)]
+Names = tuple[str, ...]
+ModelNames = Annotated[Names, _model_names]
+CallerKeys = Annotated[Names, _caller_keys]
+Origins = Annotated[Names, _origins]

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import anyio
+import msgspec
 from anyio.abc import Process
 
 from streamproxy.app import create_app
@@ -42,6 +43,16 @@ KILL_SECONDS: Final = 3.0  # over drain_timeout, which a worker exceeds by at mo
 LOG: Final = logging.getLogger("streamproxy.workers")
 
 
+def packed(settings: Settings) -> bytes:
+    """One line that says all settings, secrets too."""
+    return msgspec.json.encode(settings) + b"\n"
+
+
+def unpacked(line: bytes) -> Settings:
+    """The settings that `packed` packed."""
+    return Settings.of(msgspec.json.decode(line, type=dict[str, object]))
+
+
 @dataclass(slots=True, eq=False)
 class Worker:
     """A running worker. `channel` is our end: settings go out, one byte comes when it serves, its end is the leash."""
@@ -53,7 +64,7 @@ class Worker:
         """Give it its settings; whether it serves within START_SECONDS."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError), anyio.move_on_after(START_SECONDS):
-            await loop.sock_sendall(self.channel, settings.model_dump_json().encode() + b"\n")
+            await loop.sock_sendall(self.channel, packed(settings))
             return bool(await loop.sock_recv(self.channel, 1))
         return False
 
@@ -197,7 +208,7 @@ def work(sock: socket.socket, channel: socket.socket) -> int:
         line = lines.readline()
     if not line.endswith(b"\n"):
         return 1  # the parent has died meanwhile
-    settings = Settings.model_validate_json(line)
+    settings = unpacked(line)
     configure_logging(settings.log_level, settings.log_format, pid=True)
     tune_allocator()
     try:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from streamproxy.settings import ProviderSettings, describe
+from streamproxy.settings import describe
 
 CANARY = "sk-Canary0123456789"
 SECONDS = 60
+PROVIDER = [row.name.rpartition(".")[2] for row in describe() if row.name.startswith("providers.")]
 COMMANDS = ("demo", "serve", "check", "models", "simulate", "hash-key")
 MINE = ("OPENAI_API_KEY", "EDENAI_API_KEY", "OCTEN_API_KEY", "AZURE_OPENAI_API_KEY", "CREDENTIALS_DIRECTORY")
 
@@ -177,7 +178,7 @@ def planted(tmp: Path) -> list[tuple[list[str], dict[str, str]]]:
         [
             "\n".join(f'{row.name} = "{CANARY} "' for row in top),
             "\n".join(f"{row.name} = ['{CANARY} ']" for row in top),
-            "[providers.openai]\n" + "\n".join(f'{name} = "{CANARY}\\n"' for name in ProviderSettings.model_fields),
+            "[providers.openai]\n" + "\n".join(f'{name} = "{CANARY}\\n"' for name in PROVIDER),
             *(f'[providers.openai]\ncredential = "{kind}{CANARY}"' for kind in ("", "env:", "file:", "dir:", "env:A")),
             f'[providers.openai]\nallow_headers = ["{CANARY}"]',
             f'[providers.openai]\nbase_url = "https://host/{CANARY}/v1"',

@@ -37,6 +37,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
         "providers hub upstream auth",
         "observe",
         "core",
+        "setting_sources",  # flags, environment, secret files, TOML -> settings
         "errors settings",
         "setting_types",  # the annotated types that settings are made of
     )
@@ -61,9 +62,6 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
         "itsdangerous": "auth",
         "PIL": "simulator.pictures",
         "prometheus_client": "observe",
-        "pydantic": "settings setting_types",
-        "pydantic_core": "settings setting_types",
-        "pydantic_settings": "settings",
         "python_multipart": "simulator.multipart",
         "redis": "hub.valkey_client",
         "sse_starlette": "web.responses",
@@ -77,7 +75,7 @@ WIDE: Final[dict[str, frozenset[str]]] = {
     library: frozenset(layers.split())
     for library, layers in {
         "anyio": "cli demo workers app server web simulator relay hub upstream",
-        "msgspec": "web core providers simulator",
+        "msgspec": "workers web simulator core providers setting_types",
         "orjson": "app server web simulator core providers",
         "starlette": "app server web",
     }.items()
@@ -94,9 +92,6 @@ CLOCKS: Final = frozenset({"now", "today", "utcnow"})
 
 DISTRIBUTIONS: Final = {"pillow": "PIL"}
 """Where a distribution's module has another name than the distribution."""
-
-PARTS: Final = {"pydantic_core": "pydantic", "starlette": "starlette"}
-"""Modules that come with another distribution, which pins them exactly."""
 
 NAMED: Final = {"uvloop": "server"}
 """Never imported by us: the event loop that uvicorn and anyio are told to use by name."""
@@ -242,7 +237,7 @@ def declared(extra: str | None = None) -> set[str]:
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
     imported = {library for found, library in foreign() if not found.annotation}
     extras = declared("valkey")
-    assert {PARTS.get(library, library) for library in imported} == (declared() | extras) - NAMED.keys()
+    assert imported == (declared() | extras) - NAMED.keys()
 
 
 @pytest.mark.parametrize(("library", "module"), NAMED.items())
@@ -252,7 +247,7 @@ def test_what_is_declared_without_an_import_is_asked_for_by_name(library: str, m
 
 
 def test_tests_import_only_what_is_declared() -> None:
-    known = declared() | declared("dev") | {"streamproxy", "tests", *PARTS}
+    known = declared() | declared("dev") | {"streamproxy", "tests"}
     unknown = {
         f"{path.relative_to(ROOT)}: {found.module}"
         for path in sorted((ROOT / "tests").rglob("*.py"))

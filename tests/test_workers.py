@@ -21,7 +21,7 @@ from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.simulator.received import Received, Server
 from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import serve
-from streamproxy.workers import work
+from streamproxy.workers import packed, unpacked, work
 from tests.support.process import configuration
 from tests.support.provider import COMPLETED, completed, preview
 from tests.support.proxy import BOUND, PROMPT
@@ -276,7 +276,7 @@ def test_settings_survive_the_way_to_a_worker() -> None:
         secret=SECRET,
         heartbeat=1.1,
     )
-    assert Settings.model_validate_json(settings.model_dump_json()) == settings
+    assert unpacked(packed(settings)) == settings
 
 
 @pytest.mark.parametrize("parent_sent", [b"", b"{}"], ids=["nothing", "half of it"])

@@ -167,8 +167,8 @@ async def draining() -> AsyncIterator[tuple[Stage, str, str]]:
 
     with anyio.fail_after(2 * BOUND):
         async with no_leaks(), serve(handler) as server:
-            row = ProviderSettings.model_validate({"base_url": f"{server.url}/v1", "credential": "none"})
-            settings = Settings.model_validate({"port": 0, "providers": {"sim": row}})
+            row = ProviderSettings(base_url=f"{server.url}/v1", credential="none")
+            settings = Settings(port=0, providers={"sim": row})
             app = create_app(settings, environ={})
             async with serving(app, settings) as proxy, anyio.create_task_group() as tasks:
                 stage = Stage(server, proxy, go)

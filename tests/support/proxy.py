@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import re
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp
 from streamproxy.app import create_app
 from streamproxy.listening import listen
 from streamproxy.server import serve
-from streamproxy.settings import ProviderSettings, Settings
+from streamproxy.settings import Settings
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractResolver
@@ -52,6 +53,12 @@ class Proxy:
         """How many failures have been counted under this label."""
         return await self.metric("streamproxy_failures_total", label=label)
 
+    async def tolerated(self) -> dict[str, float]:
+        """How often which fault of a provider has been tolerated, by label."""
+        text = (await self.client.get(f"{self.url}/metrics")).text
+        found = re.findall(r'^streamproxy_tolerated_total\{label="(\w+)"\} (\S+)$', text, re.MULTILINE)
+        return {label: float(value) for label, value in found}
+
     async def generate(self, *, path: str = "/v1/images/generations", **members: object) -> httpx.Response:
         """POST a generation: `model` defaults to "sim/gpt-image", the rest of the body are `members`."""
         body = {"model": "sim/gpt-image", "prompt": PROMPT, **members}
@@ -72,8 +79,8 @@ async def running_proxy(
 
     A generation that nobody follows ends at once, so that tests need not wait for the grace.
     """
-    row = ProviderSettings.model_validate({"base_url": f"{upstream}/v1", "credential": "none", **(provider or {})})
-    chosen = Settings.model_validate({"port": 0, "disconnect_grace": 0, "providers": {"sim": row}, **settings})
+    row = {"base_url": f"{upstream}/v1", "credential": "none", **(provider or {})}
+    chosen = Settings.of({"port": 0, "disconnect_grace": 0, "providers": {"sim": row}, **settings})
     app = create_app(chosen, environ=environ or {}, ssl_context=ssl_context, resolver=resolver)
     async with serving(app, chosen) as proxy:
         yield proxy

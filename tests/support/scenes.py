@@ -162,10 +162,8 @@ async def staged(
     held = Held(frames, cut_short)
     handler: Handler = held
     async with serve(handler) as upstream:
-        row = ProviderSettings.model_validate({"base_url": f"{upstream.url}/v1", "credential": "none"})
-        settings = Settings.model_validate(
-            {"port": 0, "providers": {"sim": row}, "cors_origins": origins, "caller_keys": caller_keys}
-        )
+        row = ProviderSettings(base_url=f"{upstream.url}/v1", credential="none")
+        settings = Settings(port=0, providers={"sim": row}, cors_origins=origins, caller_keys=caller_keys)
         app = create_app(settings, environ={})
         async with serving(app, settings) as proxy, cutting(proxy.port, *places) as cutter:
             yield Stage(held, upstream, proxy, app, cutter)
