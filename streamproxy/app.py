@@ -7,6 +7,7 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -66,7 +67,7 @@ def create_app(
             services: dict[str, Service] = {}
             trust = ssl_context or default_ssl_context()
             for provider in configured.providers:
-                services[provider.name] = _service(settings, provider, configured, trust, resolver)
+                services[provider.name] = _service(settings, provider, configured, trust, resolver, observer)
                 stack.push_async_callback(services[provider.name].upstream.aclose)
             tasks = await stack.enter_async_context(anyio.create_task_group())
             kept = await stack.enter_async_context(
@@ -122,6 +123,7 @@ def _service(
     configured: Configured,
     trust: ssl.SSLContext,
     resolver: AbstractResolver | None,
+    observer: Observer,
 ) -> Service:
     row = settings.providers.get(provider.name, ProviderSettings())
     upstream = Upstream(
@@ -134,6 +136,7 @@ def _service(
         ),
         max_connections=settings.max_connections,
         ssl_context=trust,
+        tolerated=partial(observer.tolerated, provider.name),
         trust_env=settings.trust_env_proxies,
         resolver=resolver,
     )

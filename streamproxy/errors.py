@@ -63,6 +63,7 @@ class Failure(Enum):
     BODY_TIMEOUT = Row("request_body_timeout", 408, INVALID, "client_slow")
     HEAD_TOO_LARGE = Row("request_head_too_large", 431, INVALID, "head_limit")
     CALLER_GONE = Row("client_closed_request", 499, INVALID, "client_gone", charged=True)
+    UPLOAD_CUT = Row("upload_cut", 499, INVALID, "upload_cut")
     CALLER_STALLED = Row("client_stalled", 499, INVALID, "client_stall", charged=True)
     STREAM_TOKEN = Row("invalid_stream_token", 401, AUTHENTICATION, "stream_token")
     GONE = Row("stream_gone", 410, INVALID, "not_found")
@@ -136,7 +137,8 @@ class ProxyError(Exception):
 
     `message` never holds a secret, a prompt, image bytes or an offending value. `status`, `code` and `type` replace the
     row's where the provider said better ones; `retry_after` is in seconds; `problems` are the rejected fields;
-    `details` further members of the provider's error object; `as_sent` its own error event where that can go on.
+    `details` further members of the provider's error object; `as_sent` its own error event where that can go on;
+    `noted` is for the log only.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class ProxyError(Exception):
         problems: tuple[Problem, ...] = (),
         details: Mapping[str, object] | None = None,
         as_sent: tuple[bytes | memoryview, ...] = (),
+        noted: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         row = failure.value
@@ -165,6 +168,7 @@ class ProxyError(Exception):
         self.problems = problems
         self.details = details or {}
         self.as_sent = as_sent
+        self.noted = noted or {}
 
     @property
     def retryable(self) -> bool:

@@ -69,6 +69,7 @@ class Observer:
             code=_identifier(error.code),
             param=_identifier(error.param),
             request_id=request_id,
+            **error.noted,
         )
 
     def unexpected(self, error: BaseException, request_id: str) -> ProxyError:
@@ -80,9 +81,10 @@ class Observer:
         self.log.error("unexpected", exception=type(error).__name__, where=where, request_id=request_id)
         return ProxyError(Failure.INTERNAL, "The proxy failed. Its log has the details under this request_id.")
 
-    def tolerated(self, label: str) -> None:
+    def tolerated(self, provider: str, label: str) -> None:
         """A provider's fault that cost the caller nothing."""
         self._counters["streamproxy_tolerated_total"].labels(label).inc()
+        self.log.info("tolerated", label=label, provider=provider)
 
     def store_failed(self, why: str) -> None:
         """The store stopped answering; streams of this process go on."""

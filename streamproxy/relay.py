@@ -183,8 +183,15 @@ class Relay:
                         tuple(self._policy.relayable(response.header_items)), adapter.not_applied(request)
                     )
                     decoder = adapter.decoder(self._exchange(request, plan, head))
-                    alone = request.image_index is None
-                    await self._relay(stream, opening, response, decoder, alone=alone)
+                    try:
+                        await self._relay(stream, opening, response, decoder)
+                    finally:
+                        if decoder.odd:
+                            self._observer.tolerated(plan.route.provider.name, "sse_odd")
+                    if request.image_index is None:
+                        await self._hub.conclude(stream)  # no other request adds to it
+                    if (label := await _trailing(response)) is not None:
+                        self._observer.tolerated(plan.route.provider.name, label)
                     return
                 body = await _refusal_body(response)
                 if not (request.ask_stream and adapter.refuses_streaming(head, body)):
@@ -223,13 +230,8 @@ class Relay:
 
         return scrub
 
-    async def _relay(
-        self, stream: Stream, opening: Opening, response: UpstreamResponse, decoder: Decoder, *, alone: bool
-    ) -> None:
-        """Frames as they become whole. Where the answer breaks off, what was whole still counts before the failure.
-
-        `alone`: the stream has no other request, so it has ended with this answer.
-        """
+    async def _relay(self, stream: Stream, opening: Opening, response: UpstreamResponse, decoder: Decoder) -> None:
+        """Frames as they become whole. Where the answer breaks off, what was whole still counts before the failure."""
         stream.open(opening)
         broken: ProxyError | None = None
         while not decoder.done:
@@ -252,10 +254,6 @@ class Relay:
                     await stream.append(frame)
             except ProxyError as error:
                 raise broken or error from None
-        if alone:
-            await self._hub.conclude(stream)
-        if (label := await _trailing(response)) is not None:
-            self._observer.tolerated(label)
 
 
 def _ended(stream: Stream) -> ProxyError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import anyio
 import pytest
@@ -76,7 +77,12 @@ async def relaying(*scripts: Script) -> AsyncIterator[Running]:
     catalogue, policy, observer = read_catalogue(), HeaderPolicy.load(), Observer()
     left = list(scripts)
     async with no_leaks(), serve(lambda _: left.pop(0) if len(left) > 1 else left[0]) as server:
-        upstream = Upstream(deadlines=deadlines, max_connections=4, ssl_context=default_ssl_context())
+        upstream = Upstream(
+            deadlines=deadlines,
+            max_connections=4,
+            ssl_context=default_ssl_context(),
+            tolerated=partial(observer.tolerated, "sim"),
+        )
         provider = replace(catalogue.providers["sim"], base_url=f"{server.url}/v1")
         service = Service(provider, upstream, CredentialSource("none", "", ""), False, ())
         async with anyio.create_task_group() as tasks:

@@ -81,6 +81,8 @@ class Cutter:
         self._strip_space = False
         self._after_cr = False
         self._bom: bytes | None = b""
+        self.lone_cr = False
+        """Whether a line has ended with a CR and no LF: allowed, and used by nobody who sends events."""
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """Take the next bytes, cut anywhere: the events that they end, then perhaps ProxyError(EVENT_TOO_LARGE)."""
@@ -92,6 +94,7 @@ class Cutter:
         if self._after_cr and size:
             self._after_cr = False
             start = 1 if chunk[0] == _LF else 0
+            self.lone_cr = self.lone_cr or not start
         while start < size:
             if lf < start:
                 lf = chunk.find(b"\n", start)
@@ -113,6 +116,8 @@ class Cutter:
                     self._after_cr = True
                 elif chunk[start] == _LF:
                     start += 1
+                else:
+                    self.lone_cr = True
 
     def finish(self) -> Event | None:
         """The stream has ended: what is left is an event only if its data is whole, which the caller has to judge."""

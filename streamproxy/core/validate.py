@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from streamproxy.core.dataurl import is_readable
 from streamproxy.core.fields import (
     MAX_EXTRA_HEADERS,
     MAX_IMAGE_URL,
@@ -141,14 +142,22 @@ class _Reading:
             spans = elements(self.body, span[0], limit=MAX_IMAGES + 1, where="image")
             if self.checks.items(("image",), len(spans), 1, MAX_IMAGES):
                 for index, item in enumerate(spans):
-                    self.string(("image", index), item, 1, _ANY_LENGTH)
+                    self.inline_image(("image", index), item)
         elif self.raw.startswith(b'"', span[0]):
-            self.string(("image",), span, 1, _ANY_LENGTH)
+            self.inline_image(("image",), span)
         else:
             msg = "Input should be a valid string or a list of strings"
             self.checks.problem(("image",), msg, "string_type")
-        if self.given("mask"):
-            self.string(("mask",), self.span("mask"), 0, _ANY_LENGTH)
+        if self.given("mask") and not self.raw.startswith(b'""', self.span("mask")[0]):
+            self.inline_image(("mask",), self.span("mask"))
+
+    def inline_image(self, loc: Loc, span: tuple[int, int]) -> None:
+        if self.string(loc, span, 1, _ANY_LENGTH):
+            self.readable(loc, span, bare=True)
+
+    def readable(self, loc: Loc, span: tuple[int, int], *, bare: bool = False) -> None:
+        if not is_readable(self.raw, span[0] + 1, span[1] - 1, bare=bare):
+            self.checks.problem(loc, "Value error, the image is not valid base64", "value_error")
 
     def references(self) -> None:
         """`images`: an array of references; `mask`: one."""
@@ -178,7 +187,9 @@ class _Reading:
                 self.checks.problem((*loc, shown(key)), "Extra inputs are not permitted", "extra_forbidden")
             elif not self.raw.startswith(b"null", member.value):
                 sources += 1
-                self.string((*loc, key), (member.value, member.end), 1, _SOURCES[key])
+                source, span = (*loc, key), (member.value, member.end)
+                if self.string(source, span, 1, _SOURCES[key]) and key == "image_url":
+                    self.readable(source, span)
         if sources != 1:
             self.checks.problem(loc, "Value error, exactly one of file_id and image_url is required", "value_error")
 

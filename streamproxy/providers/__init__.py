@@ -24,6 +24,11 @@ class Decoder(Protocol):
         """Whether every image has its final frame: what may still come is not wanted."""
         ...
 
+    @property
+    def odd(self) -> bool:
+        """Whether the answer so far had bytes that no event should have, and was read all the same."""
+        ...
+
     def feed(self, chunk: bytes) -> Iterator[Frame]:
         """Take the next bytes, cut anywhere; yields the frames that they complete."""
         ...

@@ -42,6 +42,10 @@ class Answer:
     def done(self) -> bool:
         return self._inner is not None and self._inner.done
 
+    @property
+    def odd(self) -> bool:
+        return isinstance(self._inner, _Events) and self._inner.odd
+
     def feed(self, chunk: bytes) -> Iterator[Frame]:
         if self._inner is None:
             chunk = self._lead + chunk
@@ -67,7 +71,13 @@ class _Events:
         self._images = 0
         self._answers: list[bytes] = []
         self._size = 0
+        self._mended = False
         self.done = False
+
+    @property
+    def odd(self) -> bool:
+        """Invalid UTF-8 in an event that went on, or a lone CR as a line end."""
+        return self._mended or self._cutter.lone_cr
 
     def feed(self, chunk: bytes) -> Iterator[Frame]:
         for event in self._cutter.feed(chunk):
@@ -106,6 +116,7 @@ class _Events:
         if kind is None:
             return
         right = type_of(self._request.operation, kind.role)
+        self._mended = self._mended or not said.utf8
         if kind.role is Role.COMPLETED:
             if not said.has_image:
                 raise ProxyError(Failure.NO_IMAGE, "The provider's completed event holds no image.")

@@ -11,7 +11,7 @@ longest silence in a body), total (the whole exchange).
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -84,7 +84,11 @@ class UpstreamResponse:
 
 
 class Upstream:
-    """The connections to one provider, at most `max_connections` in use at a time."""
+    """The connections to one provider, at most `max_connections` in use at a time.
+
+    `tolerated` is told what a provider did that no request noticed: `stale_conn`, it closed an idle connection, or
+    `upstream_extra_bytes`, it sent more than the answer.
+    """
 
     def __init__(
         self,
@@ -92,17 +96,18 @@ class Upstream:
         deadlines: Deadlines,
         max_connections: int,
         ssl_context: ssl.SSLContext,
+        tolerated: Callable[[str], None],
         trust_env: bool = False,
         resolver: AbstractResolver | None = None,
     ) -> None:
         self._deadlines = deadlines
         self._slots = anyio.CapacityLimiter(max_connections)
         no_cookies = cast("dict[str, str]", CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])))
+        transport = Transport(
+            keepalive=KEEPALIVE, trust_env=trust_env, ssl_context=ssl_context, resolver=resolver, tolerated=tolerated
+        )
         self._client = httpx.AsyncClient(
-            transport=cast(
-                httpx.AsyncBaseTransport,
-                Transport(keepalive=KEEPALIVE, trust_env=trust_env, ssl_context=ssl_context, resolver=resolver),
-            ),
+            transport=cast(httpx.AsyncBaseTransport, transport),
             cookies=no_cookies,
             follow_redirects=False,
             trust_env=False,

@@ -1,7 +1,7 @@
 """httpx's transport over aiohttp: the only module, with `connection`, that imports aiohttp and httpx-aiohttp.
 
 httpx-aiohttp gives httpx's requests to an aiohttp session. Three things are ours here:
-  * chunks as they arrive (up to 256 KiB) instead of pieces of 16 KiB: a third of the CPU per byte;
+  * chunks as they arrive (up to 64 KiB) instead of pieces of 16 KiB: a third of the CPU per byte;
   * connections that trust the provider less, see `connection`;
   * aiohttp's exceptions become ProxyError by what they mean, and by how far the request had come.
 """
@@ -12,7 +12,7 @@ import asyncio
 import functools
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
@@ -25,10 +25,8 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.upstream.connection import MAX_HEAD_BYTES, PROGRESS, Connection, Progress
 
 CHUNK: Final = 64 * 1024
-"""Bytes of a chunk: an event is held as its chunks, so its first and last one hold up to this of its neighbours."""
-
-READ_BUFFER: Final = 64 * 1024
-"""Bytes aiohttp holds before it stops reading from the socket: twice this, and one read of up to 256 KiB."""
+"""Bytes read from a socket at a time, and of a chunk: an event is held as its chunks, so its first and last one hold up
+to this of its neighbours. aiohttp holds up to three of them before it stops reading."""
 
 
 class _Stream(AiohttpResponseStream):
@@ -136,7 +134,10 @@ def timed_out(progress: Progress) -> ProxyError:
 
 
 class Transport(AiohttpTransport):
-    """One provider's connections. `resolver` replaces the system's name resolution, `ssl_context` its trust."""
+    """One provider's connections. `resolver` replaces the system's name resolution, `ssl_context` its trust.
+
+    `tolerated` is told the label of each fault of an idle connection.
+    """
 
     def __init__(
         self,
@@ -145,11 +146,13 @@ class Transport(AiohttpTransport):
         trust_env: bool,
         ssl_context: ssl.SSLContext,
         resolver: abc.AbstractResolver | None,
+        tolerated: Callable[[str], None],
     ) -> None:
         super().__init__(verify=ssl_context, client=self._session)
         self._keepalive = keepalive
         self._trust_env = trust_env
         self._resolver = resolver
+        self._tolerated = tolerated
 
     def _session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
@@ -159,13 +162,15 @@ class Transport(AiohttpTransport):
             resolver=self._resolver,
             socket_factory=_socket,
         )
-        connector._factory = cast("Any", functools.partial(_connection, connector._loop))
+        connector._factory = cast(
+            "Any", functools.partial(_connection, connector._loop, self._tolerated, memoryview(bytearray(CHUNK)))
+        )
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=self._trust_env,
-            read_bufsize=READ_BUFFER,
+            read_bufsize=CHUNK,
             max_line_size=MAX_HEAD_BYTES,  # the parser's own limits lie behind those of Connection
             max_field_size=MAX_HEAD_BYTES,
             max_headers=MAX_HEAD_BYTES,
@@ -200,10 +205,10 @@ def _socket(address: AddrInfoType) -> socket.socket:
     return socket.socket(family, kind, protocol)
 
 
-def _connection(loop: asyncio.AbstractEventLoop) -> Connection:
+def _connection(loop: asyncio.AbstractEventLoop, tolerated: Callable[[str], None], buffer: memoryview) -> Connection:
     """The protocol of a connection that has just been accepted; asyncio begins TLS after this."""
     PROGRESS.get().accepted = True
-    return Connection(loop)
+    return Connection(loop, tolerated, buffer)
 
 
 def _traces() -> aiohttp.TraceConfig:

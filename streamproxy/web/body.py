@@ -16,7 +16,7 @@ from typing import BinaryIO, Final
 import anyio
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from streamproxy.core.requests import Part
 from streamproxy.errors import Failure, ProxyError
@@ -107,7 +107,8 @@ class Form:
 async def read_form(request: Request, limit: int, pause: float | None = None) -> Form:
     """Parse a multipart body.
 
-    Keeps no file where it raises: ProxyError(INVALID_MULTIPART, BODY_TOO_LARGE, BODY_TIMEOUT or UPLOAD_SPOOL).
+    Keeps no file where it raises: ProxyError(INVALID_MULTIPART, BODY_TOO_LARGE, BODY_TIMEOUT, UPLOAD_CUT or
+    UPLOAD_SPOOL).
     """
     parser = _Parser(
         request.headers,
@@ -129,6 +130,9 @@ async def read_form(request: Request, limit: int, pause: float | None = None) ->
             Failure.UPLOAD_SPOOL,
             f"The upload could not be stored ({error.strerror}). Free space in the temporary directory (TMPDIR).",
         ) from None
+    except ClientDisconnect:
+        parser.close()
+        raise ProxyError(Failure.UPLOAD_CUT, "The caller left in the middle of its upload.") from None
     except BaseException:
         parser.close()
         raise

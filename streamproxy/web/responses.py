@@ -36,6 +36,15 @@ ABORT: Final = "streamproxy.abort"
 
 NOT_APPLIED: Final = "streamproxy-not-applied"
 
+_CLOSING: Final = (
+    Failure.BODY_TOO_LARGE,
+    Failure.BODY_TIMEOUT,
+    Failure.CALLER_GONE,
+    Failure.UPLOAD_CUT,
+    Failure.DRAINING,
+)
+"""What ends the connection too, mostly because the rest of a request is not waited for."""
+
 
 class Answer:
     """A response with a known body, sent in slices so that a slow caller holds little of it. `body`: its pieces."""
@@ -51,10 +60,12 @@ class Answer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
-        if scope["method"] != "HEAD":
-            for piece in sliced(self._body):
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        last: Piece = b""
+        for piece in sliced(self._body) if scope["method"] != "HEAD" else ():
+            if last:
+                await send({"type": "http.response.body", "body": last, "more_body": True})
+            last = piece
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
 def json_response(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
@@ -71,7 +82,7 @@ def error_response(error: ProxyError, request_id: str) -> Answer:
         headers["x-should-retry"] = "false"
     if error.failure.value.status == 401:
         headers["www-authenticate"] = 'Bearer realm="streamproxy"'
-    if error.failure in (Failure.BODY_TOO_LARGE, Failure.BODY_TIMEOUT, Failure.CALLER_GONE, Failure.DRAINING):
+    if error.failure in _CLOSING:
         headers["connection"] = "close"
     if error.status >= 500:
         token = error.failure.value.code

@@ -224,3 +224,19 @@ def test_time_is_linear(unit: bytes, step: int, size: int) -> None:
 
 def test_event_bytes() -> None:
     assert event_bytes("e", [b'{"a":', memoryview(b"1}")]) == b'event: e\ndata: {"a":1}\n\n'
+
+
+@pytest.mark.parametrize(("end", "lone"), [(b"\n", False), (b"\r\n", False), (b"\r", True)])
+def test_a_lone_cr_is_noticed_wherever_chunks_are_cut(end: bytes, lone: bool) -> None:
+    wire = b"data: a" + end + end + b"data: b\n\n"
+    for cut in range(len(wire) + 1):
+        cutter = Cutter(100)
+        assert [event.joined() for chunk in (wire[:cut], wire[cut:]) for event in cutter.feed(chunk)] == [b"a", b"b"]
+        assert cutter.lone_cr is lone, cut
+
+
+def test_one_lone_cr_is_noticed_at_the_cut_and_within_a_chunk() -> None:
+    for chunks in ([b"data: a\r", b"data: b\n\n"], [b"data: a\rdata: b\n\n"]):
+        cutter = Cutter(100)
+        assert [event.joined() for chunk in chunks for event in cutter.feed(chunk)] == [b"a b"]
+        assert cutter.lone_cr

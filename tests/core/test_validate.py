@@ -101,6 +101,10 @@ REFERENCES: list[tuple[Any, Found]] = [
     ({"image_url": ""}, [(".image_url", "string_too_short")]),
     ({"file_id": ""}, [(".file_id", "string_too_short")]),
     ({"image_url": 1}, [(".image_url", "string_type")]),
+    ({"image_url": "data:image/png;base64,AAAA"}, []),
+    ({"image_url": "data:image/png;base64,A-_A"}, [(".image_url", "value_error")]),
+    ({"image_url": "data:image/png,AAAA"}, [(".image_url", "value_error")]),
+    ({"file_id": "data:image/png;base64,%"}, []),
     ({"file_id": ["f"]}, [(".file_id", "string_type")]),
     ({"file_id": "f" * 1025}, [(".file_id", "string_too_long")]),
     ({**REF, "detail": "high"}, [(".detail", "extra_forbidden")]),
@@ -152,11 +156,16 @@ def test_a_reference_with_a_key_twice_is_refused() -> None:
     ("image", "found"),
     [
         ("iVBORw0KGgo=", []),
-        (["a"] * 16, []),
-        (["a"] * 17, [("image", "too_long")]),
+        (["AA"] * 16, []),
+        (["AA"] * 17, [("image", "too_long")]),
         ([], [("image", "too_short")]),
         ("", [("image", "string_too_short")]),
-        (["a", "", 1], [("image[1]", "string_too_short"), ("image[2]", "string_type")]),
+        (["AA", "", 1], [("image[1]", "string_too_short"), ("image[2]", "string_type")]),
+        ("a file", [("image", "value_error")]),
+        (
+            ["AA", "https://example.com/a.png", "A", "data:image/png;base64,A", "data:image/png,AA"],
+            [("image[2]", "value_error"), ("image[3]", "value_error"), ("image[4]", "value_error")],
+        ),
         (1, [("image", "string_type")]),
         ({}, [("image", "string_type")]),
         (False, [("image", "string_type")]),
@@ -167,7 +176,9 @@ def test_an_image_makes_a_generation_an_edit(image: Any, found: Found) -> None:
     if not found:
         assert generated({**GENERATION, "image": image}).edit
         assert problems(generated, {**GENERATION, "image": image, "mask": 1}) == [("mask", "string_type")]
-        assert problems(generated, {**GENERATION, "image": image, "mask": "AAAA"}) == []
+        for mask in ("AAAA", "", None):
+            assert problems(generated, {**GENERATION, "image": image, "mask": mask}) == []
+        assert problems(generated, {**GENERATION, "image": image, "mask": "%%%"}) == [("mask", "value_error")]
 
 
 def test_a_generation_without_an_image_is_none() -> None:
@@ -226,7 +237,7 @@ def test_extra_headers_that_cannot_be_read(value: bytes, failure: Failure) -> No
 @pytest.mark.parametrize("filler", [b"A", b"\\/", "é".encode(), b"\\u002B"])
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_an_image_url_is_measured_in_characters(filler: bytes, beyond: int) -> None:
-    url = b"data:image/png;base64," + filler
+    url = b"https://example.com/a?" + filler
     url += b"A" * (MAX_IMAGE_URL - 23 + beyond)
     body = parse(b'{"model":"m","prompt":"p","images":[{"image_url":"' + url + b'"}]}')
     if beyond:

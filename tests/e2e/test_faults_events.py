@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from streamproxy.errors import Failure
 from streamproxy.simulator.received import Received
@@ -49,15 +50,45 @@ async def test_odd_bytes_in_an_event_go_on_as_they_are(name: str) -> None:
         answer = await proxy.generate(stream=True)
         assert events(answer.content) == passed_on(odd, completed())
         assert upstream.calls == 1
+        await idle(proxy)
+        assert await proxy.tolerated() == {}
 
 
 async def test_invalid_utf8_is_what_a_browser_reads_it_as() -> None:
     """openai-python would end the whole stream over it; WHATWG decodes it to U+FFFD."""
-    script = sse((_odd(b"\xff\xfe"), completed()))
+    script = sse((_odd(b"\xff\xfe"), _odd(b"\xff"), completed()))
+    mended = (_odd("\ufffd\ufffd".encode()), _odd("\ufffd".encode()))
+    async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
+        for count in (1, 2):
+            with capture_logs() as lines:
+                answer = await proxy.generate(stream=True)
+                assert events(answer.content) == passed_on(*mended, completed())
+                await idle(proxy)
+            assert await proxy.tolerated() == {"sse_odd": count}  # once per stream, however many events
+            assert [line["label"] for line in lines if line["event"] == "tolerated"] == ["sse_odd"]
+        assert upstream.calls == 2
+
+
+LINE_ENDS = {"LF": (b"\n", {}), "CRLF": (b"\r\n", {}), "CR": (b"\r", {"sse_odd": 1.0})}
+
+
+@pytest.mark.parametrize("name", LINE_ENDS)
+async def test_a_lone_cr_ends_a_line_and_is_counted(name: str) -> None:
+    end, counted = LINE_ENDS[name]
+    script = sse(tuple(frame.replace(b"\n", end) for frame in (FIRST, completed())))
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
         answer = await proxy.generate(stream=True)
-        assert events(answer.content) == passed_on(_odd("\ufffd\ufffd".encode()), completed())
-        assert upstream.calls == 1
+        assert events(answer.content) == passed_on(FIRST, completed())
+        await idle(proxy)
+        assert await proxy.tolerated() == counted
+
+
+async def test_what_was_odd_is_counted_even_where_the_stream_fails() -> None:
+    script = sse((_odd(b"\xff"),))
+    async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
+        assert failed(await proxy.generate(stream=True)).code == "missing_terminal_event"
+        await idle(proxy)
+        assert await proxy.tolerated() == {"sse_odd": 1}
 
 
 async def test_a_nul_in_an_event_is_not_json_and_ends_the_stream() -> None:

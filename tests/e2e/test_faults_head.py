@@ -7,13 +7,15 @@ import zlib
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
+from streamproxy.core.headers import REDACTED
 from streamproxy.simulator import running
 from streamproxy.simulator.openai import OpenAI
 from streamproxy.simulator.script import Script, Send, Stall
 from streamproxy.simulator.server import Received, serve
 from tests.support.faults import IMAGE, IMAGE_BODY, IMAGE_BYTES, STREAMED, Held, Refusal, provider
-from tests.support.proxy import BOUND, Sent, events, no_leaks, running_proxy
+from tests.support.proxy import BOUND, PROMPT, Sent, events, no_leaks, running_proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -56,13 +58,35 @@ FAULTS = BROKEN | SOUND
 @STREAMED
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_fault_before_the_head_is_an_http_status(fault: str, stream: bool) -> None:
-    async with no_leaks(), running(pace=0) as sim, running_proxy(sim.url, first_byte_timeout=0.3) as proxy:
+    patience = 0.3 if FAULTS[fault] is SILENT else BOUND
+    async with no_leaks(), running(pace=0) as sim, running_proxy(sim.url, first_byte_timeout=patience) as proxy:
         await FAULTS[fault].check(proxy, await proxy.generate(model=f"sim/fault-{fault}", stream=stream))
         assert sim.calls == 1
         assert (await proxy.generate(size="64x64", stream=stream, partial_images=0)).status_code == 200
         assert sim.calls == 2
         if fault in BROKEN:
             assert sim.received[0].connection != sim.received[1].connection
+
+
+@pytest.mark.parametrize(
+    ("kind", "noted"),
+    [
+        (b"Text/HTML; charset=utf-8", "text/html"),
+        (b"text/x-" + b"a" * 500, "text/x-" + "a" * 121),
+        (b"text/sk-0123456789abcdefghijklmnopqrst", f"text/{REDACTED}"),
+    ],
+)
+async def test_of_a_body_of_another_type_only_what_its_head_says_is_logged(kind: bytes, noted: str) -> None:
+    page = b"<html>" + PROMPT.encode() + b"</html>"
+    script = (Send(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (kind, len(page)) + page),)
+    async with provider(script) as (_, proxy):
+        with capture_logs() as lines:
+            answer = await proxy.generate(stream=True)
+        message = await Refusal(502, "unexpected_content_type", "upstream_protocol").check(proxy, answer)
+        (line,) = [line for line in lines if line["event"] == "failure"]
+        assert (line["content_type"], line["content_length"]) == (noted, str(len(page)))
+        assert "html" not in message
+        assert not [line for line in lines if PROMPT in repr(line)]
 
 
 async def test_faults_leave_another_stream_alone() -> None:

@@ -59,14 +59,26 @@ async def test_an_upload_that_is_cut_reaches_no_provider_and_leaves_no_file(how:
     body = MODEL + FILE + bytes(LARGE)
     async with no_leaks(), serve(provider(GOOD)) as upstream, running_proxy(upstream.url) as proxy:
         async with other_stream(proxy):
-            with one_failure(Failure.CALLER_GONE):
+            with one_failure(Failure.UPLOAD_CUT):
                 async with calling(proxy.port) as caller:
                     await caller.send(post(body, path=EDITS, kind=FORM, length=len(body) + 1000))
                     await _spooled(before + 1)
                     {"reset": Caller.reset, "closed": Caller.close, "half closed": Caller.half_close}[how](caller)
                     await _spooled(before)
-                    await _counted(proxy, "client_gone")
+                    await _counted(proxy, "upload_cut")
+        assert await proxy.failures("upload_cut") == 1
+        assert await proxy.failures("client_gone") == 0
         assert upstream.calls == 1  # the other stream's
+
+
+async def test_a_json_body_that_is_cut_is_a_caller_who_left() -> None:
+    async with no_leaks(), serve(provider(GOOD)) as upstream, running_proxy(upstream.url) as proxy:
+        with one_failure(Failure.CALLER_GONE):
+            async with calling(proxy.port) as caller:
+                await caller.send(post(b'{"model":', length=100))
+                caller.half_close()
+                await _counted(proxy, "client_gone")
+        assert (upstream.calls, await proxy.failures("upload_cut")) == (0, 0)
 
 
 async def _counted(proxy: Proxy, label: str) -> None:
@@ -150,6 +162,13 @@ async def test_a_body_over_the_limit_is_refused_and_its_connection_closed(framin
 
 
 DEEP = b'{"model":"sim/gpt-image","prompt":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+BAD_URL = b'"data:image/png;base64,QUJD?"'
+
+
+def _json_edit(url: bytes = b'"data:image/png;base64,QUJD"', more: bytes = b"") -> bytes:
+    return b'{"model":"sim/gpt-image","prompt":"p","images":[{"image_url":' + url + b"}]" + more + b"}"
+
+
 MALFORMED: dict[str, tuple[str, str, bytes, int, str]] = {
     "not JSON": ("generations", "application/json", b'{"model":', 400, "invalid_json"),
     "not an object": ("generations", "application/json", b"[1]", 400, "invalid_json"),
@@ -162,10 +181,42 @@ MALFORMED: dict[str, tuple[str, str, bytes, int, str]] = {
         400,
         "duplicate_key",
     ),
+    "bad base64": ("edits", "application/json", _json_edit(BAD_URL), 422, "invalid_request"),
+    "bad base64 behind megabytes of good": (
+        "edits",
+        "application/json",
+        _json_edit(b'"data:image/png;base64,' + b"QUJD" * (5 << 18) + b'?"'),
+        422,
+        "invalid_request",
+    ),
+    "bad base64 in a mask": (
+        "edits",
+        "application/json",
+        _json_edit(more=b',"mask":{"image_url":' + BAD_URL + b"}"),
+        422,
+        "invalid_request",
+    ),
+    "bad base64 in a generation's image": (
+        "generations",
+        "application/json",
+        b'{"model":"sim/gpt-image","prompt":"p","image":["QUJD",' + BAD_URL + b"]}",
+        422,
+        "invalid_request",
+    ),
     "no closing boundary": ("edits", FORM, MODEL + FILE + bytes(LARGE) + b"\r\n", 400, "invalid_multipart"),
     "no boundary at all": ("edits", FORM, b"nothing", 400, "invalid_multipart"),
     "no boundary parameter": ("edits", "multipart/form-data", b"--b--\r\n", 400, "invalid_multipart"),
 }
+
+
+async def test_an_edit_with_good_base64_reaches_its_provider() -> None:
+    async with no_leaks(), serve(provider(GOOD)) as upstream, running_proxy(upstream.url) as proxy:
+        for body in (_json_edit(), _json_edit(b'"data:image/webp;base64,' + b"QUJD" * (5 << 18) + b'QQ"')):
+            response = await proxy.client.post(
+                f"{proxy.url}{EDITS}", content=body, headers={"content-type": "application/json"}
+            )
+            assert response.status_code == 200, response.text
+        assert upstream.calls == 2
 
 
 @pytest.mark.parametrize("name", MALFORMED)
@@ -180,6 +231,7 @@ async def test_a_malformed_body_is_refused_without_a_provider(name: str) -> None
         answer = orjson.loads(response.content)
         assert answer["error"]["code"] == code
         assert answer["request_id"] == response.headers["x-request-id"]
+        assert b"QUJD" not in response.content
         assert await proxy.failures("bad_request") == 1
         assert (upstream.calls, upstream.connections) == (0, 0)
         await _spooled(before)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import anyio
 import pytest
+import trustme
+from structlog.testing import capture_logs
 
 from streamproxy.simulator.script import Fin, Script, Send, Wait, chunk, json_answer, sse
 from streamproxy.simulator.server import Received, serve
@@ -26,19 +32,51 @@ async def own_answer(proxy: Proxy) -> None:
     assert answer.json()["data"] == [{"b64_json": "aW1hZ2U="}]
 
 
+@contextmanager
+def logged(*labels: str) -> Iterator[None]:
+    """The block logs these tolerated faults, one line each, and no other, and no failure."""
+    with capture_logs() as lines:
+        yield
+    assert [line["label"] for line in lines if line["event"] == "tolerated"] == [*labels]
+    assert {line["provider"] for line in lines if line["event"] == "tolerated"} <= {"sim"}
+    assert not [line for line in lines if line["event"] == "failure"]
+
+
 async def test_a_sound_connection_is_used_again() -> None:
-    async with provider(IMAGE) as (server, proxy):
-        for _ in range(3):
-            await own_answer(proxy)
-        assert (server.calls, server.connections) == (3, 1)
+    with logged():
+        async with provider(IMAGE) as (server, proxy):
+            for _ in range(3):
+                await own_answer(proxy)
+            assert (server.calls, server.connections) == (3, 1)
+            assert await proxy.tolerated() == {}
 
 
 async def test_an_idle_connection_that_the_provider_closed_is_noticed() -> None:
-    async with provider((*IMAGE, Fin())) as (server, proxy):
-        for count in (1, 2, 3):
-            await own_answer(proxy)
-            await server.wait_closed_connections(BOUND)
-            assert (server.calls, server.connections) == (count, count)
+    with logged("stale_conn", "stale_conn"):
+        async with provider((*IMAGE, Wait(0.05), Fin())) as (server, proxy):
+            for count in (1, 2, 3):
+                await own_answer(proxy)
+                await server.wait_closed_connections(BOUND)
+                assert (server.calls, server.connections) == (count, count)
+            assert await proxy.tolerated() == {"stale_conn": 2}
+
+
+async def test_an_idle_connection_that_the_provider_closed_is_noticed_over_tls() -> None:
+    authority = trustme.CA()
+    served, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(served)
+    authority.configure_trust(trust)
+    with anyio.fail_after(BOUND), logged("stale_conn"):
+        async with (
+            no_leaks(),
+            serve(lambda _: (*IMAGE, Wait(0.05), Fin()), ssl=served) as server,
+            running_proxy(server.url, ssl_context=trust) as proxy,
+        ):
+            for count in (1, 2):
+                await own_answer(proxy)
+                await server.wait_closed_connections(BOUND)
+                assert (server.calls, server.connections) == (count, count)
+            assert await proxy.tolerated() == {"stale_conn": 1}
 
 
 async def test_a_close_that_races_with_the_next_request_is_never_sent_twice() -> None:
@@ -84,27 +122,33 @@ EXTRA = {
 
 @pytest.mark.parametrize("extra", EXTRA)
 async def test_bytes_behind_an_answer_answer_nobody(extra: str) -> None:
-    async with provider(EXTRA[extra], IMAGE) as (server, proxy):
-        await own_answer(proxy)
-        await own_answer(proxy)
-        assert server.calls == 2
-        assert server.received[0].connection != server.received[1].connection
+    with logged("upstream_extra_bytes"):
+        async with provider(EXTRA[extra], IMAGE) as (server, proxy):
+            for _ in range(3):
+                await own_answer(proxy)
+            assert server.calls == 3
+            assert server.received[0].connection != server.received[1].connection == server.received[2].connection
+            assert await proxy.tolerated() == {"upstream_extra_bytes": 1}
 
 
 async def test_bytes_on_an_idle_connection_close_it() -> None:
-    async with provider((*IMAGE, Wait(0.1), *STOLEN, Wait(BOUND)), IMAGE) as (server, proxy):
-        await own_answer(proxy)
-        await server.wait_closed_connections(BOUND)
-        await own_answer(proxy)
-        assert server.calls == 2
+    with logged("upstream_extra_bytes"):
+        async with provider((*IMAGE, Wait(0.1), *STOLEN, Wait(BOUND)), IMAGE) as (server, proxy):
+            await own_answer(proxy)
+            await server.wait_closed_connections(BOUND)
+            await own_answer(proxy)
+            assert server.calls == 2
+            assert await proxy.tolerated() == {"upstream_extra_bytes": 1}
 
 
 async def test_bytes_behind_a_stream_answer_nobody() -> None:
     script = sse((COMPLETED,), end=(Send(b"0\r\n\r\n" + STOLEN_BYTES),))
-    async with provider(script, IMAGE) as (server, proxy):
-        assert len(events((await proxy.generate(stream=True)).content)) == 1
-        await own_answer(proxy)
-        assert server.received[0].connection != server.received[1].connection
+    with logged("upstream_extra_bytes"):
+        async with provider(script, IMAGE) as (server, proxy):
+            assert len(events((await proxy.generate(stream=True)).content)) == 1
+            await own_answer(proxy)
+            assert server.received[0].connection != server.received[1].connection
+            assert await proxy.tolerated() == {"upstream_extra_bytes": 1}
 
 
 async def test_callers_never_get_each_others_answers() -> None:

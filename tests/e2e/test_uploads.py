@@ -376,7 +376,8 @@ async def test_a_caller_who_leaves_in_its_upload_keeps_no_file_and_costs_no_call
             left.reset()
         await gone(spool)
         assert sink.calls == 0
-        assert await proxy.failures("client_gone") == 1
+        assert await proxy.failures("upload_cut") == 1
+        assert await proxy.failures("client_gone") == 0
 
 
 @pytest.mark.parametrize("stream", [None, "true"], ids=["json", "stream"])

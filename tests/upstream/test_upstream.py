@@ -6,7 +6,7 @@ import asyncio
 import select
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import cast
@@ -41,6 +41,10 @@ class NoNames(AbstractResolver):
         """Nothing is held."""
 
 
+def unexpected(label: str) -> None:
+    raise AssertionError(label)
+
+
 @asynccontextmanager
 async def connected(script: Script = (), **deadlines: float) -> AsyncIterator[tuple[Server, Upstream]]:
     """A provider that plays `script` for everybody, and the connections to it."""
@@ -49,7 +53,11 @@ async def connected(script: Script = (), **deadlines: float) -> AsyncIterator[tu
     with anyio.fail_after(BOUND):
         async with no_leaks(), serve(lambda _: script or json_answer(200, {})) as server:
             upstream = Upstream(
-                deadlines=limits, max_connections=2, ssl_context=ssl.create_default_context(), resolver=NoNames()
+                deadlines=limits,
+                max_connections=2,
+                ssl_context=ssl.create_default_context(),
+                tolerated=unexpected,
+                resolver=NoNames(),
             )
             try:
                 yield server, upstream
@@ -161,14 +169,18 @@ async def test_cancelling_frees_the_connection_and_the_place() -> None:
 
 
 @asynccontextmanager
-async def wire() -> AsyncIterator[tuple[Connection, asyncio.Transport, asyncio.StreamWriter]]:
+async def wire(
+    tolerated: Callable[[str], None] = unexpected,
+) -> AsyncIterator[tuple[Connection, asyncio.Transport, asyncio.StreamWriter]]:
     """One Connection with its own transport, and the provider's end of it."""
     loop = asyncio.get_running_loop()
     accepted: asyncio.Future[asyncio.StreamWriter] = loop.create_future()
     server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), "127.0.0.1", 0)
     async with no_leaks(), server:
         port = server.sockets[0].getsockname()[1]
-        transport, connection = await loop.create_connection(lambda: Connection(loop), "127.0.0.1", port)
+        transport, connection = await loop.create_connection(
+            lambda: Connection(loop, tolerated, memoryview(bytearray(1024))), "127.0.0.1", port
+        )
         try:
             with anyio.fail_after(5):
                 yield connection, transport, await accepted
@@ -201,3 +213,38 @@ async def test_an_idle_connection_with_something_to_read_is_not_fit() -> None:
         assert select.select([socket_number], [], [], 5)[0], "a loopback delivers at once"
         assert not connection.is_connected()
         assert connection.open
+
+
+FAREWELLS: dict[str, tuple[bytes, str]] = {
+    "the end": (b"", "stale_conn"),
+    "bytes": (b"H", "upstream_extra_bytes"),
+    "bytes and the end": (b"HTTP/1.1 200 OK\r\n\r\n", "upstream_extra_bytes"),
+}
+
+
+@pytest.mark.parametrize("case", FAREWELLS)
+async def test_what_ends_an_idle_connection_is_told_once_even_before_it_is_read(case: str) -> None:
+    data, label = FAREWELLS[case]
+    told: list[str] = []
+    async with wire(told.append) as (connection, transport, provider):
+        progress = Progress(first_byte=5.0, ends_at=anyio.current_time() + 5)
+        token = PROGRESS.set(progress)
+        connection.set_response_params()
+        PROGRESS.reset(token)
+        progress.moved()
+        provider.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        _, payload = await connection.read()
+        assert await payload.read() == b"{}"
+        assert connection.is_connected()
+        transport.pause_reading()
+        provider.write(data)
+        if case != "bytes":
+            provider.write_eof()
+        socket_number = transport.get_extra_info("socket").fileno()
+        while not select.select([socket_number], [], [], 0)[0]:
+            await anyio.lowlevel.checkpoint()  # the provider's end of it is in the same loop
+        for _ in range(2):
+            assert not connection.is_connected()
+        connection.close()
+        assert not connection.is_connected()
+        assert told == [label]

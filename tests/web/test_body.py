@@ -108,8 +108,9 @@ async def test_a_body_that_is_announced_too_large_is_refused_unread() -> None:
 async def test_a_caller_who_leaves_is_not_an_empty_body() -> None:
     with pytest.raises(ClientDisconnect):
         await read_json(request([b"{}"], gone=True), 10)
-    with pytest.raises(ClientDisconnect):
+    with pytest.raises(ProxyError) as caught:
         await read_form(request([FORM[:200]], gone=True), 1 << 20)
+    assert caught.value.failure is Failure.UPLOAD_CUT
 
 
 # Forms.
