@@ -90,6 +90,10 @@ class Observer:
         """The store stopped answering; streams of this process go on."""
         self.log.error("store", failure=why, consequence="streams are kept in this process only")
 
+    def store_recovered(self) -> None:
+        """The store answers again."""
+        self.log.info("store", recovered=True)
+
     def upstream(self, provider: str) -> None:
         """One request is about to be sent to this provider."""
         self._counters["streamproxy_upstream_requests_total"].labels(provider).inc()

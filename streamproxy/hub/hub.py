@@ -286,7 +286,9 @@ class Hub:
         except StoreError as error:
             self._failed(error)
             return None
-        self.store_failed = False
+        if self.store_failed:
+            self.store_failed = False
+            self._observer.store_recovered()
         return result
 
     def _failed(self, error: StoreError) -> None:

@@ -1,5 +1,5 @@
-"""What is measured, one function per kind of cell. Rounds alternate between the peers, so that all of them meet the
-same disturbances of the machine.
+"""What is measured of the relay, one function per kind of cell. Rounds alternate between the peers, so that all of them
+meet the same disturbances of the machine.
 
     flow    `concurrent` streams as fast as they go     CPU seconds per GB, GB per second, peak memory
     hold    streams whose provider pauses between events: from its last byte of an event to the caller's
@@ -12,7 +12,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ from tests.bench.peers import Peer, Running, running
 from tests.bench.stamps import Stamps
 from tests.bench.wire import Answer, Void
 
+OURS: Final = "streamproxy"
 GB: Final = 1e9
 FIRST: Final = 8
 """Streams that are opened, or relayed, before anything is measured: imports, caches and connections are then there."""
@@ -45,16 +46,28 @@ class Place:
     numbers: Iterator[int]
     ends_at: float
 
+    def has_time(self) -> None:
+        """Raises TimeoutError when the run's time is over: nothing more is to be started."""
+        if time.monotonic() >= self.ends_at:
+            raise TimeoutError
+
 
 @dataclass(slots=True)
 class Cell:
-    """One peer's result. `values` are all measurements, by name; `void` says why there are none, or none to trust."""
+    """One peer's result. `values` are all measurements, by name; `void` says why there are none, or none to trust.
+
+    `number`: of streams, or where there is a `store`, of viewers of one retained there, who ask with `query`.
+    `missing`: it is void because what it is about is not installed here.
+    """
 
     kind: str
-    streams: int
+    number: int
     peer: str
     values: dict[str, list[float]] = field(default_factory=dict)
     void: str = ""
+    missing: bool = False
+    store: str = ""
+    query: str = ""
 
     def add(self, name: str, value: float) -> None:
         self.values.setdefault(name, []).append(value)
@@ -75,7 +88,8 @@ class Cell:
             }
             for name, v in self.values.items()
         }
-        return {"kind": self.kind, "streams": self.streams, "peer": self.peer, "void": self.void or None, **rows}
+        about = {"kind": self.kind, "number": self.number, "peer": self.peer}
+        return {**about, "store": self.store or None, "query": self.query or None, "void": self.void or None, **rows}
 
 
 Measure = Callable[[Running, Load, Cell], Awaitable[None]]
@@ -139,31 +153,43 @@ async def _alternate(
     place: Place, peers: Sequence[Peer], blank: Cell, rounds: int, warm: Measure, measure: Measure
 ) -> list[Cell]:
     """A fresh process of each peer; `warm` once and `measure` `rounds` times, every peer in turn."""
-    cells = [Cell(blank.kind, blank.streams, peer.name) for peer in peers]
+    cells = [Cell(blank.kind, blank.number, peer.name) for peer in peers]
     with ExitStack() as stack:
         ready: list[tuple[Running, Load, Cell]] = []
         for peer, cell in zip(peers, cells, strict=True):
             if peer.missing:
-                cell.void = f"{peer.binary} is not installed"
+                cell.void, cell.missing = f"{peer.binary} is not installed", True
                 continue
-            process = stack.enter_context(running(peer, place.directory, place.origin, place.cpu))
-            ready.append((process, Load(process.port, place.answer, place.numbers), cell))
+            with voiding(cell):
+                place.has_time()
+                process = stack.enter_context(running(peer, place.directory, place.origin, place.cpu))
+                ready.append((process, Load(process.port, place.answer, place.numbers), cell))
         for step in (warm, *[measure] * rounds):
             for process, load, cell in ready:
                 if not cell.void:
-                    await _bounded(step(process, load, cell), place, cell)
+                    await bounded(step(process, load, cell), place, cell)
     return cells
 
 
-async def _bounded(step: Awaitable[None], place: Place, cell: Cell) -> None:
+async def bounded(step: Awaitable[None], place: Place, cell: Cell) -> None:
     """Run one step; what goes wrong with the peer voids its cell."""
-    try:
+    with voiding(cell):
         async with asyncio.timeout(min(STEP_SECONDS, place.ends_at - time.monotonic())):
             await step
+
+
+@contextmanager
+def voiding(*cells: Cell) -> Iterator[None]:
+    """What goes wrong with the peer in this block voids its cells."""
+    why = ""
+    try:
+        yield
     except* TimeoutError:
-        cell.void = "it took too long, or the run's time was over"
+        why = "it took too long, or the run's time was over"
     except* (Void, OSError) as group:
-        cell.void = "; ".join(sorted({str(error) for error in _leaves(group)}))
+        why = "; ".join(sorted({str(error) or type(error).__name__ for error in _leaves(group)}))
+    for cell in cells:
+        cell.void = cell.void or why
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -112,7 +112,8 @@ class _Caller(asyncio.BufferedProtocol):
         if not self.opened.done():
             self.opened.set_exception(Void(self.wrong or "it closed the connection without an answer"))
             self.opened.exception()  # whoever waits gets it; nobody else has to be told
-        self.closed.set_result(None)
+        if not self.closed.done():  # who waited may have been cancelled
+            self.closed.set_result(None)
 
 
 class Load:
@@ -130,7 +131,11 @@ class Load:
         """One whole stream: its number, and when each event had arrived. Raises Void where it is not right."""
         number = next(self._numbers)
         caller = await self._call(number, mode)
-        await caller.closed
+        try:
+            await caller.closed
+        finally:
+            if caller.transport is not None:
+                caller.transport.abort()  # what is given up must not disturb the next measurement
         if caller.wrong or not caller.whole:
             raise Void(caller.wrong or "it closed the connection inside the answer")
         if self._expected is None:

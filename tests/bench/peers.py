@@ -1,5 +1,9 @@
 """Who is measured, one row each, and how each is started, watched and ended. A peer's directory is its own.
 
+A peer's processes are listed anew at each reading: nginx listens before it forks its worker. The CPU time of one that
+has ended is its parent's from then on, and one that appears brings all of its own: the difference of two readings holds
+everything between them.
+
 nginx and HAProxy get one worker, HTTP/1.1 and kept connections towards the provider, and otherwise their defaults.
 """
 
@@ -12,13 +16,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.bench.wire import Void
+
 START_SECONDS: Final = 20.0
 END_SECONDS: Final = 5.0
+READINGS: Final = 20
+"""Of a peer's processes until none came or went meanwhile: two or three would do after a start."""
+
+LOG: Final = 1000
+"""Characters of a peer's log that are shown when it does not start."""
+
+TICKS: Final = os.sysconf("SC_CLK_TCK")
 ROOT: Final = Path(__file__).parents[2]
 SBIN: Final = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin"
 
@@ -44,9 +57,18 @@ class Peer:
         return self.binary is not None and shutil.which(self.binary, path=SBIN) is None
 
 
-def _streamproxy(directory: Path, port: int, origin: int) -> list[str]:
+def serving(directory: Path, port: int, settings: str) -> list[str]:
+    """How streamproxy is run with these settings, in TOML."""
     config = directory / "streamproxy.toml"
-    config.write_text(
+    # Callers who left leave streams behind, which a process that is asked to stop would wait for.
+    config.write_text(f"drain_timeout = 0.2\n{settings}")
+    return [sys.executable, "-m", "streamproxy", "serve", "--port", str(port), "--config", str(config)]
+
+
+def _streamproxy(directory: Path, port: int, origin: int) -> list[str]:
+    return serving(
+        directory,
+        port,
         f"""
 max_connections = 4000  # default: 1000, which is exactly what the idle streams need
 pool_timeout = 30.0
@@ -55,9 +77,8 @@ store_bytes = 65536  # measured is the relay; what finished streams keep besides
 [providers.bench]
 base_url = "http://127.0.0.1:{origin}/v1"
 credential = "none"
-"""
+""",
     )
-    return [sys.executable, "-m", "streamproxy", "serve", "--port", str(port), "--config", str(config)]
 
 
 def _nginx(directory: Path, port: int, origin: int, buffering: str) -> list[str]:
@@ -135,28 +156,38 @@ PEERS: Final[tuple[Peer, ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A started peer, with all the processes it has."""
+    """A started peer; `pid` is its first process. Its readings raise Void where it has ended."""
 
     peer: Peer
     port: int
-    pids: tuple[int, ...]
+    pid: int
 
     def cpu(self) -> float:
-        """CPU seconds, user and system, of all threads that it has or had (Linux: clock_getcpuclockid(3))."""
-        return sum(time.clock_gettime((~pid << 3) | 2) for pid in self.pids)
+        """CPU seconds, user and system, of all processes and threads that it has or had."""
+        return self._sum(_cpu)
 
-    def memory(self) -> int:
+    def memory(self) -> float:
         """Bytes resident now."""
-        return sum(_status(pid, "VmRSS") for pid in self.pids)
+        return self._sum(lambda pid: _status(pid, "VmRSS"))
 
-    def peak(self) -> int:
-        """Bytes resident at most since it started."""
-        return sum(_status(pid, "VmHWM") for pid in self.pids)
+    def peak(self) -> float:
+        """Bytes resident at most since it started, of the processes that it has."""
+        return self._sum(lambda pid: _status(pid, "VmHWM"))
+
+    def _sum(self, reading: Callable[[int], float]) -> float:
+        """Over all its processes; read again where one came or went meanwhile."""
+        for _ in range(READINGS):
+            with suppress(OSError):  # one went
+                pids = list(_family(self.pid))
+                total = sum(map(reading, pids))
+                if pids == list(_family(self.pid)):
+                    return total
+        raise Void("it has ended, or its processes come and go")
 
 
 @contextmanager
 def running(peer: Peer, directory: Path, origin: int, cpu: int | None) -> Iterator[Running]:
-    """A peer in its own process, on one CPU where `cpu` names it, until the block ends."""
+    """A peer in its own process until the block ends, on one CPU where `cpu` names it; raises Void if none starts."""
     place = directory / peer.name
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
@@ -164,7 +195,7 @@ def running(peer: Peer, directory: Path, origin: int, cpu: int | None) -> Iterat
     command = peer.command(place, port, origin)
     with (place / "log").open("wb") as log, started(command, log.fileno(), cpu) as process:
         _wait_until_open(port, process, place / "log")
-        yield Running(peer, port, tuple(_family(process.pid)))
+        yield Running(peer, port, process.pid)
 
 
 @contextmanager
@@ -173,11 +204,12 @@ def started(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process until the block ends; its output goes to a file, for a pipe that nobody reads would stop it."""
     ours = os.sched_getaffinity(0)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("STREAMPROXY_")}
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})  # inherited
     try:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=pass_fds
+            command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=pass_fds
         )
     finally:
         os.sched_setaffinity(0, ours)
@@ -208,8 +240,8 @@ def _wait_until_open(port: int, process: subprocess.Popen[bytes], log: Path) -> 
             time.sleep(0.02)
         else:
             return
-    said = log.read_text("utf-8", "replace")[-2000:]
-    raise RuntimeError(f"{process.args!r} does not listen:\n{said}")
+    said = " ".join(log.read_text("utf-8", "replace").split())[-LOG:]
+    raise Void(f"it does not listen: {said}")
 
 
 def _family(pid: int) -> Iterator[int]:
@@ -218,6 +250,12 @@ def _family(pid: int) -> Iterator[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
             yield from _family(int(child))
+
+
+def _cpu(pid: int) -> float:
+    """Seconds of this process (clock_getcpuclockid(3)) and of its children that have ended (proc(5): in ticks)."""
+    ended = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[13:15]
+    return time.clock_gettime((~pid << 3) | 2) + sum(map(int, ended)) / TICKS
 
 
 def _status(pid: int, field: str) -> int:

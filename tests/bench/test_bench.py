@@ -1,60 +1,134 @@
-"""The bench measures what it says: a small run of it, and peers that deliver something else."""
+"""The bench measures what it says: small runs of it, and peers that deliver something else."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import pytest
 
 from tests.bench.__main__ import place
-from tests.bench.cells import Cell, flow, hold, idle
+from tests.bench.cells import OURS, Cell, Place, flow, idle
 from tests.bench.load import Load
-from tests.bench.peers import PEERS
-from tests.bench.report import table, verdicts
-from tests.bench.viewers import fanout, resume, slow, staged
-from tests.bench.viewers import idle as idle_viewers
+from tests.bench.peers import PEERS, ROOT, Peer
+from tests.bench.report import COLUMNS, status, table, verdicts
+from tests.bench.stamps import Stamps
+from tests.bench.viewers import KINDS, STORES, Store, image, watched
 from tests.bench.wire import HEAD, LAST_CHUNK, Answer, Void
+from tests.support.caller import calling
 
 pytestmark = pytest.mark.anyio
+linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are measured through Linux' kernel interfaces")
 
 SMALL = Answer(scale=0.02)
+OVER = "the run's time was over"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other processes are measured through Linux' kernel interfaces")
+def _place(directory: Path, seconds: float = 60) -> Place:
+    """A place without a provider."""
+    directory.mkdir(exist_ok=True)
+    ends_at = time.monotonic() + seconds
+    return Place(directory, 0, None, SMALL, Stamps(directory / "stamps"), itertools.count(), ends_at)
+
+
+def _shown(cell: Cell) -> set[str]:
+    return {name for _, name in COLUMNS[cell.kind]}
+
+
+@linux
 async def test_a_small_run_measures_streamproxy_beside_a_peer() -> None:
-    peers = [peer for peer in PEERS if peer.name in ("streamproxy", "tutorial")]
+    peers = [peer for peer in PEERS if peer.name in (OURS, "tutorial")]
     with anyio.fail_after(30), place(SMALL, 30, pinned=False) as where:
         cells = await flow(where, peers, 2, 1, 0.005)
-        cells += await hold(where, peers[:1], 2, 1)
         cells += await idle(where, peers[:1], 20)
-    assert [cell.void for cell in cells] == [""] * 4
-    ours, theirs, held, idled = cells
+    assert [cell.void for cell in cells] == [""] * 3
+    ours, theirs, idled = cells
+    assert all(_shown(cell) <= cell.values.keys() for cell in cells)
     assert (ours.median("cpu_s_per_gb") or 0) > 0
     assert (theirs.median("cpu_s_per_gb") or 0) > 0
     assert ours.values["gb"][0] == pytest.approx(0.005, rel=0.1)
     assert 20 < (ours.median("peak_mb") or 0) < 500
-    assert len(held.values["hold_ms"]) == 2 * len(SMALL.events)
-    assert 0 < (held.median("hold_ms") or 0) < 1000
     assert 1 < (idled.median("kb_per_stream") or 0) < 1000
-    assert "streamproxy" in table(cells)
+    assert OURS in table(cells)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other processes are measured through Linux' kernel interfaces")
-async def test_a_small_run_measures_what_readers_cost() -> None:
+@linux
+async def test_a_small_run_measures_what_viewers_cost(tmp_path: Path) -> None:
     with anyio.fail_after(60):
-        async with staged("memory") as stage:
-            fanned, resumed = await fanout(stage, 3), await resume(stage)
-            idled, slowed = await idle_viewers(stage, 20), await slow(stage, "1")
-    assert 0 < fanned["cpu_ms_per_viewer"] < 1000
-    assert 0 < fanned["last_s"] < 10
-    assert 0 < resumed["resume_ms"] < 5000
-    assert 1 < idled["kb_per_viewer"] < 1000
-    assert 0 < slowed["image_s"] < 10
-    assert slowed["behind_s"] > 0
+        (fanned,), (slowed, waited), (idled,) = await asyncio.gather(
+            watched(_place(tmp_path / "fanout"), STORES[0], "fanout", [3], 1),
+            watched(_place(tmp_path / "slow"), replace(STORES[0], name="other"), "slow", [1], 2),
+            watched(_place(tmp_path / "viewers"), STORES[0], "viewers", [20], 1),
+        )
+    cells = [fanned, slowed, waited, idled]
+    assert [(cell.void, cell.missing) for cell in cells] == [("", False)] * 4
+    assert all(_shown(cell) == cell.values.keys() for cell in cells)
+    assert [(cell.store, cell.query) for cell in cells[:3]] == [("memory", ""), ("other", ""), ("other", "preempt=0")]
+    assert 0 < (fanned.median("cpu_ms_per_viewer") or 0) < 1000
+    assert 0 < (fanned.median("last_s") or 0) < 10
+    assert 0 < slowed.values["image_s"][0] < waited.values["image_s"][0] < 10
+    assert slowed.values["behind_s"][0] > 0
+    assert 1 < (idled.median("kb_per_viewer") or 0) < 1000
+
+
+@linux
+def test_one_command_measures_the_relay_and_what_viewers_cost() -> None:
+    chosen = ["--quick", "--kinds", "hold,resume", "--streams", "1", "--only", OURS, "--stores", "memory"]
+    command = [sys.executable, "-m", "tests.bench", *chosen]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=45, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines, _, printed = done.stdout.partition("\n\n")
+    held, resumed = map(json.loads, lines.splitlines())
+    assert held["hold_ms"]["count"] == len(Answer().events)
+    assert 0 < held["hold_ms"]["median"] < 1000
+    assert 0 < resumed["resume_ms"]["min"] <= resumed["resume_ms"]["median"] <= resumed["resume_ms"]["max"]
+    assert [cell["kind"] for cell in (held, resumed)] == ["hold", "resume"]
+    assert [cell["store"] for cell in (held, resumed)] == [None, "memory"]
+    assert held.keys() - {"hold_ms"} == resumed.keys() - {"resume_ms", "cpu_ms_per_resume"}
+    assert [line.split()[0] for line in printed.splitlines() if line] == ["hold", "1", "resume", "1"]
+
+
+def _refused(*_: object) -> NoReturn:
+    raise AssertionError("it is started")
+
+
+async def test_what_is_not_installed_is_void_and_no_reason_to_fail(tmp_path: Path) -> None:
+    absent = Store("absent", _refused, lambda: "it is not installed")
+    cells = [cell for kind in KINDS for cell in await watched(_place(tmp_path), absent, kind, [50], 1)]
+    cells += await flow(_place(tmp_path), [Peer("nginx", _refused, binary="no such binary")], 1, 1, 1.0)
+    assert [cell.kind for cell in cells] == ["fanout", "slow", "slow", "resume", "viewers", "flow"]
+    assert all("is not installed" in cell.void for cell in cells)
+    assert {verdict.met for verdict in verdicts(cells)} == {None}
+    assert table(cells).count("void: ") == 6
+    assert status(cells) == 0
+
+
+async def test_what_does_not_start_is_void(tmp_path: Path) -> None:
+    silent = Peer(OURS, lambda *_: [sys.executable, "-c", "raise SystemExit('no port for me')"])
+    with anyio.fail_after(20):
+        cells = await flow(_place(tmp_path), [silent], 1, 1, 1.0)
+        cells += await watched(_place(tmp_path), Store("wrong", lambda: nullcontext("no such store")), "resume", [1], 1)
+    assert [cell.void.startswith("it does not listen: ") for cell in cells] == [True, True]
+    assert "no port for me" in cells[0].void
+    assert status(cells) == 1
+
+
+async def test_when_the_time_is_over_nothing_more_is_started(tmp_path: Path) -> None:
+    over = _place(tmp_path, 0)
+    cells = await flow(over, [Peer(OURS, _refused)], 1, 1, 1.0)
+    cells += await watched(over, Store("memory", _refused), "fanout", [1, 50], 1)
+    assert [OVER in cell.void for cell in cells] == [True] * 3
 
 
 @asynccontextmanager
@@ -133,12 +207,37 @@ def test_the_completed_event_may_only_gain_members() -> None:
         SMALL.frame_ends(b"".join([*previews, completed.replace(b'"quality":"low",', b"")]))
 
 
-def test_a_target_is_met_missed_or_void() -> None:
-    def cell(peer: str, cpu: float, void: str = "") -> Cell:
-        return Cell("flow", 1, peer, {"cpu_s_per_gb": [cpu]}, void)
+async def test_a_stream_that_is_given_up_ends_its_connection() -> None:
+    loop = asyncio.get_running_loop()
+    with anyio.fail_after(5), socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        stream = asyncio.ensure_future(Load(listening.getsockname()[1], SMALL).stream())
+        connection, _ = await loop.sock_accept(listening)
+        with connection:
+            connection.setblocking(False)
+            while b"prompt" not in await loop.sock_recv(connection, 65536):
+                pass
+            await loop.sock_sendall(connection, HEAD)
+            stream.cancel()
+            await asyncio.wait([stream])
+            with suppress(ConnectionError):
+                assert await loop.sock_recv(connection, 65536) == b""
+    assert stream.cancelled()
 
-    cells = [cell("streamproxy", 2.0), cell("nginx", 1.0), cell("tutorial", 3.0)]
-    assert [verdict.met for verdict in verdicts(cells)] == [True, False]
-    cells[1].void = "it closed the connection"
-    assert [verdict.met for verdict in verdicts(cells)] == [None, False]
-    assert "FAIL" in table(cells)
+
+IMAGE = b"data: 0123456789\nevent: image_generation.completed\nid: 1.2\n\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "right"),
+    [(IMAGE, True), (IMAGE[1:], False), (IMAGE + b"data: {}\nevent: error\nid: 1.3\n\n", False)],
+    ids=["whole", "short", "then an error"],
+)
+async def test_a_viewer_who_does_not_get_the_image_is_void(body: bytes, right: bool) -> None:
+    with anyio.fail_after(5), socket.create_server(("127.0.0.1", 0)) as listening:
+        async with calling(listening.getsockname()[1]) as caller:
+            connection, _ = listening.accept()
+            with connection:
+                connection.sendall(b"%x\r\n%b\r\n%b" % (len(body), body, LAST_CHUNK))
+            with nullcontext() if right else pytest.raises(Void):
+                await image(caller, len(IMAGE))

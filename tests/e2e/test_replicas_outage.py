@@ -72,4 +72,6 @@ async def test_a_store_that_goes_away_and_comes_back() -> None:
                 assert [event.event for event in followed(await there.rest())][-1] == COMPLETED
             assert (shared.calls, apart.calls, after.calls) == (1, 2, 1)
             await cluster.tailed(2)
+            for replica in (cluster.a, cluster.b):
+                assert [line.get("recovered") for line in said_of_the_store(replica)] == [None, True]
             assert min(valkey.lifetimes().values()) > 0

@@ -560,7 +560,10 @@ async def test_without_its_store_a_stream_goes_on_for_its_readers_here() -> None
             place.store.down = False
             assert await refused(place.hub, "other") is Failure.NOT_FOUND
             assert not failed(place)
-    assert [line["failure"] for line in logs if line["event"] == "store"] == ["it is down"]
+    assert [(line.get("failure"), line.get("recovered")) for line in logs if line["event"] == "store"] == [
+        ("it is down", None),
+        (None, True),
+    ]
 
 
 async def test_a_stream_can_begin_without_the_store() -> None:
