@@ -64,10 +64,11 @@ class Script:
     """A Lua script, which the server knows by its SHA-1 once it has run."""
 
     text: str
+    sha: str = field(init=False)
 
-    @property
-    def sha(self) -> str:
-        return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+    def __post_init__(self) -> None:
+        sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        object.__setattr__(self, "sha", sha)  # once, not with each of the commands that name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class ValkeyClient:
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self._limit = anyio.Semaphore(CONNECTIONS)
+        self._limit = anyio.Semaphore(CONNECTIONS, fast_acquire=True)  # an exchange gives way to others anyway
         self._idle: list[Connection] = []
         self._lines: set[Connection] = set()
         self._tls: Any = None

@@ -15,7 +15,7 @@ import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +101,11 @@ class ValkeyServer:
 
     def command(self, *words: str) -> bytes:
         """The raw reply to one command; the connection ends with it."""
+        return self._replies([words])
+
+    def _replies(self, commands: Sequence[tuple[str, ...]]) -> bytes:
         with socket.create_connection(("127.0.0.1", self.port), START_SECONDS) as sock:
-            sock.sendall(_packed(words) + _packed(("QUIT",)))
+            sock.sendall(b"".join(map(_packed, (*commands, ("QUIT",)))))
             reply = bytearray()
             while piece := sock.recv(65536):
                 reply += piece
@@ -112,7 +115,8 @@ class ValkeyServer:
     def lifetimes(self) -> dict[str, int]:
         """Every key, with its time to live in milliseconds, -1 for ever."""
         names = [line for line in self.command("KEYS", "*").decode().split("\r\n") if line and line[0] not in "*$"]
-        return {name: int(self.command("PTTL", name)[1:]) for name in names}
+        replies = self._replies([("PTTL", name) for name in names]).split()
+        return {name: int(reply[1:]) for name, reply in zip(names, replies, strict=True)}
 
     def clients(self) -> int:
         """Connections but the one that asks."""
