@@ -125,11 +125,6 @@ class Connection(client_proto.ResponseHandler):
         super().connection_made(transport)
         transport.set_protocol(_Reads(self, self._space))
 
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        """What aiohttp calls with every piece that is taken: most of the time nothing was paused."""
-        if self._reading_paused:
-            super().resume_reading(resume_parser)
-
     @property
     def open(self) -> bool:
         """Whether bytes can still be written to it."""
