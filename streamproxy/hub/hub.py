@@ -132,6 +132,7 @@ class Hub:
                     await self._stored(self._store.finish(stream.id))
         finally:
             self._produced.pop(stream.id, None)
+            stream.release()
             if not self._produced:
                 none, self._none = self._none, anyio.Event()
                 none.set()

@@ -119,6 +119,7 @@ class Stream(Retained):
         self._changed = anyio.Event()
         self._paced = anyio.Event()
         self._appending = anyio.Lock(fast_acquire=True)
+        self._released = False
         self.broken = False
         self.shutdown = False
         self.asked_to_end = False
@@ -181,6 +182,17 @@ class Stream(Retained):
         super().finish()
         self.finished = True
         self.wake()
+
+    def release(self) -> None:
+        """Nobody can join any more: what the last reader has been given is nobody's but that reader's."""
+        self._released = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if len(self.subscribers) == 1:
+            [reader] = self.subscribers
+            for seq in [seq for seq in self._entries if seq <= reader.seq]:
+                self.drop(seq)
 
     def give_up(self) -> None:
         """What followed this stream from elsewhere is over: readers end here, and may come back for the rest."""
@@ -264,6 +276,8 @@ class Subscriber:
             self.at_end = stream.finished
             return None
         self.seq = entry.cursor.seq
+        if stream._released:
+            stream._let_go()
         return entry
 
     def leave(self) -> None:

@@ -40,12 +40,14 @@ async def followed(
             return
         if entry.frame.type == ANSWER:
             continue
-        body = (b"data: ", *data(entry))
+        body = [b"data: ", *data(entry)]
         end = b"\nevent: " + entry.frame.type.encode() + b"\nid: " + str(entry.cursor).encode() + b"\n\n"
         if entry.critical or not preempt:
-            for piece in sliced((*body, end)):
+            body.append(end)
+            del entry  # from here on only what has yet to be sent is held
+            for piece in sliced(body):
                 yield piece
-            del entry, body, piece
+            del piece
             continue
         for piece in sliced(body):
             yield piece

@@ -61,7 +61,7 @@ class Answer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
         last: Piece = b""
-        for piece in sliced(self._body) if scope["method"] != "HEAD" else ():
+        for piece in sliced([*self._body] if scope["method"] != "HEAD" else []):
             if last:
                 await send({"type": "http.response.body", "body": last, "more_body": True})
             last = piece
@@ -187,9 +187,11 @@ async def posted(subscriber: Subscriber, heartbeat: float) -> AsyncGenerator[Pie
             if not subscriber.at_end:
                 yield _joined([*layout(error_frame(unfollowed(), subscriber.stream.request_id))])
             return
-        for piece in sliced(layout(entry.frame)):
+        pieces = [*layout(entry.frame)]
+        del entry  # from here on only what has yet to be sent is held
+        for piece in sliced(pieces):
             yield piece
-        del entry, piece  # while the next event gathers, this one shall not be held
+        del piece
 
 
 def unfollowed() -> ProxyError:
@@ -203,11 +205,16 @@ def layout(frame: Frame) -> tuple[Piece, ...]:
     return (b"event: " + frame.type.encode() + b"\ndata: ", *frame.data, b"\n\n")
 
 
-def sliced(pieces: Sequence[Piece]) -> Iterator[Piece]:
-    """The same bytes in slices of at most SLICE: small pieces gathered into one, large ones as they are or as views."""
+def sliced(pieces: list[Piece]) -> Iterator[Piece]:
+    """The same bytes in slices of at most SLICE: small pieces gathered into one, large ones as they are or as views.
+
+    The list is emptied on the way, so that what nobody else holds is freed as it goes.
+    """
     gathered: list[Piece] = []
     size = 0
-    for piece in pieces:
+    pieces.reverse()
+    while pieces:
+        piece = pieces.pop()
         for part in (piece,) if len(piece) <= SLICE else _views(piece):
             if size + len(part) > SLICE:
                 yield _joined(gathered)

@@ -605,9 +605,9 @@ async def test_a_producer_that_is_fenced_ends_like_everywhere_else() -> None:
             await stream.append(completed("A"))
         await stream.fail(caught.value)
         await place.hub.conclude(stream)
+        assert [entry.frame.type for entry in stream.retained()] == [ERROR]
         (said,) = await rest(reader)
         assert '"producer_lost"' in said
-        assert [entry.frame.type for entry in stream.retained()] == [ERROR]
 
 
 # Idempotency.

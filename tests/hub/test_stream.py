@@ -100,6 +100,24 @@ async def test_a_preview_makes_room_once_every_reader_has_been_given_it() -> Non
     assert (asked, texts(stream), stream.bytes) == ([1, 3], ["A"], 1)
 
 
+async def test_what_the_last_reader_was_given_goes_once_nobody_can_join() -> None:
+    stream = Stream("s", n=2)
+    for frame in (completed("A"), completed("B", 1)):
+        await stream.append(frame)
+    first, second = stream.subscribe(), stream.subscribe()
+    assert text(await first.next()) == "A"
+    stream.finish()
+    stream.release()
+    assert text(await first.next()) == "B"
+    assert texts(stream) == ["A", "B"]  # the other one is yet to be given both
+    assert text(await second.next()) == "A"
+    first.leave()
+    assert text(await second.next()) == "B"
+    assert (texts(stream), stream.bytes) == ([], 0)
+    assert await second.next() is None
+    assert second.at_end
+
+
 async def test_a_preview_behind_its_image_s_outcome_is_nobody_s() -> None:
     stream = Stream("s", n=2)
     await stream.append(completed("A"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Sequence
 
 import anyio
@@ -38,10 +39,35 @@ MADE = bytes(range(256)) * (SLICE // 32)
 @given(st.lists(st.tuples(SIZES, st.booleans()), max_size=8))
 def test_slices_are_the_same_bytes_in_order_none_over_the_limit(given_: list[tuple[int, bool]]) -> None:
     pieces: Sequence[Piece] = [memoryview(MADE)[:n] if view else MADE[:n] for n, view in given_]
-    slices = list(sliced(pieces))
+    slices = list(sliced([*pieces]))
     assert b"".join(slices) == b"".join(pieces)
     assert all(0 < len(each) <= SLICE for each in slices)
     assert len(slices) <= sum(n for n, _ in given_) // SLICE + len(given_) + 1
+
+
+@pytest.mark.anyio
+async def test_what_has_been_sent_is_freed_before_the_rest_is() -> None:
+    stream = Stream("s")
+    subscriber = stream.subscribe(asker=True)
+    alive: list[weakref.ref[memoryview]] = []
+
+    async def produce() -> None:
+        pieces = [memoryview(bytes(SLICE)) for _ in range(8)]
+        alive.extend(map(weakref.ref, pieces))
+        await stream.append(Frame("image_generation.completed", tuple(pieces), final=True))
+
+    await produce()
+    stream.finish()
+    stream.release()
+    content = posted(subscriber, 15)
+    left: list[int] = []
+    async for piece in content:
+        del piece
+        left.append(sum(view() is not None for view in alive))
+    assert left[0] == 8  # nothing of it is sent with the first comment
+    assert left[-1] <= 1
+    assert left == sorted(left, reverse=True)
+    assert len(set(left)) >= 8
 
 
 def test_a_large_piece_is_cut_into_views_of_itself() -> None:
