@@ -33,7 +33,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A stream as it is kept: its entries in order, already conflated. `local`: nobody else produces it."""
+    """A stream as it is kept: its entries in order, already conflated."""
 
     record: Record
     entries: tuple[Entry, ...]
@@ -74,7 +74,7 @@ class Store(Protocol):
         ...
 
     def spare(self, id: str, entry: Entry) -> bool:
-        """Whether this process has no room for a preview that its readers have had, so that it goes."""
+        """Let go of a preview that all readers here have been given, if there is no room for it; whether it went."""
         ...
 
     async def finish(self, id: str) -> None:

@@ -96,7 +96,7 @@ class Stream(Retained):
 
     `scope` is the local producer's: cancelling it closes the upstream connection; `shutdown` says that the process's
     end did, `asked_to_end` that somebody did. `broken`: what followed it from elsewhere is over, with the stream's end
-    still to come. `sink` keeps entries, `spare` asks whether a preview makes room, `on_idle` hears of the last reader.
+    still to come. `sink` keeps entries, `spare` lets go of one without room, `on_idle` hears of the last reader.
     """
 
     def __init__(

@@ -148,16 +148,18 @@ def _request(context: Context, asked: Asked, plan: Plan, wish: _Wish) -> ImageRe
 
 async def _earlier(context: Context, key: str, mark: str, id: str) -> Stream | None:
     """The stream that answers this key already. None: this request is the first, or the first one was refused."""
-    with anyio.move_on_after(CLAIM_SECONDS):
-        while (claimed := await context.hub.claim(key, mark, id)) is not None:
-            try:
-                return await context.hub.find(claimed)
-            except ProxyError as error:
-                if error.failure is not Failure.NOT_FOUND:
-                    raise
-            await anyio.sleep(0.05)
-        return None
-    raise ProxyError(Failure.GONE, "The generation of this Idempotency-Key is not known any more; use a new key.")
+    ends_at = anyio.current_time() + CLAIM_SECONDS  # never within a claim: what it then had claimed nobody would know
+    while (claimed := await context.hub.claim(key, mark, id)) is not None:
+        try:
+            return await context.hub.find(claimed)
+        except ProxyError as error:
+            if error.failure is not Failure.NOT_FOUND:
+                raise
+        if anyio.current_time() > ends_at:
+            message = "The generation of this Idempotency-Key is not known any more; use a new key."
+            raise ProxyError(Failure.GONE, message)
+        await anyio.sleep(0.05)
+    return None
 
 
 async def _attached(

@@ -17,6 +17,7 @@ from streamproxy.hub.store import Claim, Claims, Kept
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Fin, Reset, Script, Send, error_answer, head, json_answer, sse
 from streamproxy.simulator.server import serve
+from streamproxy.web import generation
 from tests.support.caller import calling
 from tests.support.faults import IMAGE_BODY, Held
 from tests.support.provider import completed, data_of, idle, passed_on, preview
@@ -383,17 +384,19 @@ async def test_a_proxy_that_is_full_takes_who_comes_back_and_frees_the_key_of_wh
 
 
 class Elsewhere:
-    """Claims as a second process sees them where the first one's request has the key and is then refused for good."""
+    """Claims as a second process sees them where the first one's request has the key and no stream; `refused` for good
+    while the second one asks for the third time, or never."""
 
-    def __init__(self, inner: Claims) -> None:
+    def __init__(self, inner: Claims, *, refused: bool) -> None:
         self.inner = inner
+        self.refused = refused
         self.asked = 0
 
     async def claim(self, key: str, claim: Claim) -> Claim:
         self.asked += 1
         if self.asked == 1:
             return await self.inner.claim(key, Claim(claim.fingerprint, "str_never"))
-        if self.asked == 3:
+        if self.asked == 3 and self.refused:
             await self.inner.disclaim(key)
         return await self.inner.claim(key, claim)
 
@@ -401,20 +404,35 @@ class Elsewhere:
         await self.inner.disclaim(key)
 
 
-async def test_who_waited_for_a_request_that_was_refused_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def claimed_elsewhere(monkeypatch: pytest.MonkeyPatch, *, refused: bool) -> None:
     memory = STORES["memory"]
 
     @asynccontextmanager
     async def shared(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
         async with memory(url, max_bytes, linger) as kept:
-            yield Kept(kept.store, Elsewhere(kept.claims))
+            yield Kept(kept.store, Elsewhere(kept.claims, refused=refused))
 
     monkeypatch.setitem(STORES, "memory", shared)
+
+
+async def test_who_waited_for_a_request_that_was_refused_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    claimed_elsewhere(monkeypatch, refused=True)
     async with playing(good) as stage:
         for _ in range(2):
             answer = await stage.post(headers=KEYED, stream=True)
             assert [event.event for event in events(answer.content)][-1] == "image_generation.completed"
         assert stage.server.calls == 1
+
+
+async def test_a_request_that_never_becomes_a_stream_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    claimed_elsewhere(monkeypatch, refused=False)
+    monkeypatch.setattr(generation, "CLAIM_SECONDS", 0.12)
+    async with playing(good) as stage:
+        answer = await stage.post(headers=KEYED, stream=True)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (410, "stream_gone")
+        assert stage.server.calls == 0
 
 
 async def test_those_who_come_back_are_counted_as_viewers() -> None:
