@@ -23,7 +23,6 @@ import pytest
 
 ROOT: Final = Path(__file__).parent.parent
 PACKAGE: Final = ROOT / "streamproxy"
-MAX_LINES: Final = 300
 
 LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
     frozenset(line.split())
@@ -259,9 +258,7 @@ def test_tests_import_only_what_is_declared() -> None:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_module_says_what_it_is_and_fits_on_a_few_screens(name: str) -> None:
-    text = SOURCES[name].read_text("utf-8")
-    assert len(text.splitlines()) <= MAX_LINES
+def test_a_module_says_what_it_is(name: str) -> None:
     assert ast.get_docstring(tree(SOURCES[name]))
 
 
