@@ -33,8 +33,10 @@ from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.upstream import Deadlines, Upstream, default_ssl_context
 from streamproxy.web.context import Context
 from streamproxy.web.middleware import Cors, RequestContext
+from streamproxy.web.origins import Origins, hosts_of
+from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import Pace
-from streamproxy.web.routes import routes
+from streamproxy.web.routes import PREFIXES, ROUTES, routes
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractResolver
@@ -59,7 +61,7 @@ def create_app(
     configured = configure(settings, catalogue, found, policy, adapters=ADAPTERS)
     observer = Observer()
     tokens = StreamTokens(settings.secret or secrets.token_urlsafe(32), settings.token_seconds)
-    wired: list[Context] = []
+    origins = _origins(settings, configured)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -91,30 +93,39 @@ def create_app(
                 tasks=tasks,
             )
             pace = Pace(settings.heartbeat, settings.drain_timeout)
-            wired.append(Context(settings, catalogue, configured.providers, relay, observer, hub, tokens, pace))
+            # On the app, not in the lifespan's state: that is lost where a parent app's lifespan does not hand it on.
+            app.state.context = Context(
+                settings, catalogue, configured.providers, relay, observer, hub, tokens, pace, origins
+            )
             try:
                 yield
             finally:
-                wired.clear()
+                app.state.context = None
                 tasks.cancel_scope.cancel()
 
-    middleware = [Middleware(RequestContext, observer)]
-    if settings.cors_origins:
-        middleware.append(Middleware(Cors, settings.cors_origins))
     app = Starlette(
-        routes=routes(lambda: wired[0]),
-        middleware=middleware,
+        routes=routes(),
+        middleware=[Middleware(RequestContext, observer, origins, policy), Middleware(Cors, origins)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _not_routed},
     )
     app.router.redirect_slashes = False  # a redirect would name whatever host the caller said, and lose a POST's body
+    app.state.context = None
 
     async def drain() -> None:
-        if wired:
-            await wired[0].hub.drain(settings.drain_timeout)
+        context: Context | None = app.state.context
+        if context is not None:
+            await context.hub.drain(settings.drain_timeout)
 
     app.state.drain = drain
     return app
+
+
+def _origins(settings: Settings, configured: Configured) -> Origins:
+    """Any host name will do unless a configured key can be spent by it without a caller's."""
+    exposed = not settings.caller_keys and any(source.credential for source in configured.credentials.values())
+    hosts = hosts_of(settings.host, settings.allowed_hosts) if exposed else None
+    return Origins(frozenset(settings.cors_origins), hosts)
 
 
 def _service(
@@ -151,7 +162,9 @@ async def _not_routed(request: Request, exception: Exception) -> Response:
     if status == Failure.METHOD_NOT_ALLOWED.value.status:
         error = ProxyError(Failure.METHOD_NOT_ALLOWED, "This path does not take this method.")
     else:
-        error = ProxyError(Failure.NOT_FOUND, "No such path. The API is under /v1 and /v3.")
+        served = ", ".join(f"{row.method} {PREFIXES[0]}{row.path}" for row in ROUTES if row.surface)
+        error = ProxyError(Failure.NOT_FOUND, f"No such path. Served are, under {' and '.join(PREFIXES)}: {served}.")
+    note_failure(request.scope, error)
     headers = dict(exception.headers or {}) if isinstance(exception, HTTPException) else {}
     return Response(
         orjson.dumps(error_body(error, request.state.request_id)),

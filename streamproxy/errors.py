@@ -56,6 +56,7 @@ class Failure(Enum):
     FORBIDDEN_HEADER = Row("forbidden_header", 400, INVALID, "header_policy")
     INVALID_API_KEY = Row("invalid_api_key", 401, AUTHENTICATION, "caller_auth")
     ORIGIN_NOT_ALLOWED = Row("origin_not_allowed", 403, INVALID, "origin")
+    HOST_NOT_ALLOWED = Row("host_not_allowed", 421, INVALID, "host")
     NOT_FOUND = Row("not_found", 404, INVALID, "not_found")
     MODEL_NOT_FOUND = Row("model_not_found", 404, INVALID, "not_found")
     METHOD_NOT_ALLOWED = Row("method_not_allowed", 405, INVALID, "bad_request")

@@ -53,24 +53,29 @@ class Observer:
         self._gauges = {name: Gauge(name, text, registry=self.registry) for name, text in GAUGES}
         self.log = cast(structlog.stdlib.BoundLogger, structlog.get_logger("streamproxy"))
 
-    def request(self, route: str, status: int, **fields: str | int | float | None) -> None:
-        """One request has been answered, or has ended after its head."""
-        self._counters["streamproxy_requests_total"].labels(route, str(status)).inc()
-        self.log.info("request", route=route, status=status, **{k: v for k, v in fields.items() if v is not None})
+    def request(self, route: str, sent: int, failure: ProxyError | None, **fields: str | int | float | None) -> None:
+        """One request is over: its one line. `sent` is the HTTP status; a failure after the head has one of its own."""
+        self._counters["streamproxy_requests_total"].labels(route, str(sent)).inc()
+        outcome = {} if failure is None else self._counted(failure)
+        status = outcome.pop("status", sent)
+        given = {name: value for name, value in fields.items() if value is not None}
+        log = self.log.info if failure is None else self.log.warning
+        log("request", route=route, status=status, **({} if status == sent else {"sent": sent}), **outcome, **given)
 
     def failure(self, error: ProxyError, request_id: str) -> None:
-        """One failure, on its way to the caller."""
+        """A generation failed that no request waits for any more."""
+        self.log.warning("failure", request_id=request_id, **self._counted(error))
+
+    def _counted(self, error: ProxyError) -> dict[str, object]:
         self._counters["streamproxy_failures_total"].labels(error.failure.value.label).inc()
-        self.log.warning(
-            "failure",
-            failure=error.failure.name.lower(),
-            label=error.failure.value.label,
-            status=error.status,
-            code=_identifier(error.code),
-            param=_identifier(error.param),
-            request_id=request_id,
-            **error.noted,
-        )
+        said = {
+            "failure": error.failure.name.lower(),
+            "label": error.failure.value.label,
+            "status": error.status,
+            "code": _identifier(error.code),
+            "param": _identifier(error.param),
+        }
+        return {**said, **error.noted}
 
     def unexpected(self, error: BaseException, request_id: str) -> ProxyError:
         """An exception that nobody foresaw: its type and place are logged, not its text, which may hold anything."""

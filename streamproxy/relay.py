@@ -151,7 +151,7 @@ class Relay:
         if stream.finished:
             return  # every image is there; nothing may follow the last one
         unfollowed = error.failure is Failure.CANCELLED and not stream.asked_to_end  # counted when the reader left
-        if stream.committed and not unfollowed:  # otherwise it becomes an HTTP answer, and is counted there
+        if stream.committed and not stream.asked and not unfollowed:  # otherwise its caller's request tells
             self._observer.failure(error, stream.request_id)
         if error.retryable and stream.opening is None:
             await self._hub.refused(stream)
@@ -206,7 +206,10 @@ class Relay:
         built = ADAPTERS[provider.adapter].build(request, provider, plan.credential, boundary)
         names = [name for name, _ in plan.credential]
         self._observer.upstream(provider.name)
-        return replace(built, headers=tuple(self._policy.merge(request.extra_headers, built.headers, names)))
+        given = {name for name, _ in request.extra_headers}
+        traced = tuple((name, value) for name, value in request.trace if name not in given)
+        headers = self._policy.merge(request.extra_headers, (*built.headers, *traced), names)
+        return replace(built, headers=tuple(headers))
 
     def _exchange(self, request: ImageRequest, plan: Plan, head: Head) -> Exchange:
         return Exchange(

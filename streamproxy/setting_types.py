@@ -188,6 +188,15 @@ def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _hosts(value: tuple[str, ...]) -> tuple[str, ...]:
+    for place, name in enumerate(value, 1):
+        if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*", name):
+            raise Refused(
+                f"entry {place} is not a host name", "write names without scheme and port, like app.example.com"
+            )
+    return value
+
+
 def _model_names(value: tuple[str, ...]) -> tuple[str, ...]:
     for place, name in enumerate(value, 1):
         if not re.fullmatch(r"[\x21-\x7e]+", name):
@@ -227,6 +236,7 @@ Token = Annotated[str, Matching(r"[A-Za-z0-9-]{0,64}", "a word of at most 64 let
 PathTemplate = Annotated[str, Matching(r"(/[\x21-\x7e]*)?", "a path in ASCII that starts with /, or nothing,")]
 Url = Annotated[str, _base_url]
 Host = Annotated[str, _host]
+Hosts = Annotated[tuple[str, ...], _hosts]
 Secret = Annotated[str, _secret]
 StoreUrl = Annotated[str, _store]
 CredentialReference = Annotated[str, _credential]

@@ -27,6 +27,7 @@ from streamproxy.setting_types import (
     CredentialReference,
     Grace,
     Host,
+    Hosts,
     ModelNames,
     Names,
     Origins,
@@ -97,6 +98,9 @@ class Settings:
         CallerKeys, "hashes (sha256:...) of the keys callers may use; empty: anybody who can connect"
     ] = field(default=(), repr=False)
     cors_origins: Annotated[Origins, 'origins whose pages may call; "*" alone is every origin'] = ()
+    allowed_hosts: Annotated[
+        Hosts, "host names besides this machine's own that callers without keys may use where the proxy holds one"
+    ] = ()
     connect_timeout: Annotated[Seconds, "seconds to connect to a provider"] = 5.0
     first_byte_timeout: Annotated[Seconds, "seconds a provider has until its response head"] = 180.0
     idle_timeout: Annotated[Seconds, "seconds a provider's response may be silent"] = 300.0

@@ -140,6 +140,16 @@ async def test_a_failure_is_the_last_frame_and_gives_the_files_back() -> None:
         assert stream.error is not None
         assert stream.error.failure is Failure.UPSTREAM_INCOMPLETE
         assert (running.released, running.upstream.calls) == (["req_1"], 1)
+        assert running.value("streamproxy_failures_total", label="stream_incomplete") == 0  # its caller's request tells
+
+
+async def test_a_failure_that_no_caller_waits_for_is_counted_by_the_stream() -> None:
+    async with relaying(sse((FIRST,), end=(Fin(),))) as running:
+        stream, _ = await running.start()
+        stream.commit()
+        with anyio.fail_after(BOUND):
+            await stream.opened(BOUND)
+        await _over(running)
         assert running.value("streamproxy_failures_total", label="stream_incomplete") == 1
 
 

@@ -56,6 +56,8 @@ class ImageRequest:
     size: str | None = None
     quality: str | None = None
     background: str | None = None
+    trace: tuple[tuple[str, str], ...] = ()
+    """`x-request-id` and `traceparent` as the caller gave them, for the provider."""
     image_index: int | None = None
     """Which image of the caller's request this is, where each is asked for by a request of its own."""
     via_generations: bool = False

@@ -129,6 +129,11 @@ class Stream(Retained):
 
     # The producer's side.
 
+    @property
+    def asked(self) -> bool:
+        """Whether the caller who asked for it is still there."""
+        return self._asker is not None
+
     def open(self, opening: Opening) -> None:
         """The provider accepted the request."""
         self.opening = opening

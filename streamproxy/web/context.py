@@ -21,6 +21,8 @@ from streamproxy.hub.hub import Hub
 from streamproxy.observe import Observer
 from streamproxy.relay import Relay
 from streamproxy.settings import Settings
+from streamproxy.web.origins import Origins
+from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import Pace, deliver, error_response
 
 LINGER_SECONDS: Final = 2.0
@@ -39,43 +41,57 @@ class Context:
     hub: Hub
     tokens: StreamTokens
     pace: Pace
+    origins: Origins
 
 
 Handler = Callable[[Request, Context], Awaitable[ASGIApp]]
-Contextual = Callable[[], Context]
+
+
+def context_of(request: Request) -> Context:
+    """The wired app that this request came to. Raises RuntimeError where its lifespan has not run."""
+    context: Context | None = request.app.state.context
+    if context is None:
+        raise RuntimeError(
+            "streamproxy has not been started: its lifespan must run. An app that mounts it runs it in its own, with "
+            "`async with proxy.router.lifespan_context(proxy): yield`; a server does with lifespan on."
+        )
+    return context
 
 
 class Endpoint:
-    """One path's handlers by method, as an ASGI app. `keys`: whether they need a caller key where there are any."""
+    """One path's handlers by method, as an ASGI app.
 
-    def __init__(self, handlers: Mapping[str, Handler], context: Contextual, *, keys: bool) -> None:
+    `keys`: whether they need a caller key where there are any; `follows`: whether they show a stream.
+    """
+
+    def __init__(self, handlers: Mapping[str, Handler], *, keys: bool, follows: bool) -> None:
         self._handlers = handlers
-        self._context = context
         self._keys = keys
+        self._follows = follows
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        context = self._context()
         request = Request(scope, receive)
+        context = context_of(request)
         request_id: str = request.state.request_id
         try:
-            _refuse_foreign(request, context.settings.cors_origins)
+            context.origins.check_origin(request.method, request.headers, follows=self._follows)
             if self._keys:
                 caller: Caller = authenticate(scope["headers"], context.settings.caller_keys)
                 request.state.caller = caller.key_id
             handler = self._handlers["GET" if request.method == "HEAD" else request.method]
             response = await handler(request, context)
         except ProxyError as error:
-            context.observer.failure(error, request_id)
+            note_failure(scope, error)
             response = error_response(error, request_id)
             if error.failure is Failure.BODY_TOO_LARGE:
                 response = _lingering(response)
         except ClientDisconnect:
             gone = ProxyError(Failure.CALLER_GONE, "The caller left before its request was complete.")
-            context.observer.failure(gone, request_id)
+            note_failure(scope, gone)
             response = error_response(gone, request_id)
         except Exception as error:
             failed = context.observer.unexpected(error, request_id)
-            context.observer.failure(failed, request_id)
+            note_failure(scope, failed)
             response = error_response(failed, request_id)
         await deliver(
             response,
@@ -83,22 +99,7 @@ class Endpoint:
             receive,
             send,
             send_timeout=context.settings.send_timeout,
-            stalled=lambda error: context.observer.failure(error, request_id),
-        )
-
-
-def _refuse_foreign(request: Request, allowed: tuple[str, ...]) -> None:
-    """Refuse to do anything for a page of an origin that is not allowed.
-
-    CORS only keeps the answer from it: a form, or a body without a type, is sent without asking first, and would spend
-    the credential of a proxy on the reader's own machine. Browsers say which site a request comes from (Fetch
-    Metadata), and unlike Host no proxy between rewrites it.
-    """
-    foreign = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
-    origin = request.headers.get("origin")
-    if foreign and request.method not in ("GET", "HEAD") and origin not in allowed and "*" not in allowed:
-        raise ProxyError(
-            Failure.ORIGIN_NOT_ALLOWED, "This origin may not call the proxy. Add it to the setting cors_origins."
+            stalled=lambda error: note_failure(scope, error),
         )
 
 

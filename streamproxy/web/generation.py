@@ -31,6 +31,7 @@ from streamproxy.providers.openai_answers import collected
 from streamproxy.relay import Plan
 from streamproxy.web.context import Context
 from streamproxy.web.idempotency import fingerprint, idempotency_key
+from streamproxy.web.outcome import note_failure
 from streamproxy.web.prefer import preferences
 from streamproxy.web.responses import NOT_APPLIED, Answer, EventStream, Reader, json_response, posted, unfollowed
 from streamproxy.web.streams import status_of
@@ -79,7 +80,7 @@ async def generate(request: Request, context: Context, asked: Asked) -> ASGIApp:
     """Answer the POST; raises ProxyError for all that is refused."""
     plan = context.relay.plan(asked.fields.model, request.scope["headers"])
     wish = _wish(request, context, asked, plan)
-    wanted = _request(context, asked, plan, wish)
+    wanted = _request(context, asked, plan, wish, request.state.trace)
     stream = Stream(
         f"str_{uuid.uuid4().hex}",
         request_id=request.state.request_id,
@@ -120,7 +121,9 @@ def _wish(request: Request, context: Context, asked: Asked, plan: Plan) -> _Wish
     return _Wish(owner, idempotency_key(request, owner), later, policy, tuple(applied))
 
 
-def _request(context: Context, asked: Asked, plan: Plan, wish: _Wish) -> ImageRequest:
+def _request(
+    context: Context, asked: Asked, plan: Plan, wish: _Wish, trace: tuple[tuple[str, str], ...]
+) -> ImageRequest:
     fields = asked.fields
     model, provider = plan.route.model, plan.route.provider
     asks = fields.stream and model.streams and provider.streams and fields.output_format not in _UNSTREAMED_FORMATS
@@ -142,6 +145,7 @@ def _request(context: Context, asked: Asked, plan: Plan, wish: _Wish) -> ImageRe
         size=fields.size,
         quality=fields.quality,
         background=fields.background,
+        trace=trace,
         via_generations=asked.via_generations,
     )
 
@@ -205,11 +209,18 @@ async def _respond(
     headers = _headers(context, wanted, wish, plan, stream)
     reader = Reader(
         at_end=lambda: subscriber.at_end or stream.broken,
-        left=lambda error: context.observer.failure(error, stream.request_id),
-        close=reading.leave,
+        left=lambda error: note_failure(request.scope, error),
+        close=lambda: _closed(request, reading),
     )
     content = posted(subscriber, context.settings.heartbeat)
     return EventStream(content, {**headers, "stream-id": stream.id, "location": location}, context.pace, reader)
+
+
+def _closed(request: Request, reading: _Reading) -> None:
+    """The stream has been written to its caller, as far as it was."""
+    if reading.stream.error is not None:
+        note_failure(request.scope, reading.stream.error)
+    reading.leave()
 
 
 async def _accepted(request: Request, context: Context, stream: Stream) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
-from collections.abc import Sequence
+from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from streamproxy.core.headers import HeaderPolicy
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.observe import Observer
+from streamproxy.web.origins import Origins, refused_origin
+from streamproxy.web.outcome import failure_of, note_failure
 from streamproxy.web.responses import NOT_APPLIED, error_response
+
+CALLER_LEFT: Final = Failure.CALLER_GONE.value.status
+"""What is logged of a request that got no answer at all."""
 
 EXPOSED = (
     "x-request-id",
@@ -28,58 +35,90 @@ EXPOSED = (
 """Response headers that a page of another origin may read."""
 
 
-class RequestContext:
-    """Gives each request an id, and writes its one log line when it is over."""
+TAKEN: Final = {
+    "x-request-id": re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}"),
+    "traceparent": re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"),  # W3C Trace Context, 3.2
+}
+"""A caller's own ids, which are logged and passed on to the provider. What has another form is not taken."""
 
-    def __init__(self, app: ASGIApp, observer: Observer) -> None:
+
+class RequestContext:
+    """Gives each request an id, refuses what comes by another name, and writes the one log line when it is over."""
+
+    def __init__(self, app: ASGIApp, observer: Observer, origins: Origins, policy: HeaderPolicy) -> None:
         self._app = app
         self._observer = observer
+        self._origins = origins
+        self._policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        state = scope.setdefault("state", {})
-        state["request_id"] = request_id = f"req_{uuid.uuid4().hex}"
+        # A state of its own: the server's is shared by all requests.
+        state = scope["state"] = dict(scope.get("state") or {})
+        headers = Headers(scope=scope)
+        trace = self._trace(headers)
+        state["trace"] = tuple(trace.items())
+        state["request_id"] = request_id = trace.get("x-request-id") or f"req_{uuid.uuid4().hex}"
         began = time.perf_counter()
-        status = 499
-        size = 0
+        sent = size = 0
 
         async def counted(message: Message) -> None:
-            nonlocal status, size
+            nonlocal sent, size
             if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(raw=message["headers"])
-                headers.setdefault("x-request-id", request_id)
-                message["headers"] = headers.raw
+                sent = message["status"]
+                own = MutableHeaders(raw=message["headers"])
+                own.setdefault("x-request-id", request_id)
+                message["headers"] = own.raw
             else:
                 size += len(message.get("body", b""))
             await send(message)
 
         try:
-            await self._app(scope, receive, counted)
+            await self._answer(scope, receive, counted, headers)
         finally:
-            route = scope.get("route")
             self._observer.request(
-                getattr(route, "path", "none"),
-                status,
+                getattr(scope.get("route"), "path", "none"),
+                sent or CALLER_LEFT,
+                failure_of(scope),
                 method=scope["method"],
                 bytes=size,
                 ms=round((time.perf_counter() - began) * 1000, 1),
                 request_id=request_id,
+                traceparent=trace.get("traceparent"),
                 caller=state.get("caller"),
             )
+
+    def _trace(self, headers: Headers) -> dict[str, str]:
+        """The ids that the caller gave: once, in their form, and without the shape of a credential."""
+        given = {name: headers.getlist(name) for name in TAKEN}
+        return {
+            name: values[0]
+            for name, values in given.items()
+            if len(values) == 1 and TAKEN[name].fullmatch(values[0]) and self._policy.scrub(values[0]) == values[0]
+        }
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        try:
+            self._origins.check_host(headers)
+        except ProxyError as error:
+            note_failure(scope, error)
+            await error_response(error, scope["state"]["request_id"])(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 class Cors(CORSMiddleware):
     """Starlette's, with a refusal that says what to change."""
 
-    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, origins: Origins) -> None:
         super().__init__(
             app,
-            allow_origins=origins,
+            allow_origins=origins.allowed,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
+            allow_private_network=True,
             expose_headers=EXPOSED,
             max_age=600,
         )
@@ -90,7 +129,6 @@ class Cors(CORSMiddleware):
         if not preflight or self.is_allowed_origin(headers["origin"]):
             await super().__call__(scope, receive, send)
             return
-        error = ProxyError(
-            Failure.ORIGIN_NOT_ALLOWED, "This origin may not call the proxy. Add it to the setting cors_origins."
-        )
+        error = refused_origin()
+        note_failure(scope, error)
         await error_response(error, scope["state"]["request_id"])(scope, receive, send)

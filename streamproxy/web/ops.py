@@ -19,7 +19,6 @@ async def readyz(request: Request, context: Context) -> ASGIApp:
     draining = context.hub.draining
     body = {
         "status": "draining" if draining else "ok",
-        "providers": [provider.name for provider in context.providers],
         "store": "failed" if context.hub.store_failed else "ok",
     }
     return json_response(body, status=503 if draining else 200)

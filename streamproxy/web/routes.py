@@ -8,7 +8,7 @@ from typing import Final
 from starlette.routing import Route
 
 from streamproxy.web import images, models, ops, streams
-from streamproxy.web.context import Contextual, Endpoint, Handler
+from streamproxy.web.context import Endpoint, Handler
 
 PREFIXES: Final = ("/v1", "/v3")
 """The OpenAI surface is served under both: OpenAI's own version, and Eden AI's."""
@@ -17,7 +17,7 @@ PREFIXES: Final = ("/v1", "/v3")
 @dataclass(frozen=True, slots=True)
 class Row:
     """One route. `surface`: served under each of PREFIXES. `keys`: only with a caller key, where keys are configured;
-    streams ask for a token or a key themselves.
+    streams ask for a token or a key themselves. `follows`: shows a stream, so foreign pages are refused.
     """
 
     method: str
@@ -26,6 +26,7 @@ class Row:
     meaning: str
     surface: bool = True
     keys: bool = True
+    follows: bool = False
 
 
 ROUTES: Final[tuple[Row, ...]] = (
@@ -35,7 +36,12 @@ ROUTES: Final[tuple[Row, ...]] = (
     Row("GET", "/models", models.models, "The same list"),
     Row("GET", "/models/{id:path}", models.model, "One model; ids may contain `/`"),
     Row(
-        "GET", "/streams/{id}", streams.stream, "One stream: its events, or its status and results as JSON", keys=False
+        "GET",
+        "/streams/{id}",
+        streams.stream,
+        "One stream: its events, or its status and results as JSON",
+        keys=False,
+        follows=True,
     ),
     Row("DELETE", "/streams/{id}", streams.delete, "Cancel it", keys=False),
     Row("GET", "/streams/{id}/images/{image_index}", streams.image, "A completed image as a file", keys=False),
@@ -46,14 +52,14 @@ ROUTES: Final[tuple[Row, ...]] = (
         "The newest preview as a file",
         keys=False,
     ),
-    Row("GET", "/livez", ops.livez, "The process serves", surface=False),
-    Row("GET", "/readyz", ops.readyz, "New requests are taken", surface=False),
+    Row("GET", "/livez", ops.livez, "The process serves", surface=False, keys=False),
+    Row("GET", "/readyz", ops.readyz, "New requests are taken", surface=False, keys=False),
     Row("GET", "/metrics", ops.metrics, "Prometheus metrics", surface=False),
 )
 
 
-def routes(context: Contextual) -> list[Route]:
-    """Starlette's routes, one a path. `context` is asked at each request: it exists once the app has started."""
+def routes() -> list[Route]:
+    """Starlette's routes, one a path."""
     found: dict[str, list[Row]] = {}
     for row in ROUTES:
         for prefix in PREFIXES if row.surface else ("",):
@@ -61,7 +67,11 @@ def routes(context: Contextual) -> list[Route]:
     return [
         Route(
             path,
-            Endpoint({row.method: row.handler for row in rows}, context, keys=rows[0].surface and rows[0].keys),
+            Endpoint(
+                {row.method: row.handler for row in rows},
+                keys=rows[0].keys,
+                follows=any(row.follows for row in rows),
+            ),
             methods=[row.method for row in rows],
         )
         for path, rows in found.items()

@@ -127,11 +127,10 @@ async def _cut(caller: Caller) -> None:
 
 async def test_a_caller_who_stops_reading_a_stream_is_cut_off_with_its_provider() -> None:
     async with no_leaks(), serve(_stalling) as upstream, running_proxy(upstream.url, send_timeout=0.3) as proxy:
-        with one_failure(Failure.CALLER_STALLED):
-            async with calling(proxy.port, receive_buffer=TINY) as caller:
-                await caller.send(generation(stream=True))
-                await _disconnected(upstream, proxy)
-                await _cut(caller)
+        async with one_failure(Failure.CALLER_STALLED), calling(proxy.port, receive_buffer=TINY) as caller:
+            await caller.send(generation(stream=True))
+            await _disconnected(upstream, proxy)
+            await _cut(caller)
         assert await proxy.failures("client_stall") == 1
         assert await proxy.failures("client_gone") == 0
         assert upstream.calls == 1
@@ -139,11 +138,10 @@ async def test_a_caller_who_stops_reading_a_stream_is_cut_off_with_its_provider(
 
 async def test_a_caller_who_stops_reading_a_json_answer_is_cut_off() -> None:
     async with no_leaks(), serve(_stalling) as upstream, running_proxy(upstream.url, send_timeout=0.3) as proxy:
-        with one_failure(Failure.CALLER_STALLED):
-            async with calling(proxy.port, receive_buffer=TINY) as caller:
-                await caller.send(generation())
-                await _told(proxy)
-                await _cut(caller)
+        async with one_failure(Failure.CALLER_STALLED), calling(proxy.port, receive_buffer=TINY) as caller:
+            await caller.send(generation())
+            await _told(proxy)
+            await _cut(caller)
         assert await proxy.failures("client_stall") == 1
         assert upstream.calls == 1
 

@@ -50,20 +50,19 @@ async def test_a_caller_who_leaves_takes_the_providers_connection_along(moment: 
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
         spent: list[float] = []
         for _ in range(ATTEMPTS):
-            with one_failure(Failure.CALLER_GONE):
-                async with calling(proxy.port) as caller:
-                    await caller.send(generation(stream=stream))
-                    if framed:
-                        assert await caller.head() == 200
-                        body = b""
-                        while not body.endswith(b"\n\n"):
-                            body += await caller.chunk()
-                    await upstream.wait_until(lambda server: server.calls > len(spent), BOUND)
-                    went = time.monotonic()
-                    LEAVING[how](caller)
-                    await upstream.wait_until(lambda server: len(server.disconnects) > len(spent), BOUND)
-                    spent.append(upstream.disconnects[-1] - went)
-                    await idle(proxy)
+            async with one_failure(Failure.CALLER_GONE), calling(proxy.port) as caller:
+                await caller.send(generation(stream=stream))
+                if framed:
+                    assert await caller.head() == 200
+                    body = b""
+                    while not body.endswith(b"\n\n"):
+                        body += await caller.chunk()
+                await upstream.wait_until(lambda server: server.calls > len(spent), BOUND)
+                went = time.monotonic()
+                LEAVING[how](caller)
+                await upstream.wait_until(lambda server: len(server.disconnects) > len(spent), BOUND)
+                spent.append(upstream.disconnects[-1] - went)
+                await idle(proxy)
         assert min(spent) <= AT_ONCE
         assert await proxy.failures("client_gone") == ATTEMPTS
         assert upstream.calls == ATTEMPTS

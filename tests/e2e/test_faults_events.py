@@ -94,7 +94,7 @@ async def test_what_was_odd_is_counted_even_where_the_stream_fails() -> None:
 async def test_a_nul_in_an_event_is_not_json_and_ends_the_stream() -> None:
     script = sse((FIRST, _odd(b"\0"), completed()))
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
-        with one_failure(Failure.BAD_JSON):
+        async with one_failure(Failure.BAD_JSON):
             answer = failed(await proxy.generate(stream=True))
         assert answer.frames == passed_on(FIRST)
         assert upstream.calls == 1
@@ -130,7 +130,7 @@ NESTED = orjson.dumps(
 async def test_a_well_formed_error_event_goes_on_unchanged_and_only_once() -> None:
     script = sse((FIRST, event("error", NESTED), event("error", NESTED)))
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
-        with one_failure(Failure.PROVIDER_STREAM_ERROR):
+        async with one_failure(Failure.PROVIDER_STREAM_ERROR):
             answer = await proxy.generate(stream=True)
         *frames, last = events(answer.content)
         assert frames == passed_on(FIRST)
@@ -162,7 +162,7 @@ async def test_other_shapes_of_errors_become_the_nested_one(name: str, stream: b
     alone = not error.endswith(b"\n\n")
     script = sse((error,) if alone else (FIRST, error))
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
-        with one_failure(Failure.PROVIDER_STREAM_ERROR):
+        async with one_failure(Failure.PROVIDER_STREAM_ERROR):
             answer = failed(await proxy.generate(stream=stream))
         assert (answer.code, answer.status, answer.message) == (code, status, MESSAGE)
         assert answer.frames == (passed_on(FIRST) if stream and not alone else [])

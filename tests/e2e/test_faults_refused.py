@@ -49,7 +49,7 @@ async def test_a_provider_that_repeats_the_configured_key(
     seen = answer.text + repr(answer.headers) + metrics + logged.out + logged.err + caplog.text
     assert key not in seen
     assert PROMPT not in seen
-    assert (logged.out + logged.err).count("failure ") == 1
+    assert (logged.out + logged.err).count(" failure=") == 1
 
 
 @STREAMED

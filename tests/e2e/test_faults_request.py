@@ -58,14 +58,12 @@ async def test_an_upload_that_is_cut_reaches_no_provider_and_leaves_no_file(how:
     before = _temporary_files()
     body = MODEL + FILE + bytes(LARGE)
     async with no_leaks(), serve(provider(GOOD)) as upstream, running_proxy(upstream.url) as proxy:
-        async with other_stream(proxy):
-            with one_failure(Failure.UPLOAD_CUT):
-                async with calling(proxy.port) as caller:
-                    await caller.send(post(body, path=EDITS, kind=FORM, length=len(body) + 1000))
-                    await _spooled(before + 1)
-                    {"reset": Caller.reset, "closed": Caller.close, "half closed": Caller.half_close}[how](caller)
-                    await _spooled(before)
-                    await _counted(proxy, "upload_cut")
+        async with other_stream(proxy), one_failure(Failure.UPLOAD_CUT), calling(proxy.port) as caller:
+            await caller.send(post(body, path=EDITS, kind=FORM, length=len(body) + 1000))
+            await _spooled(before + 1)
+            {"reset": Caller.reset, "closed": Caller.close, "half closed": Caller.half_close}[how](caller)
+            await _spooled(before)
+            await _counted(proxy, "upload_cut")
         assert await proxy.failures("upload_cut") == 1
         assert await proxy.failures("client_gone") == 0
         assert upstream.calls == 1  # the other stream's
@@ -73,11 +71,10 @@ async def test_an_upload_that_is_cut_reaches_no_provider_and_leaves_no_file(how:
 
 async def test_a_json_body_that_is_cut_is_a_caller_who_left() -> None:
     async with no_leaks(), serve(provider(GOOD)) as upstream, running_proxy(upstream.url) as proxy:
-        with one_failure(Failure.CALLER_GONE):
-            async with calling(proxy.port) as caller:
-                await caller.send(post(b'{"model":', length=100))
-                caller.half_close()
-                await _counted(proxy, "client_gone")
+        async with one_failure(Failure.CALLER_GONE), calling(proxy.port) as caller:
+            await caller.send(post(b'{"model":', length=100))
+            caller.half_close()
+            await _counted(proxy, "client_gone")
         assert (upstream.calls, await proxy.failures("upload_cut")) == (0, 0)
 
 
@@ -148,14 +145,12 @@ async def test_a_body_over_the_limit_is_refused_and_its_connection_closed(framin
         serve(provider(GOOD)) as upstream,
         running_proxy(upstream.url, max_json_bytes=100_000, max_upload_bytes=200_000) as proxy,
     ):
-        async with other_stream(proxy):
-            with one_failure(Failure.BODY_TOO_LARGE):
-                async with calling(proxy.port) as caller:
-                    try:
-                        await caller.send(request)
-                    except ConnectionError:
-                        assert size > 1_000_000  # it may be told before it has sent all
-                    await _refused(caller, 413, "body_too_large")
+        async with other_stream(proxy), one_failure(Failure.BODY_TOO_LARGE), calling(proxy.port) as caller:
+            try:
+                await caller.send(request)
+            except ConnectionError:
+                assert size > 1_000_000  # it may be told before it has sent all
+            await _refused(caller, 413, "body_too_large")
         assert await proxy.failures("body_limit") == 1
         assert upstream.calls == 1
         await _spooled(before)

@@ -39,7 +39,7 @@ def logged(*labels: str) -> Iterator[None]:
         yield
     assert [line["label"] for line in lines if line["event"] == "tolerated"] == [*labels]
     assert {line["provider"] for line in lines if line["event"] == "tolerated"} <= {"sim"}
-    assert not [line for line in lines if line["event"] == "failure"]
+    assert not [line for line in lines if "failure" in line]
 
 
 async def test_a_sound_connection_is_used_again() -> None:

@@ -117,9 +117,8 @@ async def test_a_fault_costs_no_whole_frame_and_is_told_once(name: str, stream: 
         serve(provider(fault.script)) as upstream,
         running_proxy(upstream.url, **fault.settings) as proxy,
     ):
-        with one_failure(fault.failure):
-            async with other_stream(proxy):
-                answer = failed(await proxy.generate(stream=stream))
+        async with one_failure(fault.failure), other_stream(proxy):
+            answer = failed(await proxy.generate(stream=stream))
         assert (answer.status, answer.code) == (row.status, row.code)
         assert answer.frames == (passed_on(*fault.frames) if stream else [])
         assert answer.as_event or not fault.frames or not stream
@@ -162,9 +161,8 @@ async def test_a_json_answer_that_breaks_off_is_a_failure_in_either_form(name: s
         serve(provider(script)) as upstream,
         running_proxy(upstream.url, idle_timeout=0.3) as proxy,
     ):
-        with one_failure(failure):
-            async with other_stream(proxy):
-                answer = failed(await proxy.generate(stream=stream))
+        async with one_failure(failure), other_stream(proxy):
+            answer = failed(await proxy.generate(stream=stream))
         assert (answer.status, answer.code, answer.frames) == (failure.value.status, failure.value.code, [])
         assert upstream.calls == 2
         assert await proxy.failures(failure.value.label) == 1

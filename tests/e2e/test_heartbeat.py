@@ -117,9 +117,8 @@ async def test_no_head_in_time_means_ours_and_a_heartbeat_and_all_frames_still_c
 
 async def test_a_connection_that_fails_after_the_head_is_an_event() -> None:
     async with no_leaks(), serve(provider((LATE, Fin()))) as upstream:
-        async with running_proxy(upstream.url, commit_after=0.1) as proxy:
-            with one_failure(Failure.CONNECTION_TERMINATED):
-                answer = failed(await proxy.generate(stream=True))
+        async with running_proxy(upstream.url, commit_after=0.1) as proxy, one_failure(Failure.CONNECTION_TERMINATED):
+            answer = failed(await proxy.generate(stream=True))
         assert (answer.as_event, answer.status, answer.code) == (True, 502, "connection_terminated")
         assert upstream.calls == 1
 
@@ -136,7 +135,7 @@ async def test_the_head_of_a_stream_and_which_of_the_providers_headers_are_in_it
         ("X-Internal", "rack 7"),
         ("Via", "1.1 edge"),
     )
-    ours = {"date", "cache-control", "connection", "x-accel-buffering", "content-type", "x-request-id"}
+    ours = {"date", "cache-control", "connection", "x-accel-buffering", "content-type", "x-request-id", "vary"}
     passed = {"openai-processing-ms": "41", "x-ratelimit-remaining-requests": "9"}
     async with (
         no_leaks(),

@@ -3,7 +3,7 @@
     with chromium() as browser:                     one process, whose profile is new and empty
         async with browser.page(url) as page:       a tab; what its script gives to `report()` is in page.reports
 
-It resolves no name and may open no address but 127.0.0.1, and it is ended by its pid.
+It may open no address but 127.0.0.1, to which names under evil.example lead and no others, and is ended by its pid.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FLAGS: Final = (
     "--disable-sync",
     "--no-pings",
     "--no-proxy-server",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--host-resolver-rules=MAP *.evil.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--remote-debugging-port=0",
 )
 END_SECONDS: Final = 10.0

@@ -4,8 +4,8 @@ stream that must not notice what happens to the first.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ from streamproxy.errors import Failure
 from streamproxy.simulator.received import Handler, Received
 from streamproxy.simulator.script import Script, event, sse
 from tests.support.caller import calling, generation
-from tests.support.proxy import BOUND, Proxy, Sent, events
+from tests.support.proxy import BOUND, Proxy, Sent, events, until
 
 PREVIEW: Final = "image_generation.partial_image"
 COMPLETED: Final = "image_generation.completed"
@@ -118,12 +118,13 @@ def failed(response: httpx.Response) -> Failed:
     return Failed(frames, status, error["code"], error["message"], as_event)
 
 
-@contextmanager
-def one_failure(failure: Failure) -> Iterator[None]:
-    """The block logs exactly one failure, which is this one."""
+@asynccontextmanager
+async def one_failure(failure: Failure) -> AsyncIterator[None]:
+    """The block logs exactly one failure, which is this one: in the line of its request, or of its stream."""
     with capture_logs() as logs:
         yield
-    assert [line["failure"] for line in logs if line["event"] == "failure"] == [failure.name.lower()]
+        await until(lambda: any("failure" in line for line in logs))  # it is written when the answer has been sent
+    assert [line["failure"] for line in logs if "failure" in line] == [failure.name.lower()]
 
 
 async def idle(proxy: Proxy) -> None:

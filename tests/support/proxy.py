@@ -8,7 +8,7 @@ import gc
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -145,6 +145,13 @@ async def no_leaks() -> AsyncIterator[None]:
             await anyio.sleep(0.02)
     assert len(_tasks()) <= tasks, _tasks()
     assert _open_files() <= files
+
+
+async def until(reached: Callable[[], object]) -> None:
+    """Return when `reached()` is true: for what no event announces, like a log line after an answer."""
+    with anyio.fail_after(BOUND):
+        while not reached():  # noqa: ASYNC110
+            await anyio.sleep(0.005)
 
 
 def _tasks() -> set[asyncio.Task[object]]:

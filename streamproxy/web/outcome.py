@@ -1,0 +1,25 @@
+"""How a request ended, noted where it is known and told once, in the request's log line.
+
+The state of an ASGI scope holds it: what answers a request may be a handler, a middleware, or the writer of a stream.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.types import Scope
+
+from streamproxy.errors import ProxyError
+
+FAILURE: Final = "failure"
+
+
+def note_failure(scope: Scope, error: ProxyError) -> None:
+    """The request failed; of several failures the first one counts, the others follow from it."""
+    scope["state"].setdefault(FAILURE, error)
+
+
+def failure_of(scope: Scope) -> ProxyError | None:
+    """What was noted."""
+    found: ProxyError | None = scope["state"].get(FAILURE)
+    return found
