@@ -31,6 +31,7 @@ from streamproxy.providers import ADAPTERS
 from streamproxy.relay import Limits, Relay, Service
 from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.upstream import Deadlines, Upstream, default_ssl_context
+from streamproxy.web.body import Budget, Intake
 from streamproxy.web.context import Context
 from streamproxy.web.middleware import Cors, RequestContext
 from streamproxy.web.origins import Origins, hosts_of
@@ -95,7 +96,17 @@ def create_app(
             pace = Pace(settings.heartbeat, settings.drain_timeout)
             # On the app, not in the lifespan's state: that is lost where a parent app's lifespan does not hand it on.
             app.state.context = Context(
-                settings, catalogue, configured.providers, relay, observer, hub, tokens, pace, origins
+                settings,
+                catalogue,
+                configured.providers,
+                relay,
+                observer,
+                hub,
+                tokens,
+                pace,
+                origins,
+                _intake(settings),
+                _keyed(configured),
             )
             try:
                 yield
@@ -119,6 +130,25 @@ def create_app(
 
     app.state.drain = drain
     return app
+
+
+def _intake(settings: Settings) -> Intake:
+    return Intake(
+        json=settings.max_json_bytes,
+        upload=settings.max_upload_bytes,
+        pause=settings.receive_timeout,
+        rate=settings.receive_rate,
+        budget=Budget(settings.max_body_memory),
+    )
+
+
+def _keyed(configured: Configured) -> bool:
+    """A key goes to every provider, and each is beyond this machine's networks: over plain HTTP some need none."""
+    sources = configured.credentials
+    return bool(configured.providers) and all(
+        sources[provider.name].kind == "caller" and provider.base_url.startswith("https:")
+        for provider in configured.providers
+    )
 
 
 def _origins(settings: Settings, configured: Configured) -> Origins:

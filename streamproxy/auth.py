@@ -91,6 +91,11 @@ def authenticate(headers: Headers, caller_keys: tuple[str, ...]) -> Caller:
     return Caller(digest[:ID_DIGITS])
 
 
+def has_key(headers: Headers) -> bool:
+    """Whether these headers bring any key. Raises ProxyError(INVALID_API_KEY) for one that is malformed."""
+    return bool(_presented(headers)[1])
+
+
 def owner_of(headers: Headers, caller_keys: tuple[str, ...]) -> str | None:
     """Whose streams these headers may see: a hash of the presented key, in whichever header, None without one.
 

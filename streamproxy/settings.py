@@ -28,12 +28,14 @@ from streamproxy.setting_types import (
     Grace,
     Host,
     Hosts,
+    Model,
     ModelNames,
     Names,
     Origins,
     PathTemplate,
     Port,
     ProviderName,
+    Rate,
     Refused,
     Seconds,
     Secret,
@@ -109,6 +111,7 @@ class Settings:
     commit_after: Annotated[Seconds, "seconds until a stream's head is sent without the provider's"] = 2.0
     heartbeat: Annotated[Silence, "seconds of silence between comments"] = 15.0
     receive_timeout: Annotated[Seconds, "seconds a caller may pause while it sends a request body"] = 30.0
+    receive_rate: Annotated[Rate, "bytes a second that a request body must come at, after receive_timeout"] = 4096.0
     send_timeout: Annotated[Seconds, "seconds a caller has to take one slice of a response"] = 20.0
     drain_timeout: Annotated[Seconds, "seconds streams have to end when the process is asked to stop"] = 30.0
     secret: Annotated[Secret | None, "key that signs stream URLs; random per process unless given"] = field(
@@ -122,12 +125,14 @@ class Settings:
     linger: Annotated[Seconds, "seconds a finished stream is kept"] = 900.0
     disconnect_grace: Annotated[Grace, "seconds until a stream that nobody follows is cancelled"] = 15.0
     finish_models: Annotated[ModelNames, "models whose generations run to the end though nobody follows"] = ()
+    default_model: Annotated[Model | None, "model of requests that name none"] = None
     stream_n: Annotated[bool, "whether n > 1 with stream becomes n requests where the model takes one"] = False
     max_streams: Annotated[Count, "generations that run at a time"] = 1000
     max_viewers: Annotated[Count, "readers of one stream"] = 1000
     max_viewers_per_caller: Annotated[Count, "readers of all streams of one caller"] = 2000
     max_event_bytes: Annotated[Bytes, "bytes of one event from a provider"] = 64 * MIB
     max_json_bytes: Annotated[Bytes, "bytes of a JSON request body"] = 24 * MIB
+    max_body_memory: Annotated[Bytes, "bytes of JSON request bodies in memory at a time, over all callers"] = 256 * MIB
     max_upload_bytes: Annotated[Bytes, "bytes of a multipart request body"] = GIB
     max_response_bytes: Annotated[Bytes, "bytes of one provider response"] = 256 * MIB
     max_connections: Annotated[Count, "connections to one provider at a time"] = 1000

@@ -61,7 +61,7 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
         "itsdangerous": "auth",
         "PIL": "simulator.pictures",
         "prometheus_client": "observe",
-        "python_multipart": "simulator.multipart",
+        "python_multipart": "simulator.multipart web.body",
         "redis": "hub.valkey_client",
         "sse_starlette": "web.responses",
         "structlog": "observe",

@@ -23,6 +23,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from streamproxy.core.cost import Price
+from streamproxy.core.fields import MAX_PROMPT
 from streamproxy.errors import Failure, ProxyError
 
 EVERYTHING: Final = "*"
@@ -82,7 +83,7 @@ class Model:
     streams, 0 where nobody says. `formats`: what `output_format` may be; empty: not known, so nothing is refused.
     `refuses`: members it answers with an error, so they are never sent. `retired`: the day its owner turned or turns
     it off; gateways may serve it longer, so it is still resolved. `created`: seconds since 1970. `simulated`: only
-    ever found by its full id, and not listed by a provider's "*".
+    ever found by its full id, and not listed by a provider's "*". `max_prompt`: characters of its prompt.
     """
 
     id: str
@@ -103,6 +104,7 @@ class Model:
     price: Price | None = None
     simulated: bool = False
     max_stream_n: int = 0
+    max_prompt: int = MAX_PROMPT
 
     @classmethod
     def unknown(cls, id: str) -> Model:
@@ -147,6 +149,11 @@ class Catalogue:
     def find(self, name: str) -> Model | None:
         """The model with this id, alias or bare name."""
         return self._named.get(name)
+
+    def max_prompt(self, name: object = None) -> int:
+        """Characters that a prompt for a model of this name may have, also where nothing else is known of it."""
+        model = self._named.get(name) if isinstance(name, str) else None
+        return MAX_PROMPT if model is None else model.max_prompt
 
     def resolve(self, name: str, providers: Sequence[Provider]) -> Route:
         """The provider for a model name, the first configured one that fits, and the name it wants.

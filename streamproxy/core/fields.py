@@ -9,6 +9,8 @@ nobody's business here. Messages never contain a value; types and texts are pyda
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -20,7 +22,7 @@ MAX_IMAGES: Final = 16
 MAX_IMAGE_URL: Final = 20_971_520
 """Characters of one `image_url` (OpenAI's ImageRef: maxLength)."""
 MAX_PROMPT: Final = 32_000
-"""Characters, for GPT image models and for Eden AI alike."""
+"""Characters, for GPT image models and for Eden AI alike; a model's row in the catalogue may say more."""
 MAX_TEXT: Final = 1024
 """Characters of a string nobody documents a limit for. Such a string is copied and may be logged, so it has one."""
 MAX_MODEL: Final = 256
@@ -92,14 +94,36 @@ class Fields:
     user: str | None
     edit: bool
     extra_headers: object
+    canonical: Mapping[str, str]
+    """Members that came in another spelling than the API's, like `"n": "1"`, as they are to be sent on."""
+
+
+TRUE: Final = frozenset({"true", "t", "yes", "y", "on", "1"})
+FALSE: Final = frozenset({"false", "f", "no", "n", "off", "0"})
+"""What pydantic's lax mode reads as a boolean, in any case, and so what FastAPI services take."""
+
+_INTEGER: Final = re.compile(r"\s*+([+-]?)([0-9]++(?:_[0-9]++)*+)(?:\.0++)?\s*+", re.ASCII)
+
+
+def lax_boolean(text: str) -> bool | None:
+    """What pydantic's lax mode makes of a text as a boolean; None for what it refuses."""
+    word = text.lower()
+    return True if word in TRUE else False if word in FALSE else None
+
+
+def lax_integer(text: str) -> str | None:
+    """The same for an integer: its digits, with a minus where it has one. `1.0` is one, `1.5` is none."""
+    found = _INTEGER.fullmatch(text)
+    return found[1].replace("+", "") + (found[2].replace("_", "").lstrip("0") or "0") if found else None
 
 
 class Checklist:
     """What has been read of one request so far, and what was wrong with it."""
 
-    __slots__ = ("_flags", "_given", "_numbers", "_problems", "_texts")
+    __slots__ = ("_canonical", "_flags", "_given", "_numbers", "_problems", "_texts")
 
     def __init__(self) -> None:
+        self._canonical: dict[str, str] = {}
         self._given: set[str] = set()
         self._texts: dict[str, str] = {}
         self._numbers: dict[str, int] = {}
@@ -157,11 +181,17 @@ class Checklist:
         """Keep a boolean."""
         self._flags[name] = value
 
+    def spelt(self, name: str, canonical: str) -> None:
+        """Note how a member is to be sent on that came in another spelling."""
+        self._canonical[name] = canonical
+
     def fields(self, *, edit: bool, extra_headers: object) -> Fields:
         """Everything that was kept. Raises ProxyError(INVALID_REQUEST) with all problems where there are any."""
         if self._problems:
             first, more = self._problems[0], len(self._problems) - 1
             message = f"{first.param}: {first.msg}" + (f" (and {more} more)" if more else "")
+            if (first.param, first.type) == ("model", "missing"):
+                message += ". The setting default_model gives one to requests without."
             raise ProxyError(Failure.INVALID_REQUEST, message, param=first.param, problems=tuple(self._problems))
         texts = self._texts
         return Fields(
@@ -178,6 +208,7 @@ class Checklist:
             user=texts.get("user"),
             edit=edit,
             extra_headers=extra_headers,
+            canonical=self._canonical,
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -18,19 +19,19 @@ import msgspec
 from streamproxy.core.fields import (
     MAX_EXTRA_HEADERS,
     MAX_IMAGES,
-    MAX_TEXT,
+    MAX_PROMPT,
     RULES,
     Checklist,
     Fields,
     Kind,
     Rule,
     extra_headers_too_large,
+    lax_boolean,
+    lax_integer,
 )
 from streamproxy.core.jsonbody import object_at
 
-_INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _IMAGE: Final = re.compile(r"images?(?:\[\])?|image\[([0-9]{1,4})\]")
-_BOOLEANS: Final = {"true": True, "false": False}
 
 
 def is_image_part(name: str) -> bool:
@@ -38,8 +39,10 @@ def is_image_part(name: str) -> bool:
     return _IMAGE.fullmatch(name) is not None
 
 
-def form(text: Mapping[str, Sequence[str]], files: Mapping[str, int]) -> Fields:
-    """Check a multipart edit: `text` holds each text part's values in order, `files` how many files each name has.
+def form(
+    text: Mapping[str, Sequence[str]], files: Mapping[str, Sequence[int]], *, max_prompt: int = MAX_PROMPT
+) -> Fields:
+    """Check a multipart edit: `text` holds each text part's values in order, `files` the sizes of each name's files.
 
     Raises ProxyError: INVALID_REQUEST with every problem in field order; INVALID_JSON or DUPLICATE_KEY for an
     `extra_headers` part that is an object, but not a proper one.
@@ -52,7 +55,7 @@ def form(text: Mapping[str, Sequence[str]], files: Mapping[str, int]) -> Fields:
         elif len(values) > 1:
             checks.problem((rule.name,), "Value error, the part was sent more than once", "value_error")
         elif values:
-            _field(checks, rule, values[0])
+            _field(checks, rule if rule.name != "prompt" else replace(rule, high=max_prompt), values[0])
         elif rule.required:
             checks.missing(rule.name)
     _images(checks, text, files)
@@ -66,20 +69,24 @@ def _field(checks: Checklist, rule: Rule, value: str) -> None:
         case Kind.STRING:
             if not checks.length(loc, len(value), rule.low, rule.high):
                 return
-            if rule.high > MAX_TEXT:
+            if rule.name == "prompt":
                 checks.present(rule.name)
             else:
                 checks.text(rule.name, value)
         case Kind.INTEGER:
-            if _INTEGER.fullmatch(value):
-                checks.number(rule, value)
+            if (digits := lax_integer(value)) is not None:
+                checks.number(rule, digits)
+                if digits != value:
+                    checks.spelt(rule.name, digits)
             else:
                 checks.problem(
                     loc, "Input should be a valid integer, unable to parse string as an integer", "int_parsing"
                 )
         case Kind.BOOLEAN:
-            if value in _BOOLEANS:
-                checks.flag(rule.name, _BOOLEANS[value])
+            if (flag := lax_boolean(value)) is not None:
+                checks.flag(rule.name, flag)
+                if value not in ("true", "false"):
+                    checks.spelt(rule.name, "true" if flag else "false")
             else:
                 checks.problem(loc, "Input should be a valid boolean, unable to interpret input", "bool_parsing")
         case Kind.OBJECT:
@@ -87,8 +94,11 @@ def _field(checks: Checklist, rule: Rule, value: str) -> None:
                 checks.problem(loc, "Input should be a valid dictionary", "dict_type")
 
 
-def _images(checks: Checklist, text: Mapping[str, Sequence[str]], files: Mapping[str, int]) -> None:
-    total = sum(number for name, number in files.items() if is_image_part(name))
+def _images(checks: Checklist, text: Mapping[str, Sequence[str]], files: Mapping[str, Sequence[int]]) -> None:
+    total = sum(len(sizes) for name, sizes in files.items() if is_image_part(name))
+    for name, sizes in files.items():
+        if 0 in sizes and (is_image_part(name) or name == "mask"):
+            checks.problem((name,), "Value error, the file is empty", "value_error")
     if any(int(found[1]) >= MAX_IMAGES for name in files if (found := _IMAGE.fullmatch(name)) and found[1]):
         total = MAX_IMAGES + 1  # a gap in the numbers does not make `image[16]` one of sixteen
     if any(is_image_part(name) for name in text):
@@ -99,7 +109,7 @@ def _images(checks: Checklist, text: Mapping[str, Sequence[str]], files: Mapping
         checks.items(("image",), total, 1, MAX_IMAGES)
     if "mask" in text:
         checks.problem(("mask",), "Value error, expected a file", "value_error")
-    checks.items(("mask",), files.get("mask", 0), 0, 1)
+    checks.items(("mask",), len(files.get("mask", ())), 0, 1)
 
 
 def _extra_headers(checks: Checklist, values: Sequence[str]) -> object:

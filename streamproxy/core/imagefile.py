@@ -247,3 +247,22 @@ _READERS: Final[dict[bytes, Callable[[_Reader], ImageInfo | None]]] = {
     b"GIF8": _gif,
 }
 _LONGEST_MAGIC: Final = 8
+
+SNIFFED: Final = 32
+"""Bytes that `sniff` looks at."""
+
+_BRANDS: Final = {
+    **dict.fromkeys((b"avif", b"avis"), "image/avif"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "image/heic"),
+}
+"""Major brands of ISO base media files (ISO/IEC 23008-12, AV1 Image File Format 1.1)."""
+
+
+def sniff(head: bytes) -> str | None:
+    """The media type that a file's first bytes show, None where they show no picture. Source: WHATWG MIME Sniffing."""
+    if head.startswith(b"RIFF"):
+        return "image/webp" if head[8:12] == b"WEBP" else None
+    if head[4:8] == b"ftyp":
+        return _BRANDS.get(head[8:12])
+    found = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
+    return next((kind for magic, kind in found.items() if head.startswith(magic)), None)

@@ -16,6 +16,7 @@ at about 1.4 ms per MiB, all of it in pass 3.
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -33,6 +34,11 @@ _UTF8_SLICE: Final = 1 << 14
 
 Pieces = tuple[bytes | memoryview, ...]
 """A value in pieces, so that large ones are copied once, into the new body."""
+
+_SURROGATE: Final = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+)
+"""A high half that no low half follows, or a low one that follows no high one (RFC 8259, 8.2)."""
 
 _NOTHING: Final[Mapping[str, bytes]] = MappingProxyType({})
 _grammar: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -121,6 +127,8 @@ def parse(
     except msgspec.ValidationError:
         raise invalid(where, "must be a JSON object") from None
     except msgspec.DecodeError as error:
+        if _SURROGATE.search(raw):
+            raise invalid(where, "has half of a surrogate pair (\\\\ud800 to \\\\udfff) in a string") from None
         raise invalid(where, f"is not valid JSON: {error}") from None  # msgspec names a byte, never the text
     except RecursionError:
         raise invalid(where, "is nested too deeply") from None

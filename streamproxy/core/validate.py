@@ -11,6 +11,7 @@ Octen AI's `image` and `mask` on generations.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -20,6 +21,7 @@ from streamproxy.core.fields import (
     MAX_EXTRA_HEADERS,
     MAX_IMAGE_URL,
     MAX_IMAGES,
+    MAX_PROMPT,
     MAX_TEXT,
     RULES,
     Checklist,
@@ -28,6 +30,8 @@ from streamproxy.core.fields import (
     Loc,
     Rule,
     extra_headers_too_large,
+    lax_boolean,
+    lax_integer,
 )
 from streamproxy.core.forms import form
 from streamproxy.core.jsonbody import JsonObject, elements, members
@@ -41,29 +45,31 @@ _ANY_LENGTH: Final = 1 << 62
 """For inline images, which only the body's own limit bounds."""
 _LONGEST_ESCAPE: Final = 12
 """Bytes of JSON per character, at most: a surrogate pair, written as two `\\uXXXX`."""
+_LONGEST_SCALAR: Final = 32
+"""Bytes of an integer or boolean in another spelling."""
 _INTEGER: Final = re.compile(rb"-?[0-9]++\Z")
 
 
-def generation(body: JsonObject) -> Fields:
+def generation(body: JsonObject, *, max_prompt: int = MAX_PROMPT) -> Fields:
     """Check a generation body; one with a non-null `image` is an edit.
 
     Raises ProxyError: INVALID_REQUEST with every problem in field order; before that DUPLICATE_KEY,
     EXTRA_HEADERS_TOO_LARGE or INVALID_JSON for an `extra_headers` that cannot be read.
     """
     reading = _Reading(body)
-    reading.table()
+    reading.table(max_prompt)
     if is_edit := reading.given("image"):
         reading.inline_images()
     return reading.fields(edit=is_edit)
 
 
-def edit(body: JsonObject) -> Fields:
+def edit(body: JsonObject, *, max_prompt: int = MAX_PROMPT) -> Fields:
     """Check an edit's JSON body, whose `images` and `mask` are references: `{"image_url": ...}` or `{"file_id": ...}`.
 
     Raises as `generation`, and DUPLICATE_KEY for a reference with the same key twice.
     """
     reading = _Reading(body)
-    reading.table()
+    reading.table(max_prompt)
     reading.references()
     return reading.fields(edit=True)
 
@@ -86,8 +92,10 @@ class _Reading:
         member = self.body.members[key]
         return member.value, member.end
 
-    def table(self) -> None:
+    def table(self, max_prompt: int) -> None:
         for rule in RULES:
+            if rule.name == "prompt":
+                rule = replace(rule, high=max_prompt)
             if rule.name not in self.body.members:
                 if rule.required:
                     self.checks.missing(rule.name)
@@ -101,23 +109,51 @@ class _Reading:
             case Kind.STRING:
                 if not self.string(loc, span, rule.low, rule.high):
                     return
-                if rule.high > MAX_TEXT:
+                if rule.name == "prompt":
                     self.checks.present(rule.name)
                 else:
                     self.checks.text(rule.name, msgspec.json.decode(self.raw[start:end], type=str))
             case Kind.INTEGER:
                 if _INTEGER.match(self.raw, start, end):
                     self.checks.number(rule, self.raw[start : min(end, start + 32)].decode())
+                elif (digits := self.integer(span)) is not None:
+                    self.checks.number(rule, digits)
+                    self.checks.spelt(rule.name, digits)
                 else:
                     self.checks.problem(loc, "Input should be a valid integer", "int_type")
             case Kind.BOOLEAN:
                 if self.raw.startswith((b"true", b"false"), start):
                     self.checks.flag(rule.name, self.raw.startswith(b"true", start))
+                elif (flag := self.boolean(span)) is not None:
+                    self.checks.flag(rule.name, flag)
+                    self.checks.spelt(rule.name, "true" if flag else "false")
                 else:
                     self.checks.problem(loc, "Input should be a valid boolean", "bool_type")
             case Kind.OBJECT:
                 if not self.raw.startswith(b"{", start):
                     self.checks.problem(loc, "Input should be a valid dictionary", "dict_type")
+
+    def integer(self, span: tuple[int, int]) -> str | None:
+        """An integer that is written as a text, a boolean or a float without a fraction."""
+        value = self.scalar(span)
+        if isinstance(value, str):
+            return lax_integer(value)
+        return str(int(value)) if isinstance(value, bool | float) and value == int(value) else None
+
+    def boolean(self, span: tuple[int, int]) -> bool | None:
+        """A boolean that is written as a text, or as 1 or 0."""
+        value = self.scalar(span)
+        if isinstance(value, str):
+            return lax_boolean(value)
+        return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+    def scalar(self, span: tuple[int, int]) -> str | float | bool | None:
+        """A short text, number or boolean; None for all else."""
+        start, end = span
+        if end - start > _LONGEST_SCALAR or self.raw.startswith((b"{", b"["), start):
+            return None
+        value = msgspec.json.decode(self.raw[start:end])
+        return value if isinstance(value, str | int | float) else None
 
     def string(self, loc: Loc, span: tuple[int, int], low: int, high: int) -> bool:
         if not self.raw.startswith(b'"', span[0]):

@@ -14,13 +14,14 @@ import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from streamproxy.auth import Caller, StreamTokens, authenticate
+from streamproxy.auth import Caller, StreamTokens, authenticate, has_key
 from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.hub import Hub
 from streamproxy.observe import Observer
 from streamproxy.relay import Relay
 from streamproxy.settings import Settings
+from streamproxy.web.body import Intake
 from streamproxy.web.origins import Origins
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import Pace, deliver, error_response
@@ -42,6 +43,17 @@ class Context:
     tokens: StreamTokens
     pace: Pace
     origins: Origins
+    intake: Intake
+    keyed: bool
+    """Whether every provider needs the caller's own key, so that a request without one cannot succeed."""
+
+    def ask_for_key(self, request: Request) -> None:
+        """Raises ProxyError(INVALID_API_KEY) for a request that brings no key where it cannot do without."""
+        if self.keyed and not has_key(request.scope["headers"]):
+            raise ProxyError(
+                Failure.INVALID_API_KEY,
+                "No API key: send the provider's own one as `Authorization: Bearer <key>`; it is passed on.",
+            )
 
 
 Handler = Callable[[Request, Context], Awaitable[ASGIApp]]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Final, Protocol
 
+import orjson
 from anyio import to_thread
 from starlette.requests import Request
 from starlette.types import ASGIApp
@@ -13,7 +16,7 @@ from streamproxy.core import validate
 from streamproxy.core.fields import Fields
 from streamproxy.core.jsonbody import JsonObject, parse
 from streamproxy.core.requests import Part
-from streamproxy.web.body import media_type, read_form, read_json, unsupported
+from streamproxy.web.body import media_type, unsupported
 from streamproxy.web.context import Context
 from streamproxy.web.generation import Asked, generate
 
@@ -25,33 +28,72 @@ async def generations(request: Request, context: Context) -> ASGIApp:
     """Images from a prompt; with an `image` in the body it is an edit."""
     if media_type(request) != "application/json":
         raise unsupported("application/json")
-    body = parse(await read_json(request, context.settings.max_json_bytes, context.settings.receive_timeout))
-    fields = await _checked(validate.generation, body)
-    return await generate(request, context, Asked(fields, body, via_generations=fields.edit))
+    return await _json(request, context, validate.generation, via_generations=True)
 
 
 async def edits(request: Request, context: Context) -> ASGIApp:
     """Images from images: JSON with `images`, or multipart with files."""
     kind = media_type(request)
     if kind == "application/json":
-        body = parse(await read_json(request, context.settings.max_json_bytes, context.settings.receive_timeout))
-        return await generate(request, context, Asked(await _checked(validate.edit, body), body))
+        return await _json(request, context, validate.edit, via_generations=False)
     if kind != "multipart/form-data":
         raise unsupported("application/json or multipart/form-data")
-    form = await read_form(request, context.settings.max_upload_bytes, context.settings.receive_timeout)
+    context.ask_for_key(request)
+    form = await context.intake.read_form(request)
     asked: Asked | None = None
     try:
-        fields = validate.form(_text(form.parts), _files(form.parts))
-        asked = Asked(fields, form.parts, release=form.close)
+        parts = _with_model(form.parts, _model(request, context))
+        text, files = _text(parts), _files(parts)
+        fields = validate.form(text, files, max_prompt=context.catalogue.max_prompt(*text.get("model", ())[:1]))
+        asked = Asked(fields, _canonical(parts, fields), release=form.close)
         return await generate(request, context, asked)
     finally:
         if asked is None or not asked.handed_over:
             form.close()
 
 
-async def _checked(check: Callable[[JsonObject], Fields], body: JsonObject) -> Fields:
-    """`check` of a body, off the event loop where images in it make that take a while."""
-    return check(body) if len(body.raw) <= CHECKED_HERE else await to_thread.run_sync(check, body)
+class _Check(Protocol):
+    def __call__(self, body: JsonObject, *, max_prompt: int) -> Fields: ...
+
+
+async def _json(request: Request, context: Context, check: _Check, *, via_generations: bool) -> ASGIApp:
+    context.ask_for_key(request)
+    read = await context.intake.read_json(request)
+    asked: Asked | None = None
+    try:
+        body = parse(read.raw)
+        model = _model(request, context)
+        if model and (body.value("model") or b"null") == b"null":
+            body = parse(body.edited(drop=("model",), append={"model": orjson.dumps(model)}))
+        named = body.decode("model")
+        checked = partial(check, body, max_prompt=context.catalogue.max_prompt(named))
+        fields = checked() if len(body.raw) <= CHECKED_HERE else await to_thread.run_sync(checked)
+        if fields.canonical:
+            replace = {name: value.encode() for name, value in fields.canonical.items()}
+            body = parse(body.edited(replace=replace))
+        asked = Asked(fields, body, via_generations=via_generations and fields.edit, release=read.close)
+        return await generate(request, context, asked)
+    finally:
+        if asked is None or not asked.handed_over:
+            read.close()
+
+
+def _model(request: Request, context: Context) -> str | None:
+    """The model of a request that names none: that of the path, as Azure's clients write it, or the setting's."""
+    found: str | None = request.path_params.get("model")
+    return found or context.settings.default_model
+
+
+def _with_model(parts: tuple[Part, ...], model: str | None) -> tuple[Part, ...]:
+    if model is None or any(part.name == "model" for part in parts):
+        return parts
+    return (*parts, Part("model", model.encode()))
+
+
+def _canonical(parts: tuple[Part, ...], fields: Fields) -> tuple[Part, ...]:
+    """The parts, with what came in another spelling than the API's as it is to be sent on."""
+    found = fields.canonical
+    return tuple(replace(part, value=found[part.name].encode()) if part.name in found else part for part in parts)
 
 
 def _text(parts: tuple[Part, ...]) -> Mapping[str, list[str]]:
@@ -62,9 +104,12 @@ def _text(parts: tuple[Part, ...]) -> Mapping[str, list[str]]:
     return text
 
 
-def _files(parts: tuple[Part, ...]) -> Mapping[str, int]:
-    files: dict[str, int] = {}
+def _files(parts: tuple[Part, ...]) -> Mapping[str, list[int]]:
+    """The sizes of each name's files."""
+    files: dict[str, list[int]] = {}
     for part in parts:
         if part.filename is not None:
-            files[part.name] = files.get(part.name, 0) + 1
+            files.setdefault(part.name, []).append(
+                len(part.value) if isinstance(part.value, bytes) else part.value.size
+            )
     return files

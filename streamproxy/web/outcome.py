@@ -15,7 +15,11 @@ FAILURE: Final = "failure"
 
 
 def note_failure(scope: Scope, error: ProxyError) -> None:
-    """The request failed; of several failures the first one counts, the others follow from it."""
+    """The request failed; of several failures the first one counts, the others follow from it.
+
+    Its traceback goes: it leads to the request's body, and back to this scope.
+    """
+    error.__traceback__ = None
     scope["state"].setdefault(FAILURE, error)
 
 

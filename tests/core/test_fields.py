@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Final
 
-from streamproxy.core.fields import MAX_PROBLEMS, RULES, Checklist, Kind, Rule
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from streamproxy.core.fields import (
+    FALSE,
+    MAX_PROBLEMS,
+    RULES,
+    TRUE,
+    Checklist,
+    Kind,
+    Rule,
+    lax_boolean,
+    lax_integer,
+)
 from streamproxy.errors import Failure, ProxyError
 
 NUMBER = Rule("n", Kind.INTEGER, -3, 10)
@@ -84,3 +99,28 @@ def test_what_was_not_given_has_its_default() -> None:
     assert fields.partial_images is None
     assert {fields.size, fields.quality, fields.background, fields.user} == {None}
     assert {fields.output_format, fields.response_format} == {None}
+
+
+LAX: Final = st.text(alphabet="0123456789+-_. eyYnNtTrRuUfFaAlLsSoO\n", max_size=8)
+
+
+@given(LAX | st.text(max_size=5))
+@example("1_0.00")
+@example("-01")
+@example(" 1\n")
+def test_integers_are_read_as_pydantic_reads_them(text: str) -> None:
+    try:
+        expected = TypeAdapter(int).validate_python(text)
+    except ValidationError:
+        expected = None
+    found = lax_integer(text)
+    assert (None if found is None else int(found)) == expected
+
+
+@given(LAX | st.sampled_from(sorted(TRUE | FALSE)).map(str.upper))
+def test_booleans_are_read_as_pydantic_reads_them(text: str) -> None:
+    try:
+        expected = TypeAdapter(bool).validate_python(text)
+    except ValidationError:
+        expected = None
+    assert lax_boolean(text) is expected

@@ -13,10 +13,10 @@ from streamproxy.errors import Failure, ProxyError
 
 CANARY = "hunter2-canary"
 TEXT = {"model": ["m"], "prompt": ["a cat"]}
-FILES = {"image": 1}
+FILES = {"image": [1]}
 
 
-def problems(text: dict[str, list[str]], files: dict[str, int]) -> list[tuple[str, str]]:
+def problems(text: dict[str, list[str]], files: dict[str, list[int]]) -> list[tuple[str, str]]:
     try:
         form(text, files)
     except ProxyError as caught:
@@ -45,10 +45,7 @@ def test_validate_offers_it_too() -> None:
         ("n", "0", "greater_than_equal"),
         ("n", "11", "less_than_equal"),
         ("n", "9" * 5000, "less_than_equal"),
-        *(
-            ("n", value, "int_parsing")
-            for value in ("", "1.0", " 1", "1 ", "+1", "01", "٣", "1e0", "true", "--1", "1\n")
-        ),
+        *(("n", value, "int_parsing") for value in ("", "1.5", "1 0", "٣", "1e0", "true", "--1", "1.")),
         ("partial_images", "-1", "greater_than_equal"),
         ("partial_images", "0", None),
         ("partial_images", "3", None),
@@ -57,7 +54,7 @@ def test_validate_offers_it_too() -> None:
         ("output_compression", "101", "less_than_equal"),
         ("stream", "true", None),
         ("stream", "false", None),
-        *(("stream", value, "bool_parsing") for value in ("", "True", "1", "0", "yes", "null", "true ")),
+        *(("stream", value, "bool_parsing") for value in ("", "2", "null", "true ", "tru")),
         ("size", "", None),
         ("size", "x" * 1024, None),
         ("size", "x" * 1025, "string_too_long"),
@@ -73,36 +70,44 @@ def test_each_rule_at_both_sides_of_its_bounds(name: str, value: str, type: str 
 @pytest.mark.parametrize("name", [rule.name for rule in RULES])
 def test_a_part_sent_twice_or_as_a_file_is_refused(name: str) -> None:
     assert problems({**TEXT, name: ["1", "1"]}, FILES) == [(name, "value_error")]
-    assert problems({**TEXT, name: []}, {**FILES, name: 1}) == [(name, "string_type")]
+    assert problems({**TEXT, name: []}, {**FILES, name: [1]}) == [(name, "string_type")]
 
 
 @pytest.mark.parametrize(
     ("files", "found"),
     [
-        ({"image": 1}, []),
-        ({"image": 16}, []),
-        ({"image": 17}, [("image", "too_long")]),
-        ({"image[]": 1}, []),
-        ({"image[]": 17}, [("image", "too_long")]),
-        ({"images": 2}, []),
-        ({"images[]": 2}, []),
-        ({f"image[{i}]": 1 for i in range(16)}, []),
-        ({f"image[{i}]": 1 for i in range(17)}, [("image", "too_long")]),
-        ({"image[16]": 1}, [("image", "too_long")]),
-        ({"image[15]": 1}, []),
-        ({"image": 1, "image[]": 7, "images": 4, "images[]": 3, "image[0]": 1}, []),
-        ({"image": 1, "image[]": 7, "images": 4, "images[]": 3, "image[0]": 2}, [("image", "too_long")]),
+        ({"image": [9]}, []),
+        ({"image": [9] * 16}, []),
+        ({"image": [9] * 17}, [("image", "too_long")]),
+        ({"image[]": [9]}, []),
+        ({"image[]": [9] * 17}, [("image", "too_long")]),
+        ({"images": [9] * 2}, []),
+        ({"images[]": [9] * 2}, []),
+        ({f"image[{i}]": [9] for i in range(16)}, []),
+        ({f"image[{i}]": [9] for i in range(17)}, [("image", "too_long")]),
+        ({"image[16]": [9]}, [("image", "too_long")]),
+        ({"image[15]": [9]}, []),
+        ({"image": [9], "image[]": [9] * 7, "images": [9] * 4, "images[]": [9] * 3, "image[0]": [9]}, []),
+        (
+            {"image": [9], "image[]": [9] * 7, "images": [9] * 4, "images[]": [9] * 3, "image[0]": [9] * 2},
+            [("image", "too_long")],
+        ),
         ({}, [("image", "missing")]),
-        ({"image": 0}, [("image", "missing")]),
-        ({"picture": 1}, [("image", "missing")]),
-        ({"image": 1, "mask": 1}, []),
-        ({"image": 1, "mask": 2}, [("mask", "too_long")]),
-        ({"mask": 1}, [("image", "missing")]),
-        ({"image": 1, "markup": 1}, []),
+        ({"image": [9] * 0}, [("image", "missing")]),
+        ({"picture": [9]}, [("image", "missing")]),
+        ({"image": [9], "mask": [9]}, []),
+        ({"image": [9], "mask": [9] * 2}, [("mask", "too_long")]),
+        ({"mask": [9]}, [("image", "missing")]),
+        ({"image": [9], "markup": [9]}, []),
     ],
 )
-def test_one_to_sixteen_images_and_at_most_one_mask(files: dict[str, int], found: list[tuple[str, str]]) -> None:
+def test_one_to_sixteen_images_and_at_most_one_mask(files: dict[str, list[int]], found: list[tuple[str, str]]) -> None:
     assert problems(TEXT, files) == found
+
+
+@pytest.mark.parametrize("name", ["image", "image[]", "image[3]", "mask"])
+def test_an_empty_file_is_refused_by_name(name: str) -> None:
+    assert (name, "value_error") in problems(TEXT, {**FILES, name: [0]})
 
 
 @pytest.mark.parametrize("name", ["image", "image[]", "images", "images[]", "image[3]", "mask"])
@@ -119,7 +124,7 @@ def test_names_that_are_no_image(name: str) -> None:
 
 
 def test_all_problems_come_at_once_in_field_order() -> None:
-    text = {"stream": ["1"], "n": ["x"], "mask": ["m"]}
+    text = {"stream": ["2"], "n": ["x"], "mask": ["m"]}
     assert problems(text, {}) == [
         ("model", "missing"),
         ("prompt", "missing"),
@@ -134,7 +139,7 @@ def test_what_is_read() -> None:
     text = TEXT | {"n": ["3"], "stream": ["true"], "partial_images": ["2"], "size": ["1x1"], "quality": ["q"]}
     text |= {"background": ["b"], "output_format": ["o"], "response_format": ["r"], "user": ["u"]}
     text |= {"extra_headers": ['{"X-A": "\\u0062"}'], "new": ["1", "2"]}
-    assert form(text, FILES) == Fields("m", True, 3, True, 2, "1x1", "q", "b", "o", "r", "u", True, {"X-A": "b"})
+    assert form(text, FILES) == Fields("m", True, 3, True, 2, "1x1", "q", "b", "o", "r", "u", True, {"X-A": "b"}, {})
 
 
 @pytest.mark.parametrize(("part", "value"), [("null", None), (" {} ", {}), ("[1]", [1]), ('"x"', "x")])
@@ -166,8 +171,11 @@ NAMES = st.sampled_from([*(rule.name for rule in RULES), "image", "image[]", "ma
 VALUES = st.just(CANARY) | st.just(CANARY * 3000) | st.text() | st.just("{" + CANARY) | st.just(f'"{CANARY}"')
 
 
-@given(st.dictionaries(NAMES, st.lists(VALUES, max_size=2)), st.dictionaries(NAMES, st.integers(0, 20)))
-def test_nothing_but_a_proxy_error_and_never_a_value(text: dict[str, list[str]], files: dict[str, int]) -> None:
+@given(
+    st.dictionaries(NAMES, st.lists(VALUES, max_size=2)),
+    st.dictionaries(NAMES, st.lists(st.integers(0, 20), max_size=20)),
+)
+def test_nothing_but_a_proxy_error_and_never_a_value(text: dict[str, list[str]], files: dict[str, list[int]]) -> None:
     try:
         form(text, files)
     except ProxyError as error:

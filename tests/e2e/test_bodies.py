@@ -292,7 +292,7 @@ def form(**texts: str) -> bytes:
 
 async def test_forms_have_the_same_two_bodies() -> None:
     async with no_leaks(), serve(refuse_calls) as server, running_proxy(server.url) as proxy:
-        content = form(prompt=CANARY, n="two", stream="1", metadata=CANARY, image=CANARY)
+        content = form(prompt=CANARY, n="two", stream="2", metadata=CANARY, image=CANARY)
         answer = await proxy.client.post(proxy.url + EDITS, content=content, headers=FORM)
         assert answer.status_code == 422
         expected = [("model", "missing"), ("n", "int_parsing"), ("metadata", "dict_type"), ("stream", "bool_parsing")]

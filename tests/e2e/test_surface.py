@@ -66,7 +66,7 @@ async def test_every_route_of_the_surface_is_served_under_both_prefixes() -> Non
                 no_stream = "/streams/" in path and answer.status_code == 404 and "No such stream" in answer.text
                 assert answer.status_code in (200, 415) or no_stream, path
                 bare = await proxy.client.request(row.method, proxy.url + row.path)
-                assert bare.status_code == (404 if row.surface else 200), row.path
+                assert bare.status_code in ((404,) if row.surface else (200, 415)), row.path
         for prefix in PREFIXES:
             for path in ("/livez", "/readyz", "/metrics"):
                 assert (await proxy.client.get(proxy.url + prefix + path)).status_code == 404

@@ -164,6 +164,7 @@ async def test_200_mb_pass_in_16_mb_of_memory_and_arrive_as_they_were_sent(tmp_p
             await proxy.no_files(tmp_path)
         expected: list[Field] = [Text("model", b"gpt-image") if part.name == "model" else part for part in parts]
         expected[3] = File("image[]", "quote%22.png", 50 * MIB, "image/webp")
+        del expected[5]  # the mask, whose file input was left alone
         check(sink.taken[-1], expected)
         assert sink.calls == 2
 
@@ -173,7 +174,7 @@ ORDERS: Final[dict[str, list[Field]]] = {
     "files first": [File("image", "a.png", 10), *fields(), Text("n", b"2")],
     "mixed": [
         Text("model", b"sim/gpt-image"),
-        File("image[]", "a", 0),
+        File("image[]", "a", 1),
         Text("x", b""),
         File("image[]", "b", 70_000),
         Text("prompt", b"p"),

@@ -18,6 +18,7 @@ from tests.support.proxy import BOUND, PROMPT
 READ: Final = 256 * 1024
 RST_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 GENERATIONS: Final = "/v1/images/generations"
+EDITS: Final = "/v1/images/edits"
 
 
 def post(body: bytes, *, path: str = GENERATIONS, kind: str = "application/json", length: int | None = None) -> bytes:

@@ -17,7 +17,7 @@ from starlette.types import Message
 
 from streamproxy.core.requests import Part
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.web.body import MAX_PARTS, SpooledUpload, media_type, read_form, read_json
+from streamproxy.web.body import MAX_PARTS, Budget, Form, Intake, SpooledUpload, media_type
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +36,6 @@ PARTS: Final = [
     ("model", b"m", None, None),
     ("image[]", b"\x00\r\n--edg\r\n-", "aé.png", "image/png"),
     ("prompt", "😀\r\n".encode(), None, None),
-    ("mask", b"", "", None),
 ]
 
 
@@ -53,6 +52,18 @@ def request(chunks: Iterable[bytes], *, kind: str = KIND, length: str | None = N
     if length is not None:
         headers.append((b"content-length", length.encode("latin-1")))
     return Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, receive)
+
+
+def intake(limit: int = 1 << 20, *, pause: float = 30.0, rate: float = 1.0, budget: int = 1 << 30) -> Intake:
+    return Intake(json=limit, upload=limit, pause=pause, rate=rate, budget=Budget(budget))
+
+
+async def read_json(request: Request, limit: int) -> bytes:
+    return (await intake(limit).read_json(request)).raw
+
+
+async def read_form(request: Request, limit: int = 1 << 20) -> Form:
+    return await intake(limit).read_form(request)
 
 
 async def failure(reading: Request, limit: int = 1 << 20) -> Failure:
