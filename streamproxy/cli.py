@@ -164,7 +164,7 @@ def _run(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
 
     import anyio
 
-    return anyio.run(function, backend_options={"use_uvloop": find_spec("uvloop") is not None})  # none on Windows
+    return anyio.run(function, backend_options={"use_uvloop": find_spec("uvloop") is not None})  # none on PyPy
 
 
 @cli.command()
@@ -175,11 +175,11 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     settings, _, configured = _checked(ctx, config)
 
     from streamproxy.app import create_app
-    from streamproxy.listening import listen
     from streamproxy.observe import configure_logging
     from streamproxy.server import serve as serve_on
-    from streamproxy.server import tune_allocator
-    from streamproxy.workers import supervise
+    from streamproxy.server.listening import listen
+    from streamproxy.server.memory import tune_allocator
+    from streamproxy.server.workers import supervise
 
     names = ", ".join(provider.name for provider in configured.providers)
 

@@ -21,8 +21,8 @@ import anyio.to_thread
 from streamproxy import simulator
 from streamproxy.app import create_app
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.listening import listen, url_of
 from streamproxy.server import serve
+from streamproxy.server.listening import listen, url_of
 from streamproxy.setting_types import MIB, ConfigurationError
 from streamproxy.settings import ProviderSettings, Settings
 

@@ -15,7 +15,7 @@ from PIL import Image
 from streamproxy import simulator
 from streamproxy.demo import demo, stream
 from streamproxy.errors import ProxyError
-from streamproxy.listening import listen
+from streamproxy.server.listening import listen
 from streamproxy.settings import ConfigurationError
 
 pytestmark = pytest.mark.anyio

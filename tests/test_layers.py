@@ -29,9 +29,10 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
     for line in (
         "__main__",
         "cli",
-        "demo workers __init__",  # __init__: the public API, gives out `app` and `settings` when asked
-        "app server",  # what is served, and the process that serves it
-        "web simulator listening configuration",  # configuration: settings and catalogue -> providers, credentials
+        "demo __init__",  # __init__: the public API, gives out `app` and `settings` when asked
+        "server",  # the process, or several, that serve
+        "app",
+        "web simulator configuration",  # configuration: settings and catalogue -> providers, credentials
         "relay",
         "providers hub upstream auth",
         "observe",
@@ -55,7 +56,7 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
     for library, modules in {
         "aiohttp": "upstream.transport upstream.connection",
         "click": "cli",
-        "httptools": "simulator.connection",
+        "httptools": "simulator.connection server.guard",
         "httpx": "upstream",
         "httpx_aiohttp": "upstream.transport",
         "itsdangerous": "auth",
@@ -65,7 +66,7 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
         "redis": "hub.valkey_client",
         "sse_starlette": "web.responses",
         "structlog": "observe",
-        "uvicorn": "server",
+        "uvicorn": "server server.guard",
     }.items()
 }
 """Each foreign library in its one place, so that a move to another is one file."""
@@ -73,8 +74,8 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
 WIDE: Final[dict[str, frozenset[str]]] = {
     library: frozenset(layers.split())
     for library, layers in {
-        "anyio": "cli demo workers app server web simulator relay hub upstream",
-        "msgspec": "workers web simulator core providers setting_types",
+        "anyio": "cli demo app server web simulator relay hub upstream",
+        "msgspec": "server web simulator core providers setting_types",
         "orjson": "app server web simulator core providers",
         "starlette": "app server web",
     }.items()

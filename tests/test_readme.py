@@ -26,7 +26,8 @@ from streamproxy.core.headers import HeaderPolicy
 from streamproxy.demo import MODEL
 from streamproxy.errors import Failure
 from streamproxy.observe import GAUGES, METRICS
-from streamproxy.server import HEAD_BYTES, HEAD_SECONDS
+from streamproxy.server.framing import HEAD_BYTES
+from streamproxy.server.guard import HEAD_SECONDS
 from streamproxy.settings import describe
 from streamproxy.simulator import running
 from streamproxy.web.routes import PREFIXES, ROUTES

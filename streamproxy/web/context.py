@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
-import anyio
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamproxy.auth import Caller, StreamTokens, authenticate, has_key
 from streamproxy.core.catalogue import Catalogue, Provider
@@ -25,9 +23,6 @@ from streamproxy.web.body import Intake
 from streamproxy.web.origins import Origins
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import Pace, deliver, error_response
-
-LINGER_SECONDS: Final = 2.0
-"""How long a caller who sends too much is read from, unheard, after its answer; nginx's lingering_timeout has 5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +90,6 @@ class Endpoint:
         except ProxyError as error:
             note_failure(scope, error)
             response = error_response(error, request_id)
-            if error.failure is Failure.BODY_TOO_LARGE:
-                response = _lingering(response)
         except ClientDisconnect:
             gone = ProxyError(Failure.CALLER_GONE, "The caller left before its request was complete.")
             note_failure(scope, gone)
@@ -113,22 +106,3 @@ class Endpoint:
             send_timeout=context.settings.send_timeout,
             stalled=lambda error: note_failure(scope, error),
         )
-
-
-def _lingering(answer: ASGIApp) -> ASGIApp:
-    """The answer, whose connection is closed only when the caller has stopped sending, or after LINGER_SECONDS.
-
-    Closing at once would make the kernel reset the connection, and the caller lose the answer that says what is wrong.
-    """
-
-    async def lingering(scope: Scope, receive: Receive, send: Send) -> None:
-        async def held(message: Message) -> None:
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
-                with anyio.move_on_after(LINGER_SECONDS):
-                    while (await receive()).get("more_body", False):
-                        pass
-            await send(message)
-
-        await answer(scope, receive, held)
-
-    return lingering

@@ -72,7 +72,9 @@ class Caller:
         size = int(self.headers["content-length"])
         while len(self._buffer) < size:
             await self._more()
-        return bytes(self._buffer[:size])
+        body = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return body
 
     async def ended(self) -> bool:
         """Wait for the end of the connection; whether it was a clean end and not a reset."""

@@ -27,7 +27,7 @@ import orjson
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from streamproxy.listening import listen, url_of
+from streamproxy.server.listening import listen, url_of
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Script, sse
 from streamproxy.simulator.server import Server, serve

@@ -19,8 +19,8 @@ import orjson
 from starlette.types import ASGIApp
 
 from streamproxy.app import create_app
-from streamproxy.listening import listen
 from streamproxy.server import serve
+from streamproxy.server.listening import listen
 from streamproxy.settings import Settings
 
 if TYPE_CHECKING:

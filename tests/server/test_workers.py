@@ -17,11 +17,11 @@ import anyio
 import httpx
 import pytest
 
+from streamproxy.server.workers import packed, unpacked, work
 from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.simulator.received import Received, Server
 from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import serve
-from streamproxy.workers import packed, unpacked, work
 from tests.support.process import configuration
 from tests.support.provider import COMPLETED, completed, preview
 from tests.support.proxy import BOUND, PROMPT
@@ -38,7 +38,7 @@ STARTS: Final = "Application startup complete."
 
 DIES: Final = """
 import os, sys
-if "streamproxy.workers" in sys.orig_argv:
+if "streamproxy.server.workers" in sys.orig_argv:
     with open(os.environ["STARTS"], "a") as file:
         file.write("x")
     if os.path.exists(os.environ["BROKEN"]):

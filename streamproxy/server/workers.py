@@ -28,9 +28,10 @@ import msgspec
 from anyio.abc import Process
 
 from streamproxy.app import create_app
-from streamproxy.listening import url_of
 from streamproxy.observe import configure_logging
-from streamproxy.server import serve, tune_allocator
+from streamproxy.server import SIGNALS, serve
+from streamproxy.server.listening import url_of
+from streamproxy.server.memory import tune_allocator
 from streamproxy.setting_types import ConfigurationError
 from streamproxy.settings import Settings
 
@@ -40,7 +41,7 @@ FIRST_PAUSE: Final = 0.1  # seconds
 LONGEST_PAUSE: Final = 30.0
 HOPELESS: Final = 5  # starts in a row that failed, while nobody serves: the parent gives up, and its supervisor sees it
 KILL_SECONDS: Final = 3.0  # over drain_timeout, which a worker exceeds by at most 2
-LOG: Final = logging.getLogger("streamproxy.workers")
+LOG: Final = logging.getLogger("streamproxy.server.workers")
 
 
 def packed(settings: Settings) -> bytes:
@@ -117,7 +118,7 @@ class Crew:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         numbers = (self._sock.fileno(), theirs.fileno())
-        command = [sys.executable, "-m", "streamproxy.workers", *map(str, numbers)]
+        command = [sys.executable, "-m", "streamproxy.server.workers", *map(str, numbers)]
         try:
             process = await anyio.open_process(
                 command, stdin=subprocess.DEVNULL, stdout=None, stderr=None, pass_fds=numbers
@@ -182,7 +183,7 @@ async def supervise(settings: Settings, sock: socket.socket, *, ready: Callable[
 
     async def obey() -> None:
         nonlocal status
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with anyio.open_signal_receiver(*SIGNALS) as signals:
             listening.set()
             received = await anext(signals)
             crew.stop()
@@ -228,8 +229,9 @@ def work(sock: socket.socket, channel: socket.socket) -> int:
 
 
 def main() -> None:
-    """`python -m streamproxy.workers <socket's number> <channel's number>`, as the parent starts it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until it serves: Ctrl-C reaches the whole group, and the parent acts
+    """`python -m streamproxy.server.workers <socket's number> <channel's number>`, as the parent starts it."""
+    for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+        signal.signal(number, signal.SIG_IGN)  # until it serves: Ctrl-C reaches the whole group, and the parent acts
     sock, channel = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     sys.exit(work(sock, channel))
 

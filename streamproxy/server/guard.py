@@ -1,0 +1,295 @@
+"""uvicorn's HTTP/1.1 protocol behind a strict framing, with a bound on all that a caller may leave open.
+
+`Framing` says where each request ends; uvicorn's parser gets canonical heads only, and bodies go past it. One request
+is in progress at a time: the next one on the same connection waits, unread, for its answer.
+
+    head        complete within HEAD_SECONDS of its first byte, and within HEAD_BYTES
+    body        the app reads it, within the app's bounds; a broken one ends the request at once
+    answer      begun before the body was read whole: what is still coming is discarded for LINGER_SECONDS. Closing at
+                once would make the kernel reset the connection, and the caller lose the answer that says what is wrong
+    idle        uvicorn's keep-alive; nothing is ever written that no request asked for
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, cast
+from urllib.parse import unquote
+
+import httptools
+import orjson
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from streamproxy.errors import Failure
+from streamproxy.server.framing import BAD_REQUEST, Framing, Head, Refused
+from streamproxy.web.responses import ABORT
+
+HEAD_SECONDS: Final = 10.0
+"""From the first byte of a head to its end; HAProxy's documentation suggests 5 to 10."""
+
+LINGER_SECONDS: Final = 5.0
+"""As nginx's lingering_timeout."""
+
+LINGER_BYTES: Final = 64 * 1024 * 1024
+"""What is discarded of one body, so that a caller who never stops is closed on."""
+
+BUFFERED_BYTES: Final = 0
+"""Of a response, above which the app waits: a stuck caller then holds one slice, not two."""
+
+READ_AHEAD: Final = 64 * 1024
+"""Bytes of requests behind the one in progress, above which the connection is not read from."""
+
+TURN_EVENTS: Final = 1000
+"""Events of one connection that are handled before others get a turn: some 2 ms of one-byte chunks."""
+
+_CLOSE: Final = b"close"
+_ENDLESS: Final = 1 << 62
+
+
+class _Cycle(RequestResponseCycle):
+    """uvicorn's, for what it leaves open: HTTP/1.0 has no chunks, and an answer one Connection field."""
+
+    async def send(self, message: Any) -> None:
+        old = self.scope["http_version"] == "1.0"
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", []))
+            kept = [(name, value) for name, value in headers if name.lower() != b"connection" or value == _CLOSE]
+            message = {**message, "headers": kept}
+            if old and not any(name.lower() == b"content-length" for name, _ in kept):
+                self.chunked_encoding = False
+                self.expected_content_length = _ENDLESS  # its end is the connection's
+        elif message["type"] == "http.response.body" and old and not message.get("more_body", False):
+            self.expected_content_length = min(self.expected_content_length, len(message.get("body", b"")))
+        await super().send(message)
+
+
+class _Closer(asyncio.Transport):
+    """What a cycle writes to. Its `close` waits for the rest of the request, so that the answer is not reset away."""
+
+    def __init__(self, protocol: GuardedProtocol) -> None:
+        super().__init__()
+        self._protocol = protocol
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._protocol.transport.write(data)
+
+    def close(self) -> None:
+        self._protocol.close_gently()
+
+    def is_closing(self) -> bool:
+        return self._protocol.transport.is_closing()
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection: see the module's text."""
+
+    _framing: Framing
+    _closer: _Closer
+    _closing = False  # all is written; what comes is discarded
+    _timer: asyncio.TimerHandle | None = None
+    _discarded = 0
+    _advancing = False
+    _framed: tuple[bytes, bytes] | None = None  # what the head in the parser says of its body
+
+    # What uvicorn, asyncio and the app call.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=BUFFERED_BYTES)
+        self._framing = Framing()
+        self._closer = _Closer(self)
+        self._arm(HEAD_SECONDS, self._head_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self._closing:
+            self._discard(len(data))
+            return
+        self._framing.receive(data)
+        self._advance()
+
+    def on_headers_complete(self) -> None:
+        """As uvicorn's, with one request at a time: none waits behind another here."""
+        if self._framed is not None:
+            self.headers.append(self._framed)
+        target = httptools.parse_url(self.url)
+        version = self.parser.get_http_version()
+        path = target.path.decode("ascii")
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+        self.scope["http_version"] = version
+        self.scope["path"] = self.root_path + (unquote(path) if "%" in path else path)
+        self.scope["raw_path"] = self.root_path.encode("ascii") + target.path
+        self.scope["query_string"] = target.query or b""
+        self.scope["extensions"] = {ABORT: cast("dict[object, object]", self.transport.abort)}
+        self.cycle = _Cycle(
+            scope=self.scope,
+            transport=self._closer,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        self._start_asgi_task(self.cycle, self.app)
+
+    def on_message_complete(self) -> None:
+        """What the parser says of a canonical head, which has no body. When the request ends, its framing says."""
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._closing or self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            return
+        if self._framing.held or not self._framing.between:
+            self._unset_keepalive_if_required()
+        self._advance()
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls when the parser gave up on a canonical head."""
+        self._break_off(Refused(BAD_REQUEST, "The request is not valid HTTP/1.1."))
+
+    def close_gently(self) -> None:
+        """Close when the caller has stopped sending the request that has been answered."""
+        self._closing = True
+        if self._framing.between:
+            self.transport.close()
+        else:
+            self._linger()
+
+    # What has come.
+
+    @property
+    def _idle(self) -> bool:
+        """Whether every request that has begun has its answer."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _advance(self) -> None:
+        """Handle what has come, as far as it is its turn: the next request has to wait for the answer to this one."""
+        if self._advancing or self._closing:
+            return
+        self._advancing = True
+        try:
+            self._turn()
+        except Refused as refused:
+            self._break_off(refused)
+        finally:
+            self._advancing = False
+        if not self._closing:
+            self._watch()
+
+    def _turn(self) -> None:
+        for _ in range(TURN_EVENTS):
+            if self._closing or (self._framing.between and not self._idle):
+                return
+            match self._framing.next_event():
+                case None:
+                    return
+                case Head() as head:
+                    self._begin(head)
+                case bytes() as data if self._idle:
+                    self._discard(len(data))
+                case bytes() as data:
+                    self.on_body(data)
+                case _:
+                    super().on_message_complete()
+        self.flow.pause_reading()
+        self.loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        if not self._closing:
+            self.flow.resume_reading()
+            self._advance()
+
+    def _begin(self, head: Head) -> None:
+        self._disarm()
+        self._discarded = 0
+        self._framed = head.framing
+        super().data_received(head.canonical)
+
+    def _watch(self) -> None:
+        """A timer runs whenever the next word is the caller's, and it has begun to speak."""
+        if not self._idle:
+            if self._framing.between and self._framing.held > READ_AHEAD:
+                self.flow.pause_reading()
+        elif not self._framing.between:
+            self._arm(LINGER_SECONDS, self.transport.close)
+        elif self._framing.held:
+            self._arm(HEAD_SECONDS, self._head_late)
+        elif self.cycle is not None:
+            self._disarm()
+
+    # How it ends.
+
+    def _break_off(self, refused: Refused) -> None:
+        """Nothing that comes after this can be read: answer, unless an answer has begun, and close."""
+        cycle = self.cycle
+        if self._framing.between or cycle is None:
+            self._refuse(refused)
+        elif cycle.response_complete:
+            self._closing = True
+            self.transport.close()
+        elif cycle.response_started:
+            self._closing = True  # to further bytes; the answer ends, and the connection with it
+            cycle.keep_alive = False
+        else:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            self._refuse(refused)
+
+    def _head_late(self) -> None:
+        self._timer = None
+        if not self._framing.begun:
+            self.transport.close()  # not one byte: a browser's spare connection, which would show our 408 as a page
+            return
+        message = f"The request head was not complete within {HEAD_SECONDS:g} seconds."
+        self._refuse(Refused(Failure.HEAD_TIMEOUT.value, message))
+
+    def _refuse(self, refused: Refused) -> None:
+        """Answer for a request that the app never saw, and close."""
+        self._closing = True
+        if self.transport.is_closing():
+            return
+        row = refused.row
+        error = {"message": refused.message, "type": row.type, "param": None, "code": row.code}
+        body = orjson.dumps({"error": error})
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        date = b"".join(b"%b: %b\r\n" % pair for pair in self.server_state.default_headers)
+        self.transport.write(STATUS_LINE[row.status] + date + head + body)
+        self._linger()
+
+    def _linger(self) -> None:
+        """End our direction, and discard for a while what the caller still sends."""
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self._disarm()
+        self._arm(LINGER_SECONDS, self.transport.close)
+
+    def _discard(self, size: int) -> None:
+        self._discarded += size
+        if self._discarded > LINGER_BYTES:
+            self.transport.close()
+
+    def _arm(self, seconds: float, late: Callable[[], None]) -> None:
+        """Start the timer, unless it runs: bytes that trickle do not move it."""
+        if self._timer is None:
+            self._timer = self.loop.call_later(seconds, late)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
