@@ -127,7 +127,7 @@ def _store_problems(settings: Settings) -> list[ConfigurationProblem]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "redis":
             raise
-        fix = "pip install 'streamproxy[valkey]'"
+        fix = "in streamproxy's source directory: pip install '.[valkey]'"
         problems.append(ConfigurationProblem("store", "its client library is not installed", fix, "STREAMPROXY_STORE"))
     except ValueError as error:
         problems.append(ConfigurationProblem("store", str(error), f"write it like {EXAMPLE}", "STREAMPROXY_STORE"))
