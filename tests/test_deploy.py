@@ -119,7 +119,10 @@ def test_compiled_dependencies_have_a_hash_for_each_platform() -> None:
 @pytest.mark.parametrize("name", LOCKS)
 def test_locks_name_no_place(name: str) -> None:
     text = (DEPLOY / name).read_text("utf-8")
-    assert not re.search(r"://|file:|@ |--index|--find|--extra|--trusted", text.replace("--no-emit-index-url", "").replace("--extra valkey", ""))
+    assert not re.search(
+        r"://|file:|@ |--index|--find|--extra|--trusted",
+        text.replace("--no-emit-index-url", "").replace("--extra valkey", ""),
+    )
 
 
 @dataclass(frozen=True, slots=True)

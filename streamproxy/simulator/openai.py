@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum, auto
 from functools import partial
 from types import MappingProxyType
@@ -29,6 +30,8 @@ from streamproxy.simulator.script import Headers, Script, Send, Wait, error_answ
 Made = TypeVar("Made")
 
 FAULT: Final = "fault-"
+# Characters of a misspelt model that are compared: difflib takes the square of a text's length.
+SPELLING: Final = 64
 # Like a GPT image model at medium quality, in seconds after the request, times `pace`: three previews, then the end.
 PREVIEWS_AT: Final = (2.5, 4.5, 6.5)
 COMPLETED_AT: Final = 9.0
@@ -199,5 +202,7 @@ def _described(name: str) -> dict[str, object]:
 
 
 def _no_model(name: str) -> Script:
-    message = f"The model '{name}' does not exist in this simulator."
+    near = get_close_matches(name.removeprefix(PREFIX)[:SPELLING], MODELS, n=1, cutoff=0.6)
+    hint = f"Did you mean {PREFIX}{near[0]}?" if near else "`streamproxy simulate --list` says which ones do."
+    message = f"The model '{name}' does not exist in this simulator. {hint}"
     return error_answer(404, message, param="model", code="model_not_found")

@@ -202,10 +202,22 @@ async def test_routes_answer_with_their_status(method: str, path: str, status: i
         assert ("allow" in parsed.headers) == (status == 405)
 
 
-async def test_an_unknown_model_is_not_found() -> None:
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("sim/none", "`streamproxy simulate --list`"),
+        ("sim/fault-eof-inside-evnt", "Did you mean sim/fault-eof-inside-event?"),
+        ("fault-refused-502", "Did you mean sim/fault-refused-5"),
+        ("sim/gpt-image-1", "Did you mean sim/gpt-image?"),
+        ("a" * 100_000, "`streamproxy simulate --list`"),
+    ],
+)
+async def test_an_unknown_model_is_not_found_and_a_near_one_said(name: str, hint: str) -> None:
     async with running(pace=0) as server:
-        parsed = await post(server, GENERATIONS, {"model": "sim/none"})
-    assert (parsed.status, orjson.loads(parsed.body)["error"]["code"]) == (404, "model_not_found")
+        parsed = await post(server, GENERATIONS, {"model": name})
+    error = orjson.loads(parsed.body)["error"]
+    assert (parsed.status, error["code"]) == (404, "model_not_found")
+    assert hint in error["message"]
 
 
 def asked(fields: Json) -> Received:
