@@ -140,7 +140,7 @@ def _store_problems(settings: Settings) -> list[ConfigurationProblem]:
 
 
 def _trust_problems(environ: Mapping[str, str]) -> list[ConfigurationProblem]:
-    """What keeps providers' certificates from being checked: upstream's default_ssl_context reads the same variables."""
+    """Trusted certificates that cannot be loaded. upstream.default_ssl_context reads the same variables."""
     file, directory = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
     if file:
         try:
@@ -160,7 +160,7 @@ def _trust_problems(environ: Mapping[str, str]) -> list[ConfigurationProblem]:
 
 
 def warnings(settings: Settings, configured: Configured, catalogue: Catalogue, flags: Collection[str]) -> list[str]:
-    """What works and is probably not meant, one line each. `flags`: the settings that the command line says."""
+    """Lines about settings that work and are probably not meant. `flags`: the settings that the command line says."""
     found = []
     for provider in configured.providers:
         for row in catalogue.providers.values():
@@ -168,9 +168,7 @@ def warnings(settings: Settings, configured: Configured, catalogue: Catalogue, f
             if known.hostname and known.hostname == given.hostname and known.path != given.path:
                 by_flag = settings.upstream is not None and provider.name == UPSTREAM
                 setting = UPSTREAM if by_flag else f"providers.{provider.name}.base_url"
-                found.append(
-                    f"{setting}: the API of this host is at {row.base_url}; requests elsewhere may find nothing"
-                )
+                found.append(f"{setting}: this host's API is at {row.base_url}; requests elsewhere may find nothing")
     has_password = "@" in settings.store
     for name in flags:
         if name == "secret" or (name == "store" and has_password):

@@ -300,7 +300,7 @@ def warned(settings: Settings, environ: dict[str, str], *flags: str) -> list[str
 def test_a_known_host_without_the_path_of_its_api_is_warned_of(row: Provider) -> None:
     bare = shown_origin(row.base_url)
     [line] = warned(Settings(upstream=bare), {})
-    assert line.startswith(f"upstream: the API of this host is at {row.base_url};")
+    assert line.startswith(f"upstream: this host's API is at {row.base_url};")
     [line] = warned(provider("mine", ProviderSettings(base_url=f"{bare}/v0", credential="none")), {})
     assert line.startswith("providers.mine.base_url: ")
     for url in (row.base_url, f"{row.base_url}/", "https://gateway.example"):
