@@ -33,6 +33,7 @@ from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.upstream import Deadlines, Upstream, default_ssl_context
 from streamproxy.web.context import Context
 from streamproxy.web.middleware import Cors, RequestContext
+from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.responses import Pace
 from streamproxy.web.routes import routes
 
@@ -91,7 +92,8 @@ def create_app(
                 tasks=tasks,
             )
             pace = Pace(settings.heartbeat, settings.drain_timeout)
-            wired.append(Context(settings, catalogue, configured.providers, relay, observer, hub, tokens, pace))
+            lists = ModelLists(services)
+            wired.append(Context(settings, catalogue, configured.providers, relay, observer, hub, tokens, pace, lists))
             try:
                 yield
             finally:

@@ -21,6 +21,7 @@ from streamproxy.hub.hub import Hub
 from streamproxy.observe import Observer
 from streamproxy.relay import Relay
 from streamproxy.settings import Settings
+from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.responses import Pace, deliver, error_response
 
 LINGER_SECONDS: Final = 2.0
@@ -39,6 +40,7 @@ class Context:
     hub: Hub
     tokens: StreamTokens
     pace: Pace
+    models: ModelLists
 
 
 Handler = Callable[[Request, Context], Awaitable[ASGIApp]]
