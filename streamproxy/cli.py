@@ -228,7 +228,11 @@ def models(ctx: click.Context, config: Path | None) -> None:
     from datetime import UTC, datetime
 
     _, catalogue, configured = _checked(ctx, config)
-    for model, served in catalogue.listed(configured.providers, datetime.now(UTC).date()):
+    for provider in configured.providers:
+        if provider.unlisted:
+            click.echo(f"{provider.name}: every name is passed on; GET /v1/models asks it for its own list", err=True)
+    named = [provider.only_named() for provider in configured.providers]
+    for model, served in catalogue.listed(named, datetime.now(UTC).date()):
         click.echo(f"{served:45} {'previews' if model.streams and model.partial_images else 'completed only'}")
 
 

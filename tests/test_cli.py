@@ -206,6 +206,15 @@ def test_models_of_a_provider_are_listed() -> None:
     assert "google/" not in result.stdout
 
 
+def test_the_models_of_an_upstream_are_its_own_to_list(tmp_path: Path) -> None:
+    result = run("models", "--upstream", "https://gateway.example/v1")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr.startswith("upstream: every name is passed on; ")
+    config = tmp_path / "c.toml"
+    config.write_text('[providers.mine]\nbase_url = "https://h/v1"\ncredential = "none"\nmodels = ["lab/a", "*"]')
+    assert re.fullmatch(r"lab/a +\S+\n", run("models", "--config", str(config)).stdout.replace("completed only", "x"))
+
+
 def test_all_problems_come_at_once_and_none_that_only_follows(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text(

@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from streamproxy.auth import Credential, Headers
-from streamproxy.core.catalogue import EVERYTHING, Provider
+from streamproxy.core.catalogue import Provider
 from streamproxy.core.requests import UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.relay import Service
@@ -57,11 +57,6 @@ class ModelLists:
     def __init__(self, services: Mapping[str, Service]) -> None:
         self._services = services
         self._kept: dict[tuple[str, str], _Kept] = {}
-
-    @staticmethod
-    def asked(provider: Provider) -> bool:
-        """Whether this host's own list says what it serves: it takes every name, and is known for none."""
-        return provider.serves == (EVERYTHING,)
 
     async def of(self, provider: Provider, headers: Headers) -> tuple[Listed, ...]:
         """The models of this provider for a caller with these headers. Raises ProxyError where it does not say them."""

@@ -13,7 +13,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from streamproxy.core.catalogue import Catalogue, Model, Provider, model_object
+from streamproxy.core.catalogue import Catalogue, Provider, model_object
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.web.context import Context
 from streamproxy.web.model_lists import Listed
@@ -38,12 +38,8 @@ class _Found:
 async def _listed(request: Request, context: Context) -> _Found:
     today = datetime.now(UTC).date()
     found = _Found()
-    own = [provider for provider in context.providers if context.models.asked(provider)]
-    found.add(context.catalogue, [provider for provider in context.providers if provider not in own], today)
-    for provider in own:
-        for word in provider.listed:
-            known = context.catalogue.find(word) or Model.unknown(word)
-            found.entries.setdefault(word, model_object(known, word))
+    found.add(context.catalogue, [provider.only_named() for provider in context.providers], today)
+    for provider in (provider for provider in context.providers if provider.unlisted):
         try:
             for listed in await context.models.of(provider, request.scope["headers"]):
                 found.entries.setdefault(listed.id, _merged(listed, context.catalogue))
