@@ -8,7 +8,8 @@ filter of response headers, so that the three cannot drift apart.
 Some values may be a key or an identifier: a UUID, 32 hexadecimal digits. Name and value decide together: they pass in
 `x-job-id`, `x-content-sha256`, `x-trace`, and in headers whose meaning is known, and in no other.
 
-Every pattern runs on bounded text and starts from a fixed word: none of them can backtrack without end.
+Every pattern runs on bounded text, and what repeats in it is bounded or begins with a fixed word: none can backtrack
+without end.
 """
 
 from __future__ import annotations

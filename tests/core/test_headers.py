@@ -217,17 +217,18 @@ def test_each_harmless_word_is_needed_and_passes_only_as_a_whole(word: str) -> N
         assert refusal({f"x-{word}{secret}": "v"}).failure is Failure.CREDENTIAL_HEADER
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        *((word, after) for word, words in RULES.followed.items() for after in words),
-        *((before, word) for word, words in RULES.preceded.items() for before in words),
-    ],
-)
+NEIGHBOURS: Final = [
+    *((word, after) for word, words in RULES.followed.items() for after in words),
+    *((before, word) for word, words in RULES.preceded.items() for before in words),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), NEIGHBOURS)
 def test_a_neighbour_makes_a_word_harmless_and_no_other_word(first: str, second: str) -> None:
     assert POLICY.check({f"x-{first}-{second}": "v"})
     assert POLICY.check({f"x-{first}-{second}-zebra": "v"})
-    for name in (f"zebra-{second}-{first}", f"zebra-{first}-zebra-{second}"):
+    both_ways = (second, first.removesuffix("s")) in NEIGHBOURS  # `tokens-used` and `used-tokens`
+    for name in (f"zebra-{first}-zebra-{second}", *([] if both_ways else [f"zebra-{second}-{first}"])):
         assert refusal({name: "v"}).failure is Failure.CREDENTIAL_HEADER
     assert refusal({f"x-secret-{first}-{second}": "v"}).failure is Failure.CREDENTIAL_HEADER
 

@@ -50,7 +50,8 @@ x-key-frames x-key-frame x-keyframes x-keyframe-interval x-keyframe-count x-keyp
 x-keyword-boost x-keyboard-layout x-key-light x-key-visual x-key-color x-key-pose x-low-key x-high-key-lighting
 x-chromakey-color x-turnkey-mode x-monkey-patch x-token-count x-token-limit x-token-budget x-token-usage x-max-tokens
 x-max-output-tokens x-min-tokens x-prompt-tokens x-completion-tokens x-input-tokens x-output-tokens x-total-tokens
-x-cached-tokens x-reasoning-tokens x-num-tokens x-remaining-tokens x-token-window x-token-length x-tokenizer
+x-cached-tokens x-reasoning-tokens x-num-tokens x-remaining-tokens x-tokens-per-second
+x-tokens-used x-used-tokens x-cost-per-token x-token-window x-token-length x-tokenizer
 x-tokenizer-version x-tokenization-mode x-session-name x-session-label x-session-title x-session-affinity
 x-session-count x-session-duration x-session-timeout x-author x-author-name x-authors x-authoring-tool
 x-authenticity-check x-secretary x-two-pass x-second-pass x-single-pass x-render-pass x-render-passes x-multipass
