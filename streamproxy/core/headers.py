@@ -149,7 +149,7 @@ class Words:
         return [*found, HeaderClass.CREDENTIAL] if inside else found
 
     def _qualified(self, word: str, before: str, after: str) -> bool:
-        """Whether a neighbour makes the word mean something else. In plural only after it: `max-tokens`."""
+        """Whether a neighbour makes the word mean something else, as in `key-frames`. `preceded` covers plurals too."""
         singles = (word, word.removesuffix("s"), word.removesuffix("es"))
         return after in self.rules.followed.get(word, ()) or any(
             before in self.rules.preceded.get(single, ()) for single in singles
