@@ -34,6 +34,7 @@ from streamproxy.upstream import Deadlines, Upstream, default_ssl_context
 from streamproxy.web.body import Budget, Intake
 from streamproxy.web.context import Context
 from streamproxy.web.middleware import Cors, RequestContext
+from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.origins import Origins, hosts_of
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import Pace
@@ -107,6 +108,7 @@ def create_app(
                 origins,
                 _intake(settings),
                 _keyed(configured),
+                ModelLists(services),
             )
             try:
                 yield

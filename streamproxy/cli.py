@@ -1,8 +1,9 @@
 """The command line: demo, serve, check, models, simulate, hash-key.
 
 Only click and small parts of the standard library are imported here; each command imports what it runs, so that
-`--help` and a mistyped option answer at once. Every error says what happened, which setting, and the fix, without a
-traceback unless `--debug` asks for it. Exit status: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C.
+`--help` and a mistyped command answer at once. Every setting is an option, made from the setting's own row. Every error
+says what happened, which setting, and the fix, without a traceback unless `--debug` asks for it. Exit status: 0, 1 for
+an error, 2 for wrong usage, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 CTRL_C: Final = 130  # 128 + SIGINT, as shells report it
 SHORT_KEY: Final = 16  # characters; below, a leaked hash gives the key away by trying all
 Result = TypeVar("Result")
-Function = TypeVar("Function", bound=Callable[..., None])
 
 
 class _Commands(click.Group):
@@ -67,6 +67,7 @@ def _said(error: BaseException) -> str:
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show tracebacks. They may hold secrets.")
+@click.version_option(package_name="streamproxy", message="%(prog)s %(version)s")
 def cli(debug: bool) -> None:
     """Makes every image model stream, to every client: an OpenAI-compatible proxy with progressive previews."""
 
@@ -84,39 +85,39 @@ def _keep(ctx: click.Context, param: click.Parameter, value: str | None) -> None
         ctx.ensure_object(dict)[param.name] = value
 
 
-def _keep_others(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> None:
-    for name, equals, value in (value.partition("=") for value in values):
-        if not equals:
-            raise click.BadParameter("write NAME=VALUE, like heartbeat=10")
-        ctx.ensure_object(dict)[name.strip().replace("-", "_")] = value
+class _Configured(click.Command):
+    """A command that reads the configuration. Each setting is an option of it, whose value goes into the context's obj.
+
+    The options are made when the command is used: their rows stand in modules that `streamproxy --help` does not need.
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        known = {param.name for param in self.params}
+        self.params += [option for option in _setting_options() if option.name not in known]
+        return super().get_params(ctx)
 
 
-OPTIONS: Final = (
-    click.option("--host", callback=_keep, expose_value=False, help="Address to listen on.  [127.0.0.1]"),
-    click.option("--port", callback=_keep, expose_value=False, help="Port to listen on; 0 takes any free one.  [8080]"),
-    click.option(
-        "--upstream", metavar="URL", callback=_keep, expose_value=False, help="Pass every model to this base URL."
-    ),
-    click.option("--workers", metavar="N", callback=_keep, expose_value=False, help="Processes that serve.  [1]"),
-    click.option("--log-level", callback=_keep, expose_value=False, help="debug, info, warning or error.  [info]"),
-    click.option("--log-format", callback=_keep, expose_value=False, help="json or text.  [json]"),
-    click.option(
-        "--set",
-        metavar="NAME=VALUE",
-        multiple=True,
-        callback=_keep_others,
-        expose_value=False,
-        help="Any other setting.",
-    ),
-    click.option("--config", type=click.Path(path_type=Path), envvar="STREAMPROXY_CONFIG", help="TOML file."),
+def _setting_options() -> list[click.Option]:
+    from streamproxy.settings import SWITCH, describe
+
+    alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"}  # `--stream-n` is `--stream-n true`
+    return [
+        click.Option(
+            [f"--{row.name.replace('_', '-')}"],
+            callback=_keep,
+            expose_value=False,
+            metavar=row.takes,
+            help=f"{row.meaning[0].upper()}{row.meaning[1:]}.{f'  [{row.default}]' if row.default else ''}",
+            **(alone if row.takes == SWITCH else {}),
+        )
+        for row in describe()
+        if row.env  # providers, and their own settings, are for TOML
+    ]
+
+
+CONFIG: Final = click.option(
+    "--config", type=click.Path(path_type=Path), envvar="STREAMPROXY_CONFIG", help="TOML file with settings."
 )
-
-
-def _configured(command: Function) -> Function:
-    """The options of every command that reads the configuration; all but `config` go into the context's obj."""
-    for option in reversed(OPTIONS):  # click lists the last one applied first
-        command = option(command)
-    return command
 
 
 def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalogue, Configured]:
@@ -167,20 +168,23 @@ def _run(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     return anyio.run(function, backend_options={"use_uvloop": find_spec("uvloop") is not None})  # none on PyPy
 
 
-@cli.command()
-@_configured
+@cli.command(cls=_Configured)
+@CONFIG
 @click.pass_context
 def serve(ctx: click.Context, config: Path | None) -> None:
     """Run the proxy."""
-    settings, _, configured = _checked(ctx, config)
+    settings, catalogue, configured = _checked(ctx, config)
 
     from streamproxy.app import create_app
+    from streamproxy.configuration import warnings
     from streamproxy.observe import configure_logging
     from streamproxy.server import serve as serve_on
     from streamproxy.server.listening import listen
     from streamproxy.server.memory import tune_allocator
     from streamproxy.server.workers import supervise
 
+    for line in warnings(settings, configured, catalogue, ctx.obj or {}):
+        click.echo(f"warning: {line}", err=True)
     names = ", ".join(provider.name for provider in configured.providers)
 
     def ready(url: str) -> None:
@@ -196,34 +200,39 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     ctx.exit(_run(lambda: serve_on(app, settings, sock, ready=ready, drain=app.state.drain)))
 
 
-@cli.command()
-@_configured
+@cli.command(cls=_Configured)
+@CONFIG
 @click.pass_context
 def check(ctx: click.Context, config: Path | None) -> None:
     """Say whether the configuration is right, or everything that is wrong."""
-    from urllib.parse import urlsplit
+    from streamproxy.configuration import place_of, warnings
+    from streamproxy.setting_types import shown_origin
 
-    from streamproxy.configuration import place_of
-
-    settings, _, configured = _checked(ctx, config)
+    settings, catalogue, configured = _checked(ctx, config)
     callers = f"{len(settings.caller_keys)} keys" if settings.caller_keys else "anybody who can connect"
     click.echo(f"listening  {settings.host} port {settings.port}\ncallers    {callers}")
     click.echo(f"workers    {settings.workers}\nstore      {place_of(settings.store)}")
     for provider in configured.providers:
-        url = urlsplit(provider.base_url)  # the host only: some addresses hold a secret in their path
-        place = f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}"
+        place = shown_origin(provider.base_url)  # without its path: some addresses hold a secret in it
         click.echo(f"provider   {provider.name}  {place}  credential: {configured.credentials[provider.name].kind}")
+    for line in warnings(settings, configured, catalogue, ctx.obj or {}):
+        click.echo(f"warning: {line}")
+    click.echo("configuration is valid")
 
 
-@cli.command()
-@_configured
+@cli.command(cls=_Configured)
+@CONFIG
 @click.pass_context
 def models(ctx: click.Context, config: Path | None) -> None:
     """List the models that the configured providers serve."""
     from datetime import UTC, datetime
 
     _, catalogue, configured = _checked(ctx, config)
-    for model, served in catalogue.listed(configured.providers, datetime.now(UTC).date()):
+    for provider in configured.providers:
+        if provider.unlisted:
+            click.echo(f"{provider.name}: every name is passed on; GET /v1/models asks it for its own list", err=True)
+    named = [provider.only_named() for provider in configured.providers]
+    for model, served in catalogue.listed(named, datetime.now(UTC).date()):
         click.echo(f"{served:45} {'previews' if model.streams and model.partial_images else 'completed only'}")
 
 
@@ -248,11 +257,16 @@ def demo(prompt: str, output: Path, once: bool, port: int | None, pace: float) -
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65_535), default=8090, show_default=True)
 @click.option("--pace", type=click.FloatRange(0, 100), default=1.0, show_default=True, help="1: as slow as a model.")
-def simulate(host: str, port: int, pace: float) -> None:
+@click.option("--list", "listed", is_flag=True, help="Say the names of all models, faults included, and end.")
+def simulate(host: str, port: int, pace: float, listed: bool) -> None:
     """Run only the simulator: a provider in a box, to develop against."""
     import anyio
 
     from streamproxy import simulator
+
+    if listed:
+        click.echo("\n".join(simulator.model_names()))
+        return
 
     async def simulated() -> None:
         async with simulator.running(host=host, port=port, pace=pace) as server:

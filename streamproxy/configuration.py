@@ -10,7 +10,9 @@ cross a network in the clear.
 
 from __future__ import annotations
 
+import os
 import re
+import ssl
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -21,12 +23,14 @@ from urllib.parse import urlsplit
 from streamproxy.auth import Credential, CredentialSource, Kind
 from streamproxy.core.catalogue import Catalogue, Provider, parse
 from streamproxy.core.headers import HeaderPolicy
-from streamproxy.setting_types import ConfigurationError, ConfigurationProblem, is_loopback
-from streamproxy.settings import ProviderSettings, Settings
+from streamproxy.setting_types import ConfigurationError, ConfigurationProblem, is_loopback, shown_origin
+from streamproxy.settings import PREFIX, ProviderSettings, Settings
 
 LIMIT_OF_SECRETS: Final = 64 * 1024  # bytes of a secret file, nginx's default for all headers of a request twice over
 MEMORY: Final = "memory"  # the store of one process
 EXAMPLE: Final = "redis://127.0.0.1:6379/0"
+VARIABLE: Final = re.compile(r"(?=.{1,64}$)[A-Z]{1,16}[0-9]{0,2}(_([A-Z]{1,16}[0-9]{0,2}|[0-9]{1,2}))*")
+"""A variable's name as people write it: words in capitals. Keys of capitals only have digits among their letters."""
 UPSTREAM: Final = "upstream"  # the provider that the setting of that name makes, and the row new providers start from
 
 
@@ -44,7 +48,7 @@ def read_secret(path: str) -> str:
         raw = file.read(LIMIT_OF_SECRETS + 1)
     if len(raw) > LIMIT_OF_SECRETS:
         raise ValueError("too large")
-    return raw.decode()
+    return raw.decode("utf-8-sig")
 
 
 def read_catalogue() -> Catalogue:
@@ -85,6 +89,7 @@ def configure(
     if any(source.credential for source in credentials.values()) and not settings.caller_keys:
         problems += _exposed(settings.host)
     problems += _store_problems(settings)
+    problems += _trust_problems(environ)
     if problems:
         raise ConfigurationError(dict.fromkeys(problems), settings)
     return Configured(providers, credentials)
@@ -127,20 +132,55 @@ def _store_problems(settings: Settings) -> list[ConfigurationProblem]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "redis":
             raise
-        fix = "pip install 'streamproxy[valkey]'"
+        fix = "in streamproxy's source directory: pip install '.[valkey]'"
         problems.append(ConfigurationProblem("store", "its client library is not installed", fix, "STREAMPROXY_STORE"))
     except ValueError as error:
         problems.append(ConfigurationProblem("store", str(error), f"write it like {EXAMPLE}", "STREAMPROXY_STORE"))
     return problems
 
 
+def _trust_problems(environ: Mapping[str, str]) -> list[ConfigurationProblem]:
+    """Trusted certificates that cannot be loaded. upstream.default_ssl_context reads the same variables."""
+    file, directory = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
+    if file:
+        try:
+            ssl.create_default_context(cafile=file)
+        except ssl.SSLError:
+            happened = "the file holds no certificate in PEM form"
+        except OSError as error:
+            happened = f"the file cannot be read: {error.strerror}"
+        else:
+            return []
+        fix = "name a file of trusted certificates (PEM), or unset it: certifi's are used then"
+        return [ConfigurationProblem("SSL_CERT_FILE", happened, fix)]
+    if directory and not any(Path(part).is_dir() for part in directory.split(os.pathsep)):
+        fix = "name a directory of trusted certificates, or unset it: certifi's are used then"
+        return [ConfigurationProblem("SSL_CERT_DIR", "there is no such directory", fix)]
+    return []
+
+
+def warnings(settings: Settings, configured: Configured, catalogue: Catalogue, flags: Collection[str]) -> list[str]:
+    """Lines about settings that work and are probably not meant. `flags`: the settings that the command line says."""
+    found = []
+    for provider in configured.providers:
+        for row in catalogue.providers.values():
+            known, given = urlsplit(row.base_url), urlsplit(provider.base_url)
+            if known.hostname and known.hostname == given.hostname and known.path != given.path:
+                by_flag = settings.upstream is not None and provider.name == UPSTREAM
+                setting = UPSTREAM if by_flag else f"providers.{provider.name}.base_url"
+                found.append(f"{setting}: this host's API is at {row.base_url}; requests elsewhere may find nothing")
+    has_password = "@" in settings.store
+    for name in flags:
+        if name == "secret" or (name == "store" and has_password):
+            found.append(f"{name}: every user of this machine sees a command line; prefer {PREFIX}{name.upper()}")
+    return found
+
+
 def place_of(store: str) -> str:
     """Kind and host of the setting `store`, fit to be shown: without user, password and parameters."""
     if store == MEMORY:
         return MEMORY
-    url = urlsplit(store)
-    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
-    return f"{url.scheme}  {host}{f':{url.port}' if url.port else ''}"
+    return shown_origin(store).replace("://", "  ", 1)
 
 
 def configured_providers(settings: Settings, catalogue: Catalogue, environ: Mapping[str, str]) -> tuple[Provider, ...]:
@@ -183,7 +223,7 @@ def _assembled(
 
 def _merged(name: str, row: ProviderSettings, catalogue: Catalogue) -> Provider:
     known = catalogue.providers.get(name) or catalogue.providers[UPSTREAM]
-    return replace(
+    provider = replace(
         known,
         name=name,
         adapter=known.adapter if row.adapter is None else row.adapter,
@@ -199,6 +239,10 @@ def _merged(name: str, row: ProviderSettings, catalogue: Catalogue) -> Provider:
         models=known.models if row.models is None else row.models,
         deployments=known.deployments if row.deployments is None else tuple(row.deployments.items()),
     )
+    base_url = provider.base_url
+    for path in (provider.generations, provider.edits):  # an endpoint's whole address was given: it would come twice
+        base_url = base_url.removesuffix(path)
+    return replace(provider, base_url=base_url)
 
 
 def resolve_credentials(
@@ -211,10 +255,10 @@ def resolve_credentials(
         setting = f"providers.{provider.name}.credential"
         reference = settings.providers.get(provider.name, ProviderSettings()).credential or _default(provider, environ)
         try:
-            kind, secret = _secret(reference, provider.key_env, environ, read_file)
+            kind, secret = _secret(reference, environ, read_file)
         except ValueError as error:
             happened, fix = error.args
-            problems.append(ConfigurationProblem(setting, happened, fix, provider.key_env))
+            problems.append(ConfigurationProblem(setting, happened, fix, _variable(reference)))
             continue
         if kind == "caller" and settings.caller_keys:
             happened = "callers' own keys would go to this provider, and caller_keys makes them keys of this proxy"
@@ -254,9 +298,13 @@ def _default(provider: Provider, environ: Mapping[str, str]) -> str:
     return "caller" if provider.name == UPSTREAM else ""
 
 
-def _secret(
-    reference: str, key_env: str, environ: Mapping[str, str], read_file: Callable[[str], str]
-) -> tuple[Kind, str]:
+def _variable(reference: str) -> str:
+    """The variable that `env:NAME` names, fit to be shown: "" unless NAME looks like one. It may be a misplaced key."""
+    scheme, _, name = reference.partition(":")
+    return name if scheme == "env" and VARIABLE.fullmatch(name) else ""
+
+
+def _secret(reference: str, environ: Mapping[str, str], read_file: Callable[[str], str]) -> tuple[Kind, str]:
     """(kind, the secret or ""). Raises ValueError(what happened, the fix), neither of which holds the secret."""
     scheme, _, name = reference.partition(":")
     kind: Kind
@@ -268,7 +316,7 @@ def _secret(
         case "env":
             kind, secret = "environment", environ.get(name, "")
             if not secret.strip():
-                known = name if name == key_env else "it names"  # what configuration says may be a misplaced key
+                known = _variable(reference) or "it names"
                 raise ValueError(
                     f"the environment variable {known} is not set", "set it, or say where the credential is"
                 )

@@ -58,6 +58,7 @@ async def demo(*, prompt: str, output: Path, port: int | None, pace: float, once
             if port is not None:
                 raise
             sock = listen(settings.host, 0)
+            say(f"Port {USUAL_PORT} is taken by another program, so the proxy is at {url_of(sock)} instead.")
         url = url_of(sock)
         started = anyio.Event()
 

@@ -24,9 +24,13 @@ from streamproxy.settings import PREFIX, ROWS, Settings, meant
 LIMIT_OF_FILES: Final = MIB  # bytes; a configuration is a few KiB, so more is the wrong file: refused
 
 # STREAMPROXY_CONFIG names the TOML file itself. The rest is what Kubernetes puts into every pod of a namespace that has
-# a Service called "streamproxy" (kubernetes.io, "Discovering services"): not the operator's: neither read nor refused.
+# a Service called "streamproxy", "streamproxy-valkey" and the like (kubernetes.io, "Discovering services"). It is known
+# by its form and is not the operator's: neither read nor refused.
 CONFIG_ENV: Final = PREFIX + "CONFIG"
-KUBERNETES: Final = re.compile(PREFIX + r"(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)")
+KUBERNETES: Final = re.compile(
+    PREFIX + r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
+)
+SERVICE_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://")  # what a Service's ..._PORT holds, and no port of ours
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None) -> Settings:
@@ -75,13 +79,13 @@ def _named(named: Mapping[str, str], kind: str, problems: list[ConfigurationProb
     names = {row.env: row.name for row in ROWS.values() if row.env}
     values: dict[str, object] = {}
     for name, value in named.items():
+        if KUBERNETES.fullmatch(name) or (name.endswith("_PORT") and SERVICE_ADDRESS.match(value)):
+            continue
         if name in names:
             if value.strip():
                 values[names[name]] = value.strip()
-        elif name.upper().startswith(PREFIX) and name != CONFIG_ENV and not KUBERNETES.fullmatch(name):
+        elif name.upper().startswith(PREFIX) and name != CONFIG_ENV:
             problems.append(ConfigurationProblem(name, f"no setting has this {kind}", meant(name.upper(), names)))
-    if values.get("port", "") and re.match(r"tcp://", str(values["port"])):
-        del values["port"]  # Kubernetes again: a Service's address under the very name of our port
     return values
 
 
@@ -91,7 +95,7 @@ def _secret_files(environ: Mapping[str, str], problems: list[ConfigurationProble
     try:
         for path in sorted(Path(directory).iterdir()) if directory else ():
             if path.name.upper().startswith(PREFIX):
-                with path.open(encoding="utf-8") as file:
+                with path.open(encoding="utf-8-sig") as file:
                     files[path.name] = file.read(LIMIT_OF_FILES)
     except (OSError, UnicodeDecodeError) as error:
         fix = "make the directory and its files readable UTF-8, or unset CREDENTIALS_DIRECTORY"
@@ -105,7 +109,7 @@ def _toml(config: Path, problems: list[ConfigurationProblem]) -> dict[str, objec
             raw = file.read(LIMIT_OF_FILES + 1)
         if len(raw) > LIMIT_OF_FILES:
             raise ValueError(f"it has more than {LIMIT_OF_FILES} bytes")
-        return tomllib.loads(raw.decode())
+        return tomllib.loads(raw.decode("utf-8-sig"))  # editors on Windows write a byte order mark
     except OSError as error:
         happened = f"the file cannot be read: {error.strerror}"
     except UnicodeDecodeError:

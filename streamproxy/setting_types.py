@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from stringprep import in_table_a1
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
@@ -102,6 +103,8 @@ def _read(text: str, hint: object) -> object:
         return SPOKEN.get(text.strip().lower(), text.strip())
     if hint in (int, float):
         return re.sub(r"(?<=\d)_(?=\d)", "", text.strip())  # 1_000, as TOML has it
+    if get_origin(hint) is Literal:
+        return text.strip().lower()  # every choice is; LOG_LEVEL=INFO is how logging writes it
     return text
 
 
@@ -145,8 +148,37 @@ def is_loopback(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
+def ascii_host(host: str) -> str:
+    """A host name as DNS and browsers write it: labels beyond ASCII become `xn--...`. Raises Refused.
+
+    The standard library has IDNA 2003. Where IDNA 2008 leads to another host (the four deviations of UTS 46 section 4),
+    or the older standard does not know a character, the name must be given in its `xn--` form.
+    """
+    if host.isascii():
+        return host
+    try:
+        if not any(character in DEVIATIONS or in_table_a1(character) for character in host):
+            return host.encode("idna").decode("ascii")
+    except UnicodeError:
+        pass
+    raise Refused("its host name is not ASCII, and can be read in two ways", "write the host in its xn-- form")
+
+
+DEVIATIONS: Final = frozenset("\u00df\u03c2\u200c\u200d")
+
+
+def shown_origin(url: str) -> str:
+    """Scheme, host and port of an address, fit to be shown: no user, no path. Addresses of IPv6 stand in brackets."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{f':{parts.port}' if parts.port else ''}"
+
+
 def _base_url(value: str) -> str:
     try:
+        host = urlsplit(value).hostname or ""
+        if not host.isascii():
+            value = re.sub(re.escape(host), ascii_host(host), value, count=1, flags=re.IGNORECASE)
         url = urlsplit(value)
         whole = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
     except ValueError:
@@ -161,6 +193,7 @@ def _base_url(value: str) -> str:
 
 
 def _host(value: str) -> str:
+    value = ascii_host(value)
     try:
         whole = (
             bool(ipaddress.ip_address(value)) if ":" in value else bool(re.fullmatch(r"[A-Za-z0-9._-]{1,253}", value))
@@ -182,6 +215,7 @@ def _caller_keys(value: tuple[str, ...]) -> tuple[str, ...]:
 def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
     if "*" in value and len(value) > 1:
         raise Refused('"*" stands beside other origins', 'leave "*" alone, or list the origins without it')
+    value = tuple(map(_ascii_origin, value))
     for place, origin in enumerate(value, 1):
         if origin != "*" and not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?", origin):
             raise Refused(f"entry {place} is not an origin", "write origins like https://app.example.com, no path")
@@ -195,6 +229,18 @@ def _hosts(value: tuple[str, ...]) -> tuple[str, ...]:
                 f"entry {place} is not a host name", "write names without scheme and port, like app.example.com"
             )
     return value
+
+
+def _ascii_origin(value: str) -> str:
+    scheme, mark, rest = value.partition("://")
+    host, colon, port = rest.partition(":")
+    return value if rest.isascii() else f"{scheme}{mark}{ascii_host(host)}{colon}{port}"
+
+
+def _query(value: str) -> str:
+    if "#" in value:
+        raise Refused("it holds a fragment", "leave out the # and what follows it")
+    return value.lstrip("?&")
 
 
 def _model_names(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -232,6 +278,7 @@ def _store(value: str) -> str:
 
 
 Text = Annotated[str, Matching(r"[\x20-\x7e]{0,256}", "a line of at most 256 ASCII characters")]
+Query = Annotated[Text, _query]
 Token = Annotated[str, Matching(r"[A-Za-z0-9-]{0,64}", "a word of at most 64 letters, digits and -")]
 PathTemplate = Annotated[str, Matching(r"(/[\x21-\x7e]*)?", "a path in ASCII that starts with /, or nothing,")]
 Url = Annotated[str, _base_url]

@@ -14,7 +14,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from streamproxy.setting_types import (
     GIB,
@@ -35,6 +36,7 @@ from streamproxy.setting_types import (
     PathTemplate,
     Port,
     ProviderName,
+    Query,
     Rate,
     Refused,
     Seconds,
@@ -72,7 +74,7 @@ class ProviderSettings:
     generations: Annotated[PathTemplate | None, "path of generations, below base_url; may hold {model}"] = None
     edits: Annotated[PathTemplate | None, "path of edits, below base_url; may hold {model}"] = None
     edit_input: Annotated[Literal["images", "image"] | None, "member that carries the images of an edit"] = None
-    query: Annotated[Text | None, "query of every request, like api-version=preview"] = None
+    query: Annotated[Query | None, "query of every request, like api-version=preview"] = None
     streams: Annotated[bool | None, "whether it can be asked to stream"] = None
     models: Annotated[Names | None, 'models it serves; "*" is every model'] = None
     deployments: Annotated[dict[str, str] | None, "its own name for a model, by model"] = None
@@ -159,12 +161,20 @@ class Settings:
 
 
 class Described(NamedTuple):
-    """One setting as the README lists it. `env` is "" where only TOML can say it."""
+    """One setting as README and command line list it. `env` is "" where only TOML can say it.
+
+    `takes` is how its value is written as text, like `N` or `json|text`; `SWITCH` where it is on or off.
+    """
 
     name: str
     env: str
     default: str
     meaning: str
+    takes: str
+
+
+SWITCH: Final = "true|false"
+WRITTEN: Final[dict[object, str]] = {bool: SWITCH, int: "N", float: "SECONDS", tuple[str, ...]: "A,B,..."}
 
 
 def describe() -> list[Described]:
@@ -175,6 +185,7 @@ def describe() -> list[Described]:
             PREFIX + member.name.upper() if kind is Settings and member.name != "providers" else "",
             _shown(member.default),
             get_args(HINTS[kind][member.name])[-1],
+            _written(HINTS[kind][member.name]),
         )
         for kind in HINTS
         for member in fields(kind)
@@ -185,6 +196,13 @@ def _shown(default: object) -> str:
     if default is None or default is MISSING or default == ():
         return ""
     return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _written(hint: Any) -> str:
+    """How text says a value of this type."""
+    if get_origin(hint) in (Annotated, Union, UnionType):
+        return _written(get_args(hint)[0])
+    return "|".join(get_args(hint)) if get_origin(hint) is Literal else WRITTEN.get(hint, "TEXT")
 
 
 PLACES: Final = {Settings: "", ProviderSettings: "providers.<name>."}

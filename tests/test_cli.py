@@ -10,11 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from streamproxy.settings import describe
+from streamproxy.settings import SWITCH, describe
+from streamproxy.simulator.faults import FAULTS
+from streamproxy.simulator.openai import MODELS
 
 CANARY = "sk-Canary0123456789"
 SECONDS = 60
@@ -85,6 +88,72 @@ def test_the_example_of_a_single_key(tmp_path: Path) -> None:
     assert "127.0.0.1 port 8080" in result.stdout
     assert re.search(r"provider +openai +https://api.openai.com +credential: environment", result.stdout)
     assert CANARY not in result.stdout
+    assert result.stdout.endswith("\nconfiguration is valid\n")
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+SOUND = {
+    "default_model": "sim/plain",  # what a setting is given where its default is none, or may not stand beside the others
+    **{"upstream": "https://gateway.example/v1", "secret": "0123456789abcdef", "finish_models": "a,b"},
+    **{"cors_origins": "https://a.example", "caller_keys": ""},
+}
+
+
+def test_every_setting_is_a_flag_with_its_meaning() -> None:
+    settings = [row for row in describe() if row.env]
+    said = " ".join(run("check", "--help").stdout.split())
+    for row in settings:
+        assert f"{flag(row.name)} {row.takes} {row.meaning[0].upper()}{row.meaning[1:]}." in said
+    words = [word for row in settings for word in (flag(row.name), SOUND.get(row.name, row.default))]
+    result = run("check", *words)
+    assert (result.returncode, result.stderr) == (0, "")
+    wrong = run("check", "--upstream", "http://h/v1", *(w for row in settings for w in (flag(row.name), "\n")))
+    refused = set(re.findall(r"^([a-z_]+) \(.*it comes from a flag$", wrong.stderr, re.M))
+    assert refused >= {row.name for row in settings if row.takes == "N"}
+
+
+def test_a_switch_needs_no_value() -> None:
+    rows = [row for row in describe() if row.env and row.takes == SWITCH]
+    assert rows
+    for row in rows:
+        for words, status in (((), 0), (("false",), 0), (("maybe",), 1)):
+            assert run("check", "--upstream", "http://h/v1", flag(row.name), *words).returncode == status
+
+
+def test_warnings_are_lines_of_their_own_and_do_not_fail() -> None:
+    result = run("check", "--upstream", "https://api.openai.com", "--secret", f"{CANARY}-secret")
+    assert (result.returncode, result.stderr) == (0, "")
+    *_, first, second, last = result.stdout.splitlines()
+    assert first.startswith("warning: upstream: ")
+    assert second.startswith("warning: secret: ")
+    assert last == "configuration is valid"
+    assert CANARY not in result.stdout
+
+
+def test_an_address_of_ipv6_is_shown_in_brackets() -> None:
+    assert "  http://[::1]:9  " in run("check", "--upstream", "http://[::1]:9").stdout
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_trust_that_cannot_be_loaded_is_said_in_words(command: str, tmp_path: Path) -> None:
+    result = run(command, "--upstream", "https://h/v1", environ={"SSL_CERT_FILE": str(tmp_path / "absent.pem")})
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("The configuration has 1 problem:\n\nSSL_CERT_FILE: ")
+
+
+def test_the_version_is_the_packages() -> None:
+    result = run("--version")
+    assert (result.returncode, result.stdout) == (0, f"streamproxy {version('streamproxy')}\n")
+
+
+def test_the_simulators_models_are_listed_with_every_fault() -> None:
+    result = run("simulate", "--list")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [f"sim/{name}" for name in MODELS]
+    assert f"sim/fault-{[*FAULTS][-1]}" in result.stdout
 
 
 SHARED = {
@@ -138,12 +207,21 @@ def test_models_of_a_provider_are_listed() -> None:
     assert "google/" not in result.stdout
 
 
+def test_the_models_of_an_upstream_are_its_own_to_list(tmp_path: Path) -> None:
+    result = run("models", "--upstream", "https://gateway.example/v1")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr.startswith("upstream: every name is passed on; ")
+    config = tmp_path / "c.toml"
+    config.write_text('[providers.mine]\nbase_url = "https://h/v1"\ncredential = "none"\nmodels = ["lab/a", "*"]')
+    assert re.fullmatch(r"lab/a +\S+\n", run("models", "--config", str(config)).stdout.replace("completed only", "x"))
+
+
 def test_all_problems_come_at_once_and_none_that_only_follows(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text(
         'heartbet = 1\ncaller_keys = ["plain"]\n[providers.openai]\nadapter = "telex"\n[providers.a]\nx = 1\n'
     )
-    words = ("--config", str(config), "--host", "0.0.0.0", "--port", "x", "--set", "idle-timeout=-1")
+    words = ("--config", str(config), "--host", "0.0.0.0", "--port", "x", "--idle-timeout", "-1")
     result = run("check", *words, environ={"OPENAI_API_KEY": CANARY, "STREAMPROXY_LOG_LVEL": "info"})
     assert (result.returncode, result.stdout) == (1, "")
     assert re.findall(r"^(\S+?)(?: \(.*\))?: (?!.*problems)", result.stderr, re.M) == [
@@ -171,7 +249,7 @@ def planted(tmp: Path) -> list[tuple[list[str], dict[str, str]]]:
     config.write_text("")
     top = [row for row in describe() if row.env]
     places.append(([], {row.env: CANARY + "\n" for row in top}))
-    places.append(([word for row in top for word in ("--set", f"{row.name}={CANARY} ")], {}))
+    places.append(([word for row in top for word in (flag(row.name), f"{CANARY} ")], {}))
     places.append((["--upstream", f"http://user:{CANARY}@host/"], {}))
     places.append((["--upstream", f"http://host/?key={CANARY}"], {}))
     for number, text in enumerate(
@@ -247,7 +325,9 @@ def test_a_signal_ends_quietly(tmp_path: Path, command: str, number: signal.Sign
 
 def test_wrong_usage_has_a_status_of_its_own() -> None:
     assert run("check", "--no-such-option").returncode == 2
-    assert run("check", "--set", "heartbeat").returncode == 2
+    assert run("check", "--heartbeat").returncode == 2
+    misspelt = run("check", "--cors-origin", "*")
+    assert (misspelt.returncode, "--cors-origins" in misspelt.stderr) == (2, True)
     assert run("nonsense").returncode == 2
 
 

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trustme
 
 from streamproxy.auth import Credential
-from streamproxy.configuration import Configured, configure, place_of, read_catalogue, read_secret
+from streamproxy.configuration import Configured, configure, place_of, read_catalogue, read_secret, warnings
+from streamproxy.core.catalogue import Provider
 from streamproxy.core.headers import HeaderPolicy
+from streamproxy.setting_types import shown_origin
 from streamproxy.settings import ConfigurationError, ConfigurationProblem, ProviderSettings, Settings
 
 CATALOGUE = read_catalogue()
@@ -130,6 +133,8 @@ def test_an_unusable_key_is_refused_and_not_shown(tmp_path: Path, key: str) -> N
     ("reference", "environ", "word"),
     [
         (None, {}, "OPENAI_API_KEY is not set"),
+        ("env:NOPE", {}, "NOPE is not set"),
+        ("env:MY_KEY_2", {}, "MY_KEY_2 is not set"),
         ("env:Canary0123456789", {}, "it names is not set"),
         ("dir:key", {}, "CREDENTIALS_DIRECTORY is not set"),
         ("dir:key", {"CREDENTIALS_DIRECTORY": "/nonexistent"}, "No such file"),
@@ -141,6 +146,20 @@ def test_a_missing_credential_is_a_problem(reference: str | None, environ: dict[
     assert problem.setting == "providers.openai.credential"
     assert word in problem.happened
     assert "Canary" not in str(problem)
+    assert "OPENAI_API_KEY" not in str(problem) or reference is None
+
+
+@pytest.mark.parametrize(
+    "key", ["AKIAIOSFODNN7EXAMPLE", "A1B2C3D4E5F6A7B8", "ABCDEFGHIJKLMNOPQRSTUVWX", "akey", "A" * 65]
+)
+def test_what_may_be_a_misplaced_key_is_not_said_as_a_variables_name(key: str) -> None:
+    [problem] = problems(provider("openai", ProviderSettings(credential=f"env:{key}")), {})
+    assert key not in str(problem)
+
+
+def test_a_secret_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(CANARY, encoding="utf-8-sig")
+    assert read_secret(str(tmp_path / "key")) == CANARY
 
 
 def test_a_secret_file_has_a_size(tmp_path: Path) -> None:
@@ -247,8 +266,67 @@ def test_a_store_without_its_client_library_says_how_to_install_it(monkeypatch: 
     monkeypatch.delitem(sys.modules, "streamproxy.hub.valkey_client", raising=False)
     monkeypatch.setitem(sys.modules, "redis", None)  # what makes an import fail as if it were not there
     [problem] = problems(sharing(STORE), {})
-    assert (problem.setting, problem.fix) == ("store", "pip install 'streamproxy[valkey]'")
+    assert problem.setting == "store"
+    assert problem.fix.endswith("pip install '.[valkey]'")
     assert configured(sharing("memory"), {})
+
+
+def test_trust_that_cannot_be_loaded_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "none.pem").write_text("no certificate")
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    upstream = Settings(upstream="https://gateway/v1")
+    for name, path, word in [
+        ("SSL_CERT_FILE", "absent.pem", "No such file"),
+        ("SSL_CERT_FILE", "none.pem", "no certificate in PEM form"),
+        ("SSL_CERT_FILE", "", "cannot be read"),  # a directory
+        ("SSL_CERT_DIR", "absent", "no such directory"),
+    ]:
+        [problem] = problems(upstream, {name: str(tmp_path / path)})
+        assert (problem.setting, word in problem.happened) == (name, True), problem.happened
+        assert "certifi" in problem.fix
+    for environ in (
+        {"SSL_CERT_FILE": str(tmp_path / "ca.pem")},
+        {"SSL_CERT_DIR": str(tmp_path)},
+        {"SSL_CERT_FILE": ""},
+    ):
+        assert configured(upstream, environ)
+
+
+def warned(settings: Settings, environ: dict[str, str], *flags: str) -> list[str]:
+    return warnings(settings, configured(settings, environ), CATALOGUE, flags)
+
+
+@pytest.mark.parametrize("row", [row for row in CATALOGUE.providers.values() if row.base_url], ids=lambda row: row.name)
+def test_a_known_host_without_the_path_of_its_api_is_warned_of(row: Provider) -> None:
+    bare = shown_origin(row.base_url)
+    [line] = warned(Settings(upstream=bare), {})
+    assert line.startswith(f"upstream: this host's API is at {row.base_url};")
+    [line] = warned(provider("mine", ProviderSettings(base_url=f"{bare}/v0", credential="none")), {})
+    assert line.startswith("providers.mine.base_url: ")
+    for url in (row.base_url, f"{row.base_url}/", "https://gateway.example"):
+        assert warned(Settings(upstream=url), {}) == []
+
+
+def test_a_secret_on_the_command_line_is_warned_of() -> None:
+    assert warned(sharing(STORE), {}, "port") == []
+    said = warned(sharing(STORE), {}, "secret", "store")
+    assert [line.partition(": ")[0] for line in said] == ["secret", "store"]
+    assert all(f"prefer STREAMPROXY_{name}" in line for name, line in zip(("SECRET", "STORE"), said, strict=True))
+    assert warned(sharing("redis://store.example"), {}, "store") == []
+    assert "Canary" not in "".join(said)
+
+
+@pytest.mark.parametrize("path", ["/images/generations", "/images/edits"])
+def test_the_address_of_an_endpoint_is_read_as_that_of_its_api(path: str) -> None:
+    for settings in (
+        Settings(upstream=f"https://gateway/v1{path}/"),
+        provider("mine", ProviderSettings(base_url=f"https://gateway/v1{path}", credential="none")),
+    ):
+        [row] = configured(settings, {}).providers
+        assert row.base_url == "https://gateway/v1"
+    bare = ProviderSettings(base_url=f"https://gateway/v1{path}", credential="none", generations="", edits="")
+    [row] = configured(provider("mine", bare), {}).providers
+    assert row.base_url == f"https://gateway/v1{path}"
 
 
 def test_a_place_is_shown_without_its_secrets() -> None:

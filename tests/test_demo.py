@@ -46,6 +46,22 @@ async def test_the_callers_port_is_not_replaced_by_another(tmp_path: Path) -> No
     assert said == []
 
 
+async def test_a_usual_port_that_is_taken_is_said_with_the_one_that_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    with listen("127.0.0.1", 0) as taken, anyio.fail_after(SECONDS):
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("streamproxy.demo.USUAL_PORT", port)
+        await demo(prompt="a", output=tmp_path / "a.png", port=None, pace=0, once=True, say=said.append)
+    match = re.fullmatch(
+        rf"Port {port} is taken by another program, .* at (http://127\.0\.0\.1:(\d+)) instead\.", said[0]
+    )
+    assert match
+    assert match[2] != str(port)
+    assert any(line.startswith(f"API base URL: {match[1]}/v1 ") for line in said)
+
+
 async def test_pictures_come_one_by_one() -> None:
     with anyio.fail_after(SECONDS):
         async with simulator.running(pace=0) as upstream:

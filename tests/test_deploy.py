@@ -31,6 +31,7 @@ ROOT: Final = Path(__file__).parent.parent
 DEPLOY: Final = ROOT / "deploy"
 LOCKS: Final = ("requirements.lock", "build.lock")
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+EXTRA: Final[list[str]] = PROJECT["project"]["optional-dependencies"]["valkey"]
 PIN: Final = re.compile(r"([a-z0-9-]+)==([0-9][0-9.]*)(?: ; ([^\\]+?))?((?: --hash=sha256:[0-9a-f]{64})+)")
 KEY_HASH: Final = "sha256:" + "0" * 64
 
@@ -80,7 +81,7 @@ def dependencies(lines: list[str]) -> dict[str, str]:
 
 def test_the_lock_pins_every_dependency_within_its_range() -> None:
     pinned = pins("requirements.lock")
-    wanted = dependencies(PROJECT["project"]["dependencies"])
+    wanted = dependencies([*PROJECT["project"]["dependencies"], *EXTRA])
     assert {name for name in wanted if name not in pinned} == set()
     assert {name: pinned[name] for name, ranges in wanted.items() if not satisfies(pinned[name], ranges)} == {}
 
@@ -88,7 +89,17 @@ def test_the_lock_pins_every_dependency_within_its_range() -> None:
 def test_the_lock_holds_what_the_dependencies_need_and_no_tools() -> None:
     pinned = set(pins("requirements.lock"))
     assert {"h11", "httpcore", "idna", "multidict"} <= pinned
-    assert not pinned & (set(dependencies(PROJECT["project"]["optional-dependencies"]["dev"])) | {"pip", "hatchling"})
+    tools = set(dependencies(PROJECT["project"]["optional-dependencies"]["dev"])) - set(dependencies(EXTRA))
+    assert not pinned & (tools | {"pip", "hatchling"})
+
+
+def test_nothing_is_installed_by_a_name_that_an_index_may_give_to_anybody() -> None:
+    """The package is on no index: `pip install` of its name would run whatever is registered under it."""
+    paths = [ROOT / "README.md", *DEPLOY.iterdir(), *(ROOT / "streamproxy").rglob("*.py")]
+    texts = {path: path.read_text("utf-8") for path in paths if path.suffix != ".webp"}
+    assert any("pip install" in text for text in texts.values())
+    by_name = re.compile(r"['\"]streamproxy\[|pip install[^\n&`]*\sstreamproxy\b")
+    assert [path for path, text in texts.items() if by_name.search(text)] == []
 
 
 def test_the_build_lock_pins_the_build_backend() -> None:
@@ -108,7 +119,10 @@ def test_compiled_dependencies_have_a_hash_for_each_platform() -> None:
 @pytest.mark.parametrize("name", LOCKS)
 def test_locks_name_no_place(name: str) -> None:
     text = (DEPLOY / name).read_text("utf-8")
-    assert not re.search(r"://|file:|@ |--index|--find|--extra|--trusted", text.replace("--no-emit-index-url", ""))
+    assert not re.search(
+        r"://|file:|@ |--index|--find|--extra|--trusted",
+        text.replace("--no-emit-index-url", "").replace("--extra valkey", ""),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from streamproxy.setting_types import (
     Origins,
     PathTemplate,
     Port,
+    Query,
     Refused,
     Seconds,
     Text,
@@ -28,6 +29,7 @@ from streamproxy.setting_types import (
     Url,
     converted,
     is_loopback,
+    shown_origin,
 )
 
 HASH = "sha256:" + "0a" * 32
@@ -52,7 +54,7 @@ CANARY = "sk-Canary0123456789"
         (["a, b"], tuple[str, ...], ("a, b",)),
         ({"a": "b"}, dict[str, str], {"a": "b"}),
         (" kept as it is ", str, " kept as it is "),
-        ("text", Literal["json", "text"], "text"),
+        *((text, Literal["json", "text"], "text") for text in ("text", "TEXT", " Text ")),
         (None, int | None, None),
         ("null", str | None, "null"),
         ("1", int | None, 1),
@@ -83,7 +85,7 @@ def test_values_of_another_type_are_refused_in_words(hint: object, values: list[
 
 
 def test_a_choice_says_its_words_and_not_the_value() -> None:
-    for value in (CANARY, "Json", None, 1, ["json"]):
+    for value in (CANARY, "jsonn", None, 1, ["json"]):
         with pytest.raises(Refused, match=r"^it is none of json, text$") as caught:
             converted(value, Literal["json", "text"])
         assert caught.value.__context__ is None
@@ -122,6 +124,7 @@ def test_limits_are_said_in_words(hint: object, sound: tuple[object, ...], wrong
         ("http://127.0.0.1:8090/v1/", "http://127.0.0.1:8090/v1"),
         ("http://[::1]:1", "http://[::1]:1"),
         ("HTTPS://Example.com", "HTTPS://Example.com"),
+        ("https://Bücher.example:8443/v1/", "https://xn--bcher-kva.example:8443/v1"),
     ],
 )
 def test_base_urls(value: str, kept: str) -> None:
@@ -139,7 +142,8 @@ def test_base_urls(value: str, kept: str) -> None:
             "https:///v1",
             "http://a b",
             "http://a\n",
-            "http://é",
+            "http://a/é",
+            "http://\u2100.example",
             "http://a:x",
         ),
         *("http://a:70000", "http://a:0", "http://u:p@a", "http://u@a", "http://a?key=1", "http://a?", "http://a#f"),
@@ -174,6 +178,42 @@ def test_hosts(host: str) -> None:
 def test_other_hosts_are_refused(host: str) -> None:
     with pytest.raises(Refused):
         converted(host, Host)
+
+
+@pytest.mark.parametrize("host", ["stra\u00dfe.example", "a\u200db.example", "\u1e9e.example", "ü" * 64 + ".example"])
+def test_a_host_that_two_standards_read_differently_is_refused(host: str) -> None:
+    for hint, value in ((Url, f"https://{host}/v1"), (Host, host), (Origins, f"https://{host}")):
+        with pytest.raises(Refused) as caught:
+            converted(value, hint)
+        assert "xn--" in caught.value.fix
+        assert caught.value.__context__ is None
+
+
+def test_a_host_that_is_not_ascii_becomes_what_dns_and_browsers_say() -> None:
+    assert converted("bücher.example", Host) == "xn--bcher-kva.example"
+    assert converted("https://bücher.example:8443", Origins) == ("https://xn--bcher-kva.example:8443",)
+    for value in ("http://a\uff0fb.example", "http://a\uff20b.example"):  # a full-width slash and at
+        for hint in (Url, Origins):
+            with pytest.raises(Refused):
+                converted(value, hint)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:Canary@[::1]:9/Canary?Canary#Canary", "https://[::1]:9"),
+        ("http://a.example/v1", "http://a.example"),
+    ],
+)
+def test_an_origin_is_shown_without_secrets_and_with_brackets(url: str, shown: str) -> None:
+    assert shown_origin(url) == shown
+
+
+def test_a_query_may_begin_with_its_question_mark() -> None:
+    for value in ("api-version=preview", "?api-version=preview", "&api-version=preview"):
+        assert converted(value, Query) == "api-version=preview"
+    with pytest.raises(Refused, match="fragment"):
+        converted("a=b#c", Query)
 
 
 @pytest.mark.parametrize("value", ["*", "http://a", "https://a.example:8443", "http://[::1]:3000"])

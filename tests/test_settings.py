@@ -176,6 +176,29 @@ def test_what_kubernetes_adds_for_a_service_of_our_name_is_nobodys_mistake() -> 
         "STREAMPROXY_PORT_8080_TCP_PROTO": "tcp",
     }
     assert load_with(environ=link) == Settings()
+    for service in ("VALKEY", "API", "STORE", "MAX_STREAMS"):
+        of_another = {name.replace("STREAMPROXY_", f"STREAMPROXY_{service}_"): value for name, value in link.items()}
+        assert load_with(environ={**link, **of_another, "STREAMPROXY_HEARTBEAT": "9"}) == Settings(heartbeat=9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("STREAMPROXY_VALKEY_PORT", "6379"), ("STREAMPROXY_SERVICE", "x"), ("STREAMPROXY_PORT_6379_SSL", "x")],
+)
+def test_what_only_resembles_a_service_is_a_misspelt_name(name: str, value: str) -> None:
+    [problem] = refused(environ={name: value}).problems
+    assert problem.setting == name
+
+
+def test_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "marked.toml").write_text("port = 1", encoding="utf-8-sig")
+    assert load({}, {}, tmp_path / "marked.toml").port == 1
+    (tmp_path / "STREAMPROXY_PORT").write_text("2", encoding="utf-8-sig")
+    assert load({}, {"CREDENTIALS_DIRECTORY": str(tmp_path)}, None).port == 2
+
+
+def test_a_choice_may_be_written_in_capitals() -> None:
+    assert load_with(environ={"STREAMPROXY_LOG_LEVEL": "WARNING"}).log_level == "warning"
 
 
 def without_one_letter(name: str) -> str:

@@ -66,9 +66,18 @@ class Provider:
         return EVERYTHING in self.serves or EVERYTHING in self.models
 
     @property
+    def unlisted(self) -> bool:
+        """Whether only the host itself knows its models: it takes every name, and is known for no owner's."""
+        return self.serves == (EVERYTHING,)
+
+    @property
     def listed(self) -> tuple[str, ...]:
         """What the operator named: `models` and the keys of `deployments`, "*" left out."""
         return tuple(word for word in (*self.models, *dict(self.deployments)) if word != EVERYTHING)
+
+    def only_named(self) -> Provider:
+        """This provider with what the operator named, and no other model: what is known of one that is `unlisted`."""
+        return replace(self, serves=(), models=self.listed) if self.unlisted else self
 
     def serves_owner(self, owner: str) -> bool:
         return not self.deployments and owner != "" and owner in self.serves

@@ -5,7 +5,11 @@ nothing is forwarded unless every entry passes. Names are rejected, never cleane
 GHSA-wx5j-54mm-rqqq. One data file, `headers.json`, drives the refusal of `extra_headers`, the redaction of logs and the
 filter of response headers, so that the three cannot drift apart.
 
-Every pattern runs on bounded text and starts from a fixed word: none of them can backtrack without end.
+Some values may be a key or an identifier: a UUID, 32 hexadecimal digits. Name and value decide together: they pass in
+`x-job-id`, `x-content-sha256`, `x-trace`, and in headers whose meaning is known, and in no other.
+
+Every pattern runs on bounded text, and what repeats in it is bounded or begins with a fixed word: none can backtrack
+without end.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ REDACTED: Final = "[redacted]"
 SCRUB_CHARS: Final = 4096  # of a provider's text; their messages have a few hundred characters
 SCRUB_OVERHANG: Final = 256  # read beyond it, so that a secret which straddles the end is still recognised
 
+_TELLING: Final = 5  # characters of a name without hyphens; shorter ones stand in ordinary words by chance
 _RUN_OF_HYPHENS: Final = re.compile("-{2,}")
 _SHAPE: Final = "(?<![A-Za-z0-9])(?:{})"  # not \b, for which an underscore or a foreign letter is part of the word
 _UNSAFE: Final = re.compile("[^A-Za-z0-9-]")
@@ -72,7 +77,11 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exact: dict[HeaderClass, tuple[str, ...]]
     prefix: dict[HeaderClass, tuple[str, ...]]
     segment: dict[HeaderClass, tuple[str, ...]]
-    segment_suffix: dict[HeaderClass, tuple[str, ...]]
+    glued: dict[HeaderClass, tuple[str, ...]]
+    glued_at_an_end: dict[HeaderClass, tuple[str, ...]]
+    harmless: tuple[str, ...]
+    followed: dict[str, tuple[str, ...]]
+    preceded: dict[str, tuple[str, ...]]
     joined_substring: dict[HeaderClass, tuple[str, ...]]
     allow: tuple[str, ...]
     allow_prefix: tuple[str, ...]
@@ -80,12 +89,71 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     response_allow_prefix: tuple[str, ...]
     value_patterns: tuple[str, ...]
     value_shapes: tuple[str, ...]
+    distinct_shapes: tuple[str, ...]
+    opaque_shapes: tuple[str, ...]
+    identifier: tuple[str, ...]
     text_patterns: tuple[str, ...]
 
 
 def canonical(name: str) -> str:
     """The form in which names are compared and sent: lower-case, single hyphens. For names of the charset."""
     return _RUN_OF_HYPHENS.sub("-", name.lower())
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Words:
+    """The words of a name, each judged by itself, by what is glued into it, and by its neighbours.
+
+    `x-hf-tokens` and `falkey` carry credentials; `tokenizer`, `max-tokens` and `key-frames` do not. A secret name is
+    found inside a longer one too, and where its hyphens have been left out.
+    """
+
+    rules: Rules
+    _alone: dict[str, HeaderClass]
+    _harmless: frozenset[str]
+    _glued: tuple[tuple[HeaderClass, re.Pattern[str]], ...]
+    _names: re.Pattern[str]
+    _bare: re.Pattern[str]
+
+    @classmethod
+    def of(cls, rules: Rules) -> Words:
+        """The words of these rules."""
+        glued = [(kind, "|".join(words)) for kind, words in rules.glued.items()]
+        for kind, words in rules.glued_at_an_end.items():
+            either = "|".join(words)
+            glued.append((kind, f"^(?:{either})|(?:{either})s?$"))
+        names = [name for kind, names in rules.exact.items() if kind in SECRET for name in names]
+        prefixes = [prefix for kind, prefixes in rules.prefix.items() if kind in SECRET for prefix in prefixes]
+        telling = [name for name in names if len(name.replace("-", "")) >= _TELLING]
+        whole = "|".join(name for name in telling if "-" in name)  # the rules for words judge names of one word
+        return cls(
+            rules,
+            {word: kind for kind, words in rules.segment.items() for word in words},
+            frozenset(rules.harmless),
+            tuple((kind, re.compile(pattern)) for kind, pattern in glued),
+            re.compile(rf"(?:^|-)(?:(?:{whole})(?:-|$)|{'|'.join(prefixes)})"),
+            re.compile("|".join(name.replace("-", "") for name in telling)),
+        )
+
+    def classes(self, name: str) -> list[HeaderClass]:
+        """The class of each word of a canonical name that has one, in order; last, that of a name inside it."""
+        segments = name.split("-")
+        found: list[HeaderClass] = []
+        for segment, before, after in zip(segments, ("", *segments), (*segments[1:], ""), strict=False):
+            word = segment.strip("0123456789")  # `x-key2` is a second `x-key`
+            single = word.removesuffix("s")
+            if not (word in self._harmless or single in self._harmless or self._qualified(segment, before, after)):
+                kind = self._alone.get(segment) or self._alone.get(word) or self._alone.get(single)
+                found += [kind] if kind else [kind for kind, pattern in self._glued if pattern.search(word)]
+        inside = self._names.search(name) or self._bare.search(name.replace("-", ""))
+        return [*found, HeaderClass.CREDENTIAL] if inside else found
+
+    def _qualified(self, word: str, before: str, after: str) -> bool:
+        """Whether a neighbour makes the word mean something else, as in `key-frames`. `preceded` covers plurals too."""
+        singles = (word, word.removesuffix("s"), word.removesuffix("es"))
+        return after in self.rules.followed.get(word, ()) or any(
+            before in self.rules.preceded.get(single, ()) for single in singles
+        )
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -97,10 +165,10 @@ class HeaderPolicy:
     _value: re.Pattern[str]
     _in_value: tuple[re.Pattern[str], ...]
     _in_text: tuple[re.Pattern[str], ...]
+    _opaque: re.Pattern[str]
     _exact: dict[str, HeaderClass]
-    _segments: dict[str, HeaderClass]
+    _words: Words
     _joined: re.Pattern[str]
-    _stripped: frozenset[str]
     _allow: frozenset[str]
 
     @classmethod
@@ -111,18 +179,23 @@ class HeaderPolicy:
         exact = {name: kind for kind, names in rules.exact.items() for name in names}
         free = [re.compile(pattern) for pattern in rules.value_patterns]
         shapes = [re.compile(_SHAPE.format(shape)) for shape in rules.value_shapes]
+        shapes += [re.compile(shape) for shape in rules.distinct_shapes]
         texts = [re.compile(pattern) for pattern in rules.text_patterns]
         return cls(
             rules=rules,
             _name=re.compile(rules.name_charset),
             _value=re.compile(rules.value_charset),
             # "Is there any?" takes one alternation; "where are they all?" needs each pattern by itself.
-            _in_value=(*free, re.compile(_SHAPE.format("|".join(rules.value_shapes)))),
+            _in_value=(
+                *free,
+                re.compile(_SHAPE.format("|".join(rules.value_shapes))),
+                re.compile("|".join(rules.distinct_shapes)),
+            ),
             _in_text=(*free, *shapes, *texts),
+            _opaque=re.compile("|".join(rules.opaque_shapes)),
             _exact=exact,
-            _segments={word: kind for kind, words in rules.segment.items() for word in words},
+            _words=Words.of(rules),
             _joined=re.compile("|".join(chain.from_iterable(rules.joined_substring.values()))),
-            _stripped=frozenset(name.replace("-", "") for name, kind in exact.items() if kind in SECRET),
             _allow=frozenset(rules.allow),
         )
 
@@ -163,6 +236,9 @@ class HeaderPolicy:
                 raise self._refused(Failure.INVALID_EXTRA_HEADERS, problem, name)
             if self._has_credential(value):
                 raise self._refused(Failure.CREDENTIAL_VALUE, "the value has the shape of a credential.", name)
+            if self._may_be_key(name, value):
+                problem = "the value may be a key. An identifier passes in a header that is named one, like `x-job-id`."
+                raise self._refused(Failure.CREDENTIAL_VALUE, problem, name)
             passed[name] = value
         return tuple(passed.items())
 
@@ -226,7 +302,7 @@ class HeaderPolicy:
             name = given.lower()
             known = name in self.rules.response_allow or name.startswith(self.rules.response_allow_prefix)
             valid = known and self._name.fullmatch(given) and self._value.fullmatch(value)
-            if not valid or name in passed or self._has_credential(value):
+            if not valid or name in passed or self._has_credential(value) or self._may_be_key(name, value):
                 continue
             room -= len(name) + len(value)
             if room < 0 or len(passed) == self.rules.max_headers:
@@ -235,23 +311,18 @@ class HeaderPolicy:
         return list(passed.items())
 
     def _classes(self, name: str) -> list[HeaderClass]:
-        """Every class of a canonical name, in the order of decision: exact, prefix, segment, joined text, equality."""
+        """Every class of a canonical name, in the order of decision: exact, prefix, words, joined text."""
         if name in self._allow:
             return []
         rules = self.rules
         found = [self._exact[name]] if name in self._exact else []
         if not name.startswith(rules.allow_prefix):
             found += [kind for kind, prefixes in rules.prefix.items() if name.startswith(prefixes)]
-        for segment in name.split("-"):
-            word = segment.rstrip("0123456789")  # `x-key2` is a second `x-key`
-            if kind := self._segments.get(segment) or self._segments.get(word):
-                found.append(kind)
-            else:
-                found += [kind for kind, ends in rules.segment_suffix.items() if word.endswith(ends)]
+        found += self._words.classes(name)
         joined = name.replace("-", "")
         if self._joined.search(joined):
             found += [kind for kind, words in rules.joined_substring.items() if any(word in joined for word in words)]
-        return [*found, HeaderClass.CREDENTIAL] if joined in self._stripped else found
+        return found
 
     def _within_limits(self, extra: dict[object, object]) -> None:
         most = self.rules
@@ -265,11 +336,21 @@ class HeaderPolicy:
     def _has_credential(self, value: str) -> bool:
         return any(pattern.search(value) for pattern in self._in_value)
 
+    def _may_be_key(self, name: str, value: str) -> bool:
+        """Whether a value is a UUID or a long run of letters and digits, in a header that is not named an identifier.
+
+        Azure's, Together's and fal's keys are nothing else; so are the identifiers of requests, and hashes.
+        """
+        if name in self._allow or name.startswith(self.rules.allow_prefix) or not self._opaque.search(value):
+            return False
+        return not any(segment in self.rules.identifier for segment in name.split("-"))
+
     def _is_secret(self, name: str, value: str) -> bool:
         plain = name.replace("_", "-")
         if not self._name.fullmatch(plain) or not SECRET.isdisjoint(self._classes(canonical(plain))):
             return True
-        return len(value) > self.rules.max_value_bytes or any(self._spans(value))
+        too_long = len(value) > self.rules.max_value_bytes
+        return too_long or any(self._spans(value)) or self._may_be_key(canonical(plain), value)
 
     def _spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Where credentials stand in bounded text; of a pattern with a group, only what the group holds."""

@@ -12,16 +12,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from streamproxy.simulator.openai import OpenAI
+from streamproxy.simulator.openai import MODELS, OpenAI
+from streamproxy.simulator.order import PREFIX
 from streamproxy.simulator.server import Server, serve
 
-__all__ = ["BANNER", "Server", "running"]
+__all__ = ["BANNER", "Server", "model_names", "running"]
 
 BANNER: Final = (
     "This is a SIMULATOR. No image model is behind it and nothing is billed: pictures are drawn from the words of the "
     "prompt, token counts are invented. Models: sim/gpt-image, sim/plain, sim/plain-ignores-stream, sim/url, "
-    "sim/fault-<name>."
+    "sim/fault-<name>; `streamproxy simulate --list` says all names."
 )
+
+
+def model_names() -> list[str]:
+    """Every name that a request may say, faults last: those before a body, then those of a stream."""
+    return [PREFIX + name for name in MODELS]
 
 
 @asynccontextmanager

@@ -170,4 +170,4 @@ STREAM_FAULTS: Final[Mapping[str, Fault]] = MappingProxyType(
     }
 )
 
-FAULTS: Final[Mapping[str, Fault]] = MappingProxyType({**STREAM_FAULTS, **REFUSALS})
+FAULTS: Final[Mapping[str, Fault]] = MappingProxyType({**REFUSALS, **STREAM_FAULTS})

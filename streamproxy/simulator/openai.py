@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum, auto
 from functools import partial
 from types import MappingProxyType
@@ -29,6 +30,8 @@ from streamproxy.simulator.script import Headers, Script, Send, Wait, error_answ
 Made = TypeVar("Made")
 
 FAULT: Final = "fault-"
+# Characters of a misspelt model that are compared: difflib takes the square of a text's length.
+SPELLING: Final = 64
 # Like a GPT image model at medium quality, in seconds after the request, times `pace`: three previews, then the end.
 PREVIEWS_AT: Final = (2.5, 4.5, 6.5)
 COMPLETED_AT: Final = 9.0
@@ -48,16 +51,19 @@ class Streams(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One simulated model. `response_format`: whether it knows that parameter; `url`: its answer without it."""
+    """One simulated model. `strict`: refuses of OpenAI's schema what GPT image models do; `url`: answers with links.
+
+    Others take the whole schema, as compatible hosts do, and apply what they can.
+    """
 
     streams: Streams
-    response_format: bool = True
+    strict: bool = False
     url: bool = False
 
 
 MODELS: Final = MappingProxyType(
     {
-        "gpt-image": Model(Streams.HONOURED, response_format=False),
+        "gpt-image": Model(Streams.HONOURED, strict=True),
         "plain": Model(Streams.REFUSED),
         "plain-ignores-stream": Model(Streams.IGNORED),
         "url": Model(Streams.REFUSED, url=True),
@@ -169,14 +175,30 @@ ROUTES: Final = MappingProxyType[str, dict[str, Route]](
 
 def _check(order: Order, model: Model) -> None:
     """Refuse what the model does not have, in the order in which a caller would write it."""
-    if "response_format" in order.given and not model.response_format:
-        raise unknown("response_format")
+    if model.strict:
+        _check_strictly(order)
     if model.streams is Streams.REFUSED:
         for name in ("stream", "partial_images"):
             if name in order.given:
                 raise unknown(name)
     if order.stream and order.n > 1 and model.streams is Streams.HONOURED:
         raise refusal("Streaming is only supported with n=1.", "n", "unsupported_parameter")
+
+
+def _check_strictly(order: Order) -> None:
+    """Refuse what OpenAI's reference says that GPT image models do not take, or not with this output."""
+    for name in ("response_format", "style"):
+        if name in order.given:
+            raise unknown(name)
+    for name, output in ONLY_WITH.items():
+        if name in order.given:
+            raise refusal(f"'{name}' is only supported with output_format={output}.", name, "unsupported_parameter")
+    if "markup" in order.given and order.mask is not None:
+        raise refusal("'markup' cannot be combined with 'mask'.", "markup", "unsupported_parameter")
+
+
+# No simulated model makes these outputs: at OpenAI they need access to a preview.
+ONLY_WITH: Final = MappingProxyType({"frame_count": "gif", "frame_duration_ms": "gif", "svg": "svg"})
 
 
 def _fault(order: Order) -> Script:
@@ -199,5 +221,7 @@ def _described(name: str) -> dict[str, object]:
 
 
 def _no_model(name: str) -> Script:
-    message = f"The model '{name}' does not exist in this simulator."
+    near = get_close_matches(name.removeprefix(PREFIX)[:SPELLING], MODELS, n=1, cutoff=0.6)
+    hint = f"Did you mean {PREFIX}{near[0]}?" if near else "`streamproxy simulate --list` says which ones do."
+    message = f"The model '{name}' does not exist in this simulator. {hint}"
     return error_answer(404, message, param="model", code="model_not_found")

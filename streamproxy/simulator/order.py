@@ -1,6 +1,6 @@
 """What one request orders: JSON or multipart in, an Order or a refusal in OpenAI's words out. Pure.
 
-One Struct holds every field with its limits (OpenAI's reference, as of openai-python 3.52). msgspec checks it strictly
+One Struct holds every field with its limits (the Images types of openai-python 3.57). msgspec checks it strictly
 for JSON, and converts the texts of a multipart form by the same types.
 """
 
@@ -22,6 +22,11 @@ from streamproxy.simulator.pictures import MAX_EDGE, MAX_PIXELS, Format
 PREFIX: Final = "sim/"
 MAX_IMAGES: Final = 16
 IMAGE_NAMES: Final = frozenset({"image", "image[]", "images", "images[]"})
+# Fields that not every model takes, or only beside others.
+CONDITIONAL: Final = ("style", "frame_count", "frame_duration_ms", "svg", "markup")
+# `a[b][c]`, at most three deep: SDKs write objects into forms like that.
+NESTED_NAME: Final = re.compile(r"\w+(\[\w+\]){1,2}")
+NESTED: Final = re.compile(r"\w+")
 SIZE: Final = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})")
 DATA_URL: Final = re.compile(r"data:[^,]*;base64,", re.ASCII)
 # msgspec ends its messages with " - at `$.n`" or " - at `$.images[0]`".
@@ -33,6 +38,19 @@ class ImageRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     image_url: Annotated[str, Meta(max_length=20_971_520)] | None = None
     file_id: str | None = None
+
+
+class Reasoning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How hard the author of an SVG thinks."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+
+class Svg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The author of an SVG."""
+
+    model: str | None = None
+    reasoning: Reasoning | None = None
 
 
 Image: TypeAlias = ImageRef | str
@@ -57,6 +75,10 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
     # Accepted like the provider does, without any effect on a simulated picture.
     moderation: Literal["low", "auto"] | None = None
     complexity: Literal["low", "medium", "high"] | None = None
+    style: Literal["vivid", "natural"] | None = None
+    frame_count: Annotated[int, Meta(ge=2, le=16)] | None = None
+    frame_duration_ms: Annotated[int, Meta(ge=1)] | None = None
+    svg: Svg | None = None
     user: str | None = None
 
 
@@ -66,6 +88,7 @@ class EditFields(Fields, frozen=True, kw_only=True):
     image: Images | None = None
     images: Images | None = None
     mask: Image | None = None
+    markup: Image | None = None
     input_fidelity: Literal["high", "low"] | None = None
 
 
@@ -110,14 +133,16 @@ def read_order(body: bytes, content_type: str, *, edit: bool) -> Order:
     raw: object
     form = edit and content_type.lower().startswith("multipart/form-data")
     if form:
-        texts: dict[str, str] = {}
+        texts: dict[str, object] = {}
         for part in parts(body, content_type):
             if part.name in IMAGE_NAMES:
                 images.append(part.data)
             elif part.name == "mask":
                 mask = part.data
+            elif part.name == "markup":
+                texts[part.name] = ""  # given; like a picture by URL, it is not drawn
             else:
-                texts[part.name] = part.data.decode("utf-8", "replace")
+                _put(texts, part.name, part.data.decode("utf-8", "replace"))
         raw = texts
     else:
         try:
@@ -141,12 +166,25 @@ def read_order(body: bytes, content_type: str, *, edit: bool) -> Order:
     return _resolved(fields, edit, tuple(images), mask)
 
 
+def _put(texts: dict[str, object], name: str, text: str) -> None:
+    """Put a form's text where its name says: `svg[reasoning][effort]` is a member of a member."""
+    table = texts
+    *outer, last = NESTED.findall(name) if NESTED_NAME.fullmatch(name) else [name]
+    for key in outer:
+        inner = table.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise refusal(f"Invalid type for '{key}'.", key)
+        table = inner
+    table[last] = text
+
+
 def _resolved(fields: Fields, edit: bool, images: tuple[bytes, ...], mask: bytes | None) -> Order:
     output_format: Format = fields.output_format or "png"
     if fields.background == "transparent" and output_format == "jpeg":
         raise refusal("Transparent background is not supported for jpeg.", "background")
     width, height = _size(fields.size or "auto")
-    optional = ("stream", "partial_images", "response_format")
+    given = {name for name in ("stream", "partial_images", "response_format") if getattr(fields, name) is not UNSET}
+    given |= {name for name in CONDITIONAL if getattr(fields, name, None) is not None}
     return Order(
         edit=edit,
         model=(fields.model or "gpt-image").removeprefix(PREFIX),
@@ -162,7 +200,7 @@ def _resolved(fields: Fields, edit: bool, images: tuple[bytes, ...], mask: bytes
         partial_images=fields.partial_images or 0,
         url=fields.response_format == "url",
         safety_identifier=fields.safety_identifier,
-        given=frozenset(name for name in optional if getattr(fields, name) is not UNSET),
+        given=frozenset(given),
         images=images,
         mask=mask,
     )

@@ -51,7 +51,7 @@ async def serve(
     else:
         listener = await loop.create_server(lambda: Connection(server, live), sock=sock, ssl=ssl)
     server.port = listener.sockets[0].getsockname()[1]
-    server.url = f"{'https' if ssl else 'http'}://{host}:{server.port}"
+    server.url = f"{'https' if ssl else 'http'}://{f'[{host}]' if ':' in host else host}:{server.port}"
     try:
         yield server
     finally:

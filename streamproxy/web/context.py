@@ -20,6 +20,7 @@ from streamproxy.observe import Observer
 from streamproxy.relay import Relay
 from streamproxy.settings import Settings
 from streamproxy.web.body import Intake
+from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.origins import Origins
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import Pace, deliver, error_response
@@ -41,6 +42,7 @@ class Context:
     intake: Intake
     keyed: bool
     """Whether every provider needs the caller's own key, so that a request without one cannot succeed."""
+    models: ModelLists
 
     def ask_for_key(self, request: Request) -> None:
         """Raises ProxyError(INVALID_API_KEY) for a request that brings no key where it cannot do without."""

@@ -1,37 +1,88 @@
-"""GET models, models/{id} and images/models: what the catalogue has and the configured providers serve."""
+"""GET models, models/{id} and images/models: what the configured providers serve.
+
+The catalogue says it for the hosts it knows. An upstream that takes every name is asked itself; where it does not say,
+the catalogue's models stand in for its own, and the answer's `notes` say so.
+"""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Final
 
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from streamproxy.core.catalogue import model_object
+from streamproxy.core.catalogue import Catalogue, Provider, model_object
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.web.context import Context
+from streamproxy.web.model_lists import Listed
 from streamproxy.web.responses import json_response
 
+UNAUTHORIZED: Final = (401, 403)
 
-def _listed(context: Context) -> list[dict[str, object]]:
+
+@dataclass(slots=True)
+class _Found:
+    """The entries by their ids, in order, and where the catalogue had to stand in."""
+
+    entries: dict[str, dict[str, object]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, catalogue: Catalogue, providers: list[Provider], today: date) -> None:
+        """What the catalogue says of these providers."""
+        for model, id in catalogue.listed(providers, today):
+            self.entries.setdefault(id, model_object(model, id))
+
+
+async def _listed(request: Request, context: Context) -> _Found:
     today = datetime.now(UTC).date()
-    return [model_object(model, id) for model, id in context.catalogue.listed(context.providers, today)]
+    found = _Found()
+    found.add(context.catalogue, [provider.only_named() for provider in context.providers], today)
+    for provider in (provider for provider in context.providers if provider.unlisted):
+        try:
+            for listed in await context.models.of(provider, request.scope["headers"]):
+                found.entries.setdefault(listed.id, _merged(listed, context.catalogue))
+        except ProxyError as error:
+            if error.status in UNAUTHORIZED:
+                raise  # by the caller's own key: another list would hide that
+            found.notes.append(
+                f"{provider.name} does not list its models, so these are the catalogue's. {error.message}"
+            )
+            found.add(context.catalogue, [provider], today)
+    return found
+
+
+def _merged(listed: Listed, catalogue: Catalogue) -> dict[str, object]:
+    """One model in OpenAI's shape: what its host says of it, with what the catalogue knows."""
+    known = catalogue.find(listed.id)
+    entry = {"id": listed.id, "object": "model", "created": 0, "owned_by": ""}
+    if known is not None:
+        entry = model_object(known, listed.id)
+    if isinstance(listed.created, int):
+        entry["created"] = listed.created
+    if isinstance(listed.owned_by, str):
+        entry["owned_by"] = listed.owned_by
+    return entry
 
 
 async def models(request: Request, context: Context) -> ASGIApp:
     """OpenAI's list shape."""
-    return json_response({"object": "list", "data": _listed(context)})
+    found = await _listed(request, context)
+    notes = {"notes": found.notes} if found.notes else {}
+    return json_response({"object": "list", "data": [*found.entries.values()], **notes})
 
 
 async def model(request: Request, context: Context) -> ASGIApp:
     """One model; its id may contain slashes."""
     wanted: str = request.path_params["id"]
     route = context.catalogue.resolve(wanted, context.providers)
-    known = [entry for entry in _listed(context) if entry["id"] in (wanted, route.model.id)]
-    if not known:
+    entries = (await _listed(request, context)).entries
+    known = entries.get(wanted) or entries.get(route.model.id)
+    if known is None:
         raise ProxyError(
             Failure.MODEL_NOT_FOUND,
-            "This model is not in the catalogue. GET /v1/models lists those that are.",
+            "No configured provider lists this model. GET /v1/models shows those that are listed.",
             param="id",
         )
-    return json_response(known[0])
+    return json_response(known)

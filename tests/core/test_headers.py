@@ -15,7 +15,8 @@ RULES: Final = POLICY.rules
 EXACT: Final = [(kind, name) for kind, names in RULES.exact.items() for name in names]
 PREFIXES: Final = [(kind, prefix) for kind, prefixes in RULES.prefix.items() for prefix in prefixes]
 SEGMENTS: Final = [(kind, word) for kind, words in RULES.segment.items() for word in words]
-SUFFIXES: Final = [(kind, word) for kind, words in RULES.segment_suffix.items() for word in words]
+GLUED: Final = [(kind, word) for kind, words in RULES.glued.items() for word in words]
+AT_AN_END: Final = [(kind, word) for kind, words in RULES.glued_at_an_end.items() for word in words]
 JOINED: Final = [(kind, word) for kind, words in RULES.joined_substring.items() for word in words]
 
 # Names that resemble a forbidden one and must pass: a segment counts only whole, a joined text only as it is.
@@ -76,6 +77,14 @@ VALUES: Final = [
     "tgp_v1_" + "a1B2" * 8,
     "01234567-89ab-cdef-0123-456789abcdef:" + "0a" * 16,
     "dapi" + "0a" * 16,
+    "Bearer:abcdefgh12345678",
+    "api_key = a1b2c3d4e5f6a7b8",
+    "01234567-89AB-CDEF-0123-456789ABCDEF:" + "0A" * 16,
+    "xsk-" + "a1B2" * 8,
+    "my_sk-proj-a1B2_c3D4-e5F6g7H8",
+    "keyAKIA" + "A1B2" * 4,
+    "tokenAIza" + "a1B-_" * 7,
+    "thehf_" + "a1B2" * 8,
     "-----BEGIN RSA PRIVATE KEY-----MIIEabcd0123",
     "https://example.test/x?api_key=a1b2c3d4e5",
     "https://user:hunter22@example.test/",
@@ -101,7 +110,7 @@ def test_every_name_stands_in_canonical_form_and_once() -> None:
     names = [name for _, name in EXACT]
     assert len(names) == len(set(names))
     assert not set(names) & set(RULES.allow)
-    words = [*names, *RULES.allow, *RULES.response_allow, *(word for _, word in SEGMENTS + SUFFIXES)]
+    words = [*names, *RULES.allow, *RULES.response_allow, *(word for _, word in SEGMENTS + GLUED + AT_AN_END)]
     assert [word for word in words if canonical(word) != word or not re.fullmatch(RULES.name_charset, word)] == []
     assert [word for _, word in JOINED if not re.fullmatch("[a-z]+", word)] == []
     parts = [prefix for _, prefix in PREFIXES]
@@ -182,10 +191,56 @@ def test_each_segment_is_refused_wherever_it_stands(kind: HeaderClass, word: str
             assert refusal({spelling: "v"}).failure in expected
 
 
-@pytest.mark.parametrize(("kind", "word"), SUFFIXES)
-def test_each_suffix_of_a_segment_is_refused(kind: HeaderClass, word: str) -> None:
-    for name in (f"zebra{word}", f"x-zebra{word}-zebra", f"x-zebra{word}12"):
+@pytest.mark.parametrize(("kind", "word"), GLUED + AT_AN_END)
+def test_each_glued_word_is_refused(kind: HeaderClass, word: str) -> None:
+    at_ends = (
+        f"zebra{word}",
+        f"x-zebra{word}-zebra",
+        f"x-zebra{word}12",
+        f"x-{word}zebra",
+        f"zebra{word}s",
+        f"7{word}7",
+    )
+    for name in (*at_ends, *([f"x-zebra{word}zebra"] if (kind, word) in GLUED else [])):
         assert refusal({name: "v"}).failure is REFUSAL[kind][0]
+
+
+@pytest.mark.parametrize("word", RULES.harmless)
+def test_each_harmless_word_is_needed_and_passes_only_as_a_whole(word: str) -> None:
+    """It would be refused for what it holds, and with anything glued to it still is."""
+    inside = [found for _, found in GLUED if found in word]
+    at_an_end = [found for _, found in AT_AN_END if word.startswith(found) or re.search(f"{found}s?$", word)]
+    assert inside or at_an_end
+    for name in (word, f"x-{word}", f"{word}-zebra", f"x-{word}s", f"x-{word}2"):
+        assert POLICY.check({name: "v"}) == ((name, "v"),)
+    for secret in ("token", "key"):
+        assert refusal({f"x-{word}{secret}": "v"}).failure is Failure.CREDENTIAL_HEADER
+
+
+NEIGHBOURS: Final = [
+    *((word, after) for word, words in RULES.followed.items() for after in words),
+    *((before, word) for word, words in RULES.preceded.items() for before in words),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), NEIGHBOURS)
+def test_a_neighbour_makes_a_word_harmless_and_no_other_word(first: str, second: str) -> None:
+    assert POLICY.check({f"x-{first}-{second}": "v"})
+    assert POLICY.check({f"x-{first}-{second}-zebra": "v"})
+    both_ways = (second, first.removesuffix("s")) in NEIGHBOURS  # `tokens-used` and `used-tokens`
+    for name in (f"zebra-{first}-zebra-{second}", *([] if both_ways else [f"zebra-{second}-{first}"])):
+        assert refusal({name: "v"}).failure is Failure.CREDENTIAL_HEADER
+    assert refusal({f"x-secret-{first}-{second}": "v"}).failure is Failure.CREDENTIAL_HEADER
+
+
+@pytest.mark.parametrize("name", [name for kind, name in EXACT if kind in SECRET])
+def test_a_secret_name_is_refused_inside_a_longer_one(name: str) -> None:
+    bare = name.replace("-", "")
+    for longer in (f"my-{name}", f"x-{name}-zebra", f"{name}-2", f"zebra{bare}", f"{bare}zebra"):
+        if len(longer) <= RULES.max_name_bytes:
+            with pytest.raises(ProxyError) as caught:
+                POLICY.check({longer: "v"})
+            assert caught.value.failure in {failure for failure, _ in REFUSAL.values()}, longer
 
 
 @pytest.mark.parametrize(("kind", "word"), JOINED)
@@ -253,9 +308,56 @@ def test_the_shape_of_a_credential_is_refused_under_any_name(value: str) -> None
         assert refusal({"x-zebra": f"zebra;{value}"}).failure is Failure.CREDENTIAL_VALUE
 
 
-@pytest.mark.parametrize("pattern", [*RULES.value_patterns, *RULES.value_shapes])
+@pytest.mark.parametrize("pattern", [*RULES.value_patterns, *RULES.value_shapes, *RULES.distinct_shapes])
 def test_every_pattern_recognises_a_sample(pattern: str) -> None:
     assert any(re.search(pattern, value) for value in VALUES)
+
+
+OPAQUE: Final = [
+    "01234567-89ab-cdef-0123-456789abcdef",
+    "01234567-89AB-CDEF-0123-456789ABCDEF",
+    "0123456789abcdef" * 2,  # as Azure's keys
+    "0123456789abcdef" * 4,  # as Together's
+    "aB3" * 20,
+    "see 0123456789ABCDEF0123456789ABCDEF;",
+]
+
+
+@pytest.mark.parametrize("value", OPAQUE)
+def test_what_may_be_a_key_or_an_identifier_is_decided_by_the_name(value: str) -> None:
+    for name in ("x-zebra", "x-api", "x-user-data", "x-fal-runner-hint", "x-grid", "x-idea"):
+        error = refusal({name: value})
+        assert error.failure is Failure.CREDENTIAL_VALUE
+        assert value not in error.message + repr(error.problems)
+        assert POLICY.redact([(name, value)]) == [(name, REDACTED)]
+    identifiers = (
+        "x-job-id",
+        "x-b3-traceid",
+        "x-content-hash2-sha256",
+        "x-parent-span-id",
+        "X-Image-Commit",
+        "x-my-uuid",
+    )
+    for name in (*identifiers, "x-cache-key", "helicone-property-conversation"):
+        assert POLICY.check({name: value}) == ((name.lower(), value),)
+        assert POLICY.redact([(name, value)]) == [(name, value)]
+    assert POLICY.scrub(f"request {value} failed") == f"request {value} failed"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0" * 40,
+        "a" * 40,
+        "2026-11-27T15:58:46.123456Z",
+        "projects/my-project/locations/us-central1/models/imagen-4.0",
+        "00-0123",
+        "a-lighthouse-at-dusk-in-the-style-of-1920s-posters-number-17",
+        "task-2026-11-27-the-second-run-of-the-day",
+    ],
+)
+def test_words_and_numbers_are_no_keys(value: str) -> None:
+    assert POLICY.check({"x-zebra": value}) == (("x-zebra", value),)
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,16 @@ from streamproxy.errors import Failure, ProxyError
 POLICY: Final = HeaderPolicy.load()
 RULES: Final = POLICY.rules
 COUNT: Final = 100_000
-HARMLESS: Final = ("x", "my", "zebra", "provider", "stability", "openai", "v1", "image", "gateway", "prod", "eu")
+HARMLESS: Final = (
+    *("x", "my", "zebra", "provider", "stability", "openai", "v1", "image", "gateway", "prod", "eu"),
+    *("fal", "hf", "acme", "app", "user", "corp", "dev", "internal", "custom", "new", "id", "value", "header", "cloud"),
+)
 
 SEGMENTS: Final = [word for kind, words in RULES.segment.items() if kind in SECRET for word in words]
-SUFFIXES: Final = [word for kind, words in RULES.segment_suffix.items() if kind in SECRET for word in words]
+GLUED: Final = [word for rule in (RULES.glued, RULES.glued_at_an_end) for kind in SECRET for word in rule.get(kind, ())]
 JOINED: Final = [word for kind, words in RULES.joined_substring.items() if kind in SECRET for word in words]
 EXACT: Final = [name for kind, names in RULES.exact.items() if kind in SECRET for name in names]
+LONG: Final = [name for name in EXACT if len(name.replace("-", "")) > 4]
 BY_NAME: Final = {failure for failure, _ in REFUSAL.values()} | {Failure.INVALID_EXTRA_HEADERS}
 EVASIVE: Final = " \t\r\n\0_.:%\xa0\u200b\u212a\u017f\uff41"
 
@@ -36,11 +40,14 @@ def surrounded(random: Random, core: str) -> str:
 
 
 def of_a_segment(random: Random) -> str:
-    return surrounded(random, random.choice(SEGMENTS) + random.choice(("", "", "1", "2", "42")))
+    word = random.choice(SEGMENTS)
+    plural = "" if word.endswith("s") else random.choice(("", "s"))
+    return surrounded(random, word + plural + random.choice(("", "", "1", "2", "42")))
 
 
-def of_a_suffix(random: Random) -> str:
-    return surrounded(random, random.choice(HARMLESS) + random.choice(SUFFIXES) + random.choice(("", "7")))
+def of_a_glued_word(random: Random) -> str:
+    word, other = random.choice(GLUED), random.choice(HARMLESS)
+    return surrounded(random, random.choice((other + word, word + other)) + random.choice(("", "7")))
 
 
 def of_joined_text(random: Random) -> str:
@@ -52,6 +59,10 @@ def of_an_exact_name(random: Random) -> str:
     return random.choice(EXACT).replace("-", random.choice(("", "-", "--")))
 
 
+def of_a_name_within(random: Random) -> str:
+    return surrounded(random, random.choice(LONG).replace("-", random.choice(("", "-"))))
+
+
 def of_an_evasion(random: Random) -> str:
     name = random.choice(EXACT)
     at = random.randrange(len(name) + 1)
@@ -60,9 +71,10 @@ def of_an_evasion(random: Random) -> str:
 
 BUILDERS: Final[tuple[Callable[[Random], str], ...]] = (
     of_a_segment,
-    of_a_suffix,
+    of_a_glued_word,
     of_joined_text,
     of_an_exact_name,
+    of_a_name_within,
     of_an_evasion,
 )
 

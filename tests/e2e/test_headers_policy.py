@@ -148,7 +148,7 @@ def every_name() -> list[str]:
     exact = [word for name in EXACT for word in spelt(name)]
     prefixes = [f"{prefix}zebra" for prefixes in RULES.prefix.values() for prefix in prefixes]
     segments = [f"x-zebra-{word}" for words in RULES.segment.values() for word in words]
-    suffixes = [f"x-zebra{word}" for words in RULES.segment_suffix.values() for word in words]
+    suffixes = [f"x-zebra{word}" for words in RULES.glued.values() for word in words]
     joined = [f"x-{word[:3]}-{word[3:]}-zebra" for words in RULES.joined_substring.values() for word in words]
     names = [*exact, *prefixes, *segments, *suffixes, *joined]
     return [name for name in dict.fromkeys(names) if len(name) <= RULES.max_name_bytes]

@@ -22,6 +22,7 @@ from streamproxy.simulator.script import CHUNK_BYTES, Send, Wait
 from tests.simulator.test_connection import exchange, request
 from tests.simulator.test_order import form
 from tests.simulator.test_script import Parsed
+from tests.support.proxy import running_proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -114,6 +115,11 @@ async def test_the_first_picture_of_a_prompt_is_the_same_in_json_and_stream() ->
         ({"model": "sim/plain", "partial_images": 0}, "partial_images", "unknown_parameter"),
         ({"model": "sim/url", "stream": True}, "stream", "unknown_parameter"),
         ({"model": "sim/gpt-image", "response_format": "b64_json"}, "response_format", "unknown_parameter"),
+        ({"style": "vivid"}, "style", "unknown_parameter"),
+        ({"frame_count": 2}, "frame_count", "unsupported_parameter"),
+        ({"frame_duration_ms": 20}, "frame_duration_ms", "unsupported_parameter"),
+        ({"svg": {"model": "x"}}, "svg", "unsupported_parameter"),
+        ({"output_format": "gif", "frame_count": 2}, "output_format", "invalid_value"),
         ({"stream": True, "n": 2}, "n", "unsupported_parameter"),
         ({"partial_images": 4}, "partial_images", "invalid_value"),
     ],
@@ -124,6 +130,27 @@ async def test_a_model_refuses_what_it_does_not_have(fields: Json, param: str, c
     error = orjson.loads(parsed.body)["error"]
     assert (parsed.status, error["type"], error["param"], error["code"]) == (400, "invalid_request_error", param, code)
     assert set(error) == {"message", "type", "param", "code"}
+
+
+async def test_markup_does_not_go_with_a_mask() -> None:
+    async with running(pace=0) as server:
+        both: Json = {"image": INPUT_URL, "mask": INPUT_URL, "markup": INPUT_URL}
+        refused = orjson.loads((await post(server, EDITS, both)).body)["error"]
+        assert (refused["param"], refused["code"]) == ("markup", "unsupported_parameter")
+        assert (await post(server, EDITS, {**both, "mask": None})).status == 200
+
+
+async def test_a_compatible_host_takes_the_whole_schema() -> None:
+    whole: Json = {
+        **{"background": "transparent", "complexity": "low", "frame_count": 2, "frame_duration_ms": 20},
+        **{"moderation": "low", "output_compression": 100, "response_format": "b64_json", "style": "vivid"},
+        **{"svg": {"model": "x", "reasoning": {"effort": "none"}}, "user": "u", "safety_identifier": "s"},
+    }
+    async with running(pace=0) as server:
+        for model in ("plain", "plain-ignores-stream"):
+            assert (await post(server, GENERATIONS, {**whole, "model": model})).status == 200
+            edit = {**whole, "model": model, "image": INPUT_URL, "mask": INPUT_URL, "markup": INPUT_URL}
+            assert (await post(server, EDITS, edit)).status == 200
 
 
 async def test_a_model_that_ignores_stream_answers_json() -> None:
@@ -202,10 +229,28 @@ async def test_routes_answer_with_their_status(method: str, path: str, status: i
         assert ("allow" in parsed.headers) == (status == 405)
 
 
-async def test_an_unknown_model_is_not_found() -> None:
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("sim/none", "`streamproxy simulate --list`"),
+        ("sim/fault-eof-inside-evnt", "Did you mean sim/fault-eof-inside-event?"),
+        ("fault-refused-502", "Did you mean sim/fault-refused-5"),
+        ("sim/gpt-image-1", "Did you mean sim/gpt-image?"),
+        ("a" * 100_000, "`streamproxy simulate --list`"),
+    ],
+)
+async def test_an_unknown_model_is_not_found_and_a_near_one_said(name: str, hint: str) -> None:
     async with running(pace=0) as server:
-        parsed = await post(server, GENERATIONS, {"model": "sim/none"})
-    assert (parsed.status, orjson.loads(parsed.body)["error"]["code"]) == (404, "model_not_found")
+        parsed = await post(server, GENERATIONS, {"model": name})
+    error = orjson.loads(parsed.body)["error"]
+    assert (parsed.status, error["code"]) == (404, "model_not_found")
+    assert hint in error["message"]
+
+
+async def test_a_near_name_is_said_through_the_proxy_too() -> None:
+    async with running(pace=0) as server, running_proxy(server.url) as proxy:
+        answer = await proxy.generate(model="sim/fault-eof-inside-evnt", stream=True)
+        assert "Did you mean sim/fault-eof-inside-event?" in answer.json()["error"]["message"]
 
 
 def asked(fields: Json) -> Received:

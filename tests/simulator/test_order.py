@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+from typing import Final, get_args, get_type_hints
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types import ImageEditParams, ImageGenerateParams
 
 from streamproxy.errors import ProxyError
-from streamproxy.simulator.order import Order, read_order
+from streamproxy.simulator.order import EditFields, Fields, Order, read_order
 
 JSON = "application/json"
 PNG = b"\x89PNG not really"
@@ -85,7 +87,7 @@ def test_sizes_within_the_limits_are_taken(size: str) -> None:
     assert f"{order.width}x{order.height}" == size
 
 
-@pytest.mark.parametrize("name", ["foo", "image", "mask", "frame_count"])
+@pytest.mark.parametrize("name", ["foo", "image", "mask", "markup", "input_fidelity"])
 def test_an_unknown_parameter_is_refused_in_openais_words(name: str) -> None:
     with pytest.raises(ProxyError) as caught:
         read({"prompt": "x", name: 1})
@@ -149,12 +151,62 @@ def test_a_form_is_read_with_its_types(name: str) -> None:
     assert (order.images, order.mask) == ((PNG, b"\r\n--bb\r\n"), b"m")
 
 
-@pytest.mark.parametrize(("name", "value"), [("n", b"two"), ("n", b"99"), ("stream", b"maybe"), ("markup", b"x")])
+@pytest.mark.parametrize(("name", "value"), [("n", b"two"), ("n", b"99"), ("stream", b"maybe"), ("svg[modl]", b"x")])
 def test_a_wrong_text_in_a_form_is_refused_by_name(name: str, value: bytes) -> None:
     body, kind = form(("prompt", b"x"), (name, value), ("image", PNG))
     with pytest.raises(ProxyError) as caught:
         read_order(body, kind, edit=True)
-    assert (caught.value.status, caught.value.param) == (400, name)
+    assert (caught.value.status, caught.value.param) == (400, name.partition("[")[0])
+
+
+def parameters(*shapes: object) -> set[str]:
+    return {name for shape in shapes for name in get_type_hints(shape)}
+
+
+GENERATE: Final = parameters(*get_args(ImageGenerateParams))
+EDIT: Final = parameters(*get_args(ImageEditParams))
+
+
+def test_every_parameter_of_the_sdk_is_known_and_hardly_any_other() -> None:
+    assert set(Fields.__struct_fields__) == GENERATE
+    assert set(EditFields.__struct_fields__) - {"images", "moderation", "style"} == EDIT  # "images": JSON edits
+
+
+SVG: Final = {"model": "x", "reasoning": {"effort": "none"}}
+
+
+def test_an_order_says_which_conditional_parameters_were_given() -> None:
+    order = read({"prompt": "x", "frame_count": 2, "frame_duration_ms": 20, "svg": SVG, "style": None})
+    assert order.given == {"frame_count", "frame_duration_ms", "svg"}
+    texts = {"prompt": b"x", "frame_count": b"16", "svg[model]": b"x", "svg[reasoning][effort]": b"none"}
+    body, kind = form(*texts.items(), ("image", PNG), ("markup", PNG), ("mask", PNG))
+    assert read_order(body, kind, edit=True).given == {"frame_count", "svg", "markup"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("frame_count", 1),
+        ("frame_count", 17),
+        ("frame_duration_ms", 0),
+        ("style", "loud"),
+        ("svg", {"modl": "x"}),
+        ("svg", {"reasoning": {"effort": "some"}}),
+        ("complexity", "max"),
+    ],
+)
+def test_a_conditional_parameter_has_its_limits(name: str, value: object) -> None:
+    with pytest.raises(ProxyError) as caught:
+        read({"prompt": "x", name: value})
+    assert (caught.value.param or "").startswith(name)
+
+
+@pytest.mark.parametrize("names", [("svg", "svg[model]"), ("svg[model]", "svg[model][x]"), ("prompt[x]", "n")])
+def test_a_name_in_brackets_never_breaks_the_reader(names: tuple[str, ...]) -> None:
+    body, kind = form(("prompt", b"x"), *((name, b"1") for name in names), ("image", PNG))
+    with pytest.raises(ProxyError) as caught:
+        read_order(body, kind, edit=True)
+    assert caught.value.status == 400
 
 
 def test_a_form_without_an_image_is_refused() -> None:
