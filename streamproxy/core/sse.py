@@ -98,6 +98,11 @@ class Cutter:
         self.lone_cr = False
         """Whether a line has ended with a CR and no LF: allowed, and used by nobody who sends events."""
 
+    @property
+    def held(self) -> int:
+        """Bytes of data of the event that has not ended yet."""
+        return self._size
+
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """Take the next bytes, cut anywhere: the events that they end, then perhaps ProxyError(EVENT_TOO_LARGE)."""
         if self._bom is not None:

@@ -169,7 +169,7 @@ def test_nothing_after_the_last_image_is_wanted() -> None:
         (unnamed(b'{"type":"image_generation.completed","b64_json":null}'), [], Failure.NO_IMAGE),
         (unnamed(b'{"type":"image_generation.completed","nested":{"b64_json":"AAAA"}}'), [], Failure.NO_IMAGE),
         (unnamed(b'{"type":"image_generation.failed","error":{}}'), [], Failure.PROVIDER_STREAM_ERROR),
-        (named(b"boom", b"error"), [], Failure.BAD_JSON),
+        (named(b"boom", b"error"), [], Failure.PROVIDER_STREAM_ERROR),
         (unnamed(b"boom"), [], Failure.BAD_JSON),
         (unnamed(b"[1]"), [], Failure.BAD_JSON),
         (b'{"error":{"message":"m"}}', [], Failure.PROVIDER_STREAM_ERROR),

@@ -18,7 +18,7 @@ UNSAID = ("The provider refused the request with status 400.", "invalid_request_
 def refused(status: int, body: object, *, callers: bool = False, retry_after: str | None = None) -> ProxyError:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {} if retry_after is None else {"retry-after": retry_after}
-    return refusal(Head(status, headers), raw, callers_credential=callers, scrub=SCRUB)
+    return refusal(Head(status, headers), raw, path="/v1/x", callers_credential=callers, scrub=SCRUB)
 
 
 @pytest.mark.parametrize(
