@@ -18,6 +18,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Final, cast
 
 import anyio
+import anyio.lowlevel
 import httpx
 from anyio import to_thread
 
@@ -53,8 +54,8 @@ class Deadlines:
 class UpstreamResponse:
     """A provider's answer: its head, and its body as chunks that can be read once.
 
-    Bytes may arrive faster than they are read. Then no `await` suspends, no deadline passes and nobody can cancel,
-    unless clocks are compared and turns given here.
+    Bytes may arrive faster than they are read. Whatever this task waits for is there already then, so that neither a
+    scope's deadline nor a cancellation finds it waiting. So clocks are compared here, and turns given.
     """
 
     def __init__(self, response: httpx.Response, deadlines: Deadlines, ends_at: float) -> None:
@@ -74,6 +75,7 @@ class UpstreamResponse:
         self._busy += now - self._resumed
         if self._busy >= TURN:
             await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint_if_cancelled()  # waits for a cancellation that the one before just missed
             self._busy = 0.0
             now = anyio.current_time()
         self._resumed = now
