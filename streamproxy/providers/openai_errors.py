@@ -134,9 +134,7 @@ def error_in_answer(raw: bytes, scrub: Scrub, as_sent: tuple[Piece, ...] = ()) -
     `as_sent` is the event's data: it goes on unchanged when it is nested, complete and free of secrets.
     """
     value = _json(raw)
-    said = _Said(value, scrub)
-    message = said.message or said.problem or "The provider reported an error without a message."
-    error = said.error(Failure.PROVIDER_STREAM_ERROR, message, said.status, None)
+    error = error_of(value, scrub)
     given = _mapping(value.get("error"))
     whole = value.get("type") == "error" and {"message", "type", "param", "code"} <= given.keys()
     if as_sent and whole and given["message"] == error.message:
@@ -144,6 +142,13 @@ def error_in_answer(raw: bytes, scrub: Scrub, as_sent: tuple[Piece, ...] = ()) -
         clean = scrub(sent) == sent and _scrubbed(value, scrub) == value  # as it is written, and as it is read
         error.as_sent = as_sent if clean else ()
     return error
+
+
+def error_of(value: Mapping[str, object], scrub: Scrub) -> ProxyError:
+    """The same, of members that have been decoded."""
+    said = _Said(value, scrub)
+    message = said.message or said.problem or "The provider reported an error without a message."
+    return said.error(Failure.PROVIDER_STREAM_ERROR, message, said.status, None)
 
 
 def error_in_words(raw: bytes, scrub: Scrub) -> ProxyError:

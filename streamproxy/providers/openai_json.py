@@ -22,7 +22,7 @@ from streamproxy.core.jsonwalk import MAX_NODES, shown
 from streamproxy.core.outline import holds_text, says_error, text
 from streamproxy.core.requests import Exchange, ImageRequest
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.openai_errors import Scrub, error_in_answer, verdict, words
+from streamproxy.providers.openai_errors import Scrub, error_in_answer, error_of, verdict, words
 
 UNREAD: Final = "streamproxy_unread"
 """The member, true, that marks an answer whose picture was not found."""
@@ -213,7 +213,7 @@ def _read(raw: bytes, exchange: Exchange) -> _Read:
         said, shows = _said(body), any(_may_show(body, name) for name in body.members.keys() - _NO_PICTURE)
         well = verdict(said)
         if well is False or (well is None and not shows and words(said, exchange.scrub)):
-            raise error_in_answer(raw, exchange.scrub)
+            raise error_of(said, exchange.scrub)
         if not shows:
             sound = raw.startswith(b"{") and (bytes(answer.data) in _NOTHING or bytes(answer.data).startswith(b"["))
             raise _no_image(body, exchange.scrub) if sound and None not in listed else _bad_json()
