@@ -63,7 +63,19 @@ def _trickle() -> Script:
     return (*sse((FIRST,), end=()), *slow)
 
 
+def _flood(frame: bytes) -> Script:
+    """Over 1 MiB of it behind a preview, and then silence."""
+    piece = Send(chunk(frame * (65_536 // len(frame))))
+    return (*sse((FIRST,), end=()), *(piece,) * 20, Stall())
+
+
 FAULTS = {
+    "comments without end": Fault(_flood(b": keepalive\n\n"), (FIRST,), Failure.STREAM_PROTOCOL),
+    "blank lines without end": Fault(_flood(b"\n"), (FIRST,), Failure.STREAM_PROTOCOL),
+    "other events without end": Fault(
+        _flood(b'event: keepalive\ndata: {"type":"keepalive"}\n\n'), (FIRST,), Failure.STREAM_PROTOCOL
+    ),
+    "data that is no event without end": Fault(_flood(b"data: : tick\n\n"), (FIRST,), Failure.STREAM_PROTOCOL),
     "fin at a boundary": Fault(sse(BOTH, end=(Fin(),)), BOTH, Failure.UPSTREAM_INCOMPLETE),
     "fin inside an event": Fault(sse((FIRST, HALF), end=(Fin(),)), (FIRST,), Failure.UPSTREAM_INCOMPLETE),
     "fin inside a chunk": Fault(
@@ -149,6 +161,10 @@ JSON_FAULTS = {
     "stall": (
         (Send(head(200, (JSON,), length=len(JSON_ANSWER))), Send(JSON_CUT), Stall()),
         Failure.IDLE_TIMEOUT,
+    ),
+    "white space without end": (
+        (Send(head(200, (JSON,), chunked=True)), *(Send(chunk(b" " * 65_536)),) * 20, Stall()),
+        Failure.STREAM_PROTOCOL,
     ),
 }
 
