@@ -210,7 +210,10 @@ class _Events:
 
     def _unfinished(self) -> ProxyError:
         """The stream ended too early; what could not be read may have been the picture."""
-        return _not_json() if self._noise else _no_terminal()
+        if not self._noise:
+            return _no_terminal()
+        message = "The provider's stream ended without the completed image, and had events whose data is not JSON."
+        return ProxyError(Failure.BAD_JSON, message)
 
     def _completed(self, data: tuple[Piece, ...], said: Outline) -> Iterator[Frame]:
         index = self._index(said)

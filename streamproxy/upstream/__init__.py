@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
 import anyio
@@ -66,30 +67,30 @@ class UpstreamResponse:
         self._idle = deadlines.idle
         self._total = deadlines.total
         self._ends_at = ends_at
-        self._resumed = anyio.current_time()
+        self._resumed = monotonic()
         self._busy = 0.0
 
-    async def turn(self) -> float:
-        """Let other tasks run, and cancellation in, where this one has been busy for TURN; returns the time."""
-        now = anyio.current_time()
+    async def turn(self) -> None:
+        """Let other tasks run, and cancellation in, where this one has been busy for TURN."""
+        now = monotonic()  # not the event loop's clock: uvloop's stands still until the loop has its turn
         self._busy += now - self._resumed
+        self._resumed = now
         if self._busy >= TURN:
             await anyio.lowlevel.checkpoint()
             await anyio.lowlevel.checkpoint_if_cancelled()  # waits for a cancellation that the one before just missed
             self._busy = 0.0
-            now = anyio.current_time()
-        self._resumed = now
-        return now
+            self._resumed = monotonic()
 
     async def chunk(self, within: float | None = None) -> bytes | None:
         """The next bytes, None at the end. `within`: fewer seconds of silence than the setting's."""
-        now = await self.turn()
+        await self.turn()
+        now = anyio.current_time()
         if now >= self._ends_at:
             raise _took_too_long(self._total)
         idle_at = now + (self._idle if within is None else within)
         with anyio.CancelScope(deadline=min(idle_at, self._ends_at)) as scope:
             chunk = await anext(self._chunks, None)
-            self._resumed = anyio.current_time()
+            self._resumed = monotonic()
             return chunk
         if scope.cancelled_caught and idle_at <= self._ends_at:
             raise ProxyError(
