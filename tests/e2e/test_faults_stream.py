@@ -11,16 +11,18 @@ import pytest
 from streamproxy.errors import Failure
 from streamproxy.simulator.script import EVENT_STREAM, JSON, Fin, Reset, Script, Send, Stall, Wait, chunk, head, sse
 from streamproxy.simulator.server import serve
+from tests.support.flood import flooding
 from tests.support.provider import (
     completed,
     failed,
+    idle,
     one_failure,
     other_stream,
     passed_on,
     preview,
     provider,
 )
-from tests.support.proxy import BOUND, events, no_leaks, running_proxy
+from tests.support.proxy import BOUND, PROMPT, events, no_leaks, running_proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -211,3 +213,24 @@ async def test_whatever_follows_a_whole_completed_is_no_failure(name: str) -> No
         assert upstream.calls == 2
         text = (await proxy.client.get(f"{proxy.url}/metrics")).text
         assert "streamproxy_failures_total{" not in text
+
+
+@pytest.mark.parametrize("ended", ["by total_timeout", "by its caller"])
+async def test_previews_without_end_end(ended: str) -> None:
+    """Nobody paces this provider, for the stream is followed by no POST: it sends as fast as it can be read."""
+    timeout = 0.5 if ended == "by total_timeout" else BOUND
+    with flooding(FIRST * 200) as url:
+        async with no_leaks(), running_proxy(url, total_timeout=timeout) as proxy:
+            accepted = await proxy.client.post(
+                f"{proxy.url}/v1/images/generations",
+                json={"model": "sim/gpt-image", "prompt": PROMPT, "stream": True},
+                headers={"prefer": "respond-async"},
+            )
+            assert accepted.status_code == 202
+            stream = f"{proxy.url}{accepted.json()['stream_url']}"
+            if ended == "by its caller":
+                assert (await proxy.client.delete(stream)).status_code == 200
+            answer = await proxy.client.get(stream, headers={"accept": "text/event-stream"})
+            code = "deadline" if ended == "by total_timeout" else "cancelled"
+            assert f'"code":"{code}"'.encode() in answer.content
+            await idle(proxy)

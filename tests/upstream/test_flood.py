@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import anyio
 import anyio.lowlevel
@@ -15,39 +11,16 @@ import pytest
 from streamproxy.core.requests import UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.upstream import Deadlines, Upstream, UpstreamResponse, default_ssl_context
+from tests.support.flood import flooding
 from tests.support.proxy import BOUND, no_leaks
 
 pytestmark = pytest.mark.anyio
 
-HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 WORK = 0.002
 """Seconds of work for each chunk: longer than the next one takes to arrive."""
 
 
-FLOOD = rf"""
-import socket
-listener = socket.create_server(("127.0.0.1", 0))
-print(listener.getsockname()[1], flush=True)
-client, _ = listener.accept()
-client.settimeout({BOUND})
-client.recv(65536)
-client.sendall({HEAD!r})
-while True:
-    client.sendall(b":\n" * 65536)
-"""
-
-
-@contextmanager
-def flooding() -> Iterator[str]:
-    """The URL of a provider in a process of its own, so that it never waits for ours; it answers once, without end."""
-    with subprocess.Popen(
-        [sys.executable, "-c", FLOOD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}/x"
-        finally:
-            process.kill()
+PIECE = b":\n" * 65_536
 
 
 async def read(url: str, total: float) -> None:
@@ -57,7 +30,7 @@ async def read(url: str, total: float) -> None:
         deadlines=deadlines, max_connections=1, ssl_context=default_ssl_context(), tolerated=lambda _: None
     )
     try:
-        async with upstream.open(UpstreamRequest("POST", url, (), (b"{}",))) as response:
+        async with upstream.open(UpstreamRequest("POST", f"{url}/x", (), (b"{}",))) as response:
             await drain(response)
     finally:
         with anyio.CancelScope(shield=True):
@@ -74,7 +47,7 @@ async def drain(response: UpstreamResponse) -> None:
 
 
 async def test_the_whole_exchange_has_its_deadline() -> None:
-    with flooding() as url:
+    with flooding(PIECE) as url:
         async with no_leaks():
             with pytest.raises(ProxyError) as caught:
                 await read(url, total=0.2)
@@ -82,7 +55,7 @@ async def test_the_whole_exchange_has_its_deadline() -> None:
 
 
 async def test_a_cancellation_comes_through() -> None:
-    with flooding() as url:
+    with flooding(PIECE) as url:
         async with no_leaks():
             with anyio.move_on_after(0.2) as scope:
                 await read(url, total=BOUND)
@@ -90,7 +63,7 @@ async def test_a_cancellation_comes_through() -> None:
 
 
 async def test_a_cancellation_by_another_task_comes_through() -> None:
-    with flooding() as url:
+    with flooding(PIECE) as url:
         async with no_leaks(), anyio.create_task_group() as tasks:
             tasks.start_soon(read, url, BOUND)
             for _ in range(200):
