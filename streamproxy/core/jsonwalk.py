@@ -46,7 +46,7 @@ _BLANKS: Final = re.compile(rb"[ \t\n\r]*+")
 _SCALAR: Final = re.compile(rb"true|false|null|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
 _NODE: Final = re.compile(rb'[^"\[\]{}]*+["\[\]{}]')
 _PLAIN: Final = re.compile(r"[A-Za-z_-]{1,12}")
-"""Names that no key of a provider has room in: the shortest shape that is known has 15 characters (`xoxb-` and ten)."""
+"""Names too short for a provider's key: the shortest shape in `headers.json` has 15 characters (`xoxb-` and ten)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ class Member:
 class Walk:
     """One pass over one body, and what is left of its allowances. Methods take an offset and return one.
 
-    `where` names the object in messages. Raises ProxyError: INVALID_JSON, or DUPLICATE_KEY with the key as `param`.
+    `where` names the object in messages. Raises ProxyError: INVALID_JSON, or DUPLICATE_KEY with the key as
+    `param`, as `shown`.
     """
 
     __slots__ = ("depth", "most_members", "nodes", "plain", "raw", "where")
@@ -218,7 +219,7 @@ class Walk:
 def shown(key: str, place: int) -> str:
     """A caller's or a provider's key as messages may show it: a field's name that we know, or a short word.
 
-    Anything else may be a secret, or text, that was written as a key: only its place among the members is told.
+    Anything else may be a secret or a text in the place of a name: of it only the place among the members is told.
     """
     return key if key in KNOWN or _PLAIN.fullmatch(key) else f"#{place}"
 

@@ -35,12 +35,12 @@ from streamproxy.providers.openai_json import (
 )
 
 IDLE_BYTES: Final = 1024 * 1024
-"""What an answer may have in a row that becomes nothing: white space before it, comments, events of no use. A comment
-a second for ten minutes is 2 KiB.
+"""Bytes in a row that may become nothing: white space before an answer, comments, events of no use. A keepalive event
+of 100 bytes each second for ten minutes has 60 KB.
 """
 
 IDLE_EVENT: Final = SMALL
-"""What an event of no use counts at the most: a picture in an event that is not known here costs no more to skip."""
+"""The most that one event of no use counts, so that a picture in an unknown kind of event does not cost the stream."""
 
 STEP: Final = 256
 """Events after which others get a turn: a few milliseconds."""
@@ -54,7 +54,7 @@ _NOTED: Final = 128
 """Characters of a provider's header that a log line may have; RFC 6838 allows media types of 127 for each half."""
 
 _OURS: Final = re.compile(rb"image_|error|\\")
-"""What stands in the data of every event that is ours by its `type`, or that reports an error, unless it is escaped."""
+"""Text in the data of every event that is ours by its `type`, or that reports an error. A backslash may hide it."""
 
 
 class Answer:
@@ -95,7 +95,7 @@ class Answer:
         yield from inner.finish()
 
     def _decider(self, start: bytes) -> _Events | _Json | None:
-        """The decoder for what begins so; None where that does not show yet. Raises ProxyError for what is neither."""
+        """The decoder for an answer with this start, None where that is too short. Raises ProxyError for neither."""
         if start[:1] in (b"{", b"["):
             self.accepted = True
             return _Json(self._exchange)
@@ -107,7 +107,7 @@ class Answer:
         return _Events(self._exchange)
 
     def _refused(self) -> ProxyError:
-        """What its head says of the body is all that may be logged."""
+        """For a body of another kind: of it, only its head may be logged."""
         head, scrub = self._exchange.head, self._exchange.scrub
         said = {"content_type": head.media_type, "content_length": head.headers.get("content-length", "")}
         return ProxyError(
@@ -196,7 +196,7 @@ class _Events:
             yield Frame(right, data, image=image)
 
     def _skip(self, event: Event) -> None:
-        """Pass over what is no event of ours; raises ProxyError where it says to be an error, or the picture."""
+        """Pass over an event that is not ours; raises ProxyError where its name says error, or picture."""
         start = bytes(event.data[0][:SMALL]).lstrip()
         if not start:
             return
@@ -209,7 +209,7 @@ class _Events:
             self._noise = self._noise or start[:1] != b"{" or _may_be_ours(event)
 
     def _unfinished(self) -> ProxyError:
-        """The stream ended too early; what could not be read may have been the picture."""
+        """For a stream that ended too early: an event that could not be read may have been the picture."""
         if not self._noise:
             return _no_terminal()
         message = "The provider's stream ended without the completed image, and had events whose data is not JSON."

@@ -173,7 +173,7 @@ def verdict(value: Mapping[str, object]) -> bool | None:
 
 
 def words(value: Mapping[str, object], scrub: Scrub) -> str:
-    """What an answer says in words, scrubbed; "" where it is silent."""
+    """An answer's own words, scrubbed; "" where it has none."""
     return _Said(value, scrub).message
 
 

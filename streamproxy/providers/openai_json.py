@@ -2,8 +2,8 @@
 
 The images stay where they are in the answer: a frame holds a view of the base64 string between two pieces of JSON.
 
-What shows a picture is an item of `data` with `b64_json` or `url`. An answer without one may still be paid for: where
-it does not read as a refusal and holds anything that may be a picture, a caller who wants JSON gets it as it came.
+A picture is an item of `data` with `b64_json` or `url`. An answer without one may be paid for all the same: where it
+does not read as a refusal, and holds anything that may be a picture, a caller who wants JSON gets it as it came.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def _has_string(value: object) -> bool:
 
 
 def _no_image(body: JsonObject, scrub: Scrub) -> ProxyError:
-    """Says what there was instead: the members' names, and the provider's words."""
+    """Name the members that there are instead, and repeat the provider's words."""
     names = ", ".join(shown(name, place) for place, name in enumerate(body.members, 1))[:_NAMES]
     said = words(_said(body), scrub)
     message = f"The provider's answer holds no image that could be found. Its members: {names or 'none'}."

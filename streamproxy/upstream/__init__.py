@@ -55,8 +55,8 @@ class Deadlines:
 class UpstreamResponse:
     """A provider's answer: its head, and its body as chunks that can be read once.
 
-    Bytes may arrive faster than they are read. Whatever this task waits for is there already then, so that neither a
-    scope's deadline nor a cancellation finds it waiting. So clocks are compared here, and turns given.
+    Bytes may arrive faster than they are read. Then every wait is over before a scope's deadline or a cancellation
+    finds the task waiting. So clocks are compared here, and other tasks get turns.
     """
 
     def __init__(self, response: httpx.Response, deadlines: Deadlines, ends_at: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -171,6 +172,19 @@ def test_invalid_utf8_is_told(text: bytes) -> None:
 )
 def test_what_is_not_a_json_object_of_unicode_is_none(raw: bytes) -> None:
     assert outline((raw,)) is None
+
+
+def test_an_error_of_a_million_parts_is_one_without_being_read() -> None:
+    raw = b'{"type":"t","error":[' + b"{}," * 1_000_000 + b"{}]}"
+    tracemalloc.start()
+    try:
+        said = outline((raw,))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert said is not None
+    assert said.failed
+    assert peak < 6 * len(raw)
 
 
 @pytest.mark.parametrize("raw", [b"null", b'""', b"1", b"{}", b"", b"[]"])

@@ -456,3 +456,9 @@ def test_a_url_that_is_no_base64_stays_one() -> None:
     for url in (b"data:image/svg+xml,%3Csvg/%3E", b"https://host/p"):
         [last] = read(unnamed(b'{"type":"image_generation.completed","url":"' + url + b'"}'))
         assert orjson.loads(joined(last))["url"] == url.decode()
+
+
+def test_a_completed_event_of_a_million_members_is_no_answer() -> None:
+    members = b",".join(b'"%d":1' % number for number in range(70_000))
+    body = unnamed(COMPLETED[:-1] + b"," + members + b"}")
+    assert failed(body, stream=False) == ([], Failure.BAD_JSON)
