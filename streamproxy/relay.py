@@ -10,10 +10,12 @@ it can have been processed.
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 import anyio
 from anyio.abc import TaskGroup
@@ -31,6 +33,9 @@ from streamproxy.upstream import Upstream, UpstreamResponse
 
 REFUSAL_LIMIT = 256 * 1024
 """Bytes read of a provider's error body; the largest recorded one has under 1 KiB."""
+
+SHORT_SECRET = 8
+"""Characters; a shorter one is no provider's key, but a word like `none` that a caller sends for want of one."""
 
 REFUSAL_SECONDS = 5.0
 FAIL_SECONDS = 2.0
@@ -176,18 +181,17 @@ class Relay:
     async def _generate(self, stream: Stream, request: ImageRequest, plan: Plan) -> None:
         adapter = ADAPTERS[plan.route.provider.adapter]
         while True:
-            async with plan.service.upstream.open(self._built(request, plan)) as response:
+            built = self._built(request, plan)
+            async with plan.service.upstream.open(built) as response:
                 head = response.head
                 if head.status in (200, 201):
-                    opening = Opening(
-                        tuple(self._policy.relayable(response.header_items)), adapter.not_applied(request)
-                    )
+                    opening = Opening(self._relayable(response, plan), adapter.not_applied(request))
                     decoder = adapter.decoder(self._exchange(request, plan, head))
                     try:
                         await self._relay(stream, opening, response, decoder)
                     finally:
-                        if decoder.odd:
-                            self._observer.tolerated(plan.route.provider.name, "sse_odd")
+                        for fault in decoder.tolerated:
+                            self._observer.tolerated(plan.route.provider.name, fault)
                     if request.image_index is None:
                         await self._hub.conclude(stream)  # no other request adds to it
                     if (label := await _trailing(response)) is not None:
@@ -196,7 +200,8 @@ class Relay:
                 body = await _refusal_body(response)
                 if not (request.ask_stream and adapter.refuses_streaming(head, body)):
                     callers = plan.service.credential.kind == "caller"
-                    raise adapter.refusal(head, body, callers_credential=callers, scrub=self._scrub(plan))
+                    path = urlsplit(built.url).path
+                    raise adapter.refusal(head, body, path=path, callers_credential=callers, scrub=self._scrub(plan))
             request = replace(request, ask_stream=False)
 
     def _built(self, request: ImageRequest, plan: Plan) -> UpstreamRequest:
@@ -222,21 +227,28 @@ class Relay:
             scrub=self._scrub(plan),
         )
 
+    def _relayable(self, response: UpstreamResponse, plan: Plan) -> tuple[tuple[str, str], ...]:
+        """The headers that pass, but for those in which the provider repeats the credential."""
+        scrub = self._scrub(plan)
+        passed = self._policy.relayable(response.header_items)
+        return tuple((name, value) for name, value in passed if scrub(value) == value)
+
     def _scrub(self, plan: Plan) -> Callable[[str], str]:
         """Takes secrets out of a provider's text: whatever looks like one, and the very credential it was sent."""
         known = [value.rpartition(" ")[2] for _, value in plan.credential]
 
         def scrub(text: str) -> str:
             for secret in known:
-                text = text.replace(secret, REDACTED)
+                text = _without(secret, text)
             return self._policy.scrub(text)
 
         return scrub
 
     async def _relay(self, stream: Stream, opening: Opening, response: UpstreamResponse, decoder: Decoder) -> None:
         """Frames as they become whole. Where the answer breaks off, what was whole still counts before the failure."""
-        stream.open(opening)
         broken: ProxyError | None = None
+        if decoder.accepted:
+            stream.open(opening)
         while not decoder.done:
             try:
                 chunk = await response.chunk()
@@ -247,8 +259,14 @@ class Relay:
                 break
             frame = None
             for frame in decoder.feed(chunk):
-                self._observer.frame(frame.type)
-                await stream.append(frame)
+                if stream.opening is None:
+                    stream.open(opening)
+                if frame is not None:
+                    self._observer.frame(frame.type)
+                    await stream.append(frame)
+                await response.turn()
+            if decoder.accepted and stream.opening is None:
+                stream.open(opening)
             del chunk, frame  # a name that lives on while the next event gathers would hold two of them
         if not decoder.done:
             try:
@@ -257,6 +275,13 @@ class Relay:
                     await stream.append(frame)
             except ProxyError as error:
                 raise broken or error from None
+
+
+def _without(secret: str, text: str) -> str:
+    """The text without this secret. A short one is one only as a whole word: `k` is no part of `moderation_blocked`."""
+    if len(secret) >= SHORT_SECRET:
+        return text.replace(secret, REDACTED)
+    return re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", REDACTED, text)
 
 
 def _ended(stream: Stream) -> ProxyError:

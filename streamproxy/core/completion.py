@@ -28,6 +28,9 @@ ZERO_USAGE: Final[Mapping[str, object]] = {
 """What SDK types require of `usage`; consumers read `event.usage.total_tokens` unasked."""
 
 
+USAGE_BYTES: Final = 16 * 1024
+"""Bytes of a `usage` that is read; real ones have under 1 KiB. A larger one is no usage, and replaced by zeros."""
+
 _NULL: Final = b"null"
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -95,9 +98,9 @@ def full_usage(raw: bytes | None) -> bytes:
 
 
 def _members(raw: bytes | None) -> dict[str, msgspec.Raw]:
-    """A JSON object's members that are not null; {} where it is no object."""
+    """A JSON object's members that are not null; {} where it is no object, or far too large for a usage."""
     try:
-        found = _OBJECT.decode(raw or b"{}")
+        found = _OBJECT.decode(raw if raw and len(raw) <= USAGE_BYTES else b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return {name: value for name, value in found.items() if bytes(value) != _NULL}
@@ -105,7 +108,7 @@ def _members(raw: bytes | None) -> dict[str, msgspec.Raw]:
 
 def decoded_usage(raw: bytes | None) -> dict[str, object]:
     """The `usage` object, {} where there is none."""
-    if raw is None:
+    if raw is None or len(raw) > USAGE_BYTES:
         return {}
     try:
         value = msgspec.json.decode(raw)

@@ -72,6 +72,16 @@ RULES: Final = (
     Rule("input_fidelity", Kind.STRING),
 )
 
+KNOWN: Final = frozenset(rule.name for rule in RULES) | {
+    "extra_headers",
+    "image",
+    "images",
+    "mask",
+    "image_url",
+    "file_id",
+}
+"""Names that callers' members have by the documents. Others may hold anything."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fields:

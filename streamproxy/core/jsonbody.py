@@ -68,7 +68,7 @@ class JsonObject:
         try:
             return msgspec.json.decode(memoryview(self.raw)[member.value : member.end])
         except (ValueError, RecursionError):  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
-            name = shown(key)
+            name = shown(key, [*self.members].index(key) + 1)
             raise ProxyError(Failure.INVALID_JSON, f"The value of {name} cannot be read", param=name) from None
 
     def edited(

@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from streamproxy.core.fields import KNOWN
 from streamproxy.errors import Failure, Problem, ProxyError
 
 MAX_MEMBERS: Final = 256
@@ -44,7 +45,8 @@ _NEXT_ELEMENT: Final = re.compile(rb"[ \t\n\r]*+([,\]])[ \t\n\r]*+")
 _BLANKS: Final = re.compile(rb"[ \t\n\r]*+")
 _SCALAR: Final = re.compile(rb"true|false|null|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
 _NODE: Final = re.compile(rb'[^"\[\]{}]*+["\[\]{}]')
-_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.\-]")
+_PLAIN: Final = re.compile(r"[A-Za-z_-]{1,12}")
+"""Names too short for a provider's key: the shortest shape in `headers.json` has 15 characters (`xoxb-` and ten)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class Member:
 class Walk:
     """One pass over one body, and what is left of its allowances. Methods take an offset and return one.
 
-    `where` names the object in messages. Raises ProxyError: INVALID_JSON, or DUPLICATE_KEY with the key as `param`.
+    `where` names the object in messages. Raises ProxyError: INVALID_JSON, or DUPLICATE_KEY with the key as
+    `param`, as `shown`.
     """
 
     __slots__ = ("depth", "most_members", "nodes", "plain", "raw", "where")
@@ -106,7 +109,7 @@ class Walk:
             end = self._value(value)
             key = self._key(at, behind_key)
             if key in found:
-                raise self._duplicate(key)
+                raise self._duplicate(key, len(found) + 1)
             if len(found) >= self.most_members:
                 raise invalid(self.where, f"has more than {self.most_members} members")
             found[key] = Member(key, at, value, end)
@@ -203,9 +206,9 @@ class Walk:
         if self.nodes < 0:
             raise invalid(self.where, f"has too many parts (at byte {at})")
 
-    def _duplicate(self, key: str) -> ProxyError:
+    def _duplicate(self, key: str, place: int) -> ProxyError:
         inside = () if self.where == "body" else (self.where,)
-        problem = Problem(("body", *inside, shown(key)), "Duplicate key", Failure.DUPLICATE_KEY.value.code)
+        problem = Problem(("body", *inside, shown(key, place)), "Duplicate key", Failure.DUPLICATE_KEY.value.code)
         message = f"{self.where} has the key {problem.param} twice"
         return ProxyError(Failure.DUPLICATE_KEY, message, param=problem.param, problems=(problem,))
 
@@ -213,9 +216,12 @@ class Walk:
         return invalid(self.where, f"is not valid JSON, or not within the limits (after byte {at})")
 
 
-def shown(key: str) -> str:
-    """A caller's key as messages may show it: at most 64 characters of `[A-Za-z0-9_.-]`, with `?` for others."""
-    return _UNSAFE.sub("?", key[:64])
+def shown(key: str, place: int) -> str:
+    """A caller's or a provider's key as messages may show it: a field's name that we know, or a short word.
+
+    Anything else may be a secret or a text in the place of a name: of it only the place among the members is told.
+    """
+    return key if key in KNOWN or _PLAIN.fullmatch(key) else f"#{place}"
 
 
 def invalid(where: str, what: str) -> ProxyError:

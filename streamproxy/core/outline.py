@@ -24,6 +24,12 @@ _HEAD: Final = 4096
 """How far from the event's start the image may begin for the short way."""
 
 
+_ERROR: Final = 64 * 1024
+"""Bytes of an `error` that are decoded to see whether it is an empty one; what is larger is none."""
+
+_DATA_URL: Final = b"data:"
+
+
 class _Fields(msgspec.Struct):
     """The members that we read; every other one is only checked to be JSON."""
 
@@ -49,8 +55,8 @@ class Outline:
     """The small members of one event. `type` is "" when absent or not a string, `usage` raw JSON, None for null.
 
     `error`: the raw member, None when absent, and `failed` whether it says anything; some providers send `null` or `{}`
-    with every event. `has_b64`: an image as base64; `has_url`: as a URL. `has` are those of the members that we may
-    append which are there, even if null. `utf8`: all but the image is valid UTF-8.
+    with every event. `has_b64`: an image as base64; `has_url`: as a URL; `wrapped`: either is a `data:` URL. `has` are
+    those of the members that we may append which are there, even if null. `utf8`: all but the image is valid UTF-8.
     """
 
     type: str
@@ -59,6 +65,7 @@ class Outline:
     usage: bytes | None
     has_b64: bool
     has_url: bool
+    wrapped: bool
     has: frozenset[str]
     image_index: int | None
     utf8: bool
@@ -78,6 +85,9 @@ def outline(data: tuple[Piece, ...]) -> Outline | None:
         fields = _fields(raw)
         if fields is None:
             return None
+        wrapped = _is_data_url(fields.b64_json)
+    else:
+        wrapped = _image_is_data_url(data)
     return Outline(
         type=text(fields.type),
         error=bytes(fields.error) or None,
@@ -85,6 +95,7 @@ def outline(data: tuple[Piece, ...]) -> Outline | None:
         usage=_present(fields.usage),
         has_b64=holds_text(fields.b64_json),
         has_url=holds_text(fields.url),
+        wrapped=wrapped or _is_data_url(fields.url),
         has=frozenset(name for name in APPENDED if bytes(memoryview(getattr(fields, name))[:1])),
         image_index=_index(fields.image_index),
         utf8=_is_utf8(raw),
@@ -109,10 +120,27 @@ def says_error(raw: msgspec.Raw) -> bool:
     value = bytes(raw)
     if value in _ABSENT:
         return False
+    if len(value) > _ERROR:
+        return True
     try:
         return bool(msgspec.json.decode(value))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return True
+
+
+def _is_data_url(raw: msgspec.Raw) -> bool:
+    return bytes(memoryview(raw)[1 : 1 + len(_DATA_URL)]) == _DATA_URL
+
+
+def _image_is_data_url(data: tuple[Piece, ...]) -> bool:
+    """The same of the string that `without_image` cuts out: it may begin at the very end of a piece."""
+    found = _IMAGE.search(bytes(data[0][:_HEAD]))
+    start = b"" if found is None else bytes(data[0][found.end() : found.end() + len(_DATA_URL)])
+    for piece in data[1:]:
+        if len(start) == len(_DATA_URL):
+            break
+        start += bytes(piece[: len(_DATA_URL) - len(start)])
+    return start == _DATA_URL
 
 
 def without_image(data: tuple[Piece, ...]) -> bytes | None:

@@ -3,16 +3,19 @@
     Cutter.feed(chunk)   -> the events that this chunk ends
     Cutter.finish()      -> the event that the stream's end leaves unfinished, if it had data
 
-Two things make it fast. A line end is found with one-byte searches (memchr), each position at most once. And an
-event's data stays what it was, the list of chunks that arrived: a chunk that lies wholly inside a data line is kept as
-that very object, its first and last piece as views. Only pieces under SMALL are gathered, so that a provider that sends
-byte by byte costs neither a list entry per byte nor the memory of the chunk a byte came in.
+Three things make it fast. A line end is found with one-byte searches (memchr), each position at most once. An event's
+data stays what it was, the list of chunks that arrived: a chunk that lies wholly inside a data line is kept as that
+very object, its first and last piece as views. Only pieces under SMALL are gathered, so that a provider that sends byte
+by byte costs neither a list entry per byte nor the memory of the chunk a byte came in. And short lines are not taken
+one by one: a run of them is matched, searched and joined as a whole, so that 64 KiB of line ends or of two-byte lines
+cost a few milliseconds and not the forty that a step of Python for each of them would.
 
 Source: WHATWG HTML, "Server-sent events", section "Interpreting an event stream".
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -30,6 +33,17 @@ GATHERED: Final = 64 * 1024
 
 FIELD_LIMIT: Final = 1024
 """What is kept of an `event` line, the only other field we read; event names in use have under 40 bytes."""
+
+# A run: whole lines of at most 255 bytes. Possessive, so that each is linear and remembers no place to go back to.
+_NO_DATA: Final = re.compile(rb"(?:[\r\n]++|(?!data[:\r\n])[^\r\n]{1,255}+(?:\r\n?+|\n))++")
+"""Lines without data, blank ones among them."""
+
+_FIELDS: Final = re.compile(rb"(?:[^\r\n]{1,255}+(?:\r\n?+|\n))++")
+"""Lines of one event: no blank one."""
+
+# Within a run whose line ends have become LFs, and whose values CRs precede.
+_EMPTY_VALUE: Final = re.compile(rb"\ndata(?![^\r\n])")
+_OTHER_FIELD: Final = re.compile(rb"\n[^\r\n]*+")
 
 _BOM: Final = b"\xef\xbb\xbf"
 _LF: Final = 0x0A
@@ -84,6 +98,11 @@ class Cutter:
         self.lone_cr = False
         """Whether a line has ended with a CR and no LF: allowed, and used by nobody who sends events."""
 
+    @property
+    def held(self) -> int:
+        """Bytes of data of the event that has not ended yet."""
+        return self._size
+
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """Take the next bytes, cut anywhere: the events that they end, then perhaps ProxyError(EVENT_TOO_LARGE)."""
         if self._bom is not None:
@@ -96,6 +115,10 @@ class Cutter:
             start = 1 if chunk[0] == _LF else 0
             self.lone_cr = self.lone_cr or not start
         while start < size:
+            if self._line is _Line.START and not self._head:
+                start = self._run(chunk, start)
+                if start == size:
+                    break
             if lf < start:
                 lf = chunk.find(b"\n", start)
                 lf = size if lf < 0 else lf
@@ -124,6 +147,56 @@ class Cutter:
         if self._line is not _Line.START or self._head:
             self._end_line()
         return self._dispatch()
+
+    def _run(self, chunk: bytes, start: int) -> int:
+        """Take what begins at `start`, a line's start, in whole short lines that end no event; where they end."""
+        end = start
+        if not self._has_data and (found := _NO_DATA.match(chunk, start)):
+            end = found.end()
+            self._pass_over(self._with_lf(chunk, start, end))
+        if found := _FIELDS.match(chunk, end):
+            start, end = end, found.end()
+            self._gather(self._with_lf(chunk, start, end))
+        return end
+
+    def _with_lf(self, chunk: bytes, start: int, end: int) -> bytes:
+        """The lines chunk[start:end] with an LF before each and behind the last, and no CR."""
+        lines = chunk[start:end]
+        if crs := lines.count(b"\r"):
+            self._after_cr = end == len(chunk) and lines.endswith(b"\r")
+            self.lone_cr = self.lone_cr or crs > lines.count(b"\r\n") + self._after_cr
+            lines = lines.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return b"\n" + lines
+
+    def _pass_over(self, lines: bytes) -> None:
+        """Read a run between events: an event's name is all that it can leave."""
+        blank = lines.rfind(b"\n\n")
+        if blank >= 0:
+            self._name = ""
+        self._find_name(lines, max(blank, 0))
+
+    def _gather(self, lines: bytes) -> None:
+        """Read a run inside an event: its name, and the values of its data lines with a space before each."""
+        self._find_name(lines, 0)
+        values = lines[:-1].replace(b"\ndata: ", b"\r").replace(b"\ndata:", b"\r")
+        if b"\n" in values:
+            values = _OTHER_FIELD.sub(b"", _EMPTY_VALUE.sub(b"\r", values))
+        if not values:
+            return
+        values = values.replace(b"\r", b" ")
+        if not self._has_data:
+            self._has_data = True
+            values = values[1:]
+        self._grow(len(values))
+        self._small += values
+        if len(self._small) >= GATHERED:
+            self._flush()
+
+    def _find_name(self, lines: bytes, start: int) -> None:
+        """Read the last `event` line behind `start`, if there is one."""
+        at = max(lines.rfind(b"\nevent:", start), lines.rfind(b"\nevent\n", start))
+        if at >= 0:
+            self._name = _name(lines[at + 1 : lines.index(b"\n", at + 1)].partition(b":")[2])
 
     def _without_bom(self, chunk: bytes) -> bytes:
         """Strip one byte order mark from the start of the stream, however it is cut."""
@@ -199,7 +272,7 @@ class Cutter:
         if line in (_Line.START, _Line.FIELD):
             field, _, value = bytes(self._head).partition(b":")
             if field == b"event":
-                self._name = value.removeprefix(b" ").decode("utf-8", "replace")
+                self._name = _name(value)
             elif field == b"data":  # a data line without a colon: an empty value
                 self._begin_data()
                 self._line = _Line.START
@@ -214,6 +287,10 @@ class Cutter:
         self._size = 0
         self._has_data = False
         return event
+
+
+def _name(value: bytes) -> str:
+    return value.removeprefix(b" ").decode("utf-8", "replace")
 
 
 def event_bytes(name: str, data: Iterable[Piece]) -> bytes:

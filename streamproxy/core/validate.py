@@ -218,9 +218,9 @@ class _Reading:
             return
         where = str(loc[0]) if len(loc) == 1 else f"{loc[0]}[{loc[1]}]"
         sources = 0
-        for key, member in members(self.body, start, where=where).items():
+        for place, (key, member) in enumerate(members(self.body, start, where=where).items(), 1):
             if key not in _SOURCES:
-                self.checks.problem((*loc, shown(key)), "Extra inputs are not permitted", "extra_forbidden")
+                self.checks.problem((*loc, shown(key, place)), "Extra inputs are not permitted", "extra_forbidden")
             elif not self.raw.startswith(b"null", member.value):
                 sources += 1
                 source, span = (*loc, key), (member.value, member.end)

@@ -25,12 +25,20 @@ class Decoder(Protocol):
         ...
 
     @property
-    def odd(self) -> bool:
-        """Whether the answer so far had bytes that no event should have, and was read all the same."""
+    def accepted(self) -> bool:
+        """Whether the answer so far is one that may hold an image, so that the caller's head may go out."""
         ...
 
-    def feed(self, chunk: bytes) -> Iterator[Frame]:
-        """Take the next bytes, cut anywhere; yields the frames that they complete."""
+    @property
+    def tolerated(self) -> tuple[str, ...]:
+        """Labels of what the answer so far had that no answer should have, and that was passed over all the same."""
+        ...
+
+    def feed(self, chunk: bytes) -> Iterator[Frame | None]:
+        """Take the next bytes, cut anywhere; yields the frames that they complete.
+
+        None among them says that much work became no frame: others should have a turn before the next.
+        """
         ...
 
     def finish(self) -> Iterator[Frame]:
@@ -52,11 +60,14 @@ class Adapter(Protocol):
         ...
 
     def decoder(self, exchange: Exchange) -> Decoder:
-        """For a 2xx answer; raises ProxyError where its head already shows that no image can follow."""
+        """For a 2xx answer."""
         ...
 
-    def refusal(self, head: Head, body: bytes, *, callers_credential: bool, scrub: Scrub) -> ProxyError:
-        """What any other answer means. `callers_credential`: a 401 is about the caller's key, not ours."""
+    def refusal(self, head: Head, body: bytes, *, path: str, callers_credential: bool, scrub: Scrub) -> ProxyError:
+        """What any other answer means. `path`: what was asked for, without a query.
+
+        `callers_credential`: a 401 is about the caller's key, not ours.
+        """
         ...
 
     def refuses_streaming(self, head: Head, body: bytes) -> bool:

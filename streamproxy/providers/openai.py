@@ -27,11 +27,6 @@ STREAMING: Final = ("stream", "partial_images")
 OURS: Final = ("extra_headers",)
 """Members that are addressed to this proxy and never go upstream."""
 
-_NOTED: Final = 128
-"""Characters of a provider's header that a log line may have; RFC 6838 allows media types of 127 for each half."""
-
-_ANSWERS: Final = ("text/event-stream", "application/json", "")
-
 
 class OpenAI:
     """The adapter: see `providers.Adapter`."""
@@ -64,26 +59,13 @@ class OpenAI:
         return tuple(name for name in (*request.model.refuses, *unasked) if name in given)
 
     def decoder(self, exchange: Exchange) -> Answer:
-        kind = exchange.head.media_type
-        if kind not in _ANSWERS:
-            raise ProxyError(
-                Failure.UNEXPECTED_CONTENT_TYPE,
-                "The provider answered with neither JSON nor an event stream. Check the provider's base_url.",
-                noted=_said_of_body(exchange),
-            )
         return Answer(exchange)
 
-    def refusal(self, head: Head, body: bytes, *, callers_credential: bool, scrub: Scrub) -> ProxyError:
-        return openai_errors.refusal(head, body, callers_credential=callers_credential, scrub=scrub)
+    def refusal(self, head: Head, body: bytes, *, path: str, callers_credential: bool, scrub: Scrub) -> ProxyError:
+        return openai_errors.refusal(head, body, path=path, callers_credential=callers_credential, scrub=scrub)
 
     def refuses_streaming(self, head: Head, body: bytes) -> bool:
         return openai_errors.refuses_streaming(head, body)
-
-
-def _said_of_body(exchange: Exchange) -> dict[str, str]:
-    """What a head says of a body that nobody will read: of the body itself nothing may reach a log."""
-    said = {"content_type": exchange.head.media_type, "content_length": exchange.head.headers.get("content-length", "")}
-    return {name: exchange.scrub(text)[:_NOTED] for name, text in said.items() if text}
 
 
 def _segment(model: str) -> str:

@@ -5,60 +5,116 @@
     JSON    -> one synthesized event per image    (a caller who asked for a stream)
     JSON    -> the same JSON                      (a caller who did not)
 
-Which form it is shows in the first byte, not in the content type: services send events as application/json, and error
-objects as text/event-stream.
+Which form it is shows in the first bytes, not in the content type: services send events as application/json, error
+objects as text/event-stream, and either as text/plain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
 
 from streamproxy.core.completion import ZERO_USAGE, appended, ending, full_usage
 from streamproxy.core.events import ANSWER, ERROR, KINDS, Frame, Role, type_of
+from streamproxy.core.jsonbody import JsonObject
 from streamproxy.core.outline import Outline, outline
 from streamproxy.core.requests import Exchange
-from streamproxy.core.sse import Cutter, Event, Piece
+from streamproxy.core.sse import SMALL, Cutter, Event, Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.openai_errors import error_in_answer
-from streamproxy.providers.openai_json import answer_frame, image_frames, read_object, whole_number
+from streamproxy.providers.openai_errors import error_in_answer, error_in_words
+from streamproxy.providers.openai_json import (
+    answer_frame,
+    asks_url,
+    image_frames,
+    read_object,
+    unwrapped,
+    whole_number,
+)
 
-_SPACE = b"\xef\xbb\xbf \t\r\n"
-_LEAD = 64 * 1024
-"""White space before the first byte that says something; more is not an answer."""
+IDLE_BYTES: Final = 1024 * 1024
+"""Bytes in a row that may become nothing: white space before an answer, comments, events of no use. A keepalive event
+of 100 bytes each second for ten minutes has 60 KB.
+"""
+
+IDLE_EVENT: Final = SMALL
+"""The most that one event of no use counts, so that a picture in an unknown kind of event does not cost the stream."""
+
+STEP: Final = 256
+"""Events after which others get a turn: a few milliseconds."""
+
+_SPACE: Final = b"\xef\xbb\xbf \t\r\n"
+_ANSWERS: Final = ("text/event-stream", "application/json", "")
+_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
+"""How an event stream begins."""
+
+_NOTED: Final = 128
+"""Characters of a provider's header that a log line may have; RFC 6838 allows media types of 127 for each half."""
+
+_OURS: Final = re.compile(rb"image_|error|\\")
+"""Text in the data of every event that is ours by its `type`, or that reports an error. A backslash may hide it."""
 
 
 class Answer:
-    """Decides by the first byte which decoder reads the answer, and is that decoder from then on."""
+    """Decides by the first bytes which decoder reads the answer, and is that decoder from then on."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._lead = b""
+        self._lead = bytearray()
         self._inner: _Events | _Json | None = None
+        self.accepted = exchange.head.media_type in _ANSWERS
 
     @property
     def done(self) -> bool:
         return self._inner is not None and self._inner.done
 
     @property
-    def odd(self) -> bool:
-        return isinstance(self._inner, _Events) and self._inner.odd
+    def tolerated(self) -> tuple[str, ...]:
+        return self._inner.tolerated if self._inner is not None else ()
 
-    def feed(self, chunk: bytes) -> Iterator[Frame]:
+    def feed(self, chunk: bytes) -> Iterator[Frame | None]:
         if self._inner is None:
-            chunk = self._lead + chunk
-            said = chunk.lstrip(_SPACE)
-            if not said:
-                self._lead = chunk[:_LEAD]
+            self._lead += chunk
+            if not chunk.lstrip(_SPACE):
+                if len(self._lead) > IDLE_BYTES:
+                    raise _idle()
                 return
-            self._inner = _Json(self._exchange) if said[:1] in (b"{", b"[") else _Events(self._exchange)
+            chunk = bytes(self._lead)
+            self._inner = self._decider(chunk.lstrip(_SPACE))
+            if self._inner is None:
+                return
+            self._lead.clear()
         yield from self._inner.feed(chunk)
 
     def finish(self) -> Iterator[Frame]:
+        if self._inner is None and not self.accepted:
+            raise self._refused()
         inner = self._inner or _Events(self._exchange)
         yield from inner.finish()
+
+    def _decider(self, start: bytes) -> _Events | _Json | None:
+        """The decoder for an answer with this start, None where that is too short. Raises ProxyError for neither."""
+        if start[:1] in (b"{", b"["):
+            self.accepted = True
+            return _Json(self._exchange)
+        if not self.accepted and not start.startswith(_FIELDS):
+            if any(field.startswith(start) for field in _FIELDS):
+                return None
+            raise self._refused()
+        self.accepted = True
+        return _Events(self._exchange)
+
+    def _refused(self) -> ProxyError:
+        """For a body of another kind: of it, only its head may be logged."""
+        head, scrub = self._exchange.head, self._exchange.scrub
+        said = {"content_type": head.media_type, "content_length": head.headers.get("content-length", "")}
+        return ProxyError(
+            Failure.UNEXPECTED_CONTENT_TYPE,
+            "The provider answered with neither JSON nor an event stream. Check the provider's base_url.",
+            noted={name: scrub(text)[:_NOTED] for name, text in said.items() if text},
+        )
 
 
 class _Events:
@@ -68,48 +124,56 @@ class _Events:
         self._exchange = exchange
         self._request = exchange.request
         self._cutter = Cutter(exchange.max_event_bytes)
+        self._as_url = asks_url(exchange.request)
         self._images = 0
         self._answers: list[bytes] = []
         self._size = 0
+        self._idle = 0
         self._mended = False
+        self._noise = False
         self.done = False
 
     @property
-    def odd(self) -> bool:
-        """Invalid UTF-8 in an event that went on, or a lone CR as a line end."""
-        return self._mended or self._cutter.lone_cr
+    def tolerated(self) -> tuple[str, ...]:
+        """Bytes that are no UTF-8 in an event that went on, or a lone CR as a line end; events that are no JSON."""
+        odd = self._mended or self._cutter.lone_cr
+        return (*(("sse_odd",) if odd else ()), *(("sse_noise",) if self._noise else ()))
 
-    def feed(self, chunk: bytes) -> Iterator[Frame]:
-        for event in self._cutter.feed(chunk):
+    def feed(self, chunk: bytes) -> Iterator[Frame | None]:
+        self._idle += len(chunk)
+        for number, event in enumerate(self._cutter.feed(chunk), 1):
+            size = event.size
+            self._idle -= size - min(size, IDLE_EVENT)
             yield from self._event(event)
             del event  # the chunk's rest begins the next one
             if self.done:
                 return
+            if number % STEP == 0:
+                yield None
+        if self._idle - self._cutter.held > IDLE_BYTES:
+            raise _idle()
 
     def finish(self) -> Iterator[Frame]:
         last = None if self.done else self._cutter.finish()
         if last is not None and outline(last.data) is not None:
             yield from self._event(last)
         if not self.done:
-            raise _no_terminal()
+            raise self._unfinished()
 
     def _event(self, event: Event) -> Iterator[Frame]:
         if not event.data:
             return  # SDKs read an event without data as broken JSON
         if bytes(event.data[0][:6]) == b"[DONE]":
             if not self._images:
-                raise _no_terminal()
+                raise self._unfinished()
             self.done = True  # fewer images than asked for, as a JSON answer may have fewer
             if self._answers:
                 yield collected(self._answers, self._exchange.now)
             return
-        said = outline(event.data)
+        said = outline(event.data) if _may_be_ours(event) else None
         if said is None:
-            if event.name in ("", "message", ERROR) or event.name in KINDS:
-                if not event.joined().strip():
-                    return
-                raise _not_json()
-            return  # somebody's keepalive
+            self._skip(event)
+            return
         kind = KINDS.get(said.type) or KINDS.get(event.name)
         if said.failed or ERROR in (event.name, said.type) or (kind is not None and kind.role is Role.FAILED):
             raise error_in_answer(event.joined(), self._exchange.scrub, event.data)
@@ -120,13 +184,36 @@ class _Events:
         if kind.role is Role.COMPLETED:
             if not said.has_image:
                 raise ProxyError(Failure.NO_IMAGE, "The provider's completed event holds no image.")
-            yield from self._completed(_mended(event.data, said, right), said)
+            self._idle = 0
+            data, said = _unwrapped(event.data, said, as_url=self._as_url)
+            yield from self._completed(_mended(data, said, right), said)
         elif self._request.stream and said.has_image:
+            self._idle = 0
             image = self._index(said)
-            data = _mended(event.data, said, right)
+            data = _mended(*_unwrapped(event.data, said, as_url=self._as_url), right)
             if self._several and "image_index" not in said.has:
                 data = appended(data, {"image_index": image})
             yield Frame(right, data, image=image)
+
+    def _skip(self, event: Event) -> None:
+        """Pass over an event that is not ours; raises ProxyError where its name says error, or picture."""
+        start = bytes(event.data[0][:SMALL]).lstrip()
+        if not start:
+            return
+        role = Role.FAILED if event.name == ERROR else KINDS[event.name].role if event.name in KINDS else None
+        if role is Role.FAILED:
+            raise error_in_words(event.joined(), self._exchange.scrub)
+        if role is Role.COMPLETED:
+            raise _not_json()
+        if role is Role.PREVIEW or event.name in ("", "message"):
+            self._noise = self._noise or start[:1] != b"{" or _may_be_ours(event)
+
+    def _unfinished(self) -> ProxyError:
+        """For a stream that ended too early: an event that could not be read may have been the picture."""
+        if not self._noise:
+            return _no_terminal()
+        message = "The provider's stream ended without the completed image, and had events whose data is not JSON."
+        return ProxyError(Failure.BAD_JSON, message)
 
     def _completed(self, data: tuple[Piece, ...], said: Outline) -> Iterator[Frame]:
         index = self._index(said)
@@ -167,6 +254,17 @@ class _Events:
         return self._images if said.image_index is None else said.image_index
 
 
+def _may_be_ours(event: Event) -> bool:
+    """Whether it is worth reading: most events of other kinds are small, and sent in any number."""
+    if event.name in KINDS or event.name == ERROR or event.size > SMALL:
+        return True
+    return any(_OURS.search(piece) for piece in event.data)
+
+
+def _idle() -> ProxyError:
+    return ProxyError(Failure.STREAM_PROTOCOL, f"The provider sent over {IDLE_BYTES} bytes in a row without an image.")
+
+
 def _no_terminal() -> ProxyError:
     return ProxyError(Failure.MISSING_TERMINAL_EVENT, "The provider's stream ended without the completed image.")
 
@@ -183,6 +281,13 @@ def _too_large(exchange: Exchange) -> ProxyError:
     )
 
 
+def _unwrapped(data: tuple[Piece, ...], said: Outline, *, as_url: bool) -> tuple[tuple[Piece, ...], Outline]:
+    """An event's data with its picture as bare base64, and what it says then."""
+    if not said.wrapped or (plain := unwrapped(_parsed(data, said), as_url=as_url)) is None:
+        return data, said
+    return (plain,), outline((plain,)) or said
+
+
 def _mended(data: tuple[Piece, ...], said: Outline, right: str) -> tuple[Piece, ...]:
     """The event's data as SDKs can read it; nearly always it is so already.
 
@@ -193,14 +298,21 @@ def _mended(data: tuple[Piece, ...], said: Outline, right: str) -> tuple[Piece, 
     drop = ("error",) if said.error is not None and said.error[:1] in (b"{", b"[") else ()
     if said.type == right and said.utf8 and not drop and usage in (None, said.usage):
         return data
-    raw = b"".join(data)
-    body = read_object(raw if said.utf8 else raw.decode("utf-8", "replace").encode())
-    replace = {} if usage is None else {"usage": usage}
+    body = _parsed(data, said)
+    changed = {} if usage is None else {"usage": usage}
     value = msgspec.json.encode(right)
     if "type" in body.members:
-        return (body.edited(replace={**replace, "type": value}, drop=drop),)
-    return (b'{"type":' + value + b"," + body.edited(replace=replace, drop=drop).lstrip()[1:],)
+        return (body.edited(replace={**changed, "type": value}, drop=drop),)
+    return (b'{"type":' + value + b"," + body.edited(replace=changed, drop=drop).lstrip()[1:],)
 
+
+def _parsed(data: tuple[Piece, ...], said: Outline) -> JsonObject:
+    raw = b"".join(data)
+    return read_object(raw if said.utf8 else raw.decode("utf-8", "replace").encode())
+
+
+_COMMAS: Final = 64 * 1024
+"""In one event: more than that many members would be seconds of work. Base64 has none."""
 
 _PER_IMAGE: Final = ("b64_json", "url", "revised_prompt")
 _EVENT_ONLY: Final = ("type", "created_at", "image_index", "partial_image_index", "error")
@@ -208,10 +320,7 @@ _EVENT_ONLY: Final = ("type", "created_at", "image_index", "partial_image_index"
 
 def collected(events: list[bytes], now: int) -> Frame:
     """The JSON answer that `completed` events amount to; what holds for all images is taken from the last."""
-    try:
-        images = [msgspec.json.decode(event, type=dict[str, msgspec.Raw]) for event in events]
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise _not_json() from None
+    images = [_members(event) for event in events]
     last = images[-1]
     answer: dict[str, object] = {
         "created": whole_number(last.get("created_at", msgspec.Raw())) or now,
@@ -221,27 +330,36 @@ def collected(events: list[bytes], now: int) -> Frame:
     return Frame(ANSWER, (msgspec.json.encode(answer),), final=True)
 
 
+def _members(event: bytes) -> Mapping[str, msgspec.Raw]:
+    if event.count(b",") > _COMMAS:
+        raise _not_json()
+    try:
+        return msgspec.json.decode(event, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise _not_json() from None
+
+
 class _Json:
-    """A buffered JSON answer, decoded when it is whole."""
+    """A buffered JSON answer, decoded when it is whole. In one piece: it may come byte by byte."""
+
+    tolerated: tuple[str, ...] = ()
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._chunks: list[bytes] = []
-        self._size = 0
+        self._body = bytearray()
         self.done = False
 
     def feed(self, chunk: bytes) -> Iterator[Frame]:
-        self._size += len(chunk)
-        if self._size > self._exchange.max_answer_bytes:
+        if len(self._body) + len(chunk) > self._exchange.max_answer_bytes:
             raise _too_large(self._exchange)
-        self._chunks.append(chunk)
+        self._body += chunk
         yield from ()
 
     def finish(self) -> Iterator[Frame]:
         if self.done:
             return
-        raw = b"".join(self._chunks).lstrip(_SPACE)
-        self._chunks.clear()
+        raw = bytes(self._body).lstrip(_SPACE)
+        self._body.clear()
         make = image_frames if self._exchange.request.stream else answer_frame
         yield from make(raw, self._exchange)
         self.done = True

@@ -1,14 +1,18 @@
 """What OpenAI-compatible providers mean by an error: HTTP answers, error objects in a 200, and error events.
 
 They agree on `{"error": {message, type, param, code}}` and on little else: `code` may be an integer, `error` a string,
-the members may stand flat beside `"type":"error"`, and FastAPI services answer `detail`. Whatever a provider says is
-scrubbed of what looks like a secret, because their 401 texts echo keys.
+the members may stand flat beside `"type":"error"` or `"success":false`, there may be a list of `errors`, and FastAPI
+services answer `detail`. Every string that a provider says, however deep, is scrubbed of what looks like a secret,
+because their 401 texts echo keys.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC
+from email.utils import format_datetime, parsedate_to_datetime
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -22,6 +26,31 @@ MESSAGE_LIMIT: Final = 4096
 
 PROBLEM_LIMIT: Final = 32
 """Rejected fields that are passed on; the request schema has 20."""
+
+ERROR_BYTES: Final = 256 * 1024
+"""Bytes of an error that are read at all; the largest recorded one has under 1 KiB."""
+
+NAME_LIMIT: Final = 256
+"""Characters of a code, a type or a field's name."""
+
+WORDS_LIMIT: Final = 8
+"""Texts of one error that are joined into its message."""
+
+DETAILS_LIMIT: Final = 256
+"""Values in `moderation_details`; OpenAI's have about a dozen. Searching a string for secrets takes time."""
+
+DEPTH_LIMIT: Final = 8
+
+_WORDS: Final = ("message", "detail", "msg", "error_msg", "error_message", "errmsg", "error_description", "status_msg")
+"""Where providers put their words, best first. Then `errors` and, of RFC 9457, `title`."""
+
+_CODES: Final = ("code", "error_code", "errcode", "status_code", "status")
+
+_FINE: Final = frozenset({"", "0", "200", "ok", "success", "succeeded", "completed"})
+"""Codes and statuses, in lower case, that do not mean a refusal."""
+
+_FAILED: Final = frozenset({"error", "failed", "failure", "rejected", "blocked"})
+"""Statuses that do; others, like "processing", say nothing about it."""
 
 _STREAMING: Final = re.compile(r"['\"`](?:stream|partial_images)['\"`]|\bpartial_images\b|\bstreaming\b", re.IGNORECASE)
 
@@ -43,11 +72,11 @@ _STATUS_OF_CODE: Final[Mapping[str, int]] = {
 Scrub = Callable[[str], str]
 
 
-def refusal(head: Head, body: bytes, *, callers_credential: bool, scrub: Scrub) -> ProxyError:
-    """The error that a non-2xx answer means for the caller."""
+def refusal(head: Head, body: bytes, *, path: str, callers_credential: bool, scrub: Scrub) -> ProxyError:
+    """The error that a non-2xx answer means for the caller. `path`: what was asked for, without a query."""
     said = _Said(_json(body), scrub)
     status = head.status
-    retry_after = head.headers.get("retry-after")
+    retry_after = _retry_after(head.headers.get("retry-after", ""))
     if status in (401, 403) and not callers_credential:
         return ProxyError(
             Failure.PROVIDER_AUTH,
@@ -59,11 +88,27 @@ def refusal(head: Head, body: bytes, *, callers_credential: bool, scrub: Scrub) 
         return said.error(Failure.PROVIDER_LIMIT, message, status, retry_after)
     if 400 <= status < 500:
         message = said.message or said.problem or f"The provider refused the request with status {status}."
-        return said.error(Failure.PROVIDER_REFUSED, message, status, retry_after)
+        if status != 404:
+            return said.error(Failure.PROVIDER_REFUSED, message, status, retry_after)
+        asked = scrub(path)
+        message += f" (The provider was asked for {asked}: check the provider's base_url.)"
+        return said.error(Failure.PROVIDER_REFUSED, message, status, retry_after, noted={"path": asked})
     if status >= 500:
         message = said.message or f"The provider failed with status {status}."
         return said.error(Failure.PROVIDER_FAILED, message, status if status in (502, 503, 504) else 502, retry_after)
     return ProxyError(Failure.NO_IMAGE, f"The provider answered with status {status}, which carries no image.")
+
+
+def _retry_after(value: str) -> str | None:
+    """Retry-After if it is what RFC 9110 (10.2.3) allows: seconds, or an HTTP date, which is written anew."""
+    value = value.strip()
+    if value.isascii() and value.isdigit() and len(value) <= 9:
+        return value
+    try:
+        date = parsedate_to_datetime(value)
+        return format_datetime((date if date.tzinfo else date.replace(tzinfo=UTC)).astimezone(UTC), usegmt=True)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 def refuses_streaming(head: Head, body: bytes) -> bool:
@@ -89,26 +134,62 @@ def error_in_answer(raw: bytes, scrub: Scrub, as_sent: tuple[Piece, ...] = ()) -
     `as_sent` is the event's data: it goes on unchanged when it is nested, complete and free of secrets.
     """
     value = _json(raw)
-    said = _Said(value, scrub)
-    message = said.message or "The provider reported an error without a message."
-    error = said.error(Failure.PROVIDER_STREAM_ERROR, message, said.status, None)
+    error = error_of(value, scrub)
     given = _mapping(value.get("error"))
     whole = value.get("type") == "error" and {"message", "type", "param", "code"} <= given.keys()
     if as_sent and whole and given["message"] == error.message:
         sent = raw.decode()
-        error.as_sent = as_sent if scrub(sent) == sent else ()
+        clean = scrub(sent) == sent and _scrubbed(value, scrub) == value  # as it is written, and as it is read
+        error.as_sent = as_sent if clean else ()
     return error
+
+
+def error_of(value: Mapping[str, object], scrub: Scrub) -> ProxyError:
+    """The same, of members that have been decoded."""
+    said = _Said(value, scrub)
+    message = said.message or said.problem or "The provider reported an error without a message."
+    return said.error(Failure.PROVIDER_STREAM_ERROR, message, said.status, None)
+
+
+def error_in_words(raw: bytes, scrub: Scrub) -> ProxyError:
+    """The error that an event named `error` reports in plain text."""
+    text = scrub(raw[: 4 * MESSAGE_LIMIT].decode("utf-8", "replace").strip())
+    return ProxyError(Failure.PROVIDER_STREAM_ERROR, text or "The provider reported an error without a message.")
+
+
+def verdict(value: Mapping[str, object]) -> bool | None:
+    """Whether an answer under 200 that shows no picture says by itself that all is well; None where it says neither.
+
+    It does not by `{"success": false}`, `{"code": 1026, "msg": ...}` or `{"status": "failed"}`, beside its words or,
+    as MiniMax writes it, in `base_resp`.
+    """
+    said = {**value, **_mapping(value.get("base_resp"))}
+    flags = [said[name] for name in ("success", "ok") if isinstance(said.get(name), bool)]
+    states = {str(said.get(name)).lower() for name in ("status", "type")}
+    codes = {str(said[name]).lower() for name in _CODES[:-1] if isinstance(said.get(name), int | str)}
+    if False in flags or states & _FAILED or (codes - _FINE and any(_texts(said, 4))):
+        return False
+    return True if True in flags or codes & _FINE else None
+
+
+def words(value: Mapping[str, object], scrub: Scrub) -> str:
+    """An answer's own words, scrubbed; "" where it has none."""
+    return _Said(value, scrub).message
 
 
 class _Said:
     """An error object in any of its shapes, scrubbed."""
 
     def __init__(self, value: Mapping[str, object], scrub: Scrub) -> None:
-        nested = value.get("error")
+        nested = value.get("error") or value.get("base_resp")
         self._scrub = scrub
-        self._error = _mapping(nested) or ({"message": nested} if isinstance(nested, str) else value)
-        self.message = self._text("message") or self._text("detail") or ""
+        self._error = _mapping(nested) or ({"message": nested} if isinstance(nested, str | list) else value)
         self.problems = tuple(self._problems(value.get("detail")))
+        texts = {**self._error, "detail": None} if self.problems else self._error
+        found = list(islice(_texts(texts, 4), WORDS_LIMIT))
+        if not found and not self.problems:
+            found = list(islice(_texts(value, 4), WORDS_LIMIT)) or _listed(value)
+        self.message = "; ".join(dict.fromkeys(map(scrub, found)))[:MESSAGE_LIMIT]
 
     def _problems(self, detail: object) -> Iterator[Problem]:
         """FastAPI's `detail`: only its `loc`, `msg` and `type`, for it echoes the caller's values too."""
@@ -116,19 +197,26 @@ class _Said:
             problem = _mapping(item)
             loc, msg, kind = problem.get("loc"), problem.get("msg"), problem.get("type")
             if isinstance(loc, list) and isinstance(msg, str) and isinstance(kind, str):
-                path = tuple(part if isinstance(part, int) else self._scrub(str(part)[:256]) for part in loc[:16])
-                yield Problem(path, self._scrub(msg), kind[:256])
+                path = tuple(part if isinstance(part, int) else self._name(str(part)) for part in loc[:16])
+                yield Problem(path, self._scrub(msg), self._name(kind))
+
+    def _name(self, text: str) -> str:
+        return self._scrub(text)[:NAME_LIMIT]
 
     @property
     def problem(self) -> str:
         """The first problem as a sentence."""
         return next((f"{problem.param}: {problem.msg}" for problem in self.problems), "")
 
-    def _text(self, name: str) -> str | None:
-        value = self._error.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
-        return self._scrub(value) if isinstance(value, str) and value else None
+    def _text(self, *names: str) -> str | None:
+        """The first of these members that is a string or an integer."""
+        for name in names:
+            value = self._error.get(name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                value = str(value)
+            if isinstance(value, str) and value:
+                return self._name(value)
+        return None
 
     @property
     def status(self) -> int:
@@ -137,25 +225,80 @@ class _Said:
             return int(code)
         return _STATUS_OF_CODE.get(code) or _STATUS_OF_CODE.get(type_) or 502
 
-    def error(self, failure: Failure, message: str, status: int, retry_after: str | None) -> ProxyError:
+    def error(
+        self,
+        failure: Failure,
+        message: str,
+        status: int,
+        retry_after: str | None,
+        *,
+        noted: Mapping[str, str] | None = None,
+    ) -> ProxyError:
         type_ = self._text("type")
         moderation = self._error.get("moderation_details")
+        details = _scrubbed(moderation, self._scrub) if isinstance(moderation, dict) else None
         return ProxyError(
             failure,
             message,
             param=self._text("param") or next((problem.param for problem in self.problems), None),
-            code=self._text("code") or self._text("status"),
+            code=self._text(*_CODES),
             type=type_ if type_ != "error" else None,
             status=status,
             retry_after=retry_after,
             problems=self.problems,
-            details={"moderation_details": moderation} if isinstance(moderation, dict) else None,
+            details={} if details is None else {"moderation_details": details},
+            noted=noted,
         )
+
+
+def _texts(value: object, depth: int) -> Iterator[str]:
+    """The words of an error: a string, the items of a list, the first member of an object that has words."""
+    if isinstance(value, str):
+        if value.strip():
+            yield value
+    elif isinstance(value, list) and depth:
+        for item in value[:WORDS_LIMIT]:
+            yield from _texts(item, depth - 1)
+    elif isinstance(value, dict) and depth:
+        for name in (*_WORDS, "errors", "title"):
+            found = list(islice(_texts(value.get(name), depth - 1), WORDS_LIMIT))
+            if found:
+                yield from found
+                return
+
+
+def _listed(value: Mapping[str, object]) -> list[str]:
+    """The words of `errors` as an object of lists by field, as Rails and Laravel write it."""
+    errors = _mapping(value.get("errors"))
+    fields = islice(errors.items(), WORDS_LIMIT)
+    return [f"{field}: {text}" for field, texts in fields for text in islice(_texts(texts, 2), 1)]
+
+
+def _scrubbed(value: object, scrub: Scrub) -> object:
+    """The same JSON value with every string in it scrubbed, member names too; None where it is over the limits."""
+    left = [DETAILS_LIMIT]
+
+    def clean(value: object, depth: int) -> object:
+        left[0] -= 1
+        if left[0] < 0 or not depth:
+            raise OverflowError
+        if isinstance(value, str):
+            return scrub(value)
+        if isinstance(value, list):
+            return [clean(item, depth - 1) for item in value]
+        if isinstance(value, dict):
+            return {scrub(name): clean(item, depth - 1) for name, item in value.items()}
+        return value
+
+    try:
+        return clean(value, DEPTH_LIMIT)
+    except OverflowError:
+        return None
 
 
 def _json(body: bytes) -> Mapping[str, object]:
     """The body as a JSON object; {} where it is none, or too large for an error."""
-    if len(body) > 256 * 1024:
+    if len(body) > ERROR_BYTES:
         return {}
     try:
         return _mapping(msgspec.json.decode(body))

@@ -1,32 +1,41 @@
 """A whole JSON answer (OpenAI's `ImagesResponse` and what others make of it) as frames.
 
 The images stay where they are in the answer: a frame holds a view of the base64 string between two pieces of JSON.
+
+A picture is an item of `data` with `b64_json` or `url`. An answer without one may be paid for all the same: where it
+does not read as a refusal, and holds anything that may be a picture, a caller who wants JSON gets it as it came.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from streamproxy.core.completion import ZERO_USAGE, Image, Stated, completed, ending, full_usage
-from streamproxy.core.events import ANSWER, ERROR, Frame
-from streamproxy.core.jsonbody import JsonObject, parse
+from streamproxy.core.events import ANSWER, Frame
+from streamproxy.core.jsonbody import JsonObject, elements, members, parse
+from streamproxy.core.jsonwalk import MAX_NODES, shown
 from streamproxy.core.outline import holds_text, says_error, text
-from streamproxy.core.requests import Exchange
+from streamproxy.core.requests import Exchange, ImageRequest
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.openai_errors import error_in_answer
+from streamproxy.providers.openai_errors import Scrub, error_in_answer, error_of, verdict, words
+
+UNREAD: Final = "streamproxy_unread"
+"""The member, true, that marks an answer whose picture was not found."""
 
 _Item = dict[str, msgspec.Raw]
 _ABSENT: Final = msgspec.Raw()
+_NOTHING: Final = (b"", b"null")
 
 
 class _Answer(msgspec.Struct):
     """The members that we read. Raw, because a paid image must not be lost to a timestamp that is a string."""
 
-    data: list[_Item] | None = None
+    data: msgspec.Raw = _ABSENT
     error: msgspec.Raw = _ABSENT
     type: msgspec.Raw = _ABSENT
     created: msgspec.Raw = _ABSENT
@@ -39,30 +48,40 @@ class _Answer(msgspec.Struct):
     provider: msgspec.Raw = _ABSENT
 
     @property
-    def items(self) -> list[_Item]:
-        """What shows a picture."""
-        return [item for item in self.data or () if any(holds_text(item.get(key, _ABSENT)) for key in _PICTURE)]
-
-    @property
     def said_usage(self) -> bytes | None:
         value = bytes(self.usage)
-        return None if value in (b"", b"null") else value
+        return None if value in _NOTHING else value
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An answer: its bytes with the spans of its members, those that we read, and the items that show a picture.
+
+    `items` is empty where the answer is no error, and its picture is nowhere that we know.
+    """
+
+    body: JsonObject
+    answer: _Answer
+    items: tuple[_Item, ...]
 
     def ending(self, exchange: Exchange) -> dict[str, object]:
-        """`cost` and `provider`, where the provider has not said them."""
+        """`cost` and `provider`, where the provider has not said them. What cannot be read has no price."""
         return ending(
-            self.said_usage,
-            price=exchange.request.model.price,
+            self.answer.said_usage,
+            price=exchange.request.model.price if self.items else None,
             images=len(self.items),
             provider=exchange.provider.name,
-            has=[name for name in ("cost", "provider") if bytes(getattr(self, name))],
+            has=[name for name in ("cost", "provider") if bytes(getattr(self.answer, name))],
         )
 
 
 _PICTURE: Final = ("b64_json", "url")
 _DECODER: Final = msgspec.json.Decoder(_Answer)
+_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_ITEM: Final = msgspec.json.Decoder(_Item)
 _BACKSLASH: Final = re.compile(rb"\\")
-_DATA_URL: Final = re.compile(rb"data:[^,]{0,256},")
+_DATA_URL: Final = re.compile(rb'"data:[^,"]{0,256},')
+_BASE64_URL: Final = re.compile(rb'"data:[^,"]{0,256};base64,')
 _DIGITS: Final = 12
 _IN_EVENTS: Final = frozenset(
     {"type", "b64_json", "url", "created_at", "size", "quality", "background", "output_format", "image_index"}
@@ -71,21 +90,44 @@ _IN_EVENTS: Final = frozenset(
 """Members with their own place in an event. Every other one goes along: an item's with its image, an answer's with the
 last."""
 
+_NO_PICTURE: Final = frozenset(
+    {"id", "object", "model", "created", "created_at", "status", "type", "code", "success", "usage", "cost", "provider"}
+    | {"size", "quality", "background", "output_format", "prompt", "revised_prompt", "request_id", "base_resp"}
+    | {"error", "errors", "message", "msg", "detail", "title"}
+)
+"""Members in which no picture is looked for, at any depth."""
+
+_SMALL: Final = 64 * 1024
+"""Bytes of a member that is decoded to look for words. Pictures are larger, and errors are not."""
+
+
+_NAMES: Final = 512
+"""Characters of an error's list of members."""
+
 
 def answer_frame(raw: bytes, exchange: Exchange) -> Iterator[Frame]:
-    """The answer for a caller who wants JSON: the provider's bytes, with usage filled up, cost and provider added."""
-    answer = _decoded(raw, exchange)
-    usage = answer.said_usage
+    """The answer for a caller who wants JSON: the provider's bytes, with usage filled up, cost and provider added.
+
+    An answer that holds its picture elsewhere goes on as well, with UNREAD. An array becomes the `data` of an object.
+    """
+    read = _read(raw, exchange)
+    body, usage = read.body, read.answer.said_usage
     replace = {} if usage is None else {"usage": full_usage(usage)}
-    append = {name: msgspec.json.encode(value) for name, value in answer.ending(exchange).items()}
-    yield Frame(ANSWER, (read_object(raw).edited(replace=replace, append=append),), final=True)
+    data = _unwrapped_items(body, as_url=asks_url(exchange.request)) if read.items else None
+    if data is not None:
+        replace["data"] = data
+    added = read.ending(exchange) | ({} if read.items else {UNREAD: True})
+    append = {name: msgspec.json.encode(value) for name, value in added.items()}
+    yield Frame(ANSWER, (body.edited(replace=replace, drop=(UNREAD,), append=append),), final=True)
 
 
 def image_frames(raw: bytes, exchange: Exchange) -> Iterator[Frame]:
     """One synthesized `completed` event per image; usage and cost are the whole request's, so the last one has them."""
-    answer = _decoded(raw, exchange)
-    request = exchange.request
-    items = answer.items
+    read = _read(raw, exchange)
+    if not read.items:
+        raise _no_image(read.body, exchange.scrub)
+    answer, items, request = read.answer, read.items, exchange.request
+    as_url = asks_url(request)
     stated = Stated(
         created_at=whole_number(answer.created) or exchange.now,
         size=text(answer.size) or request.size or "",
@@ -93,20 +135,14 @@ def image_frames(raw: bytes, exchange: Exchange) -> Iterator[Frame]:
         background=_concrete(text(answer.background)),
         output_format=text(answer.output_format),
     )
-    body = read_object(raw)
+    body = read.body
     last: dict[str, object] = {name: msgspec.Raw(body.value(name) or b"") for name in body.members.keys() - _IN_EVENTS}
     last |= {"usage": msgspec.Raw(full_usage(answer.said_usage))}
-    last |= {name: getattr(answer, name) for name in ("cost", "provider")} | answer.ending(exchange)
+    last |= {name: getattr(answer, name) for name in ("cost", "provider")} | read.ending(exchange)
     for index, item in enumerate(items):
-        members = last if index == len(items) - 1 else {"usage": ZERO_USAGE, "cost": None, "provider": last["provider"]}
-        yield completed(
-            request.operation,
-            Image(_base64(item.get("b64_json", _ABSENT)), text(item.get("url", _ABSENT)) or None, _extra(item)),
-            stated,
-            index=index,
-            several=len(items) > 1,
-            ending=members,
-        )
+        ends = last if index == len(items) - 1 else {"usage": ZERO_USAGE, "cost": None, "provider": last["provider"]}
+        image = _image(item, as_url=as_url)
+        yield completed(request.operation, image, stated, index=index, several=len(items) > 1, ending=ends)
 
 
 def read_object(raw: bytes) -> JsonObject:
@@ -114,7 +150,7 @@ def read_object(raw: bytes) -> JsonObject:
     try:
         return parse(raw)
     except ProxyError:
-        raise ProxyError(Failure.BAD_JSON, "The provider's answer is not the JSON of an images answer.") from None
+        raise _bad_json() from None
 
 
 def whole_number(raw: msgspec.Raw) -> int | None:
@@ -123,23 +159,128 @@ def whole_number(raw: msgspec.Raw) -> int | None:
     return int(value) if value.isdigit() and len(value) <= _DIGITS else None
 
 
-def _decoded(raw: bytes, exchange: Exchange) -> _Answer:
-    """The answer's members; raises ProxyError unless it holds an image."""
+def asks_url(request: ImageRequest) -> bool:
+    """Whether the caller asked for URLs: a `data:` URL is one, and otherwise base64 in another dress."""
+    if isinstance(request.body, JsonObject):
+        return request.body.value("response_format") == b'"url"'
+    return any(part.name == "response_format" and part.value == b"url" for part in request.body)
+
+
+def unwrapped(image: JsonObject, *, as_url: bool) -> bytes | None:
+    """An object that shows a picture, without the `data:` prefix of its base64; None where it has no such prefix.
+
+    A `data:` URL becomes `b64_json`, unless there is base64 beside it or URLs were asked for (`as_url`).
+    """
+    raw, b64, url = image.raw, image.members.get("b64_json"), image.members.get("url")
+    if b64 is not None and (prefix := _DATA_URL.match(raw, b64.value, b64.end)):
+        return image.edited(replace={"b64_json": b'"' + raw[prefix.end() : b64.end]})
+    if as_url or url is None or (b64 is not None and raw.startswith(b'"', b64.value) and b64.end - b64.value > 2):
+        return None
+    prefix = _BASE64_URL.match(raw, url.value, url.end)
+    if prefix is None:
+        return None
+    picture = (b'"', memoryview(raw)[prefix.end() : url.end])
+    return image.edited(drop=_PICTURE, append={"b64_json": picture})
+
+
+def _unwrapped_items(body: JsonObject, *, as_url: bool) -> bytes | None:
+    """The array `data` with its pictures unwrapped; None where nothing changes."""
+    view = memoryview(body.raw)
+    items: list[bytes | memoryview] = []
+    changed = False
+    for start, end in elements(body, body.members["data"].value, limit=MAX_NODES, where="data"):
+        plain = None
+        if body.raw.startswith(b"{", start):
+            plain = unwrapped(JsonObject(body.raw, members(body, start, where="data")), as_url=as_url)
+        changed = changed or plain is not None
+        items += (b",", view[start:end] if plain is None else plain)
+    return b"".join((b"[", *items[1:], b"]")) if changed else None
+
+
+def _read(raw: bytes, exchange: Exchange) -> _Read:
+    """The answer's members; raises ProxyError where it is an error, or holds nothing that may be a picture."""
+    # Read first, because its allowances bound what everything after it may cost.
+    body = read_object(b'{"data":' + raw + b"}" if raw.startswith(b"[") else raw)
     try:
-        answer = _DECODER.decode(raw)
+        answer = _DECODER.decode(body.raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise ProxyError(Failure.BAD_JSON, "The provider's answer is not the JSON of an images answer.") from None
+        raise _bad_json() from None
     if says_error(answer.error):
         raise error_in_answer(raw, exchange.scrub)
-    if not answer.items:
-        if text(answer.type) == ERROR:
-            raise error_in_answer(raw, exchange.scrub)
-        raise ProxyError(Failure.NO_IMAGE, "The provider's answer holds no image.")
-    return answer
+    listed = _listed(answer.data)
+    items = tuple(item for item in listed if item and any(holds_text(item.get(key, _ABSENT)) for key in _PICTURE))
+    if not items:
+        said, shows = _said(body), any(_may_show(body, name) for name in body.members.keys() - _NO_PICTURE)
+        well = verdict(said)
+        if well is False or (well is None and not shows and words(said, exchange.scrub)):
+            raise error_of(said, exchange.scrub)
+        if not shows:
+            sound = raw.startswith(b"{") and (bytes(answer.data) in _NOTHING or bytes(answer.data).startswith(b"["))
+            raise _no_image(body, exchange.scrub) if sound and None not in listed else _bad_json()
+    return _Read(body, answer, items)
+
+
+def _listed(data: msgspec.Raw) -> list[_Item | None]:
+    """The items of `data`, None for each that is no object; [] where it is no array."""
+    try:
+        return [_item(one) for one in _LIST.decode(data)]
+    except msgspec.DecodeError:
+        return []
+
+
+def _item(raw: msgspec.Raw) -> _Item | None:
+    try:
+        return _ITEM.decode(raw)
+    except msgspec.DecodeError:
+        return None
+
+
+def _said(body: JsonObject) -> Mapping[str, object]:
+    """The members that may be words: all but large ones."""
+    return {name: _value(body, name) for name, member in body.members.items() if member.end - member.value <= _SMALL}
+
+
+def _may_show(body: JsonObject, name: str) -> bool:
+    """Whether a member may be a picture: where any string stands in it, for no two providers call it the same."""
+    member = body.members[name]
+    return member.end - member.value > _SMALL or _has_string(_value(body, name))
+
+
+def _value(body: JsonObject, name: str) -> object:
+    try:
+        return body.decode(name)
+    except ProxyError:  # a number that Python has no room for
+        return None
+
+
+def _has_string(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_has_string(item) for name, item in value.items() if name not in _NO_PICTURE)
+    return any(map(_has_string, value)) if isinstance(value, list) else isinstance(value, str) and bool(value.strip())
+
+
+def _no_image(body: JsonObject, scrub: Scrub) -> ProxyError:
+    """Name the members that there are instead, and repeat the provider's words."""
+    names = ", ".join(shown(name, place) for place, name in enumerate(body.members, 1))[:_NAMES]
+    said = words(_said(body), scrub)
+    message = f"The provider's answer holds no image that could be found. Its members: {names or 'none'}."
+    return ProxyError(Failure.NO_IMAGE, f"{message} It says: {said}" if said else message)
+
+
+def _bad_json() -> ProxyError:
+    return ProxyError(Failure.BAD_JSON, "The provider's answer is not the JSON of an images answer.")
 
 
 def _extra(item: _Item) -> Mapping[str, object]:
     return {name: value for name, value in item.items() if name not in _IN_EVENTS and bytes(value) != b"null"}
+
+
+def _image(item: _Item, *, as_url: bool) -> Image:
+    """One item's picture; a `data:` URL is base64, as in `unwrapped`."""
+    b64, url = _base64(item.get("b64_json", _ABSENT)), item.get("url", _ABSENT)
+    if not b64 and not as_url and _BASE64_URL.match(memoryview(url)):
+        return Image(_base64(url), None, _extra(item))
+    return Image(b64, text(url) or None, _extra(item))
 
 
 def _base64(raw: msgspec.Raw) -> bytes | memoryview:
@@ -149,9 +290,8 @@ def _base64(raw: msgspec.Raw) -> bytes | memoryview:
     view = memoryview(raw)
     if _BACKSLASH.search(view) is not None:
         view = memoryview(msgspec.json.encode(msgspec.json.decode(raw)))
-    view = view[1:-1]
     prefix = _DATA_URL.match(view)
-    return view[prefix.end() :] if prefix else view
+    return view[prefix.end() if prefix else 1 : -1]
 
 
 def _concrete(value: str | None) -> str:

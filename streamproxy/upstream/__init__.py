@@ -15,9 +15,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
 import anyio
+import anyio.lowlevel
 import httpx
 from anyio import to_thread
 
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 SEND_PIECE: Final = 64 * 1024
 """Bytes of an uploaded file that are in memory at a time while it is sent."""
+
+TURN: Final = 0.005
+"""Seconds that the reading of one answer may take in a row before other tasks get a turn."""
 
 KEEPALIVE: Final = 30.0
 """Seconds an idle connection is kept: under the 60 s after which common load balancers close theirs."""
@@ -48,7 +53,11 @@ class Deadlines:
 
 
 class UpstreamResponse:
-    """A provider's answer: its head, and its body as chunks that can be read once."""
+    """A provider's answer: its head, and its body as chunks that can be read once.
+
+    Bytes may arrive faster than they are read. Then every wait is over before a scope's deadline or a cancellation
+    finds the task waiting. So clocks are compared here, and other tasks get turns.
+    """
 
     def __init__(self, response: httpx.Response, deadlines: Deadlines, ends_at: float) -> None:
         headers = {name.lower(): value for name, value in response.headers.multi_items()}
@@ -58,13 +67,31 @@ class UpstreamResponse:
         self._idle = deadlines.idle
         self._total = deadlines.total
         self._ends_at = ends_at
+        self._resumed = monotonic()
+        self._busy = 0.0
+
+    async def turn(self) -> None:
+        """Let other tasks run, and cancellation in, where this one has been busy for TURN."""
+        now = monotonic()  # not the event loop's clock: uvloop's stands still until the loop has its turn
+        self._busy += now - self._resumed
+        self._resumed = now
+        if self._busy >= TURN:
+            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint_if_cancelled()  # waits for a cancellation that the one before just missed
+            self._busy = 0.0
+            self._resumed = monotonic()
 
     async def chunk(self, within: float | None = None) -> bytes | None:
         """The next bytes, None at the end. `within`: fewer seconds of silence than the setting's."""
+        await self.turn()
         now = anyio.current_time()
+        if now >= self._ends_at:
+            raise _took_too_long(self._total)
         idle_at = now + (self._idle if within is None else within)
         with anyio.CancelScope(deadline=min(idle_at, self._ends_at)) as scope:
-            return await anext(self._chunks, None)
+            chunk = await anext(self._chunks, None)
+            self._resumed = monotonic()
+            return chunk
         if scope.cancelled_caught and idle_at <= self._ends_at:
             raise ProxyError(
                 Failure.IDLE_TIMEOUT, f"The provider fell silent for {self._idle:g} s. The setting is idle_timeout."
@@ -73,14 +100,12 @@ class UpstreamResponse:
 
     async def body(self, limit: int) -> bytes:
         """The whole body; raises ProxyError(RESPONSE_BODY_SIZE) over `limit` bytes."""
-        chunks: list[bytes] = []
-        size = 0
+        body = bytearray()
         while (chunk := await self.chunk()) is not None:
-            size += len(chunk)
-            if size > limit:
+            if len(body) + len(chunk) > limit:
                 raise ProxyError(Failure.RESPONSE_BODY_SIZE, f"The provider's answer is over {limit} bytes.")
-            chunks.append(chunk)
-        return b"".join(chunks)
+            body += chunk
+        return bytes(body)
 
 
 class Upstream:

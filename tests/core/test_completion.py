@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image as Picture
 
 from streamproxy.core.completion import (
+    USAGE_BYTES,
     ZERO_USAGE,
     Image,
     Stated,
@@ -176,3 +177,10 @@ def test_appending_copies_only_the_last_piece() -> None:
     assert got[2:] == (b'","cost":1}',)
     whole = (b'{"a":1}',)
     assert appended(whole, {}) is whole
+
+
+def test_a_usage_that_is_far_too_large_is_none() -> None:
+    members = b",".join(b'"%d":1' % number for number in range(USAGE_BYTES))
+    raw = b'{"total_tokens":7,' + members + b"}"
+    assert msgspec.json.decode(full_usage(raw)) == ZERO_USAGE
+    assert decoded_usage(raw) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -33,6 +34,7 @@ def expected(raw: bytes) -> Outline | None:
         usage=None if value.get("usage") is None else json.dumps(value["usage"]).encode(),
         has_b64=isinstance(value.get("b64_json"), str) and value["b64_json"] != "",
         has_url=isinstance(value.get("url"), str) and value["url"] != "",
+        wrapped=any(str(value.get(name)).startswith("data:") for name in ("b64_json", "url")),
         has=frozenset(value.keys() & set(APPENDED)),
         image_index=index if type(index) is int and 0 <= index < 1000 else None,
         utf8=True,
@@ -55,6 +57,7 @@ def found(data: tuple[Piece, ...]) -> Outline | None:
         laid_out(said.usage),
         said.has_b64,
         said.has_url,
+        said.wrapped,
         said.has,
         said.image_index,
         said.utf8,
@@ -86,6 +89,10 @@ EVENTS: tuple[Mapping[str, object] | str, ...] = (
     {"type": "t", "b64_json": "iVBO/w0K\n"},
     {"type": "t\u00e4\U0001f600", "b64_json": BASE64, "text": "\u00fc"},
     {"b64_json": BASE64},
+    {"type": "t", "b64_json": "data:image/png;base64," + BASE64},
+    {"type": "t", "b64_json": "data"},
+    {"type": "t", "b64_json": BASE64, "url": "data:,"},
+    {"type": "t", "nested": {"b64_json": BASE64}, "b64_json": "data:," + BASE64},
     {},
     '{"type":"t","b64_json"  :\n "AAAA" , "cost" : 1 }',
     '{"type":"t","b64_json":"a\\/b=","url":"http:\\/\\/x"}',
@@ -116,7 +123,9 @@ def test_it_says_what_a_full_reader_says_wherever_the_pieces_are_cut(event: obje
 NAMES = st.sampled_from(
     ("type", "b64_json", "url", "usage", "error", "cost", "provider", "image_index", "x", 'q"b64_json', "b64_json\\")
 )
-TEXT = st.one_of(st.text(alphabet='b64_json":,\\ {}A\u00e4', max_size=12), st.just(BASE64 * 20))
+TEXT = st.one_of(
+    st.text(alphabet='b64_json":,\\ {}A\u00e4', max_size=12), st.sampled_from((BASE64 * 20, "data:," + BASE64))
+)
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-5, 2000), TEXT),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(NAMES, inner, max_size=3)),
@@ -163,6 +172,19 @@ def test_invalid_utf8_is_told(text: bytes) -> None:
 )
 def test_what_is_not_a_json_object_of_unicode_is_none(raw: bytes) -> None:
     assert outline((raw,)) is None
+
+
+def test_an_error_of_a_million_parts_is_one_without_being_read() -> None:
+    raw = b'{"type":"t","error":[' + b"{}," * 1_000_000 + b"{}]}"
+    tracemalloc.start()
+    try:
+        said = outline((raw,))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert said is not None
+    assert said.failed
+    assert peak < 6 * len(raw)
 
 
 @pytest.mark.parametrize("raw", [b"null", b'""', b"1", b"{}", b"", b"[]"])

@@ -91,8 +91,26 @@ async def test_what_was_odd_is_counted_even_where_the_stream_fails() -> None:
         assert await proxy.tolerated() == {"sse_odd": 1}
 
 
-async def test_a_nul_in_an_event_is_not_json_and_ends_the_stream() -> None:
-    script = sse((FIRST, _odd(b"\0"), completed()))
+NOISE = {
+    "a nul in a preview": _odd(b"\0"),
+    "a comment as data": b"data: : keepalive\n\n",
+    "words": b"event: message\ndata: still painting\n\n",
+}
+
+
+@pytest.mark.parametrize("name", NOISE)
+async def test_noise_between_events_is_skipped_and_counted(name: str) -> None:
+    script = sse((NOISE[name], FIRST, NOISE[name], NOISE[name], completed()))
+    async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
+        answer = await proxy.generate(stream=True)
+        assert events(answer.content) == passed_on(FIRST, completed())
+        assert upstream.calls == 1
+        await idle(proxy)
+        assert await proxy.tolerated() == {"sse_noise": 1}
+
+
+async def test_noise_and_no_image_is_bad_json() -> None:
+    script = sse((FIRST, *NOISE.values()))
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
         async with one_failure(Failure.BAD_JSON):
             answer = failed(await proxy.generate(stream=True))

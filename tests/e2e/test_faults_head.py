@@ -6,6 +6,7 @@ import tracemalloc
 import zlib
 
 import anyio
+import httpx
 import pytest
 from structlog.testing import capture_logs
 
@@ -19,6 +20,7 @@ from tests.support.proxy import BOUND, PROMPT, Sent, events, no_leaks, running_p
 
 pytestmark = pytest.mark.anyio
 
+EVENT = b'{"type":"image_generation.completed",'
 PROTOCOL = Refusal(502, "http_protocol_error", "upstream_protocol")
 TERMINATED = Refusal(502, "connection_terminated", "upstream_reset")
 SILENT = Refusal(504, "first_byte_timeout", "ttfb_timeout")
@@ -87,6 +89,39 @@ async def test_of_a_body_of_another_type_only_what_its_head_says_is_logged(kind:
         assert (line["content_type"], line["content_length"]) == (noted, str(len(page)))
         assert "html" not in message
         assert not [line for line in lines if PROMPT in repr(line)]
+
+
+@STREAMED
+async def test_a_page_that_comes_after_its_head_is_an_http_status_too(stream: bool) -> None:
+    released = anyio.Event()
+    start = b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 8\r\n\r\n\n"
+    async with provider(Held((Send(start),), released, (Send(b"<html>\n"),))) as (server, proxy):
+        answers: list[httpx.Response] = []
+
+        async def ask() -> None:
+            answers.append(await proxy.generate(stream=stream))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await server.wait_until(lambda server: server.calls == 1, BOUND)
+            released.set()
+        await Refusal(502, "unexpected_content_type", "upstream_protocol").check(proxy, answers[0])
+        assert server.calls == 1
+
+
+@STREAMED
+@pytest.mark.parametrize("kind", [b"text/plain", b"application/octet-stream", b"application/problem+json"])
+async def test_a_good_answer_under_another_type_is_one(kind: bytes, stream: bool) -> None:
+    for body in (
+        IMAGE_BODY,
+        b"data: " + IMAGE_BODY.replace(b'{"created":1,"data":[{', EVENT).replace(b"}]}", b"}") + b"\n\n",
+    ):
+        start = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (kind, len(body))
+        async with provider((Send(start + body),)) as (server, proxy):
+            answer = await proxy.generate(stream=stream)
+            assert answer.status_code == 200
+            assert (b"aW1hZ2U=" in answer.content, b"event: error" in answer.content) == (True, False)
+            assert server.calls == 1
 
 
 async def test_faults_leave_another_stream_alone() -> None:

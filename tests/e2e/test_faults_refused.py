@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from streamproxy.simulator.script import Script, Send, error_answer, head, json_answer
 from streamproxy.simulator.server import Received, serve
-from tests.support.faults import IMAGE, STREAMED, Held, Refusal, provider
+from tests.support.faults import IMAGE, IMAGE_BODY, STREAMED, Held, Refusal, provider
+from tests.support.provider import failed
 from tests.support.proxy import BOUND, PROMPT, events, no_leaks, running_proxy
 
 pytestmark = pytest.mark.anyio
@@ -50,6 +52,61 @@ async def test_a_provider_that_repeats_the_configured_key(
     assert key not in seen
     assert PROMPT not in seen
     assert (logged.out + logged.err).count(" failure=") == 1
+
+
+@STREAMED
+async def test_a_key_is_found_wherever_a_provider_repeats_it(stream: bool) -> None:
+    detail = [{"loc": ["body", SHAPELESS], "msg": SHAPELESS, "type": SHAPELESS}]
+    error = {"message": SHAPELESS, "code": SHAPELESS, "moderation_details": {SHAPELESS: [SHAPELESS]}}
+    refused = json_answer(400, {"error": error, "detail": detail, "errors": [SHAPELESS]}, (("Retry-After", SHAPELESS),))
+    image = json_answer(200, IMAGE_BODY, (("x-request-id", SHAPELESS), ("x-ratelimit-limit", "7")))
+    left = [refused, image]
+    async with (
+        no_leaks(),
+        serve(lambda _: left.pop(0)) as server,
+        running_proxy(server.url, provider={"credential": "env:KEY", **AUTH}, environ={"KEY": SHAPELESS}) as proxy,
+    ):
+        for status in (400, 200):
+            answer = await proxy.generate(stream=stream)
+            assert answer.status_code == status
+            assert SHAPELESS not in answer.text + repr(answer.headers)
+            assert "retry-after" not in answer.headers
+        assert answer.headers["x-ratelimit-limit"] == "7"
+        assert server.calls == 2
+
+
+@STREAMED
+@pytest.mark.parametrize("key", ["k", "none", "blocked"])
+async def test_a_short_key_is_no_part_of_a_word(key: str, stream: bool) -> None:
+    script = error_answer(400, f"Not {key}: blocked-ness is noneish.", type=key, param="k_y", code="moderation_blocked")
+    async with (
+        no_leaks(),
+        serve(lambda _: script) as server,
+        running_proxy(server.url, provider={"credential": "env:KEY", **AUTH}, environ={"KEY": key}) as proxy,
+    ):
+        answer = await proxy.generate(stream=stream)
+        error = answer.json()["error"]
+        assert (error["code"], error["param"], error["type"]) == ("moderation_blocked", "k_y", "[redacted]")
+        assert error["message"].startswith("Not [redacted]: ")
+        assert error["message"].endswith("ness is noneish.")
+
+
+@STREAMED
+async def test_a_path_that_the_provider_does_not_have_is_told(stream: bool) -> None:
+    script = error_answer(404, "Invalid URL")
+    async with (
+        no_leaks(),
+        serve(lambda _: script) as server,
+        running_proxy(server.url, provider={"query": "api-version=preview"}) as proxy,
+    ):
+        with capture_logs() as lines:
+            answer = await proxy.generate(stream=stream)
+        assert answer.status_code == 404
+        assert answer.json()["error"]["message"].startswith("Invalid URL (The provider was asked for /v1/images/gener")
+        [line] = [line for line in lines if line["event"] == "failure"]
+        assert line["path"] == "/v1/images/generations"
+        assert "preview" not in answer.text + repr(line)
+        assert server.calls == 1
 
 
 @STREAMED
@@ -191,7 +248,23 @@ BODIES = {
     "deep-error": (b'{"error":' + b"[" * 20_000 + b"]" * 20_000 + b"}", "bad_json", "upstream_body"),
     "no-image": (b'{"created":1,"data":[]}', "no_image", "no_image"),
     "nothing": (b"", "missing_terminal_event", "stream_no_terminal"),
+    "refused-in-words": (b'{"code":1026,"msg":"input"}', "1026", "provider_stream_error"),
 }
+TOKENS = {"1026": "provider_stream_error"}
+
+
+async def test_an_answer_with_its_picture_elsewhere_is_not_lost() -> None:
+    body = b'{"created":1,"images":["aW1hZ2U="]}'
+    async with provider(json_answer(200, body)) as (server, proxy):
+        answer = await proxy.generate()
+        assert answer.status_code == 200
+        assert answer.content == body[:-1] + b',"cost":null,"provider":"sim","streamproxy_unread":true}'
+        assert server.calls == 1
+        streamed = failed(await proxy.generate(stream=True))
+        assert (streamed.status, streamed.code) == (502, "no_image")
+        message = "The provider's answer holds no image that could be found. Its members: created, images."
+        assert streamed.message == message
+        assert server.calls == 2
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -199,7 +272,7 @@ async def test_an_answer_without_an_image_in_it(body: str) -> None:
     sent, code, label = BODIES[body]
     start = head(200, (("Content-Type", "application/json"),), length=len(sent))
     async with provider((Send(start), Send(sent)), max_response_bytes=65_536) as (server, proxy):
-        await Refusal(502, code, label).check(proxy, await proxy.generate())
+        await Refusal(502, code, label, token=TOKENS.get(code, "")).check(proxy, await proxy.generate())
         assert server.calls == 1
 
 

@@ -11,16 +11,18 @@ import pytest
 from streamproxy.errors import Failure
 from streamproxy.simulator.script import EVENT_STREAM, JSON, Fin, Reset, Script, Send, Stall, Wait, chunk, head, sse
 from streamproxy.simulator.server import serve
+from tests.support.flood import flooding
 from tests.support.provider import (
     completed,
     failed,
+    idle,
     one_failure,
     other_stream,
     passed_on,
     preview,
     provider,
 )
-from tests.support.proxy import BOUND, events, no_leaks, running_proxy
+from tests.support.proxy import BOUND, PROMPT, events, no_leaks, running_proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -63,7 +65,19 @@ def _trickle() -> Script:
     return (*sse((FIRST,), end=()), *slow)
 
 
+def _flood(frame: bytes) -> Script:
+    """Over 1 MiB of it behind a preview, and then silence."""
+    piece = Send(chunk(frame * (65_536 // len(frame))))
+    return (*sse((FIRST,), end=()), *(piece,) * 20, Stall())
+
+
 FAULTS = {
+    "comments without end": Fault(_flood(b": keepalive\n\n"), (FIRST,), Failure.STREAM_PROTOCOL),
+    "blank lines without end": Fault(_flood(b"\n"), (FIRST,), Failure.STREAM_PROTOCOL),
+    "other events without end": Fault(
+        _flood(b'event: keepalive\ndata: {"type":"keepalive"}\n\n'), (FIRST,), Failure.STREAM_PROTOCOL
+    ),
+    "data that is no event without end": Fault(_flood(b"data: : tick\n\n"), (FIRST,), Failure.STREAM_PROTOCOL),
     "fin at a boundary": Fault(sse(BOTH, end=(Fin(),)), BOTH, Failure.UPSTREAM_INCOMPLETE),
     "fin inside an event": Fault(sse((FIRST, HALF), end=(Fin(),)), (FIRST,), Failure.UPSTREAM_INCOMPLETE),
     "fin inside a chunk": Fault(
@@ -149,6 +163,10 @@ JSON_FAULTS = {
         (Send(head(200, (JSON,), length=len(JSON_ANSWER))), Send(JSON_CUT), Stall()),
         Failure.IDLE_TIMEOUT,
     ),
+    "white space without end": (
+        (Send(head(200, (JSON,), chunked=True)), *(Send(chunk(b" " * 65_536)),) * 20, Stall()),
+        Failure.STREAM_PROTOCOL,
+    ),
 }
 
 
@@ -193,3 +211,24 @@ async def test_whatever_follows_a_whole_completed_is_no_failure(name: str) -> No
         assert upstream.calls == 2
         text = (await proxy.client.get(f"{proxy.url}/metrics")).text
         assert "streamproxy_failures_total{" not in text
+
+
+@pytest.mark.parametrize("ended", ["by total_timeout", "by its caller"])
+async def test_previews_without_end_end(ended: str) -> None:
+    """Nobody paces this provider, for the stream is followed by no POST: it sends as fast as it can be read."""
+    timeout = 0.5 if ended == "by total_timeout" else BOUND
+    with flooding(FIRST * 200) as url:
+        async with no_leaks(), running_proxy(url, total_timeout=timeout) as proxy:
+            accepted = await proxy.client.post(
+                f"{proxy.url}/v1/images/generations",
+                json={"model": "sim/gpt-image", "prompt": PROMPT, "stream": True},
+                headers={"prefer": "respond-async"},
+            )
+            assert accepted.status_code == 202
+            stream = f"{proxy.url}{accepted.json()['stream_url']}"
+            if ended == "by its caller":
+                assert (await proxy.client.delete(stream)).status_code == 200
+            answer = await proxy.client.get(stream, headers={"accept": "text/event-stream"})
+            code = "deadline" if ended == "by total_timeout" else "cancelled"
+            assert f'"code":"{code}"'.encode() in answer.content
+            await idle(proxy)

@@ -72,8 +72,7 @@ def decoded(what: Exchange, chunks: Iterable[bytes]) -> tuple[list[Frame], Proxy
     try:
         decoder: Decoder = OpenAI().decoder(what)
         for chunk in chunks:
-            for frame in decoder.feed(chunk):
-                frames.append(frame)
+            frames += filter(None, decoder.feed(chunk))
             if decoder.done:
                 return frames, None
         for frame in decoder.finish():

@@ -298,7 +298,9 @@ def test_no_name_breaks_out_of_its_header(name: str, filename: str, kind: str) -
 
 
 def test_the_other_questions_go_to_the_errors_module() -> None:
-    error = OpenAI().refusal(Head(404, {}), b'{"error":{"message":"m"}}', callers_credential=False, scrub=SCRUB)
+    error = OpenAI().refusal(
+        Head(400, {}), b'{"error":{"message":"m"}}', path="/x", callers_credential=False, scrub=SCRUB
+    )
     assert (error.failure, error.message) == (Failure.PROVIDER_REFUSED, "m")
     assert OpenAI().refuses_streaming(Head(400, {}), b'{"error":{"param":"stream"}}')
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import orjson
 import pytest
 
 from streamproxy.core.events import Frame, Operation
-from streamproxy.errors import Failure
+from streamproxy.core.requests import Exchange
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.providers.openai_answers import IDLE_BYTES, STEP, Answer
 from tests.golden.shapes import COMPLETED, FIELDS, IMAGE, PICTURE, PREVIEW, SHAPES, USAGE, C, P, Shape, named, unnamed
 from tests.providers.making import NOW, decoded, exchange, wanted
 from tests.providers.making import data as joined
 
 JSON = b'{"created":5,"data":[{' + IMAGE + b'}],"size":"1x1",' + USAGE + b"}"
+OTHER_TYPES = ("text/plain", "application/octet-stream", "application/problem+json", "text/html", "image/png")
 ENDING = b',"cost":0.02,"provider":"openai"}'
 
 
@@ -169,7 +174,7 @@ def test_nothing_after_the_last_image_is_wanted() -> None:
         (unnamed(b'{"type":"image_generation.completed","b64_json":null}'), [], Failure.NO_IMAGE),
         (unnamed(b'{"type":"image_generation.completed","nested":{"b64_json":"AAAA"}}'), [], Failure.NO_IMAGE),
         (unnamed(b'{"type":"image_generation.failed","error":{}}'), [], Failure.PROVIDER_STREAM_ERROR),
-        (named(b"boom", b"error"), [], Failure.BAD_JSON),
+        (named(b"boom", b"error"), [], Failure.PROVIDER_STREAM_ERROR),
         (unnamed(b"boom"), [], Failure.BAD_JSON),
         (unnamed(b"[1]"), [], Failure.BAD_JSON),
         (b'{"error":{"message":"m"}}', [], Failure.PROVIDER_STREAM_ERROR),
@@ -269,15 +274,191 @@ def test_caps() -> None:
         assert (error is None) is whole, "what is collected for one answer is bounded too"
 
 
-@pytest.mark.parametrize("kind", ["text/event-stream; charset=utf-8", "APPLICATION/JSON", ""])
-def test_content_types_that_may_hold_an_answer(kind: str) -> None:
-    for body in (C, JSON):
-        frames, error = decoded(exchange(wanted(), {"content-type": kind} if kind else {}), [body])
-        assert (types(frames), error) == (["completed"], None)
+@pytest.mark.parametrize("kind", ["text/event-stream; charset=utf-8", "APPLICATION/JSON", "", *OTHER_TYPES])
+@pytest.mark.parametrize("step", [1, 3, 1 << 20])
+def test_the_first_bytes_decide_whatever_the_content_type(kind: str, step: int) -> None:
+    starts = (b"", b"\r\n ", b"\xef\xbb\xbf\n", b":\n", b": c\n\n", b"id:1\n", b"retry: 5\n\n", b"data: {}\n\n")
+    bodies = (*(start + C for start in starts), unnamed(COMPLETED), b" \n" + JSON, JSON + b"\n", b"[{" + IMAGE + b"}]")
+    for body in bodies:
+        what = exchange(wanted(), {"content-type": kind} if kind else {})
+        frames, error = decoded(what, [body[at : at + step] for at in range(0, len(body), step)])
+        assert (types(frames), error) == (["completed"], None), body[:20]
 
 
-@pytest.mark.parametrize("kind", ["text/html", "image/png"])
-def test_content_types_that_cannot(kind: str) -> None:
-    _, error = decoded(exchange(wanted(), {"content-type": kind}), [C])
+@pytest.mark.parametrize("kind", OTHER_TYPES)
+@pytest.mark.parametrize("step", [1, 3, 1 << 20])
+@pytest.mark.parametrize("body", [b"<html>", b"\x89PNG", b"Data: x\n\n", b"dat", b"eventually", b"", b" \n", b"ok"])
+def test_what_is_neither_is_refused_before_it_is_accepted(kind: str, step: int, body: bytes) -> None:
+    what = exchange(wanted(), {"content-type": kind})
+    assert (
+        failed_in(what, [body[at : at + step] for at in range(0, len(body), step)]) is Failure.UNEXPECTED_CONTENT_TYPE
+    )
+
+
+def test_an_answer_of_another_type_is_accepted_when_its_first_bytes_are_there() -> None:
+    answer = Answer(exchange(wanted(), {"content-type": "text/plain"}))
+    for chunk in (b"\n", b" dat"):
+        assert list(answer.feed(chunk)) == []
+        assert not answer.accepted
+    assert list(answer.feed(b"a:")) == []
+    assert answer.accepted
+
+
+NOISE = {
+    "a comment as data": unnamed(b": keepalive"),
+    "a word": unnamed(b"ping"),
+    "a number": unnamed(b"1"),
+    "an array": named(b"[1]", b"message"),
+    "a string": unnamed(b'"image_generation.completed"'),
+    "half an object": unnamed(COMPLETED[:-9]),
+    "a broken preview": named(PREVIEW[:-9], b"image_generation.partial_image"),
+    "a NUL in a preview": named(PREVIEW.replace(b"low", b"l\0w"), b"image_generation.partial_image"),
+}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("name", NOISE)
+def test_noise_between_events_is_passed_over_and_told(name: str, stream: bool) -> None:
+    answer = Answer(exchange(wanted(stream=stream)))
+    frames = [frame for frame in answer.feed(NOISE[name] + P + NOISE[name] + C) if frame is not None]
+    assert types(frames) == (["partial_image", "completed"] if stream else ["answer"])
+    assert (answer.done, answer.tolerated) == (True, ("sse_noise",))
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_noise_that_may_have_been_the_image_is_what_a_stream_without_one_fails_for(name: str) -> None:
+    assert failed(P + NOISE[name]) == (["partial_image"], Failure.BAD_JSON)
+    assert failed(NOISE[name] + unnamed(b"[DONE]") + C) == ([], Failure.BAD_JSON)
+
+
+def test_a_completed_event_that_cannot_be_read_ends_the_stream_at_once() -> None:
+    answer = Answer(exchange(wanted()))
+    with pytest.raises(ProxyError) as caught:
+        list(answer.feed(P + named(COMPLETED[:-9], b"image_generation.completed")))
+    assert caught.value.failure is Failure.BAD_JSON
+
+
+@pytest.mark.parametrize("name", [b"error", b"image_generation.failed"])
+def test_an_error_in_plain_words_keeps_them(name: bytes) -> None:
+    _, error = decoded(exchange(wanted()), [named(b"Out of credit for sk-abcdefghijklmnopqrstuvwxyz0123456789", name)])
     assert error is not None
-    assert error.failure is Failure.UNEXPECTED_CONTENT_TYPE
+    assert (error.failure, error.message) == (Failure.PROVIDER_STREAM_ERROR, "Out of credit for [redacted]")
+
+
+FLOODS = {
+    "white space": b" \n\t\r",
+    "comments": b": keepalive\n",
+    "comments apart": b":\n\n",
+    "long comments": b":" + b"c" * 5000 + b"\r\n",
+    "unknown fields": b"id: 7\nretry: 5\nx\n",
+    "names": b"event: image_generation.completed\n",
+    "events without data": b"event: ping\n\n",
+    "empty events": b"data\n\n",
+    "events of another kind": named(b'{"type":"keepalive"}', b"keepalive"),
+    "large ones": unnamed(b'{"type":"response.created","x":"' + b"x" * 9000 + b'"}'),
+    "noise": unnamed(b"tick"),
+    "previews without a picture": unnamed(b'{"type":"image_generation.partial_image"}'),
+    "empty lines of one event": b"data\n",
+}
+
+
+@pytest.mark.parametrize("start", [b"", P])
+@pytest.mark.parametrize("name", FLOODS)
+def test_what_becomes_nothing_has_a_budget(name: str, start: bytes) -> None:
+    """It begins anew with every image."""
+    flood, size = FLOODS[name], 8192
+    room = (FLOODS[name] * (IDLE_BYTES // len(flood) + 1))[: IDLE_BYTES - 2 * size]
+    rest = b"\n\n" if name != "white space" or start else b""
+    chunks = [room[at : at + size] for at in range(0, len(room), size)]
+    what = exchange(wanted(n=2), max_event_bytes=1 << 22)
+    frames, error = decoded(what, [start, *chunks, rest + C, *chunks, rest + C])
+    assert error is None, error.message
+    assert types(frames) == [*(["partial_image"] if start else []), "completed", "completed"]
+    before, error = decoded(what, [start, *chunks, rest + C, *chunks, *chunks])
+    assert error is not None
+    assert (error.failure, len(before)) == (Failure.STREAM_PROTOCOL, len(frames) - 1)
+    if not start:
+        assert failed_in(what, chunks * 2) is Failure.STREAM_PROTOCOL
+
+
+def failed_in(what: Exchange, chunks: list[bytes]) -> Failure | None:
+    _, error = decoded(what, chunks)
+    return None if error is None else error.failure
+
+
+def test_large_events_of_no_use_do_not_cost_the_image() -> None:
+    """Pictures in events that are not known here, and previews for a caller who wants none."""
+    unknown = unnamed(b'{"type":"image.progress","image":"' + b"A" * 500_000 + b'"}')
+    assert types(read(unknown * 30 + C)) == ["completed"]
+    large = PREVIEW.replace(PICTURE, b"A" * 500_000)
+    assert types(read(unnamed(large) * 30 + C, stream=False)) == ["answer"]
+    endless = [unnamed(PREVIEW.replace(PICTURE, b"A" * 20_000))] * 100
+    assert failed_in(exchange(wanted(stream=False)), endless) is Failure.STREAM_PROTOCOL
+
+
+def test_others_get_a_turn_within_a_chunk_of_small_events() -> None:
+    answer = Answer(exchange(wanted()))
+    assert list(answer.feed(unnamed(b"{}") * (3 * STEP + 1))) == [None] * 3
+
+
+def test_a_json_answer_byte_by_byte_costs_no_object_for_each() -> None:
+    body = b'{"data":[{"b64_json":"' + b"A" * 300_000 + b'"}]}'
+    answer = Answer(exchange(wanted(), {}))
+    tracemalloc.start()
+    try:
+        for at in range(len(body)):
+            for _ in answer.feed(body[at : at + 1]):
+                pass
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 2 * len(body)
+    assert len(list(answer.finish())) == 1
+
+
+WRAPPED = (b"data:image/png;base64,", b"data:image\\/png;base64,", b"data:;base64,", b"data:,")
+
+
+@pytest.mark.parametrize("prefix", WRAPPED)
+@pytest.mark.parametrize("step", [1, 16, 1 << 20])
+def test_the_prefix_of_a_data_url_comes_off_the_base64(prefix: bytes, step: int) -> None:
+    body = (P + C).replace(PICTURE, prefix + PICTURE)
+    frames, error = decoded(exchange(wanted()), [body[at : at + step] for at in range(0, len(body), step)])
+    assert error is None
+    assert [joined(frame) for frame in frames] == [PREVIEW, COMPLETED[:-1] + ENDING]
+
+
+def test_the_prefix_comes_off_a_large_picture() -> None:
+    large = b"A" * 200_000
+    body = unnamed(COMPLETED.replace(PICTURE, b"data:image/png;base64," + large))
+    for first in (*range(60, 110), 40_000):
+        frames, error = decoded(exchange(wanted()), [body[:first], body[first:]])
+        assert error is None
+        assert joined(frames[0]) == COMPLETED.replace(PICTURE, large)[:-1] + ENDING
+
+
+@pytest.mark.parametrize("others", [b"", b'"b64_json":null,', b'"b64_json":"",'])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_data_url_is_base64_unless_urls_were_asked_for(others: bytes, stream: bool) -> None:
+    url = b"data:image/png;base64," + PICTURE
+    body = unnamed(b'{"type":"image_generation.completed",' + others + b'"url":"' + url + b'",' + USAGE + b"}")
+    for format, asked in (("b64_json", False), ("", False), ("url", True)):
+        given = f'{{"model":"m","prompt":"p","response_format":"{format}"}}'.encode()
+        frames, error = decoded(exchange(wanted(given, stream=stream)), [body])
+        assert error is None
+        said = orjson.loads(joined(frames[0]))
+        said = said if stream else said["data"][0]
+        assert (said.get("b64_json") or None) == (None if asked else PICTURE.decode())
+        assert said.get("url") == (url.decode() if asked else None)
+
+
+def test_a_url_that_is_no_base64_stays_one() -> None:
+    for url in (b"data:image/svg+xml,%3Csvg/%3E", b"https://host/p"):
+        [last] = read(unnamed(b'{"type":"image_generation.completed","url":"' + url + b'"}'))
+        assert orjson.loads(joined(last))["url"] == url.decode()
+
+
+def test_a_completed_event_of_a_million_members_is_no_answer() -> None:
+    members = b",".join(b'"%d":1' % number for number in range(70_000))
+    body = unnamed(COMPLETED[:-1] + b"," + members + b"}")
+    assert failed(body, stream=False) == ([], Failure.BAD_JSON)

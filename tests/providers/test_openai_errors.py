@@ -8,7 +8,7 @@ import pytest
 
 from streamproxy.core.requests import Head
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.openai_errors import MESSAGE_LIMIT, error_in_answer, refusal, refuses_streaming
+from streamproxy.providers.openai_errors import MESSAGE_LIMIT, error_in_answer, refusal, refuses_streaming, verdict
 from tests.providers.making import SCRUB
 
 KEY = "sk-abcdefghijklmnopqrstuvwxyz0123456789"
@@ -18,7 +18,7 @@ UNSAID = ("The provider refused the request with status 400.", "invalid_request_
 def refused(status: int, body: object, *, callers: bool = False, retry_after: str | None = None) -> ProxyError:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {} if retry_after is None else {"retry-after": retry_after}
-    return refusal(Head(status, headers), raw, callers_credential=callers, scrub=SCRUB)
+    return refusal(Head(status, headers), raw, path="/v1/x", callers_credential=callers, scrub=SCRUB)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,25 @@ def refused(status: int, body: object, *, callers: bool = False, retry_after: st
         ({"error": "boom"}, "boom", "invalid_request_error", None, "provider_refused"),
         ({"type": "error", "message": "m", "code": "c"}, "m", "invalid_request_error", None, "c"),
         ({"detail": "nope"}, "nope", "invalid_request_error", None, "provider_refused"),
+        ({"errors": ["a", {"message": "b"}, 5]}, "a; b", "invalid_request_error", None, "provider_refused"),
+        (
+            {"errors": [{"title": "t", "detail": "d", "code": "c"}]},
+            "d",
+            "invalid_request_error",
+            None,
+            "provider_refused",
+        ),
+        ({"errors": {"prompt": ["too long", "odd"], "n": "no"}}, "prompt: too long; n: no", *UNSAID[1:]),
+        ({"error": {"code": "c", "errors": ["a"]}}, "a", "invalid_request_error", None, "c"),
+        ({"error": ["a", "b"]}, "a; b", *UNSAID[1:]),
+        ({"error": {"code": 5}, "message": "m"}, "m", "invalid_request_error", None, "5"),
+        ({"code": 1026, "msg": "m"}, "m", "invalid_request_error", None, "1026"),
+        ({"title": "t", "status": 400, "detail": "d"}, "d", "invalid_request_error", None, "400"),
+        ({"title": "t"}, "t", *UNSAID[1:]),
+        ({"base_resp": {"status_code": 1026, "status_msg": "m"}}, "m", "invalid_request_error", None, "1026"),
+        ({"detail": {"error": "x", "message": "m"}}, "m", *UNSAID[1:]),
+        ({"errors": []}, *UNSAID),
+        ({"errors": [[[[[["deep"]]]]]]}, *UNSAID),
         (b"<html>", *UNSAID),
         (b"[1]", *UNSAID),
         (b"\xff", *UNSAID),
@@ -71,6 +90,38 @@ def test_when_to_come_back_is_passed_on() -> None:
     assert refused(503, b"", retry_after="7").retryable
 
 
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        ("0", "0"),
+        (" 120 ", "120"),
+        ("Fri, 27 Nov 2026 16:00:00 GMT", "Fri, 27 Nov 2026 16:00:00 GMT"),
+        ("Friday, 27-Nov-26 16:00:00 GMT", "Fri, 27 Nov 2026 16:00:00 GMT"),
+        (f"Fri, 27 Nov 2026 16:00:00 GMT ({KEY})", "Fri, 27 Nov 2026 16:00:00 GMT"),
+        (KEY, None),
+        (f"7 {KEY}", None),
+        ("-1", None),
+        ("1.5", None),
+        ("\u0661", None),
+        ("9" * 40, None),
+        ("Fri, 99 Nov 2026 16:00:00 GMT", None),
+        ("", None),
+    ],
+)
+def test_when_to_come_back_is_a_number_or_a_date(given: str, passed: str | None) -> None:
+    assert refused(503, b"", retry_after=given).retry_after == passed
+
+
+def test_a_path_that_is_not_there_is_told() -> None:
+    error = refused(404, {"error": {"message": "Not Found"}})
+    assert error.message == "Not Found (The provider was asked for /v1/x: check the provider's base_url.)"
+    assert error.noted == {"path": "/v1/x"}
+    head = Head(404, {})
+    secret = refusal(head, b"", path=f"/{KEY}/x", callers_credential=False, scrub=SCRUB)
+    assert KEY not in secret.message + repr(secret.noted)
+    assert refused(400, b"").noted == {}
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refused_credential_is_the_callers_business_only_if_it_is_theirs(status: int) -> None:
     body = {"error": {"message": f"Incorrect API key provided: {KEY}.", "code": "invalid_api_key"}}
@@ -110,6 +161,55 @@ def test_texts_are_scrubbed_and_bounded() -> None:
     for text in (error.message, error.type, error.param, error.code):
         assert KEY not in str(text)
     assert refused(400, b'{"error":{"message":"' + b"x" * 300_000 + b'"}}').message.startswith("The provider refused")
+
+
+def test_every_string_of_an_error_is_scrubbed_however_deep() -> None:
+    problem = {"loc": ["body", KEY, 3], "msg": KEY, "type": f"x.{KEY}"}
+    details = {"stage": KEY, KEY: [{"more": [KEY, 1, None, True]}]}
+    body = {"detail": [problem], "error": {"message": "m", "moderation_details": details, "status": KEY}}
+    error = refused(400, body)
+    assert error.details == {
+        "moderation_details": {"stage": "[redacted]", "[redacted]": [{"more": ["[redacted]", 1, None, True]}]}
+    }
+    assert KEY not in repr((error.message, error.problems, error.details, error.code, error.type, error.param))
+    assert KEY not in repr(refused(400, {"errors": [{"message": KEY}, KEY], "title": KEY}).__dict__)
+
+
+@pytest.mark.parametrize("details", [{"x": ["y"] * 300}, {"x": [[[[[[[[[1]]]]]]]]]}], ids=["wide", "deep"])
+def test_details_over_the_limits_do_not_go_along(details: object) -> None:
+    error = refused(400, {"error": {"message": "m", "moderation_details": details}})
+    assert (error.message, error.details) == ("m", {})
+
+
+def test_a_key_in_an_error_event_is_found_however_it_is_written() -> None:
+    body = '{"type":"error","error":{"message":"m","type":"t","param":null,"code":"c"},"more":["%s"]%s}'
+    escaped = KEY.replace("k", "\\u006b", 1)
+    for raw in (body % ("fine", ""), body % (KEY, ""), body % (escaped, ""), body % (KEY, ',"more":[]')):
+        error = error_in_answer(raw.encode(), SCRUB, (raw.encode(),))
+        assert (error.as_sent != ()) is ("fine" in raw)
+
+
+@pytest.mark.parametrize(
+    ("value", "well"),
+    [
+        ({"code": 1026, "msg": "no"}, False),
+        ({"success": False}, False),
+        ({"ok": False, "message": "no"}, False),
+        ({"status": "Failed"}, False),
+        ({"type": "error"}, False),
+        ({"base_resp": {"status_code": 1026, "status_msg": "no"}}, False),
+        ({"base_resp": {"status_code": 0, "status_msg": "success"}}, True),
+        ({"code": 0, "message": "ok"}, True),
+        ({"code": 200, "message": "ok"}, True),
+        ({"success": True, "message": "queued"}, True),
+        ({"code": 1026}, None),
+        ({"message": "no"}, None),
+        ({"status": "processing"}, None),
+        ({}, None),
+    ],
+)
+def test_what_an_answer_says_of_itself(value: dict[str, object], well: bool | None) -> None:
+    assert verdict(value) is well
 
 
 def test_moderation_details_go_along() -> None:

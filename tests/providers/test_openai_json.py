@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import tracemalloc
 
 import orjson
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from streamproxy.core.completion import ZERO_USAGE
 from streamproxy.core.events import Operation
+from streamproxy.core.requests import Part
 from streamproxy.errors import Failure
 from tests.golden.shapes import PICTURE
 from tests.providers.making import NOW, data, decoded, exchange, wanted
@@ -178,10 +180,137 @@ def test_no_odd_member_costs_the_image(odd: bytes, stream: bool) -> None:
     assert PICTURE in data(frames[0])
 
 
+UNREADABLE = {
+    "another name": b'{"created":5,"images":["%b"]}' % PICTURE,
+    "a name of its own": b'{"image":"%b","seed":1E2}' % PICTURE,
+    "an object": b'{"data":{"b64_json":"%b"}}' % PICTURE,
+    "strings": b'{"data":["https://host/p"]}',
+    "nothing where it should be": b'{"data":[],"output":{"deep":[{"link":"https://host/p"}]},"usage":{"total_tokens":1}}',
+    "words beside it": b'{"code":0,"message":"success","output":"https://host/p"}',
+    "a large one": b'{"message":"done","artifact":"%b"}' % (b"A" * 300_000),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_an_answer_with_its_picture_elsewhere_goes_on_as_it_came(name: str) -> None:
+    body = UNREADABLE[name]
+    frames, error = decoded(exchange(wanted(stream=False), JSON), [body])
+    assert error is None, error.message
+    [frame] = frames
+    start = body[:-1] if b"usage" not in body else body[: body.index(b',"usage"')]
+    assert data(frame).startswith(start)
+    assert data(frame).endswith(b',"cost":null,"provider":"openai","streamproxy_unread":true}')
+    assert frame.final
+
+
+def test_an_array_with_its_pictures_elsewhere_becomes_the_data_of_an_object() -> None:
+    [answer] = read(b'["https://host/p"]', stream=False)
+    assert (answer["data"], answer["streamproxy_unread"]) == (["https://host/p"], True)
+
+
+def test_a_readable_answer_is_not_marked_whatever_the_provider_says() -> None:
+    [answer] = read(b'{"data":[{"url":"u"}],"streamproxy_unread":true}', stream=False)
+    assert "streamproxy_unread" not in answer
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_stream_of_it_says_what_there_was_instead(name: str) -> None:
+    frames, error = decoded(exchange(wanted(), JSON), [UNREADABLE[name]])
+    assert frames == []
+    assert error is not None
+    assert error.failure is Failure.NO_IMAGE
+    assert "Its members: " in error.message
+    assert P not in error.message
+    assert ("It says: " in error.message) is (b"message" in UNREADABLE[name])
+
+
+def test_what_there_was_instead_is_scrubbed() -> None:
+    key = "sk-abcdefghijklmnopqrstuvwxyz0123456789"
+    body = json.dumps({"images": ["x"], key: "x", "message": f"m {key}"}).encode()
+    _, error = decoded(exchange(wanted(), JSON), [body])
+    assert error is not None
+    assert error.message.endswith("Its members: images, #2, message. It says: m [redacted]")
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "code"),
+    [
+        (b'{"code":1026,"msg":"input new_sensitive"}', "input new_sensitive", "1026"),
+        (b'{"success":false,"message":"m","images":["x"]}', "m", "provider_stream_error"),
+        (b'{"base_resp":{"status_code":1026,"status_msg":"m"},"data":null}', "m", "1026"),
+        (b'{"created":1,"data":[],"message":"filtered"}', "filtered", "provider_stream_error"),
+        (b'{"data":[],"errors":[{"message":"a"}]}', "a", "provider_stream_error"),
+        (b'{"status":"failed","detail":"d","seed":1e999}', "d", "failed"),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_refusal_under_200_has_the_providers_words(body: bytes, message: str, code: str, stream: bool) -> None:
+    frames, error = decoded(exchange(wanted(stream=stream), JSON), [body])
+    assert frames == []
+    assert error is not None
+    assert (error.failure, error.message, error.code) == (Failure.PROVIDER_STREAM_ERROR, message, code)
+
+
+def test_one_odd_item_does_not_cost_the_others() -> None:
+    body = b'{"data":[null,"x",{"b64_json":"%b"}]}' % PICTURE
+    assert [event["b64_json"] for event in read(body, stream=True)] == [P]
+    assert len(read(body, stream=False)) == 1
+
+
+def test_millions_of_items_are_refused_before_they_are_made() -> None:
+    body = b'{"data":[' + b"{}," * 2_000_000 + b"{}]}"
+    tracemalloc.start()
+    try:
+        _, error = decoded(exchange(wanted(), JSON, max_answer_bytes=1 << 24), [body])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert error is not None
+    assert error.failure is Failure.BAD_JSON
+    assert peak < 6 * len(body)
+
+
+@pytest.mark.parametrize("written", [f"data:image/png;base64,{P}", f"data:image\\/png;base64,{P}", f"data:,{P}"])
+def test_the_prefix_of_a_data_url_comes_off_in_the_answer_too(written: str) -> None:
+    body = b'{"x":1E2,"data":[{"a":1, "b64_json": "%b"},{"b64_json":"%b","b":[2]}]}' % (written.encode(), PICTURE)
+    frames, error = decoded(exchange(wanted(stream=False, n=2), JSON), [body])
+    assert error is None
+    plain = b'{"x":1E2,"data":[{"a":1,"b64_json": "%b"},{"b64_json":"%b","b":[2]}],' % (PICTURE, PICTURE)
+    assert data(frames[0]).startswith(plain)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("others", ["", '"b64_json":null,', '"b64_json":"",'])
+def test_a_data_url_is_base64_unless_urls_were_asked_for(others: str, stream: bool) -> None:
+    url = f"data:image/png;base64,{P}"
+    body = f'{{"data":[{{{others}"url":"{url}"}}]}}'.encode()
+    for format, asked in ((b"b64_json", False), (b"", False), (b"url", True)):
+        forms = (Part("prompt", b"p"), Part("response_format", format))
+        for given in (b'{"model":"m","response_format":"%b"}' % format, forms):
+            frames, error = decoded(exchange(wanted(given, stream=stream), JSON), [body])
+            assert error is None
+            said = orjson.loads(data(frames[0]))
+            item = said if stream else said["data"][0]
+            assert (item.get("b64_json") or None, item.get("url")) == ((None, url) if asked else (P, None))
+
+
+@pytest.mark.parametrize("url", ["data:image/svg+xml,%3Csvg/%3E", "https://host/p"])
+def test_a_url_that_is_no_base64_stays_one(url: str) -> None:
+    body = f'{{"data":[{{"url":"{url}"}}]}}'.encode()
+    [answer] = read(body, stream=False)
+    assert answer["data"] == [{"url": url}]
+    [event] = read(body, stream=True)
+    assert (event["b64_json"], event["url"]) == (None, url)
+
+
 @pytest.mark.parametrize(
     ("body", "failure"),
     [
         (b'{"data":[]}', Failure.NO_IMAGE),
+        (b'{"data":[],"id":"img-1","object":"list","status":"completed","usage":{"tier":"x"}}', Failure.NO_IMAGE),
+        (b'{"data":[{"revised_prompt":"r"}]}', Failure.NO_IMAGE),
+        (b'{"code":0,"message":"success","data":[]}', Failure.NO_IMAGE),
+        (b"[]", Failure.BAD_JSON),
         (b'{"data":null}', Failure.NO_IMAGE),
         (b"{}", Failure.NO_IMAGE),
         (b'{"data":[{}]}', Failure.NO_IMAGE),
