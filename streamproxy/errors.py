@@ -66,6 +66,7 @@ class Failure(Enum):
     UPLOAD_CUT = Row("upload_cut", 499, INVALID, "upload_cut")
     CALLER_STALLED = Row("client_stalled", 499, INVALID, "client_stall", charged=True)
     STREAM_TOKEN = Row("invalid_stream_token", 401, AUTHENTICATION, "stream_token")
+    READ_ONLY_TOKEN = Row("read_only_token", 403, INVALID, "stream_token")
     GONE = Row("stream_gone", 410, INVALID, "not_found")
     IDEMPOTENCY_MISMATCH = Row("idempotency_key_reused", 422, INVALID, "idempotency")
     TOO_MANY_VIEWERS = Row("too_many_viewers", 429, INVALID, "viewers")

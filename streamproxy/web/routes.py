@@ -34,10 +34,9 @@ ROUTES: Final[tuple[Row, ...]] = (
     Row("GET", "/images/models", models.models, "The models that are served"),
     Row("GET", "/models", models.models, "The same list"),
     Row("GET", "/models/{id:path}", models.model, "One model; ids may contain `/`"),
-    Row(
-        "GET", "/streams/{id}", streams.stream, "One stream: its events, or its status and results as JSON", keys=False
-    ),
-    Row("DELETE", "/streams/{id}", streams.delete, "Cancel it", keys=False),
+    Row("GET", "/streams/{id}", streams.stream, "One stream: its events, unless JSON is what is accepted", keys=False),
+    Row("DELETE", "/streams/{id}", streams.delete, "Cancel it; once it has ended, forget it", keys=False),
+    Row("GET", "/streams/{id}/status", streams.status, "Its status and results as JSON", keys=False),
     Row("GET", "/streams/{id}/images/{image_index}", streams.image, "A completed image as a file", keys=False),
     Row(
         "GET",

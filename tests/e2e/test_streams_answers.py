@@ -219,6 +219,9 @@ class BrokenStore:
     async def load(self, id: str) -> Stored | Gone | None:
         raise StoreError("gone")
 
+    async def forget(self, id: str) -> None:
+        raise StoreError("gone")
+
     async def sweep(self) -> None:
         raise StoreError("gone")
 
@@ -229,7 +232,7 @@ async def test_a_store_that_fails_is_no_reason_to_give_up(monkeypatch: pytest.Mo
     @asynccontextmanager
     async def broken(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
         async with memory(url, max_bytes, linger) as kept:
-            yield Kept(BrokenStore(), kept.claims)
+            yield Kept(BrokenStore(), kept.claims, kept.marks)
 
     monkeypatch.setitem(STORES, "memory", broken)
     async with staged() as stage:

@@ -410,7 +410,7 @@ def claimed_elsewhere(monkeypatch: pytest.MonkeyPatch, *, refused: bool) -> None
     @asynccontextmanager
     async def shared(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
         async with memory(url, max_bytes, linger) as kept:
-            yield Kept(kept.store, Elsewhere(kept.claims, refused=refused))
+            yield Kept(kept.store, Elsewhere(kept.claims, refused=refused), kept.marks)
 
     monkeypatch.setitem(STORES, "memory", shared)
 
