@@ -93,7 +93,7 @@ async def test_who_comes_back_within_the_grace_keeps_it_alive() -> None:
     async with staged(disconnect_grace=0.3, heartbeat=1) as stage:
         url, _, _ = await cut_post(stage)
         async with following(stage, url) as reading:
-            await reading.until(holds(b"\n\n:\n"))  # a heartbeat: the grace is over
+            await reading.until(holds(b"id: 1.1\n\n:\n"))  # a heartbeat: the grace is over
             assert not stage.server.disconnects
             stage.go.set()
             assert [event.event for event in followed(await reading.rest())][-1] == "image_generation.completed"

@@ -115,7 +115,7 @@ async def _resuming(crowd: Crowd, chance: random.Random) -> None:
                         break
             finally:
                 chance.choice(LEAVE)(caller)
-        for event in followed(body[: body.rindex(b"\n\n") + 2]):
+        for event in followed(body[: max(body.rfind(b"\n\n"), body.index(b"\n:\n") + 1) + 2]):
             assert event.id is not None
             assert event.id not in ids
             ids.append(event.id)

@@ -78,9 +78,13 @@ class Cluster:
 
     async def later(self, at: Process, scene: Scene, **headers: str) -> str:
         """POST a generation with `Prefer: respond-async`; where its stream is, without the replica."""
+        return (await self.ordered(at, scene, **headers))["location"]
+
+    async def ordered(self, at: Process, scene: Scene, **headers: str) -> httpx.Headers:
+        """The same; all headers of the answer."""
         answer = await self.post(at, scene, headers={**LATER, **headers}, stream=True)
         assert answer.status_code == 202, answer.text
-        return answer.headers["location"]
+        return answer.headers
 
     @asynccontextmanager
     async def posting(self, at: Process, scene: Scene) -> AsyncIterator[Reading]:
