@@ -139,7 +139,7 @@ class Standing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The answer to `Marks.ask`: `id` of the generation that is ADOPTED, `failure` the event data of one that FAILED."""
+    """The answer to `Marks.ask`: `id` of the generation that is ADOPTED, `failure` is the data of an error event."""
 
     standing: Standing
     id: str = ""

@@ -162,7 +162,8 @@ class ValkeyStore:
         return Stored(record, tuple(entries), bool(finished))
 
     async def forget(self, id: str) -> None:
-        self._produced.pop(id, None)  # where the store does not know yet that it has ended
+        if (produced := self._produced.get(id)) is not None and produced.ended:
+            del self._produced[id]  # the store does not know yet that it has ended, and need not
         await self._run(FORGET, id)
 
     async def sweep(self) -> None:

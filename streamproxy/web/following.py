@@ -61,7 +61,8 @@ async def followed(
 def opening_words(bounds: tuple[int, int]) -> bytes:
     """When to come back after the connection ends, and bytes that make intermediaries pass the head on at once.
 
-    No blank line: a field counts as its line ends, and openai-python and httpx-sse take a block without data for an event.
+    No blank line: a field counts as its line ends, and openai-python and httpx-sse take a block without data for an
+    event.
     """
     return b"retry: %d\n:\n" % random.randint(*bounds)
 

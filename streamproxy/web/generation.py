@@ -79,7 +79,7 @@ class _Wish:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """A stream, and this caller's place in it until `leave`, which hears whether the caller has had all it asked for."""
+    """A stream, and this caller's place in it until `leave`, which is told whether the caller has had all of it."""
 
     stream: Stream
     subscriber: Subscriber

@@ -121,7 +121,7 @@ async def unless_gone(receive: Receive, result: Awaitable[Result]) -> Result:
 
 
 class Delivery:
-    """An answer whose sender learns whether it was sent whole: `over` hears that, `left` of a caller who left before."""
+    """An answer, and then the news of whether it was sent whole: `over` is told that, `left` that the caller left."""
 
     def __init__(self, answer: ASGIApp, *, over: Callable[[bool], None], left: Callable[[ProxyError], None]) -> None:
         self._answer = answer

@@ -239,7 +239,7 @@ async def _picture(request: Request, context: Context, *, preview: bool) -> ASGI
 async def _authorised(request: Request, context: Context) -> tuple[Stream, Right]:
     """The stream and what may be done with it, by its token or the caller's key.
 
-    Another caller's stream does not exist, and one that was asked for without a key is nobody's: only its tokens open it.
+    Another caller's stream does not exist. One that was asked for without a key is nobody's: only its tokens open it.
     """
     id: str = request.path_params["id"]
     token = request.query_params.get("token")

@@ -1,4 +1,4 @@
-"""The unmodified SDKs behind real edges that wait a third of the time that the model takes: one paid call, one image."""
+"""The unmodified SDKs behind real edges that wait a third of the time of the model: one paid call, one image."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def slow(received: Received) -> Script:
 
 
 @asynccontextmanager
-async def behind(name: str, **settings: object) -> AsyncIterator[tuple[str, Server]]:
+async def behind(name: str, **settings: float) -> AsyncIterator[tuple[str, Server]]:
     """A proxy behind this edge, before the slow provider: the edge's URL."""
     with anyio.fail_after(2 * BOUND):
         async with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from tests.support.valkey import valkey_server
 
 pytestmark = pytest.mark.anyio
 
+OWN: Final = {"authorization": "Bearer a caller's own"}
 BIG: Final = 4_000_000
 VIEWERS: Final = 200
 CALLS: Final = 10
@@ -56,8 +58,7 @@ async def whole(cluster: Cluster, at: Process, location: str, last_event_id: str
 
 async def test_a_stream_of_one_replica_is_the_same_at_another(cluster: Cluster) -> None:
     scene = cluster.scene((preview(0), preview(1)))
-    ordered = await cluster.ordered(cluster.a, scene)
-    location, ending = ordered["location"], ordered["cancel-location"]
+    location = await cluster.later(cluster.a, scene)
     async with cluster.following(cluster.a, location) as here, cluster.following(cluster.b, location) as there:
         for reading in (here, there):
             await reading.until(holds(b"\nid: 1.2\n\n"))
@@ -135,7 +136,7 @@ async def test_a_cancel_at_another_replica_closes_the_upstream_connection(cluste
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
 async def test_an_idempotency_key_holds_on_every_replica(cluster: Cluster, stream: bool) -> None:
     scene = cluster.scene()
-    key = {KEY: scene.prompt}
+    key = {**OWN, KEY: scene.prompt}
     answers: list[httpx.Response] = []
 
     async def ask(at: Process) -> None:
@@ -218,6 +219,45 @@ async def test_many_viewers_at_another_replica_cost_one_connection_to_the_store(
     assert set(digests) == {hashlib.sha256(frame).digest()}
     assert len(digests) == VIEWERS
     await cluster.tailed(before)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_a_retry_at_another_replica_follows_what_was_lost_here(cluster: Cluster, stream: bool) -> None:
+    scene = cluster.scene((), (completed(),)) if stream else cluster.plain()
+    left = len(cluster.server.disconnects)
+    members: dict[str, object] = {"stream": True} if stream else {}
+    with anyio.move_on_after(BOUND):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(functools.partial(cluster.post, cluster.a, scene, headers=OWN, **members))
+            await scene.asked()
+            tasks.cancel_scope.cancel()  # as an edge whose patience ends
+    got: list[httpx.Response] = []
+
+    async def again() -> None:
+        got.append(await cluster.post(cluster.b, scene, headers={**OWN, "x-stainless-retry-count": "1"}, **members))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(again)
+        await anyio.sleep(2 * GRACE)  # time itself: without a follower it would be cancelled
+        scene.go.set()
+    assert got[0].status_code == 200, got[0].text
+    if stream:
+        assert events(got[0].content)[-1] == passed_on(completed())[0]
+    else:
+        assert got[0].json()["data"] == [{"b64_json": "aW1hZ2U="}]
+    assert scene.calls == 1
+    assert len(cluster.server.disconnects) == left
+
+
+async def test_a_failure_at_one_replica_is_held_at_the_other(cluster: Cluster) -> None:
+    scene = cluster.scene((), ())
+    scene.go.set()
+    first = await cluster.post(cluster.a, scene, headers=OWN, stream=True)
+    again = await cluster.post(cluster.b, scene, headers=OWN, stream=True)
+    for failed in (first, again):
+        assert (failed.status_code, failed.json()["error"]["code"]) == (502, "missing_terminal_event")
+    assert "failure_hold" in again.json()["error"]["message"]
+    assert scene.calls == 1
 
 
 async def test_nothing_is_left(cluster: Cluster) -> None:

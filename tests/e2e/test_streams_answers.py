@@ -343,7 +343,12 @@ async def test_delete_after_the_end_forgets_it_and_says_so() -> None:
         picture = url.replace("?", "/images/0?")
         assert (await stage.get(picture)).status_code == 200
         answer = await stage.proxy.client.delete(ending)
-        assert answer.json() == {"id": ordered.json()["id"], "object": "image.stream", "deleted": True, "cancelled": False}
+        assert answer.json() == {
+            "id": ordered.json()["id"],
+            "object": "image.stream",
+            "deleted": True,
+            "cancelled": False,
+        }
         for gone in (url, picture, ending):
             assert (await stage.get(gone, EVENTS)).status_code == 410
         assert (await stage.proxy.client.delete(ending)).status_code == 410

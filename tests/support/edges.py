@@ -75,9 +75,7 @@ async def edge(name: str, origin: int, *, timeout: float) -> AsyncIterator[str]:
         place.chmod(0o755)  # noqa: ASYNC240  as root, nginx' worker runs as a user of its own
         port = _free_port()
         config = anyio.Path(place / "edge.conf")
-        await config.write_text(
-            text.format(place=place, port=port, origin=origin, milliseconds=int(timeout * 1000))
-        )
+        await config.write_text(text.format(place=place, port=port, origin=origin, milliseconds=int(timeout * 1000)))
         async with await anyio.open_process(
             command(binary, Path(config)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:

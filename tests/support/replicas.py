@@ -17,8 +17,9 @@ import httpx
 import orjson
 
 from streamproxy.simulator.received import Received, Server
-from streamproxy.simulator.script import Script
+from streamproxy.simulator.script import Script, json_answer
 from streamproxy.simulator.server import serve
+from tests.support.faults import IMAGE_BODY, Held
 from tests.support.process import Process, configuration, serving_process
 from tests.support.provider import completed, preview
 from tests.support.proxy import BOUND
@@ -67,6 +68,12 @@ class Cluster:
         """A new one."""
         scene = Scene(self.server, f"scene {next(_NUMBERS)}", anyio.Event())
         self.scripts[scene.prompt] = held(first, scene.go, rest)
+        return scene
+
+    def plain(self) -> Scene:
+        """A new one whose provider answers with JSON."""
+        scene = self.scene()
+        self.scripts[scene.prompt] = Held((), scene.go, json_answer(200, IMAGE_BODY))
         return scene
 
     async def post(
