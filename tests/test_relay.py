@@ -88,12 +88,8 @@ async def relaying(*scripts: Script) -> AsyncIterator[Running]:
         async with anyio.create_task_group() as tasks:
             store = MemoryStore(max_bytes=1_000_000, linger=BOUND, now=anyio.current_time)
             limits = HubLimits(grace=0, hold=0, viewers=10, viewers_of_owner=10, streams=10)
-            hub = Hub(
-                kept=Kept(store, store, MemoryMarks(now=anyio.current_time)),
-                tasks=tasks,
-                limits=limits,
-                observer=observer,
-            )
+            kept = Kept(store, store, MemoryMarks(now=anyio.current_time))
+            hub = Hub(kept=kept, tasks=tasks, limits=limits, observer=observer)
             relay = Relay(
                 catalogue=catalogue,
                 services={"sim": service},

@@ -84,7 +84,7 @@ class Repeats:
         error = read_error(Frame(ERROR, (failure,), final=True))
         error.message += (
             " This is how the same request failed just now; nothing was sent to the provider again, because it may "
-            f"have charged. To ask anew, send a new Idempotency-Key, or wait {self._hold:g} s (the setting failure_hold)."
+            "have charged. To ask anew, send a new Idempotency-Key, or wait. The setting is failure_hold."
         )
         return error
 

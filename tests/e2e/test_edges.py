@@ -33,13 +33,13 @@ def slow(received: Received) -> Script:
 
 
 @asynccontextmanager
-async def behind(name: str, **settings: float) -> AsyncIterator[tuple[str, Server]]:
+async def behind(name: str, *, json_heartbeat: float = 0.0) -> AsyncIterator[tuple[str, Server]]:
     """A proxy behind this edge, before the slow provider: the edge's URL."""
     with anyio.fail_after(2 * BOUND):
         async with (
             no_leaks(),
             serve(slow) as server,
-            running_proxy(server.url, disconnect_grace=15, **settings) as proxy,
+            running_proxy(server.url, disconnect_grace=15, json_heartbeat=json_heartbeat) as proxy,
             edge(name, proxy.port, timeout=TIMEOUT) as url,
         ):
             yield url, server
@@ -62,7 +62,7 @@ async def test_a_form_of_openai_python_is_paid_once(name: str) -> None:
 
 
 async def test_a_stream_of_openai_python_is_paid_once(name: str) -> None:
-    async with behind(name, commit_after=2 * MODEL_SECONDS) as (url, server):
+    async with behind(name) as (url, server):
         async with AsyncOpenAI(api_key="k", base_url=f"{url}/v1") as client:
             stream = await client.images.generate(model="sim/gpt-image", prompt=PROMPT, stream=True)
             assert [event.type async for event in stream] == [COMPLETED]
