@@ -29,7 +29,11 @@ from streamproxy.observe import GAUGES, METRICS
 from streamproxy.server import HEAD_BYTES, HEAD_SECONDS
 from streamproxy.settings import describe
 from streamproxy.simulator import running
+from streamproxy.simulator.received import Received, Server
+from streamproxy.simulator.script import Script, error_answer, json_answer
+from streamproxy.simulator.server import serve
 from streamproxy.web.routes import PREFIXES, ROUTES
+from tests.support.faults import IMAGE_BODY
 from tests.support.proxy import BOUND, Proxy, events, running_proxy
 
 ROOT: Final = Path(__file__).parent.parent
@@ -347,10 +351,14 @@ def each_call_has_a_key_of_its_own(server: Server) -> None:
 
 @pytest.mark.anyio
 async def test_the_line_that_gives_a_call_of_openai_python_a_key() -> None:
-    async with failing_twice() as server, AsyncOpenAI(base_url=f"{server.url}/v1", api_key="k") as client:
-        exec(line_with("python", "_idempotency_header"), {"client": client})
-        for _ in range(2):
-            await client.images.generate(model=MODEL, prompt="p")
+    async with failing_twice() as server:
+        script = f"""
+from openai import OpenAI
+client = OpenAI(base_url="{server.url}/v1", api_key="k")
+{line_with("python", "_idempotency_header")}
+for _ in range(2): client.images.generate(model="{MODEL}", prompt="p")
+"""
+        await ran([sys.executable, "-c", script], ROOT)
     each_call_has_a_key_of_its_own(server)
 
 
