@@ -78,6 +78,17 @@ class _Wish:
 
 
 @dataclass(frozen=True, slots=True)
+class _Order:
+    """One request, checked: what is wanted, how, and where it would go."""
+
+    request: Request
+    context: Context
+    wanted: ImageRequest
+    wish: _Wish
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
 class _Reading:
     """A stream, and this caller's place in it until `leave`, which is told whether the caller has had all of it."""
 
@@ -90,13 +101,13 @@ async def generate(request: Request, context: Context, asked: Asked) -> ASGIApp:
     """Answer the POST; raises ProxyError for all that is refused."""
     plan = context.relay.plan(asked.fields.model, request.scope["headers"])
     wish = _wish(request, context, asked, plan)
-    wanted = _request(context, asked, plan, wish)
+    order = _Order(request, context, _request(context, asked, plan, wish), wish, plan)
     stream = Stream(
         f"str_{uuid.uuid4().hex}",
         request_id=request.state.request_id,
         owner=wish.owner,
         created=int(time.time()),
-        n=wanted.n,
+        n=order.wanted.n,
     )
     called = names(wish.owner, wish.key, await fingerprint(request, asked.body))
     if called.key is not None:
@@ -104,7 +115,7 @@ async def generate(request: Request, context: Context, asked: Asked) -> ASGIApp:
     elif called.mark is not None:
         earlier = await context.hub.repeats.find(called.mark, stream.id, retry=wish.retry)
     if earlier is not None:
-        return await _attached(request, context, wanted, wish, plan, earlier, called.mark)
+        return await _attached(order, earlier, called.mark)
     try:
         context.hub.admit()
     except ProxyError:
@@ -112,9 +123,9 @@ async def generate(request: Request, context: Context, asked: Asked) -> ASGIApp:
         raise
     subscriber = stream.subscribe(asker=not wish.later)  # first: who has the same key may come and leave meanwhile
     await context.hub.create(stream, policy=wish.policy, key=called.key, mark=called.mark)
-    context.relay.start(wanted, plan, stream, asked.release)
+    context.relay.start(order.wanted, plan, stream, asked.release)
     asked.handed_over = True
-    unknown = called.key is None and not wanted.stream
+    unknown = called.key is None and not order.wanted.stream
 
     def leave(had_all: bool) -> None:
         subscriber.leave()
@@ -122,7 +133,7 @@ async def generate(request: Request, context: Context, asked: Asked) -> ASGIApp:
         if had_all and unknown:
             context.hub.discard(stream)
 
-    return await _respond(request, context, wanted, wish, plan, _Reading(stream, subscriber, leave))
+    return await _respond(order, _Reading(stream, subscriber, leave))
 
 
 def _wish(request: Request, context: Context, asked: Asked, plan: Plan) -> _Wish:
@@ -182,50 +193,40 @@ async def _earlier(context: Context, key: str, mark: str, id: str) -> Stream | N
     return None
 
 
-async def _attached(
-    request: Request,
-    context: Context,
-    wanted: ImageRequest,
-    wish: _Wish,
-    plan: Plan,
-    stream: Stream,
-    mark: str | None,
-) -> ASGIApp:
+async def _attached(order: _Order, stream: Stream, mark: str | None) -> ASGIApp:
     """The answer from the stream of an earlier request, with the same key or with the same mark."""
+    hub = order.context.hub
     try:
         done = [entry for entry in stream.retained() if entry.critical]
         if stream.finished and all(entry.frame.type == ERROR for entry in done):
             raise read_error(done[-1].frame) if done else ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
         subscriber = stream.subscribe()
-        context.hub.watch(stream, subscriber)
+        hub.watch(stream, subscriber)
     except ProxyError:
-        context.hub.left(stream, mark, own=False, had_all=False)
+        hub.left(stream, mark, own=False, had_all=False)
         raise
 
     def leave(had_all: bool) -> None:
-        context.hub.unwatch(stream, subscriber)
-        context.hub.left(stream, mark, own=False, had_all=had_all)
+        hub.unwatch(stream, subscriber)
+        hub.left(stream, mark, own=False, had_all=had_all)
 
-    return await _respond(request, context, wanted, wish, plan, _Reading(stream, subscriber, leave))
+    return await _respond(order, _Reading(stream, subscriber, leave))
 
 
-async def _respond(
-    request: Request, context: Context, wanted: ImageRequest, wish: _Wish, plan: Plan, reading: _Reading
-) -> ASGIApp:
+async def _respond(order: _Order, reading: _Reading) -> ASGIApp:
     """The answer; `reading` is left with it, however it ends."""
-    stream, subscriber = reading.stream, reading.subscriber
-    request_id: str = request.state.request_id
-    left = partial(context.observer.failure, request_id=request_id)
+    context, stream, subscriber = order.context, reading.stream, reading.subscriber
+    left = partial(context.observer.failure, request_id=order.request.state.request_id)
     try:
-        if not wanted.stream:
-            return Delivery(await _whole(request, context, wanted, wish, plan, reading), over=reading.leave, left=left)
-        await _accepted(request, context, stream)
-        headers = _headers(context, wanted, wish, plan, stream)
-        if wish.later:
-            return Delivery(_where(request, context, stream, headers), over=reading.leave, left=left)
-        headers |= {"stream-id": stream.id, **_locations(request, context, stream)}
-    except ProxyError as error:  # which the caller now hears of, unless it is gone
-        reading.leave(error.failure is not Failure.CALLER_GONE)
+        if not order.wanted.stream:
+            whole = await _whole(order, reading)
+            return Delivery(whole, over=lambda sent: reading.leave(sent and subscriber.at_end), left=left)
+        await _accepted(order, stream)
+        if order.wish.later:
+            return Delivery(_where(order, stream), over=reading.leave, left=left)
+        headers = {**_headers(order, stream), "stream-id": stream.id, **_locations(order, stream)}
+    except ProxyError as error:  # the stream's end, unless the caller is gone or it cannot be followed here any more
+        reading.leave(error.failure not in (Failure.CALLER_GONE, Failure.OVERLOADED))
         raise
     except BaseException:
         reading.leave(False)
@@ -238,52 +239,49 @@ async def _respond(
     return EventStream(posted(subscriber, context.settings.heartbeat), headers, context.pace, reader)
 
 
-async def _whole(
-    request: Request, context: Context, wanted: ImageRequest, wish: _Wish, plan: Plan, reading: _Reading
-) -> ASGIApp:
+async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
     """The JSON answer once it is there; after `json_heartbeat` one that begins without it."""
     gathering = _Gathering(reading.subscriber)
-    interval = context.settings.json_heartbeat
+    interval = order.context.settings.json_heartbeat
     body = None
     with anyio.move_on_after(interval or None):
-        body = await unless_gone(request.receive, gathering.result())
-    headers = _headers(context, wanted, wish, plan, reading.stream)
+        body = await unless_gone(order.request.receive, gathering.result())
+    headers = _headers(order, reading.stream)
     if body is not None:
         return Answer(200, "application/json", body, headers)
     reading.stream.commit()
-    return PaddedAnswer(gathering.result, headers, interval=interval, request_id=request.state.request_id)
+    return PaddedAnswer(gathering.result, headers, interval=interval, request_id=order.request.state.request_id)
 
 
-async def _accepted(request: Request, context: Context, stream: Stream) -> None:
+async def _accepted(order: _Order, stream: Stream) -> None:
     """Wait for the provider's head while a refusal can still be an HTTP status; raises that refusal."""
     if not stream.committed:
-        await unless_gone(request.receive, stream.opened(within=context.settings.commit_after))
+        await unless_gone(order.request.receive, stream.opened(within=order.context.settings.commit_after))
         if stream.error is not None and not stream.committed:
             raise stream.error
     stream.commit()
 
 
-def _where(request: Request, context: Context, stream: Stream, headers: dict[str, str]) -> Answer:
+def _where(order: _Order, stream: Stream) -> Answer:
     """202: where the stream is, in what forms, and what cancels it."""
-    places = urls(request, context, stream.id)
-    locations = _locations(request, context, stream)
+    locations = _locations(order, stream)
     body = {
         "id": stream.id,
         "object": "image.stream",
         "status": status_of(stream),
         "stream_url": locations["location"],
-        "status_url": places.status,
+        "status_url": urls(order.request, order.context, stream.id).status,
         "cancel_url": locations["cancel-location"],
-        "expires_at": int(time.time() + context.settings.token_seconds),
+        "expires_at": int(time.time() + order.context.settings.token_seconds),
     }
-    applied = {"preference-applied": headers["preference-applied"]}
+    applied = {"preference-applied": ", ".join(order.wish.applied)}
     return json_response(body, status=202, headers={**locations, **applied, "cache-control": "no-store"})
 
 
-def _locations(request: Request, context: Context, stream: Stream) -> dict[str, str]:
+def _locations(order: _Order, stream: Stream) -> dict[str, str]:
     """Headers: the URL that follows the stream, and the one whose token also ends it."""
-    places = urls(request, context, stream.id)
-    ending = context.tokens.mint(stream.id, Right.ALL)
+    places = urls(order.request, order.context, stream.id)
+    ending = order.context.tokens.mint(stream.id, Right.ALL)
     return {"location": places.stream, "cancel-location": f"{places.base}?token={ending}", **NO_REFERRER}
 
 
@@ -314,13 +312,14 @@ class _Gathering:
         return collected(self._images, int(time.time())).data
 
 
-def _headers(context: Context, wanted: ImageRequest, wish: _Wish, plan: Plan, stream: Stream) -> dict[str, str]:
+def _headers(order: _Order, stream: Stream) -> dict[str, str]:
     """The provider's headers that pass, and what of the caller's wishes was applied and what not."""
     opening = stream.opening
     headers = dict(opening.headers) if opening is not None else {}
-    not_applied = opening.not_applied if opening is not None else context.relay.not_applied(wanted, plan)
+    relay = order.context.relay
+    not_applied = opening.not_applied if opening is not None else relay.not_applied(order.wanted, order.plan)
     if not_applied:
         headers[NOT_APPLIED] = ", ".join(not_applied)
-    if wish.applied:
-        headers["preference-applied"] = ", ".join(wish.applied)
+    if order.wish.applied:
+        headers["preference-applied"] = ", ".join(order.wish.applied)
     return headers

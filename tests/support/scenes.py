@@ -140,7 +140,8 @@ class Stage:
 
     async def status(self, url: str) -> httpx.Response:
         """The stream as one object, past the cutter."""
-        return await self.proxy.client.get(url.replace(self.cutter.url, self.proxy.url))
+        url = url.replace(self.cutter.url, self.proxy.url)
+        return await self.proxy.client.get(url, headers={"accept": "application/json"})
 
     async def quiet(self) -> None:
         """Nothing is asked any more."""
