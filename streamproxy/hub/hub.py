@@ -120,10 +120,10 @@ class Hub:
     async def _keep(self, id: str, entry: Entry) -> None:
         produced = self._produced[id]
         stream = produced.stream
-        if stream.error is not None and produced.mark is not None:
-            await self.repeats.failed(produced.mark, stream.error, entry.frame)
         try:
             with anyio.move_on_after(DRAINED_SECONDS / 2 if stream.shutdown else None):  # its readers must learn it too
+                if stream.error is not None and produced.mark is not None:
+                    await self.repeats.failed(produced.mark, stream.error, entry.frame)
                 await self._stored(self._store.append(id, entry))
         except Fenced:
             stream.sink = None  # the store has an end already; the readers here need one too
