@@ -79,6 +79,7 @@ def create_app(
             )
             limits = HubLimits(
                 grace=settings.disconnect_grace,
+                hold=settings.failure_hold,
                 viewers=settings.max_viewers,
                 viewers_of_owner=settings.max_viewers_per_caller,
                 streams=settings.max_streams,

@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Final, Literal
 
 from itsdangerous import BadSignature, TimestampSigner
@@ -108,6 +109,13 @@ def owner_of(headers: Headers, caller_keys: tuple[str, ...]) -> str | None:
     return hashlib.sha256(key.encode()).hexdigest()[: 2 * ID_DIGITS] if key else None
 
 
+class Right(Enum):
+    """What a stream's token allows: to read it, or to end it too. The value is what sets its signatures apart."""
+
+    READ = "streamproxy.stream"
+    ALL = "streamproxy.stream.all"
+
+
 class StreamTokens:
     """Signs and checks what lets a page follow one stream without a key: a time and an HMAC of it and the stream's id.
 
@@ -115,23 +123,40 @@ class StreamTokens:
     """
 
     def __init__(self, secret: str, seconds: float) -> None:
-        self._signer = TimestampSigner(secret, salt="streamproxy.stream", digest_method=hashlib.sha256)
+        self._signers = {
+            right: TimestampSigner(secret, salt=right.value, digest_method=hashlib.sha256) for right in Right
+        }
         self._seconds = seconds
 
-    def mint(self, stream_id: str) -> str:
+    def mint(self, stream_id: str, right: Right = Right.READ) -> str:
         """A token for this stream, from now on."""
-        return self._signer.sign(stream_id).decode().removeprefix(stream_id + ".")
+        return self._signers[right].sign(stream_id).decode().removeprefix(stream_id + ".")
 
-    def check(self, stream_id: str, token: str) -> None:
-        """Raises ProxyError(STREAM_TOKEN) unless `token` is for this stream and has not expired."""
-        try:
-            signed, made = self._signer.unsign(f"{stream_id}.{token}", return_timestamp=True)
-        except BadSignature:
-            signed = b""
-        if signed != stream_id.encode():
-            raise ProxyError(Failure.STREAM_TOKEN, "The stream URL's token is not valid for this stream.")
-        if time.time() - made.timestamp() > self._seconds:  # one of the future: another replica's clock
-            raise ProxyError(Failure.STREAM_TOKEN, "The stream URL has expired. The setting is token_seconds.")
+    def check(self, stream_id: str, token: str) -> Right:
+        """What `token` allows. Raises ProxyError(STREAM_TOKEN) unless it is for this stream and has not expired."""
+        for right, signer in self._signers.items():
+            made = _made(signer, stream_id, token)
+            if made is None:
+                continue
+            if time.time() - made > self._seconds:  # one of the future: another replica's clock
+                raise ProxyError(Failure.STREAM_TOKEN, "The stream URL has expired. The setting is token_seconds.")
+            return right
+        raise ProxyError(Failure.STREAM_TOKEN, "The stream URL's token is not valid for this stream.")
+
+
+def _made(signer: TimestampSigner, stream_id: str, token: str) -> float | None:
+    """When a token was made; None where it is not exactly what this signer gave out for the stream.
+
+    base64 has several spellings of the same bytes: the signature is compared as it is written.
+    """
+    signed, _, signature = f"{stream_id}.{token}".rpartition(".")
+    if not token.isascii() or not hmac.compare_digest(signer.get_signature(signed), signature.encode()):
+        return None
+    try:
+        value, made = signer.unsign(f"{stream_id}.{token}", return_timestamp=True)
+    except BadSignature:
+        return None
+    return made.timestamp() if value == stream_id.encode() else None
 
 
 def _presented(headers: Headers) -> tuple[str, str]:

@@ -67,6 +67,7 @@ class Failure(Enum):
     UPLOAD_CUT = FailureRow("upload_cut", 499, INVALID, "upload_cut")
     CALLER_STALLED = FailureRow("client_stalled", 499, INVALID, "client_stall", charged=True)
     STREAM_TOKEN = FailureRow("invalid_stream_token", 401, AUTHENTICATION, "stream_token")
+    READ_ONLY_TOKEN = FailureRow("read_only_token", 403, INVALID, "stream_token")
     GONE = FailureRow("stream_gone", 410, INVALID, "not_found")
     IDEMPOTENCY_MISMATCH = FailureRow("idempotency_key_reused", 422, INVALID, "idempotency")
     TOO_MANY_VIEWERS = FailureRow("too_many_viewers", 429, INVALID, "viewers")

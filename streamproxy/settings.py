@@ -111,11 +111,15 @@ class Settings:
     total_timeout: Annotated[Seconds, "seconds one provider request may take"] = 600.0
     pool_timeout: Annotated[Seconds, "seconds to wait for one of max_connections"] = 1.0
     commit_after: Annotated[Seconds, "seconds until a stream's head is sent without the provider's"] = 2.0
-    heartbeat: Annotated[Silence, "seconds of silence between comments"] = 15.0
+    heartbeat: Annotated[Silence, "seconds of silence between comments"] = 5.0
+    json_heartbeat: Annotated[
+        Grace, "seconds until a JSON answer begins with white space, and between more of it; 0 never"
+    ] = 0.0
     receive_timeout: Annotated[Seconds, "seconds a caller may pause while it sends a request body"] = 30.0
     receive_rate: Annotated[Rate, "bytes a second that a request body must come at, after receive_timeout"] = 4096.0
     send_timeout: Annotated[Seconds, "seconds a caller has to take one slice of a response"] = 20.0
     drain_timeout: Annotated[Seconds, "seconds streams have to end when the process is asked to stop"] = 30.0
+    public_url: Annotated[Url | None, "base URL that callers know the proxy by; stream URLs begin with it"] = None
     secret: Annotated[Secret | None, "key that signs stream URLs; random per process unless given"] = field(
         default=None, repr=False
     )
@@ -125,7 +129,8 @@ class Settings:
     )
     store_bytes: Annotated[Bytes, "bytes the memory store keeps; the oldest finished go first"] = 256 * MIB
     linger: Annotated[Seconds, "seconds a finished stream is kept"] = 900.0
-    disconnect_grace: Annotated[Grace, "seconds until a stream that nobody follows is cancelled"] = 15.0
+    disconnect_grace: Annotated[Grace, "seconds until a generation that nobody follows is cancelled"] = 15.0
+    failure_hold: Annotated[Grace, "seconds a failure that may have been charged is held for the same request"] = 10.0
     finish_models: Annotated[ModelNames, "models whose generations run to the end though nobody follows"] = ()
     default_model: Annotated[Model | None, "model of requests that name none"] = None
     stream_n: Annotated[bool, "whether n > 1 with stream becomes n requests where the model takes one"] = False

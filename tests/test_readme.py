@@ -30,7 +30,11 @@ from streamproxy.server.framing import HEAD_BYTES
 from streamproxy.server.guard import HEAD_SECONDS
 from streamproxy.settings import describe
 from streamproxy.simulator import running
+from streamproxy.simulator.received import Received, Server
+from streamproxy.simulator.script import Script, error_answer, json_answer
+from streamproxy.simulator.server import serve
 from streamproxy.web.routes import PREFIXES, ROUTES
+from tests.support.faults import IMAGE_BODY
 from tests.support.proxy import BOUND, Proxy, events, running_proxy
 
 ROOT: Final = Path(__file__).parent.parent
@@ -130,7 +134,7 @@ def test_names_of_settings_in_the_text_exist() -> None:
     known = {row.name.removeprefix(PROVIDER_ROW) for row in describe()}
     cells = {row[4] for row in table("Code", "Status", "Label", "May have been charged", "What happened")}
     named = {name for cell in cells for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", cell)}
-    assert named - known == {"extra_headers", "request_id"}
+    assert named - known == {"extra_headers", "request_id", "stream_url", "cancel_url"}
     prose = "\n".join(line for line in README.splitlines() if not line.startswith("|"))
     said = set(re.findall(r"`((?:max|cors|caller|strict|allow)_\w+|\w+_(?:timeout|after))`", prose))
     assert {"caller_keys", "allow_headers", "commit_after"} <= said <= known
@@ -316,3 +320,59 @@ async def test_the_parser_of_the_page_takes_chunks_as_they_come(tmp_path: Path) 
     parser = snippet.partition("\nconst response")[0]
     out = await ran([node(), "--input-type=module", "-e", parser + ONE_BYTE_AT_A_TIME], tmp_path)
     assert out.decode().strip() == '[[{"say":"häß €😀"},{"n":2}],true]'
+
+
+def line_with(language: str, mark: str) -> str:
+    """The one line with `mark` of this language's blocks."""
+    (found,) = [line for block in blocks(language) for line in block.splitlines() if mark in line]
+    return found
+
+
+@asynccontextmanager
+async def failing_twice() -> AsyncIterator[Server]:
+    """A server that takes every third request, so that an SDK repeats the two before it."""
+    left = [0]
+
+    def handler(received: Received) -> Script:
+        left[0] += 1
+        return error_answer(500, "Broken.") if left[0] % 3 else json_answer(200, IMAGE_BODY)
+
+    async with serve(handler) as server:
+        yield server
+
+
+def each_call_has_a_key_of_its_own(server: Server) -> None:
+    """Of two calls of three requests each."""
+    keys = [received.header("idempotency-key") for received in server.received]
+    assert len(keys) == 6
+    assert all(keys)
+    assert len(set(keys[:3])) == len(set(keys[3:])) == 1
+    assert keys[0] != keys[3]
+
+
+@pytest.mark.anyio
+async def test_the_line_that_gives_a_call_of_openai_python_a_key() -> None:
+    async with failing_twice() as server:
+        script = f"""
+from openai import OpenAI
+client = OpenAI(base_url="{server.url}/v1", api_key="k")
+{line_with("python", "_idempotency_header")}
+for _ in range(2): client.images.generate(model="{MODEL}", prompt="p")
+"""
+        await ran([sys.executable, "-c", script], ROOT)
+    each_call_has_a_key_of_its_own(server)
+
+
+@pytest.mark.anyio
+async def test_the_line_that_gives_a_call_of_openai_node_a_key() -> None:
+    if not (NODE_SDK / "node_modules" / "openai").is_dir():
+        pytest.skip("the node SDK is not installed: npm install --prefix tests/e2e/node")
+    async with failing_twice() as server:
+        script = f"""
+import OpenAI from "openai";
+const client = new OpenAI({{ baseURL: "{server.url}/v1", apiKey: "k" }});
+{line_with("ts", "idempotencyHeader")}
+for (const _ of [1, 2]) await client.images.generate({{ model: "{MODEL}", prompt: "p" }});
+"""
+        await ran([node(), "--input-type=module", "-e", script], NODE_SDK)
+    each_call_has_a_key_of_its_own(server)

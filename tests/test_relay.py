@@ -19,7 +19,7 @@ from streamproxy.core.jsonbody import parse
 from streamproxy.core.requests import ImageRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.hub import Hub, HubLimits, OnDisconnect
-from streamproxy.hub.memory import MemoryStore
+from streamproxy.hub.memory import MemoryMarks, MemoryStore
 from streamproxy.hub.store import Kept
 from streamproxy.hub.stream import Stream
 from streamproxy.observe import Observer
@@ -62,7 +62,7 @@ class Running:
             ask_stream=stream,
         )
         made = Stream("str_1", request_id="req_1")
-        await self.hub.create(made, policy=OnDisconnect.CANCEL, kept=True, known=False, key=None)
+        await self.hub.create(made, policy=OnDisconnect.CANCEL)
         self.relay.start(request, plan, made, lambda: self.released.append("req_1"))
         return made, plan
 
@@ -87,8 +87,9 @@ async def relaying(*scripts: Script) -> AsyncIterator[Running]:
         service = Service(provider, upstream, CredentialSource("none", "", ""), False, ())
         async with anyio.create_task_group() as tasks:
             store = MemoryStore(max_bytes=1_000_000, linger=BOUND, now=anyio.current_time)
-            limits = HubLimits(grace=0, viewers=10, viewers_of_owner=10, streams=10)
-            hub = Hub(kept=Kept(store, store), tasks=tasks, limits=limits, observer=observer)
+            limits = HubLimits(grace=0, hold=0, viewers=10, viewers_of_owner=10, streams=10)
+            kept = Kept(store, store, MemoryMarks(now=anyio.current_time))
+            hub = Hub(kept=kept, tasks=tasks, limits=limits, observer=observer)
             relay = Relay(
                 catalogue=catalogue,
                 services={"sim": service},

@@ -318,11 +318,12 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         load({}, {"CREDENTIALS_DIRECTORY": str(tmp_path / "absent")}, None)
 
 
+GRACES = ("disconnect_grace", "failure_hold", "json_heartbeat")
 NUMBERS = [
     field.name
     for field in fields(Settings)
-    if isinstance(field.default, float)
-    and field.name not in ("disconnect_grace", "receive_rate")  # 0 is a grace, 1e9 a rate
+    # A grace may be 0, and 1e9 bytes a second is a rate.
+    if isinstance(field.default, float) and field.name not in (*GRACES, "receive_rate")
 ]
 SIZES = [name for name in ALL if name.endswith("_bytes")]
 
@@ -334,11 +335,12 @@ def test_a_duration_is_finite_and_positive(name: str, value: object) -> None:
     assert problem.setting == name
 
 
-def test_a_grace_may_be_nothing() -> None:
-    assert load_with(flags={"disconnect_grace": "0"}).disconnect_grace == 0
+@pytest.mark.parametrize("name", GRACES)
+def test_a_grace_may_be_nothing(name: str) -> None:
+    assert getattr(load_with(flags={name: "0"}), name) == 0
     for value in ("-1", "nan", "1e9", True):
-        [problem] = refused(flags={"disconnect_grace": value}).problems
-        assert problem.setting == "disconnect_grace"
+        [problem] = refused(flags={name: value}).problems
+        assert problem.setting == name
 
 
 @pytest.mark.parametrize("value", ["memory", "redis://h", "rediss://u:p@h:1/2?ssl_ca_certs=/f", "valkey://[::1]:6379"])

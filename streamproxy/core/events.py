@@ -82,10 +82,14 @@ class Frame:
         return sum(len(piece) for piece in self.data)
 
 
-def error_body(error: ProxyError, request_id: str) -> dict[str, object]:
-    """OpenAI's error object, and FastAPI's `detail` beside it where single fields are at fault. Never holds a value."""
+def error_body(error: ProxyError, request_id: str, *, status: bool = False) -> dict[str, object]:
+    """OpenAI's error object, and FastAPI's `detail` beside it where single fields are at fault. Never holds a value.
+
+    `status`: with the HTTP status in it, where the head has said another.
+    """
+    said = {"status": error.status} if status else {}
     body: dict[str, object] = {
-        "error": {**error.details, **_named(error)},
+        "error": {**error.details, **_named(error), **said},
         "request_id": request_id,
     }
     if error.problems:
@@ -117,6 +121,10 @@ class _Failed(msgspec.Struct):
     error: _Error
 
 
+_OURS: Final = {(failure.value.code, failure.value.status): failure for failure in Failure}
+"""By what an `error` event says of it; a provider's own code is none of these."""
+
+
 def read_error(frame: Frame) -> ProxyError:
     """The failure that an `error` frame of ours, perhaps of another process, tells of."""
     try:
@@ -124,7 +132,7 @@ def read_error(frame: Frame) -> ProxyError:
     except msgspec.DecodeError:
         said = _Error()
     return ProxyError(
-        Failure.PROVIDER_STREAM_ERROR,
+        _OURS.get((said.code or "", said.status), Failure.PROVIDER_STREAM_ERROR),
         said.message,
         param=said.param,
         code=said.code,

@@ -3,7 +3,8 @@
     create / conclude      the producer's side: a stream begins, a stream has ended
     find                   a stream by its id: local, kept by the store, or followed from another process
     claim                  what an Idempotency-Key stands for
-    cancel                 an explicit end, from any process
+    repeats                what a request that is sent again finds
+    end                    an explicit end, from any process
 
 When the last reader leaves, the stream's policy decides: `finish` runs to the end and keeps the images, `cancel` closes
 the upstream connection after a grace that is longer than any reconnect takes. A store that fails does not stop what
@@ -23,6 +24,7 @@ from anyio.abc import TaskGroup
 
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.mirrors import PRESENCE_SECONDS, Mirrors
+from streamproxy.hub.repeats import Repeats
 from streamproxy.hub.store import Claim, Fenced, Gone, Kept, Record, Shared, StoreError
 from streamproxy.hub.stream import Entry, Stream, Subscriber
 from streamproxy.observe import Observer
@@ -49,9 +51,11 @@ class OnDisconnect(Enum):
 
 @dataclass(frozen=True, slots=True)
 class HubLimits:
-    """`grace` in seconds; how many may read one stream, and all of one owner's; how many generations may run."""
+    """`grace`, and for how long a failure is held, in seconds; how many may read one stream, and all of one owner's;
+    how many generations may run."""
 
     grace: float
+    hold: float
     viewers: int
     viewers_of_owner: int
     streams: int
@@ -59,13 +63,13 @@ class HubLimits:
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """A generation of this process."""
+    """A generation of this process: `key` and `mark` are how its request may come again, `over` when all is kept."""
 
     stream: Stream
     policy: OnDisconnect
-    kept: bool
-    known: bool
     key: str | None
+    mark: str | None
+    over: anyio.Event
 
 
 class Hub:
@@ -80,6 +84,7 @@ class Hub:
         self._observer = observer
         self._produced: dict[str, Produced] = {}
         self._mirrors = None if kept.shared is None else Mirrors(kept.shared, tasks, self._failed)
+        self.repeats = Repeats(kept.marks, stored=self._stored, find=self.find, tasks=tasks, hold=limits.hold)
         self._none = anyio.Event()
         self._viewers_of = Counter[str | None]()
         self.draining = False
@@ -101,20 +106,24 @@ class Hub:
                 Failure.OVERLOADED, "Too many generations are running. The setting is max_streams.", retry_after="2"
             )
 
-    async def create(self, stream: Stream, *, policy: OnDisconnect, kept: bool, known: bool, key: str | None) -> None:
-        """A generation begins, for `key` if any; `kept` in the store; `known`: one can come back without our head."""
+    async def create(
+        self, stream: Stream, *, policy: OnDisconnect, key: str | None = None, mark: str | None = None
+    ) -> None:
+        """A generation begins; its request may come again with `key`, or as a retry with `mark`."""
         id = stream.id
         stream.on_idle = self._idle
-        self._produced[id] = Produced(stream, policy, kept, known, key)
-        if kept:
-            await self._stored(self._store.create(Record(id, stream.owner, stream.created, stream.n)))
-            stream.sink = self._keep
-            stream.spare = self._store.spare
+        self._produced[id] = Produced(stream, policy, key, mark, anyio.Event())
+        await self._stored(self._store.create(Record(id, stream.owner, stream.created, stream.n)))
+        stream.sink = self._keep
+        stream.spare = self._store.spare
 
     async def _keep(self, id: str, entry: Entry) -> None:
-        stream = self._produced[id].stream
+        produced = self._produced[id]
+        stream = produced.stream
         try:
             with anyio.move_on_after(DRAINED_SECONDS / 2 if stream.shutdown else None):  # its readers must learn it too
+                if stream.error is not None and produced.mark is not None:
+                    await self.repeats.failed(produced.mark, stream.error, entry.frame)
                 await self._stored(self._store.append(id, entry))
         except Fenced:
             stream.sink = None  # the store has an end already; the readers here need one too
@@ -127,11 +136,13 @@ class Hub:
         stream.finish()
         produced = self._produced.get(stream.id)
         try:
-            if produced is not None and produced.kept:
+            if produced is not None:
                 with anyio.move_on_after(CONCLUDE_SECONDS, shield=True):
                     await self._stored(self._store.finish(stream.id))
         finally:
             self._produced.pop(stream.id, None)
+            if produced is not None:
+                produced.over.set()
             stream.release()
             if not self._produced:
                 none, self._none = self._none, anyio.Event()
@@ -141,17 +152,24 @@ class Hub:
         """The last reader of a stream has left."""
         produced = self._produced.get(stream.id)
         if produced is not None and not stream.finished and produced.policy is OnDisconnect.CANCEL:
-            if self._limits.grace == 0 or not (stream.committed or produced.known):
-                stream.scope.cancel()  # nobody can know its id, so nobody can come back
+            if self._limits.grace == 0:
+                self._forsake(produced)
             else:
-                self._tasks.start_soon(self._after_grace, stream, stream.visits)
+                self._tasks.start_soon(self._after_grace, produced, stream.visits)
 
-    async def _after_grace(self, stream: Stream, visits: int) -> None:
+    def _forsake(self, produced: Produced) -> None:
+        """End a generation that nobody came back for; a retry that comes later still asks anew."""
+        produced.stream.scope.cancel()
+        if produced.mark is not None:
+            self.repeats.finished(produced.mark, produced.stream.id)
+
+    async def _after_grace(self, produced: Produced, visits: int) -> None:
+        stream = produced.stream
         await anyio.sleep(self._limits.grace)
         while not stream.finished and stream.visits == visits and await self._viewed_elsewhere(stream.id):  # noqa: ASYNC110
             await anyio.sleep(PRESENCE_SECONDS)  # nobody tells this process when other processes' viewers leave
         if not stream.finished and stream.visits == visits:  # else: when who came back leaves, another grace begins
-            stream.scope.cancel()
+            self._forsake(produced)
 
     async def _viewed_elsewhere(self, id: str) -> bool:
         return self._shared is not None and bool(await self._stored(self._shared.viewed(id)))
@@ -161,7 +179,7 @@ class Hub:
     async def find(self, id: str) -> Stream:
         """The stream; raises ProxyError(NOT_FOUND), or (GONE) when it was purged."""
         local = self._produced.get(id)
-        if local is not None and local.kept:
+        if local is not None:
             return local.stream
         if self._mirrors is not None and (followed := self._mirrors.get(id)) is not None:
             return followed
@@ -194,20 +212,50 @@ class Hub:
         if not self._viewers_of[stream.owner]:
             del self._viewers_of[stream.owner]
 
-    async def cancel(self, stream: Stream) -> None:
-        """End a stream for everybody, from any process; no matter whether it has ended already.
+    async def end(self, stream: Stream) -> bool:
+        """End a stream for everybody, from any process: cancel it, or forget it where it has finished; whether it had.
 
-        Raises ProxyError(OVERLOADED) where its process cannot be told.
+        Raises ProxyError(OVERLOADED) where the store, or its process, cannot be told.
         """
-        if stream.id in self._produced:
-            stream.asked_to_end = True
-            stream.scope.cancel()
-        elif not stream.finished and self._shared is not None:
-            try:
+        produced = self._produced.get(stream.id)
+        finished = stream.finished
+        try:
+            if finished:
+                await self._forget(stream.id)
+            elif produced is not None:
+                self._cancel(produced.stream)
+            elif self._shared is not None:
                 await self._shared.cancel(stream.id)
-            except StoreError as error:  # to say that it ends would be a lie that costs money
-                self._failed(error)
-                raise ProxyError(Failure.OVERLOADED, UNREACHABLE, retry_after="2") from None
+        except StoreError as error:  # to say that it ends would be a lie that costs money
+            self._failed(error)
+            raise ProxyError(Failure.OVERLOADED, UNREACHABLE, retry_after="2") from None
+        return finished
+
+    def _cancel(self, stream: Stream) -> None:
+        stream.asked_to_end = True
+        stream.scope.cancel()
+
+    async def _forget(self, id: str) -> None:
+        produced = self._produced.get(id)
+        if produced is not None:  # its end is being kept now
+            await produced.over.wait()
+        await self._store.forget(id)
+
+    def left(self, stream: Stream, mark: str | None, *, own: bool, had_all: bool) -> None:
+        """A caller who asked for this stream, or asked again, has been answered, or has left before."""
+        if mark is None:
+            return
+        if had_all:
+            self.repeats.finished(mark, stream.id)
+        else:
+            self.repeats.left(mark, stream.id, own=own)
+
+    def discard(self, stream: Stream) -> None:
+        """The one caller who could know this stream has had all of it: it need not be kept."""
+        self._tasks.start_soon(self._discard, stream.id)
+
+    async def _discard(self, id: str) -> None:
+        await self._stored(self._forget(id))
 
     # Idempotency.
 
@@ -233,11 +281,18 @@ class Hub:
         """The request was refused with nothing processed, so the same key may be tried again."""
         await self._stored(self._claims.disclaim(key))
 
+    async def withdraw(self, id: str, key: str | None, mark: str | None) -> None:
+        """Nothing of this request was processed: its key may be tried again, and no retry looks for it."""
+        if key is not None:
+            await self.disclaim(key)
+        if mark is not None:
+            await self.repeats.over(mark, id)
+
     async def refused(self, stream: Stream) -> None:
-        """As `disclaim`, for the key that a stream was created with; to be said before anybody hears of the failure."""
+        """As `withdraw`, for a generation; to be said before anybody hears of the failure."""
         produced = self._produced.get(stream.id)
-        if produced is not None and produced.key is not None:
-            await self.disclaim(produced.key)
+        if produced is not None:
+            await self.withdraw(stream.id, produced.key, produced.mark)
 
     # Around.
 
@@ -255,7 +310,7 @@ class Hub:
             try:
                 async for id in shared.cancelled():
                     if id in self._produced:
-                        await self.cancel(self._produced[id].stream)
+                        self._cancel(self._produced[id].stream)
             except StoreError as error:
                 self._failed(error)
                 await anyio.sleep(SWEEP_SECONDS)

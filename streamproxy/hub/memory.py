@@ -8,13 +8,26 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from math import ceil
 from typing import Final
 
-from streamproxy.hub.store import Claim, Gone, Record, Stored
+from streamproxy.hub.store import (
+    MARK_SECONDS,
+    OWN,
+    SAME,
+    SPAN,
+    Asking,
+    Claim,
+    Found,
+    Gone,
+    Record,
+    Standing,
+    Stored,
+)
 from streamproxy.hub.stream import Entry, Retained
 
 REMEMBERED: Final = 10_000
-"""Ids of purged streams, some 100 bytes each; the oldest are forgotten first."""
+"""Ids of purged streams, some 100 bytes each, and failures that are held; the oldest are forgotten first."""
 
 CLAIM_SECONDS: Final = 24 * 3600.0
 CLAIMS: Final = 100_000
@@ -82,6 +95,11 @@ class MemoryStore:
     async def disclaim(self, key: str) -> None:
         self._claims.pop(key, None)
 
+    async def forget(self, id: str) -> None:
+        found = self._finished.pop(id, None)
+        if found is not None:
+            self._gone(id, found[2])
+
     async def sweep(self) -> None:
         """Purge what has lingered long enough."""
         self._purge()
@@ -94,7 +112,72 @@ class MemoryStore:
             if ends > now and self.bytes <= self._max_bytes:
                 return
             del self._finished[id]
-            self.bytes -= kept.bytes
-            self._purged[id] = None
-            if len(self._purged) > REMEMBERED:
-                self._purged.popitem(last=False)
+            self._gone(id, kept)
+
+    def _gone(self, id: str, kept: Retained) -> None:
+        self.bytes -= kept.bytes
+        self._purged[id] = None
+        if len(self._purged) > REMEMBERED:
+            self._purged.popitem(last=False)
+
+
+class MemoryMarks:
+    """What was asked for in one process: `hub.store.Marks`. `now` gives monotonic seconds."""
+
+    def __init__(self, *, now: Callable[[], float]) -> None:
+        self._now = now
+        self._places: OrderedDict[str, tuple[float, dict[str, float]]] = OrderedDict()
+        self._failures: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+
+    async def ask(self, mark: str, id: str, asked: float, asking: Asking) -> Found:
+        self._purge()
+        places = self._places.get(mark, (0.0, {}))[1]
+        nearest = min(places, key=places.__getitem__, default=None) if asking is not Asking.FIRST else None
+        followers = 0 if nearest is None else ceil(places[nearest] / SPAN)
+        if nearest is not None and followers == 0:
+            return self._adopted(mark, nearest)
+        if mark in self._failures:
+            return Found(Standing.FAILED, failure=self._failures[mark][1])
+        if nearest is not None:
+            if asking is Asking.RETRY and max(places.values()) > (OWN - 1) * SPAN:
+                return Found(Standing.FOLLOWED)
+            if followers < OWN:
+                return self._adopted(mark, nearest)
+        places[id] = OWN * SPAN - asked
+        if len(places) > SAME:
+            del places[max(places, key=places.__getitem__)]
+        self._touch(mark, places)
+        return Found(Standing.NEW)
+
+    def _adopted(self, mark: str, id: str) -> Found:
+        places = self._places[mark][1]
+        places[id] += SPAN
+        self._touch(mark, places)
+        return Found(Standing.ADOPTED, id)
+
+    def _touch(self, mark: str, places: dict[str, float]) -> None:
+        self._places[mark] = self._now() + MARK_SECONDS, places
+        self._places.move_to_end(mark)
+
+    async def left(self, mark: str, id: str, followers: int) -> None:
+        places = self._places.get(mark, (0.0, {}))[1]
+        if id in places:
+            places[id] -= followers * SPAN
+
+    async def over(self, mark: str, id: str) -> None:
+        places = self._places.get(mark, (0.0, {}))[1]
+        places.pop(id, None)
+        if not places:
+            self._places.pop(mark, None)
+
+    async def failed(self, mark: str, failure: bytes, seconds: float) -> None:
+        self._failures[mark] = self._now() + seconds, failure
+        self._failures.move_to_end(mark)
+
+    def _purge(self) -> None:
+        """Forget what is old, and the oldest while there are too many."""
+        now = self._now()
+        while self._places and (next(iter(self._places.values()))[0] <= now or len(self._places) > CLAIMS):
+            self._places.popitem(last=False)
+        while self._failures and (next(iter(self._failures.values()))[0] <= now or len(self._failures) > REMEMBERED):
+            self._failures.popitem(last=False)

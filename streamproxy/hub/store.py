@@ -7,8 +7,9 @@ retains and nothing more. Every method may raise StoreError, after which the gen
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, Protocol
 
 from streamproxy.hub.stream import Entry, Stream
 
@@ -85,6 +86,10 @@ class Store(Protocol):
         """The stream, Gone after it has been purged, None where there never was one."""
         ...
 
+    async def forget(self, id: str) -> None:
+        """Let go of a finished stream now, as if it had been kept long enough."""
+        ...
+
     async def sweep(self) -> None:
         """Let go of what has been kept long enough; called every few seconds."""
         ...
@@ -99,6 +104,70 @@ class Claims(Protocol):
 
     async def disclaim(self, key: str) -> None:
         """Forget the claim: its request was refused without being processed."""
+        ...
+
+
+OWN: Final = 100
+"""What the caller who asked counts as a follower: more than the repeated requests that may follow beside it."""
+
+SPAN: Final = 10_000_000_000
+"""More than any Unix time in seconds: a generation's place is its followers in these, less its time."""
+
+MARK_SECONDS: Final = 3600.0
+"""How long it is known who follows what was asked for; no generation takes longer, no SDK waits so long."""
+
+SAME: Final = 1000
+"""Generations of one mark that are known at a time; those with the most followers are forgotten first."""
+
+
+class Asking(Enum):
+    """How a request comes: for the first time, as a retry that can wait a little, or as one that has waited."""
+
+    FIRST = "first"
+    RETRY = "retry"
+    LAST = "last"
+
+
+class Standing(Enum):
+    """What a request is to do: begin a generation, follow one, wait for one's caller to leave, or fail as one did."""
+
+    NEW = "new"
+    ADOPTED = "adopted"
+    FOLLOWED = "followed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The answer to `Marks.ask`: `id` of the generation that is ADOPTED, `failure` is the data of an error event."""
+
+    standing: Standing
+    id: str = ""
+    failure: bytes = field(default=b"", repr=False)
+
+
+class Marks(Protocol):
+    """Generations by what was asked for: a mark is a hash of the caller, the path and the body.
+
+    A generation is known here until its caller has had all of it. One that its caller has left is there to be adopted
+    by a retry: one that is not followed before one that other retries follow, a newer one before an older one. One
+    that its own caller still follows is never adopted.
+    """
+
+    async def ask(self, mark: str, id: str, asked: float, asking: Asking) -> Found:
+        """What to do about a request made at `asked` (Unix seconds), all at once; where it is NEW, `id` is followed."""
+        ...
+
+    async def left(self, mark: str, id: str, followers: int) -> None:
+        """OWN for the caller who asked, 1 for a retry: it has left before it had all."""
+        ...
+
+    async def over(self, mark: str, id: str) -> None:
+        """The generation is not there to be adopted: its caller has had all, or nothing of it was processed."""
+        ...
+
+    async def failed(self, mark: str, failure: bytes, seconds: float) -> None:
+        """Every request of this mark is to fail like this for so long."""
         ...
 
 
@@ -132,4 +201,5 @@ class Kept:
 
     store: Store
     claims: Claims
+    marks: Marks
     shared: Shared | None = None

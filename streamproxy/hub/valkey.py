@@ -23,10 +23,24 @@ from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import ANSWER, Frame, error_frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub.store import Claim, Fenced, Gone, Record, Stored, StoreError
+from streamproxy.hub.store import (
+    MARK_SECONDS,
+    OWN,
+    SAME,
+    SPAN,
+    Asking,
+    Claim,
+    Fenced,
+    Found,
+    Gone,
+    Record,
+    Standing,
+    Stored,
+    StoreError,
+)
 from streamproxy.hub.stream import EPOCH, Entry
 from streamproxy.hub.valkey_client import Argument, Row, Script, ValkeyClient, parse_address, row_of
-from streamproxy.hub.valkey_scripts import APPEND, BURY, CANCEL, CREATE, FINISH, LOOK
+from streamproxy.hub.valkey_scripts import APPEND, ASK, BURY, CANCEL, CREATE, FINISH, FORGET, LOOK
 
 LEASE_SECONDS: Final = 5.0
 """A producer's process renews three times in this; its streams are taken for lost when it has not for so long."""
@@ -147,6 +161,11 @@ class ValkeyStore:
                 return Gone()  # expired just now, or evicted
         return Stored(record, tuple(entries), bool(finished))
 
+    async def forget(self, id: str) -> None:
+        if (produced := self._produced.get(id)) is not None and produced.ended:
+            del self._produced[id]  # the store does not know yet that it has ended, and need not
+        await self._run(FORGET, id)
+
     async def sweep(self) -> None:
         """Keys expire by themselves: this ends what could not be ended while the server was away, if it is back."""
         await self._client.ask("PING")
@@ -227,6 +246,26 @@ class ValkeyStore:
 
     async def disclaim(self, key: str) -> None:
         await self._client.ask("UNLINK", f"sp:claim:{key}")
+
+    # Marks.
+
+    async def ask(self, mark: str, id: str, asked: float, asking: Asking) -> Found:
+        keys = [_key(mark, "asked"), _key(mark, "failed")]
+        span = int(MARK_SECONDS * 1000)
+        standing, said = await self._client.run(ASK, keys, id, repr(asked), asking.value, OWN, SPAN, SAME, span)
+        found = Standing(standing.decode())
+        if found is Standing.FAILED:
+            return Found(found, failure=said)
+        return Found(found, said.decode())
+
+    async def left(self, mark: str, id: str, followers: int) -> None:
+        await self._client.ask("ZADD", _key(mark, "asked"), "XX", "INCR", -followers * SPAN, id)
+
+    async def over(self, mark: str, id: str) -> None:
+        await self._client.ask("ZREM", _key(mark, "asked"), id)
+
+    async def failed(self, mark: str, failure: bytes, seconds: float) -> None:
+        await self._client.ask("SET", _key(mark, "failed"), failure, "PX", int(seconds * 1000))
 
     # Shared.
 

@@ -9,6 +9,11 @@ The keys of a stream `id`, all in one slot of a cluster because of the braces:
     sp:{id}:data:<n>  the bytes of the entry with seq n
     sp:{id}:viewed    there while a process has viewers
 
+Of what was asked for, by its mark:
+
+    sp:{mark}:asked   sorted set: generations by their place (hub.store.Marks), how many follow and how new it is
+    sp:{mark}:failed  event data of a failure that every request of this mark gets, as long as it is there
+
 A script gets the first four as KEYS. The names of `data` keys depend on what is found, so scripts derive them from a
 prefix; they lie in the same slot. Each script may run twice for one request, when a reply was lost.
 """
@@ -153,3 +158,50 @@ return 'kept'
 """
 )
 """Key: a replica's control stream. Arguments: the stream's id, how long the message is kept."""
+
+FORGET: Final = Script(
+    _SHARED
+    + """
+if redis.call('HGET', meta, 'finished') then
+  for _, row in ipairs(redis.call('XRANGE', log, '-', '+')) do
+    redis.call('UNLINK', data .. string.match(row[1], '^%d+'))
+  end
+  redis.call('UNLINK', meta, log)
+  redis.call('SET', gone, '1', 'PX', gone_ms)
+end
+return 'kept'
+"""
+)
+"""Takes no arguments: a finished stream is gone at once."""
+
+ASK: Final = Script(
+    """
+local asked, failed = KEYS[1], KEYS[2]
+local id, time, asking, own, span, same, ms = unpack(ARGV)
+
+local function adopted(found)
+  redis.call('ZINCRBY', asked, span, found)
+  redis.call('PEXPIRE', asked, ms)
+  return {'adopted', found}
+end
+
+local nearest = {}
+if asking ~= 'first' then nearest = redis.call('ZRANGE', asked, 0, 0, 'WITHSCORES') end
+local followers = nearest[2] and math.ceil(tonumber(nearest[2]) / span)
+if followers == 0 then return adopted(nearest[1]) end
+local failure = redis.call('GET', failed)
+if failure then return {'failed', failure} end
+if followers then
+  local most = redis.call('ZRANGE', asked, -1, -1, 'WITHSCORES')[2]
+  if asking == 'retry' and tonumber(most) > (own - 1) * span then return {'followed', ''} end
+  if followers < tonumber(own) then return adopted(nearest[1]) end
+end
+redis.call('ZADD', asked, own * span - time, id)
+redis.call('ZREMRANGEBYRANK', asked, same, -1)
+redis.call('PEXPIRE', asked, ms)
+return {'new', ''}
+"""
+)
+"""Keys: of the places of one mark's generations, and of how one failed. Arguments: a new generation's id, its time, how
+the request comes, and the constants OWN, SPAN, SAME and how long all this is known, in milliseconds.
+"""

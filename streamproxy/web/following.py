@@ -59,8 +59,12 @@ async def followed(
 
 
 def opening_words(bounds: tuple[int, int]) -> bytes:
-    """When to come back after the connection ends, and bytes that make intermediaries pass the head on at once."""
-    return b"retry: %d\n:\n\n" % random.randint(*bounds)
+    """When to come back after the connection ends, and bytes that make intermediaries pass the head on at once.
+
+    No blank line: a field counts as its line ends, and openai-python and httpx-sse take a block without data for an
+    event.
+    """
+    return b"retry: %d\n:\n" % random.randint(*bounds)
 
 
 async def come_back() -> AsyncGenerator[Piece, None]:

@@ -1,7 +1,7 @@
 """One POST for images, from its checked fields to its answer.
 
 plan, and all refusals that need no provider
-Idempotency-Key: the stream that answers this request already, else
+a request that comes again: the stream that answers it already, else
 a stream, a producer for it, and this caller as its first subscriber
 answer: events, one JSON object, or 202 with where the stream is
 """
@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
 
 import anyio
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from streamproxy.auth import owner_of
+from streamproxy.auth import Right, owner_of
 from streamproxy.core.events import ANSWER, ERROR, Operation, read_error
 from streamproxy.core.fields import Fields
 from streamproxy.core.jsonbody import JsonObject
@@ -30,13 +30,23 @@ from streamproxy.hub.stream import Stream, Subscriber
 from streamproxy.providers.openai_answers import collected
 from streamproxy.relay import Plan
 from streamproxy.web.context import Context
-from streamproxy.web.idempotency import fingerprint, idempotency_key
+from streamproxy.web.idempotency import fingerprint, idempotency_key, is_retry, names
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.prefer import preferences
-from streamproxy.web.responses import NOT_APPLIED, Answer, EventStream, Reader, json_response, posted, unfollowed
-from streamproxy.web.streams import status_of
-
-Result = TypeVar("Result")
+from streamproxy.web.responses import (
+    NO_REFERRER,
+    NOT_APPLIED,
+    Answer,
+    Delivery,
+    EventStream,
+    PaddedAnswer,
+    Reader,
+    json_response,
+    posted,
+    unfollowed,
+    unless_gone,
+)
+from streamproxy.web.streams import status_of, urls
 
 _UNSTREAMED_FORMATS = ("gif", "svg")
 """Output formats that the GPT image models refuse to stream (openai-python 3.52, ImageGenerateParams)."""
@@ -58,52 +68,73 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """How the caller wants it: its Prefer header, its key, and who it is."""
+    """How the caller wants it: its Prefer header, whether this is a retry, its Idempotency-Key, and who it is."""
 
     owner: str | None
     key: str | None
+    retry: bool
     later: bool
     policy: OnDisconnect
     applied: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class _Order:
+    """One request, checked: what is wanted, how, and where it would go."""
+
+    request: Request
+    context: Context
+    wanted: ImageRequest
+    wish: _Wish
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
 class _Reading:
-    """A stream, and this caller's place in it until `leave`."""
+    """A stream, and this caller's place in it until `leave`, which is told whether the caller has had all of it."""
 
     stream: Stream
     subscriber: Subscriber
-    leave: Callable[[], None]
+    leave: Callable[[bool], None]
 
 
 async def generate(request: Request, context: Context, asked: Asked) -> ASGIApp:
     """Answer the POST; raises ProxyError for all that is refused."""
     plan = context.relay.plan(asked.fields.model, request.scope["headers"])
     wish = _wish(request, context, asked, plan)
-    wanted = _request(context, asked, plan, wish, request.state.trace)
+    order = _Order(request, context, _request(context, asked, plan, wish, request.state.trace), wish, plan)
     stream = Stream(
         f"str_{uuid.uuid4().hex}",
         request_id=request.state.request_id,
         owner=wish.owner,
         created=int(time.time()),
-        n=wanted.n,
+        n=order.wanted.n,
     )
-    if wish.key is not None:
-        earlier = await _earlier(context, wish.key, await fingerprint(request, asked.body), stream.id)
-        if earlier is not None:
-            return await _attached(request, context, wanted, wish, plan, earlier)
+    called = names(wish.owner, wish.key, await fingerprint(request, asked.body))
+    if called.key is not None:
+        earlier = await _earlier(context, called.key, called.body, stream.id)
+    elif called.mark is not None:
+        earlier = await context.hub.repeats.find(called.mark, stream.id, retry=wish.retry)
+    if earlier is not None:
+        return await _attached(order, earlier, called.mark)
     try:
         context.hub.admit()
     except ProxyError:
-        if wish.key is not None:
-            await context.hub.disclaim(wish.key)
+        await context.hub.withdraw(stream.id, called.key, called.mark)
         raise
-    known = wish.key is not None or wish.later
     subscriber = stream.subscribe(asker=not wish.later)  # first: who has the same key may come and leave meanwhile
-    await context.hub.create(stream, policy=wish.policy, kept=wanted.stream or known, known=known, key=wish.key)
-    context.relay.start(wanted, plan, stream, asked.release)
+    await context.hub.create(stream, policy=wish.policy, key=called.key, mark=called.mark)
+    context.relay.start(order.wanted, plan, stream, asked.release)
     asked.handed_over = True
-    return await _respond(request, context, wanted, wish, plan, _Reading(stream, subscriber, subscriber.leave))
+    unknown = called.key is None and not order.wanted.stream
+
+    def leave(had_all: bool) -> None:
+        subscriber.leave()
+        context.hub.left(stream, called.mark, own=True, had_all=had_all)
+        if had_all and unknown:
+            context.hub.discard(stream)
+
+    return await _respond(order, _Reading(stream, subscriber, leave))
 
 
 def _wish(request: Request, context: Context, asked: Asked, plan: Plan) -> _Wish:
@@ -118,7 +149,7 @@ def _wish(request: Request, context: Context, asked: Asked, plan: Plan) -> _Wish
         finish = asked_policy == "finish"
         applied.append(f"on-disconnect={asked_policy}")
     policy = OnDisconnect.FINISH if finish else OnDisconnect.CANCEL
-    return _Wish(owner, idempotency_key(request, owner), later, policy, tuple(applied))
+    return _Wish(owner, idempotency_key(request), is_retry(request), later, policy, tuple(applied))
 
 
 def _request(
@@ -166,142 +197,140 @@ async def _earlier(context: Context, key: str, mark: str, id: str) -> Stream | N
     return None
 
 
-async def _attached(
-    request: Request, context: Context, wanted: ImageRequest, wish: _Wish, plan: Plan, stream: Stream
-) -> ASGIApp:
-    """The answer from the stream of an earlier request with the same key."""
-    done = [entry for entry in stream.retained() if entry.critical]
-    if stream.finished and all(entry.frame.type == ERROR for entry in done):
-        raise read_error(done[-1].frame) if done else ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
-    subscriber = stream.subscribe()
-    context.hub.watch(stream, subscriber)
-    reading = _Reading(stream, subscriber, lambda: context.hub.unwatch(stream, subscriber))
-    return await _respond(request, context, wanted, wish, plan, reading)
-
-
-async def _respond(
-    request: Request,
-    context: Context,
-    wanted: ImageRequest,
-    wish: _Wish,
-    plan: Plan,
-    reading: _Reading,
-) -> ASGIApp:
-    """The answer; `reading` is left with it, or at once where the caller reads nothing of it now."""
-    stream, subscriber = reading.stream, reading.subscriber
-    location = _stream_url(request, context, stream)
-    answer: Answer | None = None
+async def _attached(order: _Order, stream: Stream, mark: str | None) -> ASGIApp:
+    """The answer from the stream of an earlier request, with the same key or with the same mark."""
+    hub = order.context.hub
     try:
-        if wish.later:
-            await _accepted(request, context, stream)
-            answer = _where(context, wish, stream, location)
-        elif wanted.stream:
-            await _accepted(request, context, stream)
-        else:
-            body = await _unless_gone(request, _answer(subscriber))
-            answer = Answer(200, "application/json", body, _headers(context, wanted, wish, plan, stream))
-    except BaseException:
-        reading.leave()
+        done = [entry for entry in stream.retained() if entry.critical]
+        if stream.finished and all(entry.frame.type == ERROR for entry in done):
+            raise read_error(done[-1].frame) if done else ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
+        subscriber = stream.subscribe()
+        hub.watch(stream, subscriber)
+    except ProxyError:
+        hub.left(stream, mark, own=False, had_all=False)
         raise
-    if answer is not None:
-        reading.leave()
-        return answer
-    headers = _headers(context, wanted, wish, plan, stream)
+
+    def leave(had_all: bool) -> None:
+        hub.unwatch(stream, subscriber)
+        hub.left(stream, mark, own=False, had_all=had_all)
+
+    return await _respond(order, _Reading(stream, subscriber, leave))
+
+
+async def _respond(order: _Order, reading: _Reading) -> ASGIApp:
+    """The answer; `reading` is left with it, however it ends."""
+    context, stream, subscriber = order.context, reading.stream, reading.subscriber
+    left = partial(note_failure, order.request.scope)
+    try:
+        if not order.wanted.stream:
+            whole = await _whole(order, reading)
+            return Delivery(whole, over=lambda sent: reading.leave(sent and subscriber.at_end), left=left)
+        await _accepted(order, stream)
+        if order.wish.later:
+            return Delivery(_where(order, stream), over=reading.leave, left=left)
+        headers = {**_headers(order, stream), "stream-id": stream.id, **_locations(order, stream)}
+    except ProxyError as error:  # the stream's end, unless the caller is gone or it cannot be followed here any more
+        reading.leave(error.failure not in (Failure.CALLER_GONE, Failure.OVERLOADED))
+        raise
+    except BaseException:
+        reading.leave(False)
+        raise
     reader = Reader(
         at_end=lambda: subscriber.at_end or stream.broken,
-        left=lambda error: note_failure(request.scope, error),
-        close=lambda: _closed(request, reading),
+        left=partial(note_failure, order.request.scope),
+        close=lambda: _closed(order, reading),
     )
-    content = posted(subscriber, context.settings.heartbeat)
-    return EventStream(content, {**headers, "stream-id": stream.id, "location": location}, context.pace, reader)
+    return EventStream(posted(subscriber, context.settings.heartbeat), headers, context.pace, reader)
 
 
-def _closed(request: Request, reading: _Reading) -> None:
+def _closed(order: _Order, reading: _Reading) -> None:
     """The stream has been written to its caller, as far as it was."""
     if reading.stream.error is not None:
-        note_failure(request.scope, reading.stream.error)
-    reading.leave()
+        note_failure(order.request.scope, reading.stream.error)
+    reading.leave(reading.subscriber.at_end)
 
 
-async def _accepted(request: Request, context: Context, stream: Stream) -> None:
+async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
+    """The JSON answer once it is there; after `json_heartbeat` one that begins without it."""
+    gathering = _Gathering(reading.subscriber)
+    interval = order.context.settings.json_heartbeat
+    body = None
+    with anyio.move_on_after(interval or None):
+        body = await unless_gone(order.request.receive, gathering.result())
+    headers = _headers(order, reading.stream)
+    if body is not None:
+        return Answer(200, "application/json", body, headers)
+    reading.stream.commit()
+    return PaddedAnswer(gathering.result, headers, interval=interval, request_id=order.request.state.request_id)
+
+
+async def _accepted(order: _Order, stream: Stream) -> None:
     """Wait for the provider's head while a refusal can still be an HTTP status; raises that refusal."""
     if not stream.committed:
-        await _unless_gone(request, stream.opened(within=context.settings.commit_after))
+        await unless_gone(order.request.receive, stream.opened(within=order.context.settings.commit_after))
         if stream.error is not None and not stream.committed:
             raise stream.error
     stream.commit()
 
 
-def _where(context: Context, wish: _Wish, stream: Stream, url: str) -> Answer:
-    """202: where the stream is."""
+def _where(order: _Order, stream: Stream) -> Answer:
+    """202: where the stream is, in what forms, and what cancels it."""
+    locations = _locations(order, stream)
     body = {
         "id": stream.id,
         "object": "image.stream",
         "status": status_of(stream),
-        "stream_url": url,
-        "expires_at": int(time.time() + context.settings.token_seconds),
+        "stream_url": locations["location"],
+        "status_url": urls(order.request, order.context, stream.id).status,
+        "cancel_url": locations["cancel-location"],
+        "expires_at": int(time.time() + order.context.settings.token_seconds),
     }
-    headers = {"location": url, "preference-applied": ", ".join(wish.applied), "cache-control": "no-store"}
-    return json_response(body, status=202, headers=headers)
+    applied = {"preference-applied": ", ".join(order.wish.applied)}
+    return json_response(body, status=202, headers={**locations, **applied, "cache-control": "no-store"})
 
 
-def _stream_url(request: Request, context: Context, stream: Stream) -> str:
-    prefix = request.url.path.split("/images/")[0]
-    return f"{prefix}/streams/{stream.id}?token={context.tokens.mint(stream.id)}"
+def _locations(order: _Order, stream: Stream) -> dict[str, str]:
+    """Headers: the URL that follows the stream, and the one whose token also ends it."""
+    places = urls(order.request, order.context, stream.id)
+    ending = order.context.tokens.mint(stream.id, Right.ALL)
+    return {"location": places.stream, "cancel-location": f"{places.base}?token={ending}", **NO_REFERRER}
 
 
-async def _answer(subscriber: Subscriber) -> tuple[Piece, ...]:
-    """The JSON answer: as the provider gave it, or what the stream's images amount to."""
-    images: list[bytes] = []
-    answer: tuple[Piece, ...] | None = None
-    while (entry := await subscriber.next()) is not None:
-        if entry.frame.type == ERROR:
-            raise subscriber.stream.error or read_error(entry.frame)
-        if entry.frame.type == ANSWER:
-            answer = entry.frame.data
-        elif entry.critical:
-            images.append(b"".join(entry.frame.data))
-    if not subscriber.at_end:
-        raise unfollowed()
-    if answer is not None:
-        return answer
-    if not images:
-        raise subscriber.stream.error or ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
-    return collected(images, int(time.time())).data
+class _Gathering:
+    """The JSON answer of a stream: as the provider gave it, or what the stream's images amount to."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self._subscriber = subscriber
+        self._images: list[bytes] = []
+        self._answer: tuple[Piece, ...] | None = None
+
+    async def result(self) -> tuple[Piece, ...]:
+        """Wait for it. Nothing is lost where a wait is given up and begun again."""
+        stream = self._subscriber.stream
+        while (entry := await self._subscriber.next()) is not None:
+            if entry.frame.type == ERROR:
+                raise stream.error or read_error(entry.frame)
+            if entry.frame.type == ANSWER:
+                self._answer = entry.frame.data
+            elif entry.critical:
+                self._images.append(b"".join(entry.frame.data))
+        if not self._subscriber.at_end:
+            raise unfollowed()
+        if self._answer is not None:
+            return self._answer
+        if not self._images:
+            raise stream.error or ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
+        return collected(self._images, int(time.time())).data
 
 
-def _headers(context: Context, wanted: ImageRequest, wish: _Wish, plan: Plan, stream: Stream) -> dict[str, str]:
+def _headers(order: _Order, stream: Stream) -> dict[str, str]:
     """The provider's headers that pass, and what of the caller's wishes was applied and what not."""
     opening = stream.opening
     headers = dict(opening.headers) if opening is not None else {}
-    not_applied = opening.not_applied if opening is not None else context.relay.not_applied(wanted, plan)
+    relay = order.context.relay
+    not_applied = opening.not_applied if opening is not None else relay.not_applied(order.wanted, order.plan)
     if not_applied:
         headers[NOT_APPLIED] = ", ".join(not_applied)
-    if wish.applied:
-        headers["preference-applied"] = ", ".join(wish.applied)
+    if order.wish.applied:
+        headers["preference-applied"] = ", ".join(order.wish.applied)
     return headers
-
-
-async def _unless_gone(request: Request, result: Awaitable[Result]) -> Result:
-    """Wait for `result` while the caller is there; raises ProxyError(CALLER_GONE) as soon as it is not."""
-    outcome: list[Result] = []
-    failure: list[ProxyError] = []
-
-    async with anyio.create_task_group() as tasks:
-
-        async def wait() -> None:
-            try:
-                outcome.append(await result)
-            except ProxyError as error:
-                failure.append(error)
-            tasks.cancel_scope.cancel()
-
-        tasks.start_soon(wait)
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        tasks.cancel_scope.cancel()
-    if failure:
-        raise failure[0]
-    if not outcome:
-        raise ProxyError(Failure.CALLER_GONE, "The caller left before its answer.")
-    return outcome[0]

@@ -1,12 +1,15 @@
-"""Idempotency-Key: the same key with the same body is the same generation (draft-ietf-httpapi-idempotency-key-header).
+"""How a request that comes again is known: by its Idempotency-Key, or by what it asks for.
 
-The key is kept as a hash together with its owner, the body as a hash too: neither can be read back.
+The same key with the same body is the same generation (draft-ietf-httpapi-idempotency-key-header). No SDK sends one by
+itself, but those of OpenAI number their retries, and a retry finds what its own lost request left behind by its mark.
+Keys, owners and bodies are kept as hashes only: none can be read back.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass
 from typing import Final
 
 from anyio import to_thread
@@ -17,11 +20,36 @@ from streamproxy.core.requests import Part, Upload
 from streamproxy.errors import Failure, ProxyError
 
 _KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
+_RETRIES: Final = re.compile(r"0*[1-9][0-9]{0,5}")
 _PIECE: Final = 1024 * 1024
 
 
-def idempotency_key(request: Request, owner: str | None) -> str | None:
-    """The caller's key as the store knows it; raises ProxyError(INVALID_REQUEST) for one that cannot be a key."""
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What one request is known by: `key` where it has an Idempotency-Key, else `mark`; `body` hashes what it asks."""
+
+    body: str
+    key: str | None = None
+    mark: str | None = None
+
+
+def names(owner: str | None, key: str | None, body: str) -> Names:
+    """The names of a caller's request. `key` is the caller's Idempotency-Key, `body` the fingerprint.
+
+    Callers without a key of their own cannot be told apart, so that an Idempotency-Key of theirs counts together with
+    the body: two of them that happen to choose the same one for different bodies do not get in each other's way.
+    """
+    if key is None:
+        return Names(body, mark=_hash("mark", owner, body))
+    return Names(body, key=_hash("key", owner, key) if owner is not None else _hash("key", None, body, key))
+
+
+def _hash(*parts: str | None) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The caller's Idempotency-Key; raises ProxyError(INVALID_REQUEST) for one that cannot be a key."""
     given = request.headers.getlist("idempotency-key")
     if not given:
         return None
@@ -31,14 +59,23 @@ def idempotency_key(request: Request, owner: str | None) -> str | None:
             "Idempotency-Key must be one header of 1 to 255 visible ASCII characters.",
             param="Idempotency-Key",
         )
-    return hashlib.sha256(f"{owner}\n{given[0]}".encode()).hexdigest()
+    return given[0]
+
+
+def is_retry(request: Request) -> bool:
+    """Whether the caller's SDK says that it sends this request again (x-stainless-retry-count, OpenAI's SDKs)."""
+    return _RETRIES.fullmatch(request.headers.get("x-stainless-retry-count", "")) is not None
 
 
 async def fingerprint(request: Request, body: JsonObject | tuple[Part, ...]) -> str:
     """A hash of what is asked: the path below the version, and the body, in a form without its boundary."""
-    digest = hashlib.sha256(request.url.path.split("/", 2)[2].encode() + b"\n")
+    path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    digest = hashlib.sha256(path.split("/", 2)[2].encode() + b"\n")
     if isinstance(body, JsonObject):
-        digest.update(body.raw)
+        if len(body.raw) > _PIECE:
+            await to_thread.run_sync(digest.update, body.raw)
+        else:
+            digest.update(body.raw)
         return digest.hexdigest()
     for part in body:
         size = len(part.value) if isinstance(part.value, bytes) else part.value.size
@@ -51,5 +88,8 @@ async def fingerprint(request: Request, body: JsonObject | tuple[Part, ...]) -> 
 
 
 def _add(digest: hashlib._Hash, upload: Upload) -> None:
-    for offset in range(0, upload.size, _PIECE):
-        digest.update(upload.read(offset, _PIECE))
+    try:
+        for offset in range(0, upload.size, _PIECE):
+            digest.update(upload.read(offset, _PIECE))
+    except OSError as error:
+        raise ProxyError(Failure.UPLOAD_SPOOL, f"The upload could not be read back ({error.strerror}).") from None

@@ -30,6 +30,7 @@ EXPOSED = (
     NOT_APPLIED,
     "stream-id",
     "location",
+    "cancel-location",
     "preference-applied",
 )
 """Response headers that a page of another origin may read."""

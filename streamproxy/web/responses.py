@@ -10,10 +10,10 @@ after the request is not told apart from who left, so its stream ends and its ge
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 import orjson
@@ -24,6 +24,9 @@ from streamproxy.core.events import Frame, error_body, error_frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.stream import Subscriber
+from streamproxy.web.outcome import note_failure
+
+Result = TypeVar("Result")
 
 SLICE: Final = 64 * 1024
 """Bytes handed to the server at a time: uvicorn copies and buffers each whole, and a stuck reader holds one."""
@@ -35,6 +38,9 @@ ABORT: Final = "streamproxy.abort"
 """ASGI extension of our server: drops the connection at once, with whatever it still had to send."""
 
 NOT_APPLIED: Final = "streamproxy-not-applied"
+
+NO_REFERRER: Final = {"referrer-policy": "no-referrer"}
+"""On every answer that carries a stream's token, or is reached by one: a page must not tell others its own URL."""
 
 _CLOSING: Final = (
     Failure.BODY_TOO_LARGE,
@@ -75,7 +81,7 @@ def json_response(value: object, *, status: int = 200, headers: Mapping[str, str
 
 def error_response(error: ProxyError, request_id: str) -> Answer:
     """The HTTP form of a failure: status, JSON body, and for upstream failures RFC 9209's Proxy-Status."""
-    headers: dict[str, str] = {"cache-control": "no-store"}
+    headers: dict[str, str] = {"cache-control": "no-store", **NO_REFERRER}
     if error.retry_after is not None and error.retry_after.isascii() and error.retry_after.isprintable():
         headers["retry-after"] = error.retry_after
     if not error.retryable:
@@ -88,6 +94,92 @@ def error_response(error: ProxyError, request_id: str) -> Answer:
         token = error.failure.value.code
         headers["proxy-status"] = f"streamproxy; error={token}"
     return json_response(error_body(error, request_id), status=error.status, headers=headers)
+
+
+async def unless_gone(receive: Receive, result: Awaitable[Result]) -> Result:
+    """Wait for `result` while the caller is there; raises ProxyError(CALLER_GONE) as soon as it is not."""
+    outcome: list[Result] = []
+    failure: list[ProxyError] = []
+
+    async with anyio.create_task_group() as tasks:
+
+        async def wait() -> None:
+            try:
+                outcome.append(await result)
+            except ProxyError as error:
+                failure.append(error)
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(wait)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        tasks.cancel_scope.cancel()
+    if failure:
+        raise failure[0]
+    if not outcome:
+        raise ProxyError(Failure.CALLER_GONE, "The caller left before its answer.")
+    return outcome[0]
+
+
+class Delivery:
+    """An answer, and then the news of whether it was sent whole: `over` is told that, `left` that the caller left."""
+
+    def __init__(self, answer: ASGIApp, *, over: Callable[[bool], None], left: Callable[[ProxyError], None]) -> None:
+        self._answer = answer
+        self._over = over
+        self._left = left
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        whole = False
+        try:
+            await unless_gone(receive, self._answer(scope, _silent, send))
+            whole = True
+        except ProxyError as error:
+            self._left(error)
+        finally:
+            self._over(whole)
+
+
+async def _silent() -> Message:
+    """What an answer hears of its caller where somebody else listens already."""
+    await anyio.sleep_forever()
+    raise AssertionError
+
+
+class PaddedAnswer:
+    """A JSON answer whose head is sent before there is a body: white space every `interval` seconds, then the body.
+
+    A failure can be no status any more: it is the JSON body of an error, with that status in it.
+    """
+
+    def __init__(
+        self,
+        result: Callable[[], Awaitable[Sequence[Piece]]],
+        headers: Mapping[str, str],
+        *,
+        interval: float,
+        request_id: str,
+    ) -> None:
+        self._result = result
+        self._headers = {"content-type": "application/json", "x-accel-buffering": "no", **headers}
+        self._interval = interval
+        self._request_id = request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        body: Sequence[Piece] | None = None
+        while body is None:
+            await send({"type": "http.response.body", "body": b"\n", "more_body": True})
+            with anyio.move_on_after(self._interval):
+                try:
+                    body = await self._result()
+                except ProxyError as error:
+                    note_failure(scope, error)
+                    body = (orjson.dumps(error_body(error, self._request_id, status=True)),)
+        for piece in sliced([*body]):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def deliver(
@@ -147,7 +239,7 @@ class EventStream(EventSourceResponse):
         self._content = content
         super().__init__(
             content,
-            headers={**headers, "cache-control": "no-store, no-transform"},
+            headers={**headers, **NO_REFERRER, "cache-control": "no-store, no-transform"},
             ping=0,
             sep="\n",
             shutdown_event=anyio.Event(),  # with a grace, SIGTERM lets the stream end instead of cutting it

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from typing import Final
+
 import msgspec
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from streamproxy.auth import owner_of
+from streamproxy.auth import Right, owner_of
 from streamproxy.core.cursor import Cursor, parse_cursor
 from streamproxy.core.events import ANSWER, ERROR, read_error
 from streamproxy.core.imagefile import media_type, probe
@@ -18,19 +22,21 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.stream import Entry, Stream
 from streamproxy.web.context import Context
 from streamproxy.web.following import come_back, followed
-from streamproxy.web.prefer import preferences
+from streamproxy.web.prefer import preferences, wants_events
 from streamproxy.web.ranges import partial
-from streamproxy.web.responses import Answer, EventStream, Reader, json_response
+from streamproxy.web.responses import NO_REFERRER, Answer, EventStream, Reader, json_response
 
 IMMUTABLE = "private, max-age=31536000, immutable"
 
+_VERSION: Final = re.compile(r"/v[0-9]+(?=/)")
+
 
 async def stream(request: Request, context: Context) -> ASGIApp:
-    """As events, or as one JSON object: its status and its results so far."""
+    """As events, or as one JSON object where that is what is accepted."""
     strict = preferences(request).get("handling") == "strict"
-    events = "text/event-stream" in request.headers.get("accept", "") and request.method != "HEAD"
+    events = wants_events(request) and request.method != "HEAD"
     try:
-        found = await _authorised(request, context)
+        found, _ = await _authorised(request, context)
         if events and context.hub.draining and not found.finished:
             raise ProxyError(Failure.DRAINING, "The proxy is shutting down.", retry_after="2")
     except ProxyError as error:
@@ -40,8 +46,14 @@ async def stream(request: Request, context: Context) -> ASGIApp:
         away.headers["connection"] = "close"  # on a new connection, a balancer can choose another process
         return away
     if not events:
-        return as_json(request, context, found)
+        return _as_json(request, context, found)
     return _events(request, context, found)
+
+
+async def status(request: Request, context: Context) -> ASGIApp:
+    """Its status and its results so far, whatever is accepted."""
+    found, _ = await _authorised(request, context)
+    return _as_json(request, context, found)
 
 
 def _events(request: Request, context: Context, found: Stream) -> ASGIApp:
@@ -50,13 +62,13 @@ def _events(request: Request, context: Context, found: Stream) -> ASGIApp:
     preempt = _choice(request, "preempt", ("1", "0")) == "1"
     after = _cursor(request, found, begin)
     if found.finished and not _follows(found, after):
-        return Response(status_code=204, headers={"cache-control": "no-store"})
+        return Response(status_code=204, headers={"cache-control": "no-store", **NO_REFERRER})
     subscriber = found.subscribe(after)
     context.hub.watch(found, subscriber)
-    urls = _Urls(request, context, found)
+    places = urls(request, context, found.id, request.query_params.get("token"))
     content = followed(
         subscriber,
-        urls.referenced if ref else _inline,
+        places.referenced if ref else _inline,
         heartbeat=context.settings.heartbeat,
         preempt=preempt,
     )
@@ -80,7 +92,8 @@ def _follows(found: Stream, after: Cursor | None) -> bool:
 
 def _cursor(request: Request, found: Stream, begin: str) -> Cursor | None:
     """Where to begin: the header before the query; an id that is not this stream's means from the start."""
-    given = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
+    query = request.query_params
+    given = request.headers.get("last-event-id") or query.get("last_event_id") or query.get("lastEventId")
     cursor = parse_cursor(given)
     if cursor is not None and 0 < cursor.epoch <= found.epoch and cursor.seq <= found.last:
         return cursor
@@ -91,17 +104,20 @@ def _inline(entry: Entry) -> tuple[Piece, ...]:
     return entry.frame.data
 
 
-class _Urls:
-    """Where one stream's images are, for a reader with a token of his own or a new one."""
+@dataclass(frozen=True, slots=True)
+class Urls:
+    """Where one stream is, and its images: `base` without a token, `token` reads."""
 
-    def __init__(self, request: Request, context: Context, found: Stream) -> None:
-        prefix = request.url.path.split("/streams/")[0]
-        self.token = request.query_params.get("token") or context.tokens.mint(found.id)
-        self._base = f"{prefix}/streams/{found.id}"
+    base: str
+    token: str
 
     @property
     def stream(self) -> str:
-        return f"{self._base}?token={self.token}"
+        return f"{self.base}?token={self.token}"
+
+    @property
+    def status(self) -> str:
+        return f"{self.base}/status?token={self.token}"
 
     def referenced(self, entry: Entry) -> tuple[Piece, ...]:
         """The event's data with the image's URL instead of the image; a preview's URL names its position."""
@@ -110,12 +126,25 @@ class _Urls:
         which = f"images/{entry.frame.image}"
         if not entry.critical:
             which += "/preview"
-        return (referenced(entry.frame.data, f"{self._base}/{which}?v={entry.cursor}&token={self.token}"),)
+        return (referenced(entry.frame.data, f"{self.base}/{which}?v={entry.cursor}&token={self.token}"),)
 
 
-def as_json(request: Request, context: Context, found: Stream) -> Answer:
+def urls(request: Request, context: Context, id: str, given: str | None = None) -> Urls:
+    """The URLs of a stream under the version that the request came by, with the token it came with if that only reads.
+
+    They begin with `public_url`, or with the path that the server mounts the app under. A header never says so.
+    """
+    root: str = request.scope.get("root_path", "")
+    version = _VERSION.match(request.scope["path"].removeprefix(root))
+    base = f"{context.settings.public_url or root}{version[0] if version else '/v1'}/streams/{id}"
+    if given is None or context.tokens.check(id, given) is not Right.READ:
+        given = context.tokens.mint(id)
+    return Urls(base, given)
+
+
+def _as_json(request: Request, context: Context, found: Stream) -> Answer:
     """The stream as one object; `data` are the completed events."""
-    urls = _Urls(request, context, found)
+    places = urls(request, context, found.id, request.query_params.get("token"))
     ref = _choice(request, "payload", ("inline", "ref")) == "ref"
     done = [entry for entry in found.retained() if entry.critical]
     images = [e for e in done if e.frame.type not in (ERROR, ANSWER)]
@@ -126,13 +155,14 @@ def as_json(request: Request, context: Context, found: Stream) -> Answer:
         "object": "image.stream",
         "status": status_of(found),
         "created_at": found.created,
-        "stream_url": urls.stream,
+        "stream_url": places.stream,
+        "status_url": places.status,
     }
     pieces: list[Piece] = [orjson.dumps(head)[:-1], b',"data":[']
     for number, entry in enumerate(images):
-        pieces += [b"," if number else b"", *(urls.referenced(entry) if ref else entry.frame.data)]
+        pieces += [b"," if number else b"", *(places.referenced(entry) if ref else entry.frame.data)]
     pieces += [b'],"error":', _error_of(errors), b',"response":', *(answers[-1].frame.data if answers else (b"null",))]
-    return Answer(200, "application/json", [*pieces, b"}"], {"cache-control": "no-store"})
+    return Answer(200, "application/json", [*pieces, b"}"], {"cache-control": "no-store", **NO_REFERRER})
 
 
 def status_of(found: Stream) -> str:
@@ -153,10 +183,14 @@ class _Failed(msgspec.Struct):
 
 
 async def delete(request: Request, context: Context) -> ASGIApp:
-    """Cancel it for everybody; once it has ended this changes nothing."""
-    found = await _authorised(request, context)
-    await context.hub.cancel(found)
-    return json_response({"id": found.id, "object": "image.stream", "deleted": True})
+    """Cancel it for everybody while it runs; once it has ended, forget it."""
+    found, right = await _authorised(request, context)
+    if right is not Right.ALL:
+        message = "This token only reads. Send the one of cancel_url, or the key that asked for the stream."
+        raise ProxyError(Failure.READ_ONLY_TOKEN, message)
+    forgotten = await context.hub.end(found)
+    body = {"id": found.id, "object": "image.stream", "deleted": forgotten, "cancelled": not forgotten}
+    return json_response(body, headers={"cache-control": "no-store", **NO_REFERRER})
 
 
 async def image(request: Request, context: Context) -> ASGIApp:
@@ -170,7 +204,7 @@ async def preview(request: Request, context: Context) -> ASGIApp:
 
 
 async def _picture(request: Request, context: Context, *, preview: bool) -> ASGIApp:
-    found = await _authorised(request, context)
+    found, _ = await _authorised(request, context)
     index: str = request.path_params["image_index"]
     candidates = [e for e in found.retained() if str(e.frame.image) == index and e.frame.type not in (ERROR, ANSWER)]
     wanted = [e for e in candidates if e.critical] or (candidates if preview else [])
@@ -182,21 +216,25 @@ async def _picture(request: Request, context: Context, *, preview: bool) -> ASGI
         "etag": f'"{found.id}-{wanted[-1].cursor}"',
         "cache-control": IMMUTABLE if wanted[-1].critical and not preview else "no-store",
         "x-content-type-options": "nosniff",
+        **NO_REFERRER,
         "content-security-policy": "default-src 'none'",
     }
     kind = media_type(info.format) if info else "application/octet-stream"
     return partial(request, picture, kind, headers)
 
 
-async def _authorised(request: Request, context: Context) -> Stream:
-    """The stream, if the token or the caller's key says so; another caller's stream does not exist."""
+async def _authorised(request: Request, context: Context) -> tuple[Stream, Right]:
+    """The stream and what may be done with it, by its token or the caller's key.
+
+    Another caller's stream does not exist. One that was asked for without a key is nobody's: only its tokens open it.
+    """
     id: str = request.path_params["id"]
     token = request.query_params.get("token")
     if token is not None:
-        context.tokens.check(id, token)
-        return await context.hub.find(id)
+        right = context.tokens.check(id, token)
+        return await context.hub.find(id), right
     owner = owner_of(request.scope["headers"], context.settings.caller_keys)
     found = await context.hub.find(id)
-    if found.owner != owner:
+    if owner is None or found.owner != owner:
         raise ProxyError(Failure.NOT_FOUND, "No such stream.")
-    return found
+    return found, Right.ALL

@@ -23,7 +23,7 @@ from tests.support.process import caller, configuration
 from tests.support.provider import COMPLETED, PREVIEW, completed, passed_on, preview
 from tests.support.proxy import BOUND, PROMPT, events
 from tests.support.stopping import Running, started
-from tests.support.streams import EVENTS, LATER, Reading, chunks_until, followed, held, holds, retry_of
+from tests.support.streams import EVENTS, JSON, LATER, Reading, chunks_until, followed, held, holds, retry_of
 from tests.support.valkey import valkey_server
 
 pytestmark = pytest.mark.anyio
@@ -158,7 +158,7 @@ async def test_who_comes_is_told_to_come_back(number: signal.Signals) -> None:
         strict = await stage.client.get(url, headers={**EVENTS, "prefer": "handling=strict"})
         assert (strict.status_code, strict.json()["error"]["code"]) == (503, "draining")
         assert int(strict.headers["retry-after"]) > 0
-        state = await stage.client.get(url)
+        state = await stage.client.get(url, headers=JSON)
         assert (state.status_code, state.json()["status"]) == (200, "in_progress")
         assert (await stage.client.get(f"{stage.proxy.url}/livez")).status_code == 200
         assert stage.server.calls == calls

@@ -152,6 +152,8 @@ async def test_the_head_of_a_stream_and_which_of_the_providers_headers_are_in_it
             "transfer-encoding": "chunked",
             "stream-id": headers["stream-id"],
             "location": headers["location"],
+            "cancel-location": headers["cancel-location"],
+            "referrer-policy": "no-referrer",
         }
         buffered = (await proxy.generate()).headers
         assert {name: value for name, value in buffered.items() if name not in ours} == {

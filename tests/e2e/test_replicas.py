@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from tests.support.valkey import valkey_server
 
 pytestmark = pytest.mark.anyio
 
+OWN: Final = {"authorization": "Bearer a caller's own"}
 BIG: Final = 4_000_000
 VIEWERS: Final = 200
 CALLS: Final = 10
@@ -89,7 +91,7 @@ async def test_status_results_and_images_are_the_same_at_another_replica(cluster
     assert images[0].headers["etag"] == images[1].headers["etag"]
     forged = await cluster.get(cluster.b, f"{location[:-1]}{'A' if location[-1] != 'A' else 'B'}", EVENTS)
     assert forged.status_code == 401
-    assert (await cluster.get(cluster.b, path, EVENTS)).status_code == 200  # nobody's: no key was asked for
+    assert (await cluster.get(cluster.b, path, EVENTS)).status_code == 404  # nobody's: no key was asked for
 
 
 async def test_others_watch_at_another_replica_what_a_caller_streams(cluster: Cluster) -> None:
@@ -98,7 +100,7 @@ async def test_others_watch_at_another_replica_what_a_caller_streams(cluster: Cl
         location = posted.response.headers["location"]
         await posted.until(holds(b"\n\n"))
         async with cluster.following(cluster.b, location) as there:
-            await there.until(holds(b"\n\n", 2))
+            await there.until(holds(b"\n\n"))
             scene.go.set()
             answer, watched = events(await posted.rest()), followed(await there.rest())
     assert [(sent.event, sent.data) for sent in answer] == [(event.event, event.data) for event in watched]
@@ -108,12 +110,13 @@ async def test_others_watch_at_another_replica_what_a_caller_streams(cluster: Cl
 async def test_a_cancel_at_another_replica_closes_the_upstream_connection(cluster: Cluster) -> None:
     scene = cluster.scene()
     left = len(cluster.server.disconnects)
-    location = await cluster.later(cluster.a, scene)
+    ordered = await cluster.ordered(cluster.a, scene)
+    location, ending = ordered["location"], ordered["cancel-location"]
     async with cluster.following(cluster.a, location) as here, cluster.following(cluster.b, location) as there:
         await there.until(holds(b"\nid: 1.1\n\n"))
         began = time.monotonic()
-        answer = await cluster.client.delete(cluster.b.url + location)
-        assert answer.json()["deleted"] is True
+        answer = await cluster.client.delete(cluster.b.url + ending)
+        assert answer.json()["cancelled"] is True
         await cluster.server.wait_until(lambda server: len(server.disconnects) > left, BOUND)
         took = cluster.server.disconnects[-1] - began
         ends = [followed(await reading.rest())[-1] for reading in (here, there)]
@@ -125,14 +128,15 @@ async def test_a_cancel_at_another_replica_closes_the_upstream_connection(cluste
     assert error["code"] == "cancelled"
     for at in (cluster.a, cluster.b):
         assert (await cluster.state(at, location))["status"] == "cancelled"
-        assert (await cluster.client.delete(at.url + location)).status_code == 200
+    assert (await cluster.client.delete(cluster.b.url + ending)).json()["deleted"] is True
+    assert (await cluster.get(cluster.a, location, EVENTS)).status_code == 410
     assert scene.calls == 1
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
 async def test_an_idempotency_key_holds_on_every_replica(cluster: Cluster, stream: bool) -> None:
     scene = cluster.scene()
-    key = {KEY: scene.prompt}
+    key = {**OWN, KEY: scene.prompt}
     answers: list[httpx.Response] = []
 
     async def ask(at: Process) -> None:
@@ -175,7 +179,7 @@ async def test_viewers_of_another_replica_keep_a_generation_alive(cluster: Clust
             await asking.until(holds(b"\n\n"))
             location = asking.response.headers["location"]
             there = await moved.enter_async_context(cluster.following(cluster.b, location, "1.1"))
-            await there.until(holds(b"\n\n"))
+            await there.until(holds(b":\n"))
         await anyio.sleep(GRACE + PRESENCE_SECONDS + 1)  # its viewers are asked for twice
         assert len(cluster.server.disconnects) == left + 1
     within = VIEWED_SECONDS + PRESENCE_SECONDS + 3
@@ -215,6 +219,45 @@ async def test_many_viewers_at_another_replica_cost_one_connection_to_the_store(
     assert set(digests) == {hashlib.sha256(frame).digest()}
     assert len(digests) == VIEWERS
     await cluster.tailed(before)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_a_retry_at_another_replica_follows_what_was_lost_here(cluster: Cluster, stream: bool) -> None:
+    scene = cluster.scene((), (completed(),)) if stream else cluster.plain()
+    left = len(cluster.server.disconnects)
+    members: dict[str, object] = {"stream": True} if stream else {}
+    with anyio.move_on_after(BOUND):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(functools.partial(cluster.post, cluster.a, scene, headers=OWN, **members))
+            await scene.asked()
+            tasks.cancel_scope.cancel()  # as an edge whose patience ends
+    got: list[httpx.Response] = []
+
+    async def again() -> None:
+        got.append(await cluster.post(cluster.b, scene, headers={**OWN, "x-stainless-retry-count": "1"}, **members))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(again)
+        await anyio.sleep(2 * GRACE)  # time itself: without a follower it would be cancelled
+        scene.go.set()
+    assert got[0].status_code == 200, got[0].text
+    if stream:
+        assert events(got[0].content)[-1] == passed_on(completed())[0]
+    else:
+        assert got[0].json()["data"] == [{"b64_json": "aW1hZ2U="}]
+    assert scene.calls == 1
+    assert len(cluster.server.disconnects) == left
+
+
+async def test_a_failure_at_one_replica_is_held_at_the_other(cluster: Cluster) -> None:
+    scene = cluster.scene((), ())
+    scene.go.set()
+    first = await cluster.post(cluster.a, scene, headers=OWN, stream=True)
+    again = await cluster.post(cluster.b, scene, headers=OWN, stream=True)
+    for failed in (first, again):
+        assert (failed.status_code, failed.json()["error"]["code"]) == (502, "missing_terminal_event")
+    assert "failure_hold" in again.json()["error"]["message"]
+    assert scene.calls == 1
 
 
 async def test_nothing_is_left(cluster: Cluster) -> None:

@@ -95,7 +95,7 @@ class Viewer:
         """Every event, and when it began and was whole: a frame ends with a chunk."""
         body, ends = self.body()
         times: list[tuple[float, float]] = []
-        start = body.index(b"\n\n") + 2
+        start = body.index(b":\n") + 2
         while (end := body.find(b"\n\n", start) + 2) > 1:
             first, last = (next(raw for cooked, raw in ends if cooked >= at) for at in (start + 1, end))
             times.append((self._when(first), self._when(last)))

@@ -20,11 +20,12 @@ from streamproxy.simulator.server import serve
 from tests.support.faults import IMAGE_BODY, Held
 from tests.support.provider import completed, idle, passed_on, preview
 from tests.support.proxy import BOUND, events, no_leaks, serving
-from tests.support.streams import EVENTS, JSON, Stage, followed, following, holds, playing, retry_of, staged
+from tests.support.streams import EVENTS, JSON, LATER, Stage, followed, following, holds, playing, retry_of, staged
 
 pytestmark = pytest.mark.anyio
 
 STRICT: Final = {**EVENTS, "prefer": "handling=strict"}
+CANCELLED: Final = {"deleted": False, "cancelled": True}
 CUT_SECONDS: Final = 0.1
 """From a cancellation to the end of the connection to the provider."""
 
@@ -219,6 +220,9 @@ class BrokenStore:
     async def load(self, id: str) -> Stored | Gone | None:
         raise StoreError("gone")
 
+    async def forget(self, id: str) -> None:
+        raise StoreError("gone")
+
     async def sweep(self) -> None:
         raise StoreError("gone")
 
@@ -229,7 +233,7 @@ async def test_a_store_that_fails_is_no_reason_to_give_up(monkeypatch: pytest.Mo
     @asynccontextmanager
     async def broken(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
         async with memory(url, max_bytes, linger) as kept:
-            yield Kept(BrokenStore(), kept.claims)
+            yield Kept(BrokenStore(), kept.claims, kept.marks)
 
     monkeypatch.setitem(STORES, "memory", broken)
     async with staged() as stage:
@@ -254,7 +258,9 @@ async def test_the_stream_as_one_object() -> None:
     async with staged() as stage:
         url = await stage.later()
         before = await stage.state(url)
-        assert before.keys() == {"id", "object", "status", "created_at", "stream_url", "data", "error", "response"}
+        assert before.keys() == {
+            *("id", "object", "status", "created_at", "stream_url", "status_url", "data", "error", "response")
+        }
         assert (before["status"], before["data"], before["error"]) == ("in_progress", [], None)
         assert before["object"] == "image.stream"
         assert isinstance(before["created_at"], int)
@@ -307,9 +313,10 @@ async def test_delete_ends_it_for_everybody_at_once() -> None:
             async with following(stage, url) as reading:
                 await reading.until(holds(b"id: 1.1"))
                 began = time.monotonic()
-                answer = await stage.proxy.client.delete(url)
+                ending = stage.url(posted.headers["cancel-location"])
+                answer = await stage.proxy.client.delete(ending)
                 assert answer.status_code == 200
-                assert answer.json() == {"id": posted.headers["stream-id"], "object": "image.stream", "deleted": True}
+                assert answer.json() == {"id": posted.headers["stream-id"], "object": "image.stream", **CANCELLED}
                 await stage.server.wait_until(lambda server: server.disconnects, BOUND)
                 assert stage.server.disconnects[0] - began <= CUT_SECONDS
                 got = followed(await reading.rest())
@@ -321,20 +328,30 @@ async def test_delete_ends_it_for_everybody_at_once() -> None:
             last = events(await posted.aread())[-1]
             assert (last.event, last.json["error"]) == ("error", error)
         assert (await stage.until(url, "cancelled"))["error"] == error
-        again = await stage.proxy.client.delete(url)
-        assert (again.status_code, again.json()) == (200, answer.json())
         [event] = followed((await stage.get(url, EVENTS)).content)
         assert event.data == got[-1].data
         assert await stage.proxy.failures("cancelled") == 1
         assert stage.server.calls == 1
 
 
-async def test_delete_after_the_end_changes_nothing() -> None:
+async def test_delete_after_the_end_forgets_it_and_says_so() -> None:
     async with staged() as stage:
-        url = await finished(stage)
-        before = await stage.state(url)
-        assert (await stage.proxy.client.delete(url)).status_code == 200
-        assert await stage.state(url) == before
+        stage.go.set()
+        ordered = await stage.post(headers=LATER, stream=True)
+        url, ending = stage.url(ordered.headers["location"]), stage.url(ordered.json()["cancel_url"])
+        await stage.until(url, "completed")
+        picture = url.replace("?", "/images/0?")
+        assert (await stage.get(picture)).status_code == 200
+        answer = await stage.proxy.client.delete(ending)
+        assert answer.json() == {
+            "id": ordered.json()["id"],
+            "object": "image.stream",
+            "deleted": True,
+            "cancelled": False,
+        }
+        for gone in (url, picture, ending):
+            assert (await stage.get(gone, EVENTS)).status_code == 410
+        assert (await stage.proxy.client.delete(ending)).status_code == 410
         assert (await stage.proxy.client.delete(stage.url("/v1/streams/str_0"))).status_code == 404
 
 
@@ -351,7 +368,7 @@ async def test_delete_ends_a_generation_whose_caller_waits_for_json() -> None:
             await stage.server.wait_until(lambda server: server.calls, BOUND)
             answer = await stage.post(headers={"idempotency-key": "k", "prefer": "respond-async"})
             assert answer.status_code == 202
-            assert (await stage.proxy.client.delete(stage.url(answer.headers["location"]))).status_code == 200
+            assert (await stage.proxy.client.delete(stage.url(answer.json()["cancel_url"]))).status_code == 200
         assert got == [409]
         assert stage.server.calls == 1
 

@@ -66,7 +66,7 @@ async def test_every_image_request_can_be_answered_later(version: str, kind: str
         )
         assert answer.status_code == 202, answer.text
         said = answer.json()
-        assert said.keys() == {"id", "object", "status", "stream_url", "expires_at"}
+        assert said.keys() == {"id", "object", "status", "stream_url", "status_url", "cancel_url", "expires_at"}
         assert said["object"] == "image.stream"
         assert said["status"] in ("in_progress", "completed")
         assert abs(said["expires_at"] - time.time() - 100) < 10
@@ -74,6 +74,9 @@ async def test_every_image_request_can_be_answered_later(version: str, kind: str
         assert found is not None
         assert (found[1], found[2]) == (version, said["id"])
         assert answer.headers["location"] == said["stream_url"]
+        assert answer.headers["cancel-location"] == said["cancel_url"]
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert (await stage.get(stage.url(said["status_url"]), EVENTS)).json()["id"] == said["id"]
         assert answer.headers["preference-applied"] == "respond-async"
         assert answer.headers["cache-control"] == "no-store"
         url = stage.url(said["stream_url"])
@@ -93,7 +96,7 @@ async def test_the_answer_does_not_wait_for_the_image() -> None:
         assert state["status"] == "in_progress"
         assert state["data"] == []
         async with following(stage, url) as reading:
-            await reading.until(holds(b"\n\n", 2))
+            await reading.until(holds(b"\n\n"))
             stage.go.set()
             got = followed(await reading.rest())
         assert [event.data for event in got] == [sent.data for sent in passed_on(preview(0), completed())]
@@ -174,7 +177,7 @@ async def test_nothing_is_missed_when_the_post_is_cut(how: str, grace: int) -> N
             caller.close() if how == "fin" else caller.reset()
         await _left(stage)
         async with following(stage, stage.url(location)) as reading:
-            await reading.until(holds(b"\n\n", 2))
+            await reading.until(holds(b"\n\n"))
             stage.go.set()
             got = followed(await reading.rest())
         assert [event.data for event in got] == [sent.data for sent in passed_on(preview(0), completed())]

@@ -42,6 +42,7 @@ pytestmark = pytest.mark.anyio
 
 MANY: Final = 20
 KEYED: Final = {KEY: "one"}
+OWNED: Final = {**KEYED, "authorization": "Bearer a caller's own"}
 GRACE: Final = 20.0
 """Longer than any test takes."""
 
@@ -106,7 +107,7 @@ async def test_identical_forms_are_one_generation_whatever_their_boundaries() ->
 
         async def ask(number: int, image: bytes = b"\x89PNG" + bytes(100_000)) -> None:
             body, kind = form(f"boundary{number}", parts, image)
-            answers.append(await stage.proxy.client.post(url, content=body, headers={**KEYED, "content-type": kind}))
+            answers.append(await stage.proxy.client.post(url, content=body, headers={**OWNED, "content-type": kind}))
 
         async with anyio.create_task_group() as tasks:
             for number in range(MANY):
@@ -135,16 +136,24 @@ async def test_later_answers_are_the_same_stream() -> None:
 
 async def test_another_request_with_the_key_is_refused() -> None:
     async with playing(good) as stage:
-        assert (await stage.post(headers=KEYED)).status_code == 200
+        assert (await stage.post(headers=OWNED)).status_code == 200
         for members in ({"prompt": "another"}, {"stream": True}, {"n": 1}, {"model": "sim/plain"}):
-            answer = await stage.post(headers=KEYED, **members)
+            answer = await stage.post(headers=OWNED, **members)
             assert (answer.status_code, answer.json()["error"]["code"]) == (422, "idempotency_key_reused")
         edit = await stage.proxy.client.post(
-            f"{stage.proxy.url}/v1/images/edits", json={"model": "sim/gpt-image", "prompt": PROMPT}, headers=KEYED
+            f"{stage.proxy.url}/v1/images/edits", json={"model": "sim/gpt-image", "prompt": PROMPT}, headers=OWNED
         )
         assert edit.status_code == 422
-        assert (await stage.post(headers=KEYED)).status_code == 200
+        assert (await stage.post(headers=OWNED)).status_code == 200
         assert stage.server.calls == 1
+
+
+async def test_callers_without_a_key_of_their_own_share_one_only_for_the_same_body() -> None:
+    """They cannot be told apart, so that another body is another caller's, and the same body the same request."""
+    async with playing(good) as stage:
+        for members in ({}, {"prompt": "another"}, {"stream": True}, {}, {"prompt": "another"}, {"stream": True}):
+            assert (await stage.post(headers=KEYED, **members)).status_code == 200
+        assert stage.server.calls == 3
 
 
 async def test_both_versions_of_the_api_are_one() -> None:
@@ -410,7 +419,7 @@ def claimed_elsewhere(monkeypatch: pytest.MonkeyPatch, *, refused: bool) -> None
     @asynccontextmanager
     async def shared(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
         async with memory(url, max_bytes, linger) as kept:
-            yield Kept(kept.store, Elsewhere(kept.claims, refused=refused))
+            yield Kept(kept.store, Elsewhere(kept.claims, refused=refused), kept.marks)
 
     monkeypatch.setitem(STORES, "memory", shared)
 

@@ -115,7 +115,7 @@ async def test_stream_n_asks_once_for_each_image() -> None:
     async with playing(provider, stream_n=True) as stage:
         url = await stage.later(n=3)
         async with following(stage, url) as reading:
-            await reading.until(holds(b"\n\n", 4))
+            await reading.until(holds(b"\n\n", 3))
             previews = followed(reading.body)
             assert {event.json["image_index"] for event in previews} == {0, 1, 2}
             assert {event.json["partial_image_index"] for event in previews} == {0}
@@ -139,7 +139,7 @@ async def test_a_late_reader_gets_the_newest_preview_of_each_image() -> None:
         url = await stage.later(n=2)
         for _ in range(2):
             async with following(stage, url) as reading:
-                await reading.until(holds(b"\n\n", 3))
+                await reading.until(holds(b"\n\n", 2))
                 assert {event.json["image_index"] for event in followed(reading.body)} == {0, 1}
         provider.go.set()
         await stage.until(url, "completed")
@@ -212,8 +212,9 @@ async def test_a_refusal_beside_an_ambiguous_failure_keeps_the_key() -> None:
 async def test_delete_ends_all_requests() -> None:
     go = anyio.Event()
     async with playing(lambda _: Held((), go, (Fin(),)), stream_n=True, commit_after=0.05) as stage:
-        url = await stage.later(n=3)
+        answer = await stage.post(headers=LATER, stream=True, n=3)
+        url = stage.url(answer.headers["location"])
         await stage.server.wait_until(lambda server: server.calls == 3, 10)
-        assert (await stage.proxy.client.delete(url)).status_code == 200
+        assert (await stage.proxy.client.delete(stage.url(answer.json()["cancel_url"]))).status_code == 200
         await stage.server.wait_until(lambda server: len(server.disconnects) == 3, 10)
         await stage.until(url, "cancelled")

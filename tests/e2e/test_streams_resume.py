@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
 import httpx
 import pytest
+from httpx_sse import aconnect_sse
+from openai import AsyncOpenAI, AsyncStream
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
+from streamproxy.app import create_app
 from streamproxy.core.cursor import Cursor, parse_cursor
+from streamproxy.settings import ProviderSettings, Settings
+from streamproxy.simulator.script import sse
+from streamproxy.simulator.server import serve
+from streamproxy.web import streams
+from streamproxy.web.following import come_back
+from streamproxy.web.responses import EventStream, Pace, Reader
 from tests.support.provider import completed, data_of, passed_on, preview
-from tests.support.streams import EVENTS, Stage, followed, following, holds, retry_of, staged
+from tests.support.proxy import serving
+from tests.support.streams import EVENTS, LATER, Stage, followed, following, holds, retry_of, staged
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +60,7 @@ async def test_the_bytes_of_a_stream() -> None:
             stage.go.set()
             body = await reading.rest()
             head = reading.response.headers
-        words = b"retry: %d\n:\n\n" % retry_of(body)
+        words = b"retry: %d\n:\n" % retry_of(body)
         first = b"data: " + data_of(preview(0)) + b"\nevent: image_generation.partial_image\nid: 1.1\n\n"
         last = b"data: " + passed_on(completed())[0].data + b"\nevent: image_generation.completed\nid: 1.2\n\n"
         assert body == words + first + last
@@ -60,7 +74,7 @@ async def test_the_opening_words_do_not_wait_for_an_event() -> None:
     async with staged((), (completed(),)) as stage:
         url = await stage.later()
         async with following(stage, url) as reading:
-            await reading.until(holds(b"\n\n"))
+            await reading.until(holds(b":\n"))
             assert followed(reading.body) == []
             stage.go.set()
             assert len(followed(await reading.rest())) == 1
@@ -70,7 +84,7 @@ async def test_silence_is_filled_with_comment_lines() -> None:
     async with staged(heartbeat=1) as stage:
         url = await stage.later()
         async with following(stage, url) as reading:
-            await reading.until(holds(b"\n\n", 2))
+            await reading.until(holds(b"\n\n"))
             before = len(reading.body)
             await reading.until(lambda body: len(body) > before)
             assert reading.body[before:] == b":\n"
@@ -83,7 +97,7 @@ async def test_who_comes_late_gets_the_newest_preview_and_the_image() -> None:
         url = await stage.later()
         await produced(stage, url, 3)
         async with following(stage, url) as reading:
-            await reading.until(holds(b"\n\n", 2))
+            await reading.until(holds(b"\n\n"))
             stage.go.set()
             got = followed(await reading.rest())
         assert [(event.id, event.event.rpartition(".")[2]) for event in got] == [
@@ -154,8 +168,9 @@ async def test_an_id_that_this_stream_never_gave_begins_anew(cursor: str) -> Non
         url = await finished(stage)
         answer = await stage.get(url, {**EVENTS, "last-event-id": cursor.encode("latin-1")})  # type: ignore[dict-item]
         assert [event.id for event in followed(answer.content)] == ["1.3"]
-        query = str(httpx.URL(url).copy_merge_params({"last_event_id": cursor, "from": "now"}))
-        assert [event.id for event in followed((await stage.get(query, EVENTS)).content)] == ["1.3"]
+        for name in ("last_event_id", "lastEventId"):
+            query = str(httpx.URL(url).copy_merge_params({name: cursor, "from": "now"}))
+            assert [event.id for event in followed((await stage.get(query, EVENTS)).content)] == ["1.3"]
 
 
 @pytest.mark.parametrize(("begin", "ids"), [("latest", ["1.2", "1.3"]), ("start", ["1.2", "1.3"]), ("now", ["1.3"])])
@@ -164,7 +179,7 @@ async def test_where_a_reader_without_a_cursor_begins(begin: str, ids: list[str]
         url = await stage.later()
         await produced(stage, url, 2)
         async with following(stage, f"{url}&from={begin}") as reading:
-            await reading.until(holds(b"\n\n", len(ids)))
+            await reading.until(holds(b"\n\n" if ids[:-1] else b":\n"))
             assert [event.id for event in followed(reading.body)] == ids[:-1]
             stage.go.set()
             assert [event.id for event in followed(await reading.rest())] == ids
@@ -232,7 +247,7 @@ async def test_every_id_is_digits_and_one_dot() -> None:
     async with staged(numbered(3), (preview(3), completed())) as stage:
         url = await stage.later()
         async with following(stage, url) as reading:
-            await reading.until(holds(b"\n\n", 2))
+            await reading.until(holds(b"\n\n"))
             stage.go.set()
             got = followed(await reading.rest())
         cursors = [parse_cursor(event.id) for event in got]
@@ -244,3 +259,76 @@ def _seq(id: str) -> int:
     found = re.fullmatch(r"1\.([0-9]{1,10})", id)
     assert found is not None
     return int(found[1])
+
+
+@pytest.mark.parametrize("name", ["last_event_id", "lastEventId"])
+async def test_a_polyfill_that_resumes_by_its_url_is_told_to_stop(name: str) -> None:
+    """event-source-polyfill and reconnecting-eventsource say lastEventId."""
+    async with staged(numbered(1)) as stage:
+        url = await finished(stage)
+        assert (await stage.get(f"{url}&{name}=1.2", EVENTS)).status_code == 204
+        assert [event.id for event in followed((await stage.get(f"{url}&{name}=1.1", EVENTS)).content)] == ["1.2"]
+
+
+async def test_who_accepts_anything_gets_events() -> None:
+    """curl -N, requests with sseclient-py, and fetch with a parser."""
+    async with staged(numbered(1)) as stage:
+        url = await finished(stage)
+        assert [event.id for event in followed((await stage.get(url, {"accept": "*/*"})).content)] == ["1.2"]
+
+
+@pytest.mark.parametrize("state", ["running", "draining"])
+async def test_every_event_that_a_simple_decoder_sees_has_data(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """openai-python's Stream and httpx-sse parse the data of each block, also of one that has none."""
+    async with staged(numbered(1)) as stage, AsyncOpenAI(api_key="k", base_url=f"{stage.proxy.url}/v1") as client:
+        url = await stage.later()
+        stage.go.set()
+        await stage.until(url, "completed")
+        if state == "draining":
+            monkeypatch.setattr(streams, "_events", lambda *_: EventStream(come_back(), {}, Pace(5, 5), Reader()))
+        expected = [] if state == "draining" else ["image_generation.completed"]
+        async with aconnect_sse(stage.proxy.client, "GET", url) as source:
+            assert [event.json()["type"] async for event in source.aiter_sse()] == expected
+        got = await client.get(
+            url.removeprefix(f"{stage.proxy.url}/v1"),
+            cast_to=object,
+            options={"headers": {"accept": "text/event-stream"}},
+            stream=True,
+            stream_cls=AsyncStream[dict[str, object]],
+        )
+        assert [event["type"] async for event in got] == expected
+
+
+async def test_the_urls_of_a_stream_begin_with_the_one_that_callers_know() -> None:
+    async with staged(numbered(1), public_url="https://images.test/sub/") as stage:
+        stage.go.set()
+        forwarded = {**LATER, "x-forwarded-prefix": "/evil", "x-forwarded-host": "evil.test"}
+        answer = await stage.post(headers=forwarded, stream=True)
+        said = answer.json()
+        for place in (answer.headers["location"], said["stream_url"], said["status_url"], said["cancel_url"]):
+            assert place.startswith(f"https://images.test/sub/v1/streams/{said['id']}")
+        url = said["stream_url"].replace("https://images.test/sub", stage.proxy.url)
+        await stage.until(url, "completed")
+        state = await stage.state(f"{url}&payload=ref")
+        assert str(state["data"]).count("https://images.test/sub/v1/streams/") == 1
+        assert str(state["stream_url"]) == said["stream_url"]
+
+
+async def test_the_urls_of_a_stream_begin_with_where_the_app_is_mounted() -> None:
+    async with serve(lambda _: sse((completed(),))) as server:
+        row = ProviderSettings(base_url=f"{server.url}/v1", credential="none")
+        settings = Settings(port=0, providers={"sim": row})
+        app = create_app(settings, environ={})
+
+        @asynccontextmanager
+        async def lifespan(_: Starlette) -> AsyncIterator[None]:
+            async with app.router.lifespan_context(app):
+                yield
+
+        outer = Starlette(routes=[Mount("/images/api", app)], lifespan=lifespan)
+        async with serving(outer, settings) as proxy:
+            url = f"{proxy.url}/images/api/v3/images/generations"
+            answer = await proxy.client.post(url, json={"model": "sim/gpt-image", "prompt": "p"}, headers=LATER)
+            assert answer.headers["location"].startswith("/images/api/v3/streams/str_")
+            body = (await proxy.client.get(proxy.url + answer.headers["location"])).content
+            assert [event.event for event in followed(body)] == ["image_generation.completed"]

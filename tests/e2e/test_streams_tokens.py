@@ -23,7 +23,11 @@ pytestmark = pytest.mark.anyio
 MINE: Final = "caller-key-of-mine-0123456789"
 OTHER: Final = "caller-key-of-another-0123456"
 KEYS: Final = tuple("sha256:" + hashlib.sha256(key.encode()).hexdigest() for key in (MINE, OTHER))
-METHODS: Final = (("GET", "", EVENTS), ("GET", "", JSON), ("GET", "/images/0", JSON), ("DELETE", "", JSON))
+READS: Final = (("GET", "", EVENTS), ("GET", "", JSON), ("GET", "/status", EVENTS), ("GET", "/images/0", JSON))
+
+
+LOCATIONS: Final = ("location", "cancel-location")
+ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -35,10 +39,10 @@ def good(received: Received) -> Script:
 
 
 async def statuses(stage: Stage, url: str, headers: dict[str, str]) -> set[int]:
-    """What all methods on a stream and on what is below it are answered with."""
+    """What reading a stream and what is below it is answered with."""
     base, mark, query = url.partition("?")
     found = set()
-    for method, path, accept in METHODS:
+    for method, path, accept in READS:
         answer = await stage.proxy.client.request(method, f"{base}{path}{mark}{query}", headers={**accept, **headers})
         found.add(answer.status_code)
     return found
@@ -64,6 +68,8 @@ async def test_a_token_opens_its_stream_and_nothing_else_does() -> None:
         assert await statuses(stage, url, {}) == {200}
         assert await statuses(stage, url, bearer("nobody's")) == {200}
         assert await statuses(stage, f"{base}?token={other.partition('=')[2]}", {}) == {401}
+        for bad in (f"{token}=", f"{token}==", f"{token[:-1]}{ALPHABET[ALPHABET.index(token[-1]) ^ 1]}"):
+            assert await statuses(stage, f"{base}?token={bad}", {}) == {401}, bad  # the same bytes in another spelling
         for bad in ("", "x", "%00", "%ff", "ä", ".", "..", token[:-1], token + "A", f"x{token}", token.upper()):
             assert await statuses(stage, f"{base}?token={bad}", {}) == {401}, bad
         for bad in flipped(token):
@@ -73,6 +79,49 @@ async def test_a_token_opens_its_stream_and_nothing_else_does() -> None:
         refused = await stage.get(f"{base}?token=x", JSON)
         assert refused.json()["error"]["code"] == "invalid_stream_token"
         assert stage.server.calls == 2
+
+
+async def test_what_reads_does_not_end_and_what_ends_reads_too() -> None:
+    async with staged() as stage:
+        ordered = (await stage.post(headers=LATER, stream=True)).json()
+        reading, ending = stage.url(ordered["stream_url"]), stage.url(ordered["cancel_url"])
+        refused = await stage.proxy.client.delete(reading)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "read_only_token")
+        assert (await stage.state(reading))["status"] == "in_progress"
+        seen = await stage.state(ending)
+        assert ending.partition("token=")[2] not in str(seen)  # what is shown further on only reads
+        assert (await stage.proxy.client.delete(stage.url(str(seen["stream_url"])))).status_code == 403
+        assert (await stage.proxy.client.delete(ending)).json()["cancelled"] is True
+        await stage.until(reading, "cancelled")
+
+
+async def test_no_page_tells_others_the_token_in_its_url() -> None:
+    async with playing(good) as stage:
+        posted = await stage.post(stream=True)
+        url = stage.url(posted.headers["location"])
+        path, _, query = url.partition("?")
+        answers = [posted, await stage.proxy.client.delete(url)]
+        for target in (
+            url,
+            f"{path}/status?{query}",
+            f"{path}/images/0?{query}",
+            f"{path}/images/9?{query}",
+            f"{url}x",
+        ):
+            answers += [await stage.get(target, EVENTS), await stage.get(target, JSON)]
+        answers.append(await stage.get(url, {**EVENTS, "last-event-id": "1.2"}))
+        assert {answer.status_code for answer in answers} == {200, 204, 401, 403, 404}
+        assert {answer.headers["referrer-policy"] for answer in answers} == {"no-referrer"}
+
+
+async def test_a_stream_of_nobody_is_opened_by_its_token_only() -> None:
+    async with playing(good) as stage:
+        url = await stage.later()
+        bare = url.partition("?")[0]
+        for headers in ({}, bearer("anybody's")):
+            assert await statuses(stage, bare, headers) == {404}
+            assert (await stage.proxy.client.delete(bare, headers=headers)).status_code == 404
+        assert (await stage.state(url))["status"] in ("in_progress", "completed")
 
 
 async def test_a_wrong_token_is_not_made_good_by_a_key() -> None:
@@ -158,7 +207,8 @@ async def test_no_token_is_logged_or_repeated() -> None:
             body = {"model": "sim/gpt-image", "prompt": "p", "size": "64x64"}
             answers = [await client.post(base, json=body, headers=LATER)]
             streamed = await client.post(base, json={**body, "stream": True})
-            urls = [process.url + answer.headers["location"] for answer in (answers[0], streamed)]
+            places = [answer.headers[name] for answer in (answers[0], streamed) for name in LOCATIONS]
+            urls = [process.url + place for place in places]
             tokens = [url.partition("token=")[2] for url in urls]
             for url in urls:
                 path = url.partition("?")[0]
@@ -173,7 +223,7 @@ async def test_no_token_is_logged_or_repeated() -> None:
                     await client.get(f"{path}?from=x&token={token}", headers=EVENTS),
                     await client.delete(url),
                 ]
-            assert {answer.status_code for answer in answers} == {200, 202, 401, 404, 405, 422}
+            assert {answer.status_code for answer in answers} == {200, 202, 401, 403, 404, 405, 422}
             await process.line('"DELETE"')
         for token in tokens:
             assert re.fullmatch(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", token)

@@ -137,7 +137,7 @@ async def test_two_hundred_viewers_get_every_outcome_and_the_same_bytes_at_a_bou
         whole = await house.client.get(house.process.url + location, headers=EVENTS)  # from the start, once it is over
         (last,) = followed(whole.content)
         assert (last.event, last.data) == (passed_on(event)[0].event, passed_on(event)[0].data)
-        frame = whole.content[whole.content.index(b"\n\n") + 2 :]
+        frame = whole.content[whole.content.index(b":\n") + 2 :]
         first = b"data: %b\nevent: image_generation.partial_image\nid: 1.1\n\n" % data_of(preview(0))
         expected = blake2b(first + frame).digest()
         assert {what.digest for what in seen} == {expected}

@@ -15,7 +15,7 @@ from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import ERROR, Frame, Operation, Role, type_of
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.hub import Hub, HubLimits, OnDisconnect
-from streamproxy.hub.memory import MemoryStore
+from streamproxy.hub.memory import MemoryMarks, MemoryStore
 from streamproxy.hub.store import Claim, Fenced, Gone, Kept, Record, Stored, StoreError
 from streamproxy.hub.stream import EPOCH, Entry, Stream, Subscriber
 from streamproxy.observe import Observer
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 BOUND: Final = 10.0
 CAP: Final = 1000
 GRACE: Final = 0.05
-LIMITS: Final = HubLimits(grace=GRACE, viewers=3, viewers_of_owner=5, streams=4)
+LIMITS: Final = HubLimits(grace=GRACE, hold=0, viewers=3, viewers_of_owner=5, streams=4)
 
 
 class Frail:
@@ -73,6 +73,10 @@ class Frail:
     async def load(self, id: str) -> Stored | Gone | None:
         await self._reached("load")
         return await self.inner.load(id)
+
+    async def forget(self, id: str) -> None:
+        await self._reached("forget")
+        await self.inner.forget(id)
 
     async def sweep(self) -> None:
         await self._reached("sweep")
@@ -134,13 +138,12 @@ class Place:
         id: str = "s",
         *,
         policy: OnDisconnect = OnDisconnect.CANCEL,
-        kept: bool = True,
-        known: bool = False,
         committed: bool = True,
         key: str | None = None,
+        mark: str | None = None,
     ) -> Stream:
         stream = Stream(id, owner="owner", n=2)
-        await self.hub.create(stream, policy=policy, kept=kept, known=known, key=key)
+        await self.hub.create(stream, policy=policy, key=key, mark=mark)
         if committed:
             stream.commit()
         return stream
@@ -150,7 +153,7 @@ class Place:
 async def hubs(number: int = 1, *, shared: bool = False, limits: HubLimits = LIMITS) -> AsyncIterator[list[Place]]:
     """Hubs of several processes on one store; nothing of them may be left over at the end."""
     store = Frail()
-    kept = Kept(store, store, store if shared else None)
+    kept = Kept(store, store, MemoryMarks(now=anyio.current_time), store if shared else None)
     with anyio.fail_after(BOUND):
         async with anyio.create_task_group() as tasks:
             places = [
@@ -219,21 +222,22 @@ async def test_a_stream_is_found_while_the_store_still_learns_of_it() -> None:
         stream = Stream("s")
 
         async def create() -> None:
-            await place.hub.create(stream, policy=OnDisconnect.CANCEL, kept=True, known=True, key=None)
+            await place.hub.create(stream, policy=OnDisconnect.CANCEL)
 
         tasks.start_soon(create)
         await checkpoint()
         assert await place.hub.find("s") is stream
 
 
-async def test_what_is_not_kept_is_not_found() -> None:
+async def test_what_its_only_caller_has_had_is_kept_no_longer() -> None:
     async with hubs() as [place]:
-        stream = await place.create(kept=False)
+        stream = await place.create()
         await stream.append(completed("A"))
-        assert await refused(place.hub, "s") is Failure.NOT_FOUND
+        place.hub.discard(stream)  # before the end has been kept
         await place.hub.conclude(stream)
-        assert await refused(place.hub, "s") is Failure.NOT_FOUND
-        assert (place.store.inner.bytes, place.hub.running) == (0, 0)
+        await until(lambda: place.store.inner.bytes == 0)
+        assert await refused(place.hub, "s") is Failure.GONE
+        assert place.hub.running == 0
 
 
 async def test_the_end_is_told_once_and_a_stream_is_found_whole_while_it_is_told() -> None:
@@ -315,7 +319,7 @@ async def test_a_stream_without_readers_is_cancelled_after_its_grace() -> None:
 
 
 async def test_who_comes_back_within_the_grace_keeps_it_and_has_a_grace_of_his_own() -> None:
-    async with hubs(limits=HubLimits(0.3, 9, 9, 9)) as [place]:
+    async with hubs(limits=HubLimits(0.3, 0, 9, 9, 9)) as [place]:
         stream = await place.create()
         stream.subscribe().leave()
         await anyio.sleep(0.2)
@@ -328,19 +332,17 @@ async def test_who_comes_back_within_the_grace_keeps_it_and_has_a_grace_of_his_o
         assert anyio.current_time() - began > 0.25
 
 
-@pytest.mark.parametrize(
-    ("committed", "known", "at_once"), [(False, False, True), (True, False, False), (False, True, False)]
-)
-async def test_who_cannot_know_the_stream_cannot_come_back(committed: bool, known: bool, at_once: bool) -> None:
+@pytest.mark.parametrize("committed", [False, True])
+async def test_every_caller_who_leaves_leaves_a_grace(committed: bool) -> None:
     async with hubs() as [place]:
-        stream = await place.create(committed=committed, known=known)
+        stream = await place.create(committed=committed)
         stream.subscribe(asker=True).leave()
-        assert stream.scope.cancel_called == at_once
+        assert not stream.scope.cancel_called
         await until(lambda: stream.scope.cancel_called)
 
 
 async def test_a_stream_that_shall_finish_does() -> None:
-    async with hubs(limits=HubLimits(0, 9, 9, 9)) as [place]:
+    async with hubs(limits=HubLimits(0, 0, 9, 9, 9)) as [place]:
         stream = await place.create(policy=OnDisconnect.FINISH)
         stream.subscribe().leave()
         await stream.append(completed("A"))
@@ -371,19 +373,20 @@ async def _produce(place: Place, stream: Stream) -> None:
     await place.hub.conclude(stream)
 
 
-async def test_cancelling_ends_a_stream_for_everybody_and_may_be_said_again() -> None:
+async def test_ending_a_stream_cancels_it_for_everybody_and_then_forgets_it() -> None:
     async with hubs() as [place], anyio.create_task_group() as tasks:
         stream = await place.create()
         reader = stream.subscribe()
         tasks.start_soon(_produce, place, stream)
-        await place.hub.cancel(stream)
-        await place.hub.cancel(stream)
+        assert not await place.hub.end(stream)
+        assert not await place.hub.end(stream)
         (said,) = await rest(reader)
         assert '"cancelled"' in said
         assert stream.asked_to_end
         kept = await place.hub.find("s")
-        await place.hub.cancel(kept)
         assert texts(kept) == [said]
+        assert await place.hub.end(kept)
+        assert await refused(place.hub, "s") is Failure.GONE
 
 
 async def test_a_drain_waits_for_what_runs_and_takes_nothing_new() -> None:
@@ -513,7 +516,7 @@ async def test_cancelling_reaches_the_process_that_produces() -> None:
         stream = await there.create()
         reader = (await here.hub.find("s")).subscribe()
         tasks.start_soon(_produce, there, stream)
-        await here.hub.cancel(reader.stream)
+        await here.hub.end(reader.stream)
         (said,) = await rest(reader)
         assert '"cancelled"' in said
         tasks.cancel_scope.cancel()

@@ -24,7 +24,7 @@ from tests.support.valkey import ValkeyServer
 
 pytestmark = pytest.mark.anyio
 
-LIMITS = HubLimits(grace=0.1, viewers=10, viewers_of_owner=10, streams=10)
+LIMITS = HubLimits(grace=0.1, hold=0, viewers=10, viewers_of_owner=10, streams=10)
 SKETCH = Frame(PREVIEW, (b"sketch",), 0)
 PICTURE = Frame(COMPLETED, (b"picture",), 0, final=True)
 
@@ -39,7 +39,7 @@ class Replica:
     async def begin(self, id: str, policy: OnDisconnect = OnDisconnect.FINISH) -> Stream:
         """A generation of this process, whose head has been sent."""
         stream = Stream(id, owner="owner", created=1_700_000_000)
-        await self.hub.create(stream, policy=policy, kept=True, known=True, key=None)
+        await self.hub.create(stream, policy=policy)
         stream.commit()
         return stream
 
@@ -47,7 +47,7 @@ class Replica:
 @asynccontextmanager
 async def replica(server: ValkeyServer, name: str, lease: float = LEASE) -> AsyncIterator[Replica]:
     async with store(server, name, lease=lease) as opened, anyio.create_task_group() as tasks:
-        hub = Hub(kept=Kept(opened, opened, opened), tasks=tasks, limits=LIMITS, observer=Observer())
+        hub = Hub(kept=Kept(opened, opened, opened, opened), tasks=tasks, limits=LIMITS, observer=Observer())
         tasks.start_soon(hub.tend)
         yield Replica(hub, opened)
         tasks.cancel_scope.cancel()
@@ -117,7 +117,7 @@ async def test_viewers_elsewhere_keep_a_generation_that_nobody_reads_here(server
 async def test_a_cancel_elsewhere_reaches_the_producer_and_is_told_from_a_reader_who_left(server: ValkeyServer) -> None:
     async with replica(server, "one") as one, replica(server, "two") as two:
         stream = await one.begin("cancelled")
-        await two.hub.cancel(await two.hub.find("cancelled"))
+        await two.hub.end(await two.hub.find("cancelled"))
         await until(lambda: stream.scope.cancel_called)
         assert stream.asked_to_end
 
@@ -128,7 +128,7 @@ async def test_a_cancel_that_cannot_be_passed_on_is_refused(own_server: ValkeySe
         mirror = await two.hub.find("unreachable")
         own_server.kill()
         with pytest.raises(ProxyError) as refused:
-            await two.hub.cancel(mirror)
+            await two.hub.end(mirror)
         assert refused.value.failure is Failure.OVERLOADED
 
 

@@ -31,7 +31,7 @@ from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import Frame, Operation, Role, type_of
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.hub import Hub, HubLimits, OnDisconnect
-from streamproxy.hub.memory import MemoryStore
+from streamproxy.hub.memory import MemoryMarks, MemoryStore
 from streamproxy.hub.store import Kept
 from streamproxy.hub.stream import Stream, Subscriber
 from streamproxy.observe import Observer
@@ -110,8 +110,8 @@ class Streams(RuleBasedStateMachine):
                     tasks.cancel_scope.cancel()
 
             self.app = asyncio.create_task(app())
-            limits = HubLimits(grace=0, viewers=1000, viewers_of_owner=1000, streams=1000)
-            kept = Kept(self.store, self.store)
+            limits = HubLimits(grace=0, hold=0, viewers=1000, viewers_of_owner=1000, streams=1000)
+            kept = Kept(self.store, self.store, MemoryMarks(now=anyio.current_time))
             self.hub = Hub(kept=kept, tasks=await ready, limits=limits, observer=Observer())
 
         self.run(start)
@@ -122,7 +122,7 @@ class Streams(RuleBasedStateMachine):
     def create(self, policy: OnDisconnect) -> Model:
         async def create() -> Stream:
             stream = Stream(f"s{len(self.all)}", n=IMAGES)
-            await self.hub.create(stream, policy=policy, kept=True, known=True, key=None)
+            await self.hub.create(stream, policy=policy)
             stream.commit()
             return stream
 
@@ -160,7 +160,7 @@ class Streams(RuleBasedStateMachine):
     async def _end(self, model: Model, how: str) -> None:
         """As the relay does it."""
         if how == "cancel":
-            await self.hub.cancel(model.stream)
+            await self.hub.end(model.stream)
             assert model.stream.scope.cancel_called
             assert model.stream.asked_to_end
         if how != "finish":

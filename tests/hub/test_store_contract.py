@@ -16,8 +16,20 @@ from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import Frame, Operation, Role, error_frame, type_of
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub.memory import MemoryStore
-from streamproxy.hub.store import Claim, Claims, Gone, Record, Store, Stored
+from streamproxy.hub.memory import MemoryMarks, MemoryStore
+from streamproxy.hub.store import (
+    OWN,
+    Asking,
+    Claim,
+    Claims,
+    Found,
+    Gone,
+    Marks,
+    Record,
+    Standing,
+    Store,
+    Stored,
+)
 from streamproxy.hub.stream import EPOCH, Entry, Stream
 from streamproxy.hub.valkey import ValkeyStore
 from tests.support.valkey import ValkeyServer
@@ -37,6 +49,7 @@ class Row:
 
     store: Store
     claims: Claims
+    marks: Marks
     pass_linger: Callable[[], AbstractAsyncContextManager[None]]
 
 
@@ -54,7 +67,7 @@ async def open_memory() -> AsyncIterator[Row]:
         yield  # not yet
         now[0] += 0.02
 
-    yield Row(store, store, pass_linger)
+    yield Row(store, store, MemoryMarks(now=lambda: now[0]), pass_linger)
 
 
 def open_valkey(url: str, linger: float) -> Open:
@@ -66,7 +79,7 @@ def open_valkey(url: str, linger: float) -> Open:
 
         with anyio.fail_after(BOUND):
             async with ValkeyStore(url, linger=linger, replica="one").open() as store:
-                yield Row(store, store, pass_linger)
+                yield Row(store, store, store, pass_linger)
 
     return opened
 
@@ -252,3 +265,110 @@ async def test_a_claim_that_is_given_up_can_be_made_anew(opened: Open) -> None:
         assert await row.claims.claim(key, second) == second
         assert await row.claims.claim(key, first) == second
         await row.claims.disclaim("never claimed")
+
+
+async def test_what_is_forgotten_is_gone_at_once(opened: Open) -> None:
+    one, other = f"forgotten-{next(ids)}", f"kept-{next(ids)}"
+    async with opened() as row:
+        for id in (one, other):
+            await row.store.create(record(id))
+            await row.store.append(id, entry(1, completed(b"image")))
+        await row.store.forget(other)  # it has not finished
+        for id in (one, other):
+            await row.store.finish(id)
+        await row.store.forget(one)
+        await row.store.forget(one)
+        assert isinstance(await row.store.load(one), Gone)
+        assert (await stored(row.store, other)).finished
+        await row.store.forget("never was")
+
+
+NEW: Final = Found(Standing.NEW)
+FOLLOWED: Final = Found(Standing.FOLLOWED)
+
+
+def adopted(id: str) -> Found:
+    return Found(Standing.ADOPTED, id)
+
+
+@dataclass(slots=True)
+class Asker:
+    """Requests of one mark, a second apart."""
+
+    marks: Marks
+    mark: str
+    time: float = 1_700_000_000.5
+
+    async def __call__(self, id: str, asking: Asking = Asking.RETRY) -> Found:
+        self.time += 1
+        return await self.marks.ask(self.mark, id, self.time, asking)
+
+
+async def test_a_retry_adopts_what_its_caller_has_left(opened: Open) -> None:
+    async with opened() as row:
+        ask = Asker(row.marks, f"mark-{next(ids)}")
+        assert await ask("one", Asking.FIRST) == NEW
+        assert await ask("two") == FOLLOWED
+        await row.marks.left(ask.mark, "one", OWN)
+        assert await ask("three", Asking.FIRST) == NEW  # a request of its own, whatever was left
+        assert await ask("four") == adopted("one")
+        assert await ask("five") == FOLLOWED  # "three" may be about to be left
+        assert await ask("five", Asking.LAST) == adopted("one")
+        await row.marks.left(ask.mark, "three", OWN)
+        assert await ask("six") == adopted("three")
+        await row.marks.left(ask.mark, "one", 1)
+        await row.marks.left(ask.mark, "one", 1)
+        assert await ask("seven") == adopted("one")
+        for id in ("one", "three"):
+            await row.marks.over(ask.mark, id)
+            await row.marks.left(ask.mark, id, 1)
+        assert await ask("eight") == NEW
+        assert await ask("nine", Asking.LAST) == NEW
+
+
+async def test_the_newest_of_what_was_left_is_adopted_first(opened: Open) -> None:
+    async with opened() as row:
+        ask = Asker(row.marks, f"mark-{next(ids)}")
+        names = ["b", "c", "a"]
+        for id in names:
+            assert await ask(id, Asking.FIRST) == NEW
+        for id in names:
+            await row.marks.left(ask.mark, id, OWN)
+        assert [(await ask("retry")).id for _ in range(4)] == ["a", "c", "b", "a"]
+        assert (await row.marks.ask(f"{ask.mark}-other", "x", 1.0, Asking.RETRY)) == NEW
+
+
+async def test_what_many_ask_at_once_is_adopted_by_each_of_as_many_retries(opened: Open) -> None:
+    async with opened() as row:
+        ask = Asker(row.marks, f"mark-{next(ids)}")
+        names = [f"s{number}" for number in range(20)]
+        for id in names:
+            await ask(id, Asking.FIRST)
+            await row.marks.left(ask.mark, id, OWN)
+        found: list[str] = []
+
+        async def retry() -> None:
+            found.append((await ask("retry")).id)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in names:
+                tasks.start_soon(retry)
+        assert sorted(found) == sorted(names)
+
+
+async def test_a_failure_is_every_requests_for_a_while(opened: Open) -> None:
+    failure = b'{"type":"error"} \xc3\xbc'
+    async with opened() as row:
+        ask = Asker(row.marks, f"mark-{next(ids)}")
+        await ask("left", Asking.FIRST)
+        await row.marks.left(ask.mark, "left", OWN)
+        await row.marks.failed(ask.mark, failure, 0.9 * LINGER)
+        assert await ask("one", Asking.FIRST) == Found(Standing.FAILED, failure=failure)
+        assert await ask("two") == adopted("left")
+        assert await ask("three") == Found(Standing.FAILED, failure=failure)
+        assert await row.marks.ask(f"{ask.mark}-other", "x", 1.0, Asking.FIRST) == NEW
+        async with row.pass_linger():
+            pass
+        with anyio.fail_after(BOUND):
+            while (found := await ask("four", Asking.FIRST)) != NEW:
+                assert found.failure == failure

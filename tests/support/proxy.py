@@ -77,10 +77,10 @@ async def running_proxy(
 ) -> AsyncIterator[Proxy]:
     """A proxy whose provider `sim` is at `upstream` (an origin; /v1 is added). `settings` replace the defaults.
 
-    A generation that nobody follows ends at once, so that tests need not wait for the grace.
+    A generation that nobody follows ends at once, so that tests need not wait for the grace, and no failure is held.
     """
     row = {"base_url": f"{upstream}/v1", "credential": "none", **(provider or {})}
-    chosen = Settings.of({"port": 0, "disconnect_grace": 0, "providers": {"sim": row}, **settings})
+    chosen = Settings.of({"port": 0, "disconnect_grace": 0, "failure_hold": 0, "providers": {"sim": row}, **settings})
     app = create_app(chosen, environ=environ or {}, ssl_context=ssl_context, resolver=resolver)
     async with serving(app, chosen) as proxy:
         yield proxy

@@ -17,8 +17,9 @@ import httpx
 import orjson
 
 from streamproxy.simulator.received import Received, Server
-from streamproxy.simulator.script import Script
+from streamproxy.simulator.script import Script, json_answer
 from streamproxy.simulator.server import serve
+from tests.support.faults import IMAGE_BODY, Held
 from tests.support.process import Process, configuration, serving_process
 from tests.support.provider import completed, preview
 from tests.support.proxy import BOUND
@@ -69,6 +70,12 @@ class Cluster:
         self.scripts[scene.prompt] = held(first, scene.go, rest)
         return scene
 
+    def plain(self) -> Scene:
+        """A new one whose provider answers with JSON."""
+        scene = self.scene()
+        self.scripts[scene.prompt] = Held((), scene.go, json_answer(200, IMAGE_BODY))
+        return scene
+
     async def post(
         self, at: Process, scene: Scene, *, headers: Mapping[str, str] | None = None, **members: object
     ) -> httpx.Response:
@@ -78,9 +85,13 @@ class Cluster:
 
     async def later(self, at: Process, scene: Scene, **headers: str) -> str:
         """POST a generation with `Prefer: respond-async`; where its stream is, without the replica."""
+        return (await self.ordered(at, scene, **headers))["location"]
+
+    async def ordered(self, at: Process, scene: Scene, **headers: str) -> httpx.Headers:
+        """The same; all headers of the answer."""
         answer = await self.post(at, scene, headers={**LATER, **headers}, stream=True)
         assert answer.status_code == 202, answer.text
-        return answer.headers["location"]
+        return answer.headers
 
     @asynccontextmanager
     async def posting(self, at: Process, scene: Scene) -> AsyncIterator[Reading]:

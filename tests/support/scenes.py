@@ -140,7 +140,8 @@ class Stage:
 
     async def status(self, url: str) -> httpx.Response:
         """The stream as one object, past the cutter."""
-        return await self.proxy.client.get(url.replace(self.cutter.url, self.proxy.url))
+        url = url.replace(self.cutter.url, self.proxy.url)
+        return await self.proxy.client.get(url, headers={"accept": "application/json"})
 
     async def quiet(self) -> None:
         """Nothing is asked any more."""
@@ -205,7 +206,7 @@ def _when_told(cutter: Cutter) -> None:
     """Whoever was cut off came back when the answer had said, not before."""
     follows = cutter.follows()
     for cut, back in pairwise(follows[:4]):
-        said = re.search(rb"\nretry: (\d+)\n:\n\n", cutter.answers[cut.connection])
+        said = re.search(rb"\nretry: (\d+)\n:\n", cutter.answers[cut.connection])
         assert said is not None
         assert back.at - cutter.ended[cut.connection] > int(said[1]) / 1000 - CLOCK_SECONDS
 

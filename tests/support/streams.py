@@ -25,7 +25,7 @@ from tests.support.proxy import BOUND, PROMPT, Proxy, no_leaks, running_proxy
 EVENTS: Final = {"accept": "text/event-stream"}
 JSON: Final = {"accept": "application/json"}
 LATER: Final = {"prefer": "respond-async"}
-RETRY: Final = re.compile(rb"retry: ([0-9]+)\n:\n\n")
+RETRY: Final = re.compile(rb"retry: ([0-9]+)\n:\n")
 ID: Final = re.compile(r"[0-9]{1,10}\.[0-9]{1,10}")
 KEY: Final = "idempotency-key"
 
@@ -140,10 +140,10 @@ def retry_of(body: bytes) -> int:
 
 
 def followed(body: bytes) -> list[Followed]:
-    """The events of a GET answer, which must have exactly our layout: retry, comment and blank line; then frames of
-    data, event, id and blank line, with comment lines between them."""
+    """The events of a GET answer, which must have exactly our layout: retry and comment; then frames of data, event, id
+    and blank line, with comment lines between them."""
     retry_of(body)
-    lines = body[body.index(b"\n\n") + 2 :].split(b"\n")
+    lines = body[body.index(b"\n") + 1 :].split(b"\n")
     assert lines.pop() == b"", "the stream ends inside a line"
     found: list[Followed] = []
     at = 0

@@ -70,7 +70,7 @@ async def test_a_json_answer_is_no_event() -> None:
 async def test_when_to_come_back_is_drawn_anew(bounds: tuple[int, int], least: int, most: int) -> None:
     drawn = set()
     for _ in range(200):
-        found = re.fullmatch(rb"retry: ([0-9]+)\n:\n\n", opening_words(bounds))
+        found = re.fullmatch(rb"retry: ([0-9]+)\n:\n", opening_words(bounds))
         assert found is not None
         drawn.add(int(found[1]))
     assert least <= min(drawn) < max(drawn) <= most
@@ -79,7 +79,7 @@ async def test_when_to_come_back_is_drawn_anew(bounds: tuple[int, int], least: i
 
 async def test_to_come_back_later_is_all_that_an_overloaded_proxy_says() -> None:
     said = [piece async for piece in come_back()]
-    assert re.fullmatch(rb"retry: [2-8][0-9]{3}\n:\n\n", b"".join(said))
+    assert re.fullmatch(rb"retry: [2-8][0-9]{3}\n:\n", b"".join(said))
 
 
 async def test_a_preview_whose_image_is_there_ends_as_superseded() -> None:

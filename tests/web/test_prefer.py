@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from streamproxy.web.prefer import preferences
+from streamproxy.web.prefer import preferences, wants_events
 
 
 def preferred(*lines: str) -> dict[str, str]:
@@ -58,3 +58,41 @@ def test_a_long_line_takes_no_time(repeated: str) -> None:
     preferred(repeated * (32_000 // len(repeated)))
     preferred("a=" + repeated * (32_000 // len(repeated)) + '"')
     assert time.process_time() - began < 1
+
+
+EVENTS = "text/event-stream"
+
+
+@pytest.mark.parametrize(
+    ("accept", "events"),
+    [
+        ((), True),
+        (("*/*",), True),
+        ((EVENTS,), True),
+        (("TEXT/EVENT-STREAM",), True),
+        ((f"{EVENTS};charset=utf-8",), True),
+        ((f"application/json, {EVENTS}",), True),
+        ((f"{EVENTS};q=0.5, application/json;q=0.4",), True),
+        (("application/json;q=0.1", f"{EVENTS};q=0.2"), True),
+        (("application/json;q=0, */*",), True),
+        (("text/*",), True),
+        (("text/html, application/xhtml+xml, */*;q=0.8",), True),
+        (("application/json",), False),
+        (("Application/JSON; charset=utf-8",), False),
+        (("application/json, text/plain, */*",), False),
+        ((f"{EVENTS};q=0",), False),
+        ((f"{EVENTS}; Q=0.000",), False),
+        ((f"{EVENTS};q=0, */*",), False),
+        ((f"{EVENTS};q=0.3, application/json",), False),
+        (("application/*",), False),
+        (("image/png",), False),
+    ],
+)
+def test_what_is_accepted(accept: tuple[str, ...], events: bool) -> None:
+    headers = [(b"accept", line.encode()) for line in accept]
+    assert wants_events(Request({"type": "http", "headers": headers})) == events
+
+
+@given(st.text(st.characters(max_codepoint=0xFF), max_size=200))
+def test_any_accept_line_is_read(line: str) -> None:
+    wants_events(Request({"type": "http", "headers": [(b"accept", line.encode("latin-1"))]}))
