@@ -103,7 +103,7 @@ async def test_a_path_that_the_provider_does_not_have_is_told(stream: bool) -> N
             answer = await proxy.generate(stream=stream)
         assert answer.status_code == 404
         assert answer.json()["error"]["message"].startswith("Invalid URL (The provider was asked for /v1/images/gener")
-        [line] = [line for line in lines if line["event"] == "failure"]
+        [line] = [line for line in lines if line["event"] == "request"]
         assert line["path"] == "/v1/images/generations"
         assert "preview" not in answer.text + repr(line)
         assert server.calls == 1

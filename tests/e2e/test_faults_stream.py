@@ -227,7 +227,8 @@ async def test_previews_without_end_end(ended: str) -> None:
             assert accepted.status_code == 202
             stream = f"{proxy.url}{accepted.json()['stream_url']}"
             if ended == "by its caller":
-                assert (await proxy.client.delete(stream)).status_code == 200
+                cancelled = await proxy.client.delete(f"{proxy.url}{accepted.json()['cancel_url']}")
+                assert cancelled.status_code == 200
             answer = await proxy.client.get(stream, headers={"accept": "text/event-stream"})
             code = "deadline" if ended == "by total_timeout" else "cancelled"
             assert f'"code":"{code}"'.encode() in answer.content

@@ -337,7 +337,7 @@ CALLERS: Final = {
     "user-agent": CANARY,
     "referer": f"http://{CANARY}.test/",
     "origin": f"http://{CANARY}.test",
-    "x-request-id": CANARY,
+    "x-request-id": f"({CANARY})",
     "traceparent": CANARY,
     "idempotency-key": CANARY,
     "openai-organization": CANARY,
@@ -361,7 +361,7 @@ async def test_none_of_the_callers_own_headers_or_its_query_reach_a_configured_p
     async with (
         no_leaks(),
         serve(lambda _: IMAGE) as server,
-        running_proxy(server.url, provider=BEARER, environ=ENVIRON) as proxy,
+        running_proxy(server.url, provider=BEARER, environ=ENVIRON, allowed_hosts=CALLERS["host"]) as proxy,
     ):
         body: dict[str, object] = {"model": "sim/gpt-image", "prompt": PROMPT}
         if path == EDITS:
@@ -379,9 +379,10 @@ async def test_none_of_the_callers_own_headers_or_its_query_reach_a_configured_p
 
 
 async def test_a_provider_without_credential_gets_none() -> None:
-    async with no_leaks(), serve(lambda _: IMAGE) as server, running_proxy(server.url) as proxy:
+    async with no_leaks(), serve(lambda _: IMAGE) as server, running_proxy(server.url, allowed_hosts=CALLERS["host"]) as proxy:
         body = {"model": "sim/gpt-image", "prompt": PROMPT}
-        await proxy.client.post(proxy.url + GENERATIONS, json=body, headers=CALLERS)
+        answer = await proxy.client.post(proxy.url + GENERATIONS, json=body, headers=CALLERS)
+        assert answer.status_code == 200
         assert names(last(server)) == OWN
         assert not shows(last(server), CANARY)
 

@@ -90,11 +90,14 @@ async def test_a_page_of_another_origin_is_refused(origin: str | None, status: i
             assert answer.json()["error"]["code"] == "origin_not_allowed"
 
 
-async def test_without_configured_origins_the_browser_alone_decides() -> None:
+async def test_without_configured_origins_no_other_page_follows_a_stream() -> None:
     async with staged() as stage:
-        answer = await stage.get(await finished(stage), {**EVENTS, "origin": "https://evil.test"})
-        assert answer.status_code == 200
-        assert "access-control-allow-origin" not in answer.headers
+        url = await finished(stage)
+        refused = await stage.get(url, {**EVENTS, "origin": "https://evil.test"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "origin_not_allowed")
+        assert "access-control-allow-origin" not in refused.headers
+        own = await stage.get(url, {**EVENTS, "origin": stage.proxy.url})
+        assert own.status_code == 200
 
 
 async def test_a_page_may_read_what_it_needs_of_the_head() -> None:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
 import anyio
 import httpx
@@ -77,7 +78,7 @@ class Stage:
 
     async def later(self) -> str:
         """A stream that nobody reads; its URL."""
-        body = {"model": "sim/gpt-image", "prompt": PROMPT, "stream": True}
+        body = {"model": "sim/gpt-image", "prompt": f"{PROMPT} {uuid4()}", "stream": True}
         answer = await self.client.post(f"{self.proxy.url}/v1/images/generations", json=body, headers=LATER)
         assert answer.status_code == 202, answer.text
         return self.proxy.url + answer.headers["location"]
