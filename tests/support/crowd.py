@@ -124,7 +124,7 @@ async def _resuming(crowd: Crowd, chance: random.Random) -> None:
                 outcomes.append(event.event)
     else:
         raise AssertionError("it never ends")
-    assert len(outcomes) == 1
+    assert len(outcomes) == 1, (outcomes, ids, status)
     crowd.ends[outcomes[0]] += 1
 
 
