@@ -153,8 +153,8 @@ class Relay:
             self._observer.streams(-1)
 
     async def _fail(self, stream: Stream, error: ProxyError) -> None:
-        if stream.finished:
-            return  # every image is there; nothing may follow the last one
+        if stream.finished or stream.complete:
+            return  # nothing may follow the last image
         unfollowed = error.failure is Failure.CANCELLED and not stream.asked_to_end  # counted when the reader left
         if stream.committed and not stream.asked and not unfollowed:  # otherwise its caller's request tells
             self._observer.failure(error, stream.request_id)

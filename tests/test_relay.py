@@ -21,7 +21,7 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.hub import Hub, HubLimits, OnDisconnect
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
 from streamproxy.hub.store import Kept
-from streamproxy.hub.stream import Stream
+from streamproxy.hub.stream import Entry, Stream
 from streamproxy.observe import Observer
 from streamproxy.relay import Limits, Plan, Relay, Service
 from streamproxy.simulator.script import Fin, Script, Stall, error_answer, json_answer, sse
@@ -253,3 +253,17 @@ async def test_a_model_nobody_serves_and_no_provider_at_all_are_refused() -> Non
             bare.plan(MODEL, [])
         assert nobody.value.failure is Failure.PROVIDER_NOT_CONFIGURED
         assert "OPENAI_API_KEY" in nobody.value.message
+
+
+async def test_a_cancellation_while_the_last_image_is_kept_does_not_follow_it_with_a_failure() -> None:
+    async with relaying(sse((FIRST, LAST))) as running:
+        stream, _ = await running.start()
+
+        async def keeping(id: str, entry: Entry) -> None:
+            if entry.critical:
+                stream.scope.cancel()
+
+        stream.sink = keeping
+        assert await _frames(stream) == [PREVIEW, COMPLETED]
+        await _over(running)
+        assert stream.finished

@@ -18,7 +18,7 @@ from typing import Final
 import anyio
 
 from streamproxy.core.cursor import Cursor
-from streamproxy.core.events import Frame, error_frame
+from streamproxy.core.events import ANSWER, Frame, error_frame
 from streamproxy.errors import ProxyError
 
 EPOCH: Final = 1
@@ -133,6 +133,11 @@ class Stream(Retained):
     def asked(self) -> bool:
         """Whether the caller who asked for it is still there."""
         return self._asker is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image has its outcome: what ends the generation now is no failure any more."""
+        return len(self._outcomes) >= self.n or any(entry.frame.type == ANSWER for entry in self._entries.values())
 
     def open(self, opening: Opening) -> None:
         """The provider accepted the request."""

@@ -379,7 +379,11 @@ async def test_none_of_the_callers_own_headers_or_its_query_reach_a_configured_p
 
 
 async def test_a_provider_without_credential_gets_none() -> None:
-    async with no_leaks(), serve(lambda _: IMAGE) as server, running_proxy(server.url, allowed_hosts=CALLERS["host"]) as proxy:
+    async with (
+        no_leaks(),
+        serve(lambda _: IMAGE) as server,
+        running_proxy(server.url, allowed_hosts=CALLERS["host"]) as proxy,
+    ):
         body = {"model": "sim/gpt-image", "prompt": PROMPT}
         answer = await proxy.client.post(proxy.url + GENERATIONS, json=body, headers=CALLERS)
         assert answer.status_code == 200
