@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from streamproxy.observe import Observer
 from streamproxy.relay import Limits, Plan, Relay, Service
 from streamproxy.simulator.script import Fin, Script, Stall, error_answer, json_answer, sse
 from streamproxy.simulator.server import Server, serve
-from streamproxy.upstream import Deadlines, Upstream, default_ssl_context
+from streamproxy.upstream import TURN, Deadlines, Upstream, default_ssl_context
 from tests.support.provider import COMPLETED, PREVIEW, completed, preview
 from tests.support.proxy import no_leaks
 
@@ -261,6 +262,7 @@ async def test_a_cancellation_while_the_last_image_is_kept_does_not_follow_it_wi
 
         async def keeping(id: str, entry: Entry) -> None:
             if entry.critical:
+                time.sleep(2 * TURN)  # noqa: ASYNC251 - so that the relay lets the cancellation in
                 stream.scope.cancel()
 
         stream.sink = keeping
