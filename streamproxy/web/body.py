@@ -30,7 +30,7 @@ from starlette.requests import ClientDisconnect, Request
 from streamproxy.core.forms import is_image_part
 from streamproxy.core.imagefile import SNIFFED, sniff
 from streamproxy.core.requests import Part
-from streamproxy.errors import Failure, ProxyError
+from streamproxy.errors import Failure, ProxyError, descriptors_exhausted
 
 MAX_PARTS: Final = 100
 """Fields, and files, of one form: images need 17, the request schema has 20 fields."""
@@ -162,7 +162,7 @@ class Intake:
             raise ProxyError(Failure.INVALID_MULTIPART, message) from None
         except OSError as error:
             parser.close()
-            raise ProxyError(
+            raise descriptors_exhausted(error) or ProxyError(
                 Failure.UPLOAD_SPOOL,
                 f"The upload could not be stored ({error.strerror}). Free space in the temporary directory (TMPDIR).",
             ) from None

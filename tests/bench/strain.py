@@ -249,13 +249,15 @@ async def flooded(name: str, piece: bytes, seconds: float) -> list[Reading]:
                 await caller.rest()
             streams += 1
 
-    config = "failure_hold = 0\n"
     with flooding(piece) as origin, anyio.fail_after(STEP_SECONDS):
-        async with serving_process(configuration(origin, settings=config)) as process:
-            async with asking(process.port) as took, anyio.create_task_group() as tasks:
-                until = time.monotonic() + seconds
-                for _ in range(FLOODED):
-                    tasks.start_soon(follow, process.port)
+        async with (
+            serving_process(configuration(origin, settings="failure_hold = 0\n")) as process,
+            asking(process.port) as took,
+            anyio.create_task_group() as tasks,
+        ):
+            until = time.monotonic() + seconds
+            for _ in range(FLOODED):
+                tasks.start_soon(follow, process.port)
     return [Reading(name, "streams", streams), Reading(name, "slowest livez, ms", max(took), LIVEZ_MS)]
 
 
