@@ -10,6 +10,7 @@ only where it cannot have, may anybody send the same request again.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -76,6 +77,7 @@ class Failure(Enum):
     OVERLOADED = FailureRow("overloaded", 503, SERVER, "shed")
     DRAINING = FailureRow("draining", 503, SERVER, "drain")
     PRODUCER_LOST = FailureRow("producer_lost", 502, SERVER, "producer_lost", charged=True)
+    DESCRIPTORS_EXHAUSTED = FailureRow("descriptors_exhausted", 503, SERVER, "emfile")
     UPLOAD_SPOOL = FailureRow("upload_spool", 507, SERVER, "spool")
     SERVER_SHUTDOWN = FailureRow("server_shutdown", 503, SERVER, "drain", charged=True)
     INTERNAL = FailureRow("internal_error", 500, SERVER, "internal", charged=True)
@@ -176,3 +178,16 @@ class ProxyError(Exception):
     def retryable(self) -> bool:
         """Whether the same request may be sent again without any risk of paying twice."""
         return not self.failure.value.charged or (self.status == 503 and self.retry_after is not None)
+
+
+def descriptors_exhausted(error: BaseException) -> ProxyError | None:
+    """DESCRIPTORS_EXHAUSTED where this process (EMFILE), or the machine (ENFILE), can open no more files; else None."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number not in (errno.EMFILE, errno.ENFILE):
+        return None
+    return ProxyError(
+        Failure.DESCRIPTORS_EXHAUSTED,
+        "The proxy can open no more files or connections. Raise its limit of open files (ulimit -n, LimitNOFILE).",
+        retry_after="2",
+        noted={"errno": errno.errorcode[number]},
+    )

@@ -21,7 +21,7 @@ from aiohttp import AddrInfoType, abc, http_exceptions
 from httpx_aiohttp import AiohttpTransport
 from httpx_aiohttp.transport import AiohttpResponseStream
 
-from streamproxy.errors import Failure, ProxyError
+from streamproxy.errors import Failure, ProxyError, descriptors_exhausted
 from streamproxy.upstream.connection import MAX_HEAD_BYTES, PROGRESS, Connection, Progress
 
 CHUNK: Final = 64 * 1024
@@ -71,6 +71,8 @@ def _translate(error: Exception, progress: Progress) -> ProxyError | None:
     ours = next((reason for reason in _reasons(error) if isinstance(reason, ProxyError)), None)
     if ours is not None:  # from Connection, or from reading the upload
         return ours
+    if not progress.sent and (exhausted := _exhausted(error)) is not None:
+        return exhausted
     if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return None
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
@@ -95,6 +97,20 @@ def _translate(error: Exception, progress: Progress) -> ProxyError | None:
     if isinstance(error, aiohttp.ClientError | OSError):
         return _broken(progress)
     return None
+
+
+def _exhausted(error: Exception) -> ProxyError | None:
+    """DESCRIPTORS_EXHAUSTED where that is the reason.
+
+    glibc says of a name that it is unknown where it cannot open a file or a socket to look it up. Hence the trial.
+    """
+    reasons = list(_reasons(error))
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        try:
+            socket.socket().close()
+        except OSError as reason:
+            reasons.append(reason)
+    return next(filter(None, map(descriptors_exhausted, reasons)), None)
 
 
 def _broken(progress: Progress) -> ProxyError:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
 import anyio
+import anyio.lowlevel
 from anyio import to_thread
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
@@ -29,7 +30,7 @@ from starlette.requests import ClientDisconnect, Request
 from streamproxy.core.forms import is_image_part
 from streamproxy.core.imagefile import SNIFFED, sniff
 from streamproxy.core.requests import Part
-from streamproxy.errors import Failure, ProxyError
+from streamproxy.errors import Failure, ProxyError, descriptors_exhausted
 
 MAX_PARTS: Final = 100
 """Fields, and files, of one form: images need 17, the request schema has 20 fields."""
@@ -39,6 +40,10 @@ MAX_TEXT: Final = 1024 * 1024
 
 SAYS_NOTHING: Final = (None, "", "application/octet-stream", "binary/octet-stream")
 """Content types of a file part that leave it to the bytes. curl, axios, aiohttp and Go's clients send them."""
+
+LARGE: Final = 1024 * 1024
+"""Bytes from which on a body takes milliseconds, so that one is handled in a turn of the event loop. Fewer have to come
+before room is made for the rest: a head alone costs nothing."""
 
 IDENTITY: Final = ("", "identity")
 
@@ -93,6 +98,7 @@ class Intake:
     pause: float
     rate: float
     budget: Budget
+    large: anyio.Lock = field(default_factory=anyio.Lock)
 
     async def read_json(self, request: Request) -> JsonBody:
         """The whole body.
@@ -103,17 +109,36 @@ class Intake:
         announced = _announced(request)
         taken = announced if announced is not None and announced <= self.json else 0
         self.budget.take(taken)
-        body = io.BytesIO()  # grows in place, and getvalue hands over what it holds: joined chunks would be there twice
+        body = io.BytesIO()  # getvalue hands over what it holds: joined chunks would be there twice
         try:
             async for chunk in self._chunks(request, self.json, "max_json_bytes"):
+                size = body.tell() + len(chunk)
+                if size > taken:
+                    self.budget.take(size - taken)
+                    taken = size
+                if body.tell() < LARGE <= size < taken:
+                    await self._reserve(body, taken)
                 body.write(chunk)
-                if body.tell() > taken:
-                    self.budget.take(body.tell() - taken)
-                    taken = body.tell()
+            if body.tell() >= LARGE:
+                await self._turn()
+            body.truncate()
         except BaseException:
             self.budget.held -= taken
             raise
         return JsonBody(body.getvalue(), _once(lambda: self._give_back(taken)))
+
+    async def _turn(self) -> None:
+        """Wait for a turn of the event loop in which no other large body is reserved or parsed."""
+        async with self.large:
+            await anyio.lowlevel.checkpoint()
+
+    async def _reserve(self, body: io.BytesIO, size: int) -> None:
+        """Room for all that has been announced: a body that grows to 24 MB is copied some ten times on its way."""
+        await self._turn()
+        at = body.tell()
+        body.seek(size - 1)
+        body.write(b"\0")
+        body.seek(at)
 
     def _give_back(self, size: int) -> None:
         self.budget.held -= size
@@ -137,7 +162,7 @@ class Intake:
             raise ProxyError(Failure.INVALID_MULTIPART, message) from None
         except OSError as error:
             parser.close()
-            raise ProxyError(
+            raise descriptors_exhausted(error) or ProxyError(
                 Failure.UPLOAD_SPOOL,
                 f"The upload could not be stored ({error.strerror}). Free space in the temporary directory (TMPDIR).",
             ) from None

@@ -40,7 +40,7 @@ async def behind(name: str, *, json_heartbeat: float = 0.0) -> AsyncIterator[tup
             no_leaks(),
             serve(slow) as server,
             running_proxy(server.url, disconnect_grace=15, json_heartbeat=json_heartbeat) as proxy,
-            edge(name, proxy.port, timeout=TIMEOUT) as url,
+            edge(EDGES[name], proxy.port, timeout=TIMEOUT) as url,
         ):
             yield url, server
 

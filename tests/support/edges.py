@@ -1,4 +1,8 @@
-"""Real edges before the proxy, as operators have them: stock nginx and HAProxy with one line and a read timeout."""
+"""Real edges before the proxy, as operators have them.
+
+EDGES are stock: one line, a read timeout, and room for a picture in a request. POOLED keep connections to the proxy
+that all callers share, and pass `Upgrade` on, with the lines of nginx's documentation for WebSockets.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -22,24 +27,31 @@ _NGINX: Final = """
 daemon off;
 worker_processes 1;
 error_log stderr;
-pid {place}/nginx.pid;
-events {{ worker_connections 256; }}
-http {{
+pid PLACE/nginx.pid;
+events { worker_connections 256; }
+http {
     access_log off;
-    client_body_temp_path {place}/client_body;
-    proxy_temp_path {place}/proxy;
-    fastcgi_temp_path {place}/fastcgi;
-    uwsgi_temp_path {place}/uwsgi;
-    scgi_temp_path {place}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{
-            proxy_pass http://127.0.0.1:{origin};
-            proxy_read_timeout {milliseconds}ms;
-        }}
-    }}
-}}
+    client_body_temp_path PLACE/client_body;
+    proxy_temp_path PLACE/proxy;
+    fastcgi_temp_path PLACE/fastcgi;
+    uwsgi_temp_path PLACE/uwsgi;
+    scgi_temp_path PLACE/scgi;
+    client_max_body_size 0;
+    OF_HTTP
+    server {
+        listen 127.0.0.1:PORT;
+        location / {
+            OF_LOCATION
+            proxy_read_timeout MILLISECONDSms;
+        }
+    }
+}
 """
+
+_POOL: Final = "upstream pool { server 127.0.0.1:ORIGIN; keepalive 8; }"
+_UPGRADE: Final = "proxy_pass http://pool; proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade;"
+_MAP: Final = "map $http_upgrade $connection_upgrade { default upgrade; '' close; }"
+_MAP_KEPT: Final = "map $http_upgrade $connection_upgrade { default upgrade; '' ''; }"
 
 _HAPROXY: Final = """
 global
@@ -47,37 +59,67 @@ global
 defaults
     mode http
     timeout connect 5s
-    timeout client {milliseconds}ms
-    timeout server {milliseconds}ms
+    timeout client MILLISECONDSms
+    timeout server MILLISECONDSms
 listen edge
-    bind 127.0.0.1:{port}
-    server origin 127.0.0.1:{origin}
+    bind 127.0.0.1:PORT
+    server origin 127.0.0.1:ORIGIN
 """
 
-Command = Callable[[str, Path], list[str]]
 
-EDGES: Final[dict[str, tuple[str, Command]]] = {
-    "nginx": (_NGINX, lambda binary, config: [binary, "-p", str(config.parent), "-c", str(config), "-e", "stderr"]),
-    "haproxy": (_HAPROXY, lambda binary, config: [binary, "-db", "-f", str(config)]),
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A configuration of one program."""
+
+    program: str
+    text: str
+
+    def command(self, binary: str, config: Path) -> list[str]:
+        """How it is run in the foreground."""
+        if self.program == "haproxy":
+            return [binary, "-db", "-f", str(config)]
+        return [binary, "-p", str(config.parent), "-c", str(config), "-e", "stderr"]
+
+
+def _nginx(of_location: str, of_http: str = "") -> Edge:
+    return Edge("nginx", _NGINX.replace("OF_HTTP", of_http).replace("OF_LOCATION", of_location))
+
+
+EDGES: Final[Mapping[str, Edge]] = {
+    "nginx": _nginx("proxy_pass http://127.0.0.1:ORIGIN;"),
+    "haproxy": Edge("haproxy", _HAPROXY),
 }
-"""By name: the configuration, and how it is run."""
+
+POOLED: Final[Mapping[str, Edge]] = {
+    "always": _nginx(f'{_UPGRADE} proxy_set_header Connection "upgrade";', _POOL),
+    "map": _nginx(f"{_UPGRADE} proxy_set_header Connection $connection_upgrade;", f"{_POOL} {_MAP}"),
+    "map, kept": _nginx(f"{_UPGRADE} proxy_set_header Connection $connection_upgrade;", f"{_POOL} {_MAP_KEPT}"),
+    "map, kept, unbuffered": _nginx(
+        f"{_UPGRADE} proxy_set_header Connection $connection_upgrade; proxy_request_buffering off;",
+        f"{_POOL} {_MAP_KEPT}",
+    ),
+}
+"""By the value of `Connection` towards the proxy. Unbuffered, a body comes in the packets that its caller made."""
 
 
 @asynccontextmanager
-async def edge(name: str, origin: int, *, timeout: float) -> AsyncIterator[str]:
+async def edge(kind: Edge, origin: int, *, timeout: float) -> AsyncIterator[str]:
     """An edge before this port until the block ends, which waits `timeout` seconds for an answer; its URL."""
-    text, command = EDGES[name]
-    binary = shutil.which(name, path=SBIN)
+    binary = shutil.which(kind.program, path=SBIN)
     if binary is None:
-        pytest.skip(f"{name} is not installed")
+        pytest.skip(f"{kind.program} is not installed")
     async with anyio.TemporaryDirectory() as directory:
         place = Path(directory)
         place.chmod(0o755)  # noqa: ASYNC240  as root, nginx' worker runs as a user of its own
         port = _free_port()
         config = anyio.Path(place / "edge.conf")
-        await config.write_text(text.format(place=place, port=port, origin=origin, milliseconds=int(timeout * 1000)))
+        values = {"PLACE": place, "PORT": port, "ORIGIN": origin, "MILLISECONDS": int(timeout * 1000)}
+        text = kind.text
+        for name, value in values.items():
+            text = text.replace(name, str(value))
+        await config.write_text(text)
         async with await anyio.open_process(
-            command(binary, Path(config)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            kind.command(binary, Path(config)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             try:
                 await _listens(port)

@@ -47,10 +47,14 @@ class Process:
                 await self.changed.wait()
         return found[-1]
 
+    def resident(self) -> int:
+        """Bytes of resident memory."""
+        return self._status("VmRSS")
+
     def reset_peak(self) -> int:
         """Begin to measure the peak of resident memory anew; bytes resident now."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
-        return self._status("VmRSS")
+        return self.resident()
 
     def peak(self) -> int:
         """The most bytes that were resident since `reset_peak`, as the kernel counts: nothing is sampled."""

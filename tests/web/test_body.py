@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import threading
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ from starlette.types import Message
 
 from streamproxy.core.requests import Part
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.web.body import MAX_PARTS, Budget, Form, Intake, SpooledUpload, media_type
+from streamproxy.web.body import LARGE, MAX_PARTS, Budget, Form, Intake, SpooledUpload, media_type
 
 pytestmark = pytest.mark.anyio
 
@@ -104,6 +105,36 @@ async def test_a_body_may_have_just_the_limit_whatever_its_head_says(length: str
         await read_json(request([b"01234", b"56789x"], length=length), 10)
     assert caught.value.failure is Failure.BODY_TOO_LARGE
     assert "max_json_bytes" in caught.value.message
+
+
+@pytest.mark.parametrize("announced", [None, 0, -1, 1, LARGE])
+async def test_a_large_body_is_what_was_sent_whatever_its_head_says(announced: int | None) -> None:
+    """`announced`: so many bytes more than come."""
+    body = bytes(range(256)) * 3 * (LARGE // 256)
+    chunks = [body[at : at + 100_000] for at in range(0, len(body), 100_000)]
+    length = None if announced is None else str(len(body) + announced)
+    assert await read_json(request(chunks, length=length), 5 * LARGE) == body
+
+
+async def test_of_large_bodies_that_are_whole_at_once_one_is_handled_in_a_turn() -> None:
+    loop, turn, reading = asyncio.get_running_loop(), 0, intake(4 * LARGE)
+    handled: list[int] = []
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        if len(handled) < 8 and turn < 10_000:
+            loop.call_soon(count)
+
+    async def read() -> None:
+        await reading.read_json(request([bytes(LARGE)] * 2, length=str(2 * LARGE)))
+        handled.append(turn)
+
+    async with anyio.create_task_group() as tasks:
+        count()
+        for _ in range(8):
+            tasks.start_soon(read)
+    assert len(set(handled)) == 8
 
 
 async def test_a_body_that_is_announced_too_large_is_refused_unread() -> None:
