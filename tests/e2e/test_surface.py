@@ -116,7 +116,9 @@ ABSENT: Final = (
     "/v2/models",
     "/V1/models",
     "//v1/models",
-    "/v1/chat",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/images/variations",
     "/livez/",
     "/v1/images/generations/",
 )
@@ -127,7 +129,8 @@ async def test_unknown_paths_are_a_404_without_a_redirect() -> None:
         for path in ABSENT:
             for method in ("GET", "POST", "DELETE"):
                 answer = await proxy.client.request(method, proxy.url + path)
-                assert "/v1" in openai_error(answer, 404, "not_found")
+                said = openai_error(answer, 404, "not_found")
+                assert "under /v1 and /v3: POST /v1/images/generations" in said
                 assert "location" not in answer.headers
 
 
