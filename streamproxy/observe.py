@@ -6,10 +6,12 @@ over the standard library: one line per request, one per failure, as JSON or as 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import sys
+from datetime import UTC, datetime
 from typing import Final, cast
 
 import structlog
@@ -149,6 +151,13 @@ def configure_logging(level: str, form: str, *, pid: bool = False) -> None:
         cache_logger_on_first_use=False,
     )
     quiet_libraries()
+
+
+def say(line: str, form: str) -> None:
+    """Tell the operator, whatever the level of the log. Where the log is JSON, so is this line."""
+    if form == "json":
+        line = json.dumps({"event": line, "level": "info", "timestamp": datetime.now(UTC).isoformat()})
+    sys.stderr.write(line + "\n")
 
 
 def _add_pid(logger: object, name: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:

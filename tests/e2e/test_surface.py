@@ -431,6 +431,20 @@ def talkative(received: Received) -> Script:
     )
 
 
+async def test_a_log_of_json_has_no_other_lines() -> None:
+    """From the first word to the last, a warning at the start and a caller's broken request included."""
+    config = configuration(NOBODY, settings='log_level = "debug"') + 'base_url = "https://api.openai.com"\n'
+    async with serving_process(config.replace(f'base_url = "{NOBODY}/v1"\n', "")) as process, caller() as client:
+        assert (await client.get(f"{process.url}/nope")).status_code == 404
+        async with await anyio.connect_tcp("127.0.0.1", process.port) as raw:
+            await raw.send(b"nonsense\r\n\r\n")
+            await raw.receive()
+        await process.line("not_found")
+    lines = [orjson.loads(line) for line in process.log]
+    assert all({"event", "level", "timestamp"} <= line.keys() for line in lines)
+    assert any("sim" in line["event"] and line["level"] == "warning" for line in lines)
+
+
 @pytest.mark.parametrize("form", ["json", "text"])
 async def test_the_log_holds_neither_queries_nor_prompts_nor_keys(form: str) -> None:
     secrets = {
