@@ -397,6 +397,18 @@ async def test_a_caller_who_leaves_is_one_line_with_one_outcome() -> None:
         assert [(line["event"], line["status"], line["failure"]) for line in told] == [("request", 499, "caller_gone")]
 
 
+async def test_a_line_says_which_provider_and_which_model_it_was() -> None:
+    """The model by its name in the catalogue; a name that is not there is the caller's own words."""
+    gateway = {"models": ["*"], "names": "written"}
+    async with no_leaks(), serve(lambda _: IMAGE) as server, running_proxy(server.url, provider=gateway) as proxy:
+        with capture_logs() as logs:
+            for model in ("openai/gpt-image-2", "gpt-image-2", "a lighthouse"):
+                assert (await proxy.generate(model=model)).status_code == 200
+            await until(lambda: len([line for line in logs if line["event"] == "request"]) == 3)
+        told = [(line["provider"], line.get("model")) for line in logs if line["event"] == "request"]
+        assert told == [("sim", "openai/gpt-image-2"), ("sim", "openai/gpt-image-2"), ("sim", None)]
+
+
 async def test_a_failed_stream_names_the_id_of_its_head() -> None:
     broken = sse([preview(0), event("error", b'{"type":"error","error":{"message":"no"}}')])
     async with no_leaks(), serve(lambda _: broken) as server, running_proxy(server.url) as proxy:
