@@ -170,10 +170,10 @@ async def test_any_tells_the_metrics_of_all(store: str) -> None:
     async def told(stage: Stage) -> set[tuple[float, float]]:
         found: set[tuple[float, float]] = set()
         for _ in range(8):
-            lines = (await stage.client.get(f"{stage.proxy.url}/metrics")).text.splitlines()
-            values = {
-                name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")
-            }
+            answer = await stage.client.get(f"{stage.proxy.url}/metrics")
+            assert answer.status_code == 200, answer.text
+            lines = (line.rpartition(" ") for line in answer.text.splitlines() if line[0] != "#")
+            values = {name: float(value) for name, _, value in lines}
             live = values['streamproxy_requests_total{route="/livez",status="200"}']
             found.add((live, values["streamproxy_streams"]))
         return found
@@ -187,9 +187,7 @@ async def test_any_tells_the_metrics_of_all(store: str) -> None:
         killed, left = stage.proxy.workers()
         os.kill(killed, signal.SIGKILL)
         await stage.replaced(killed, 2)
-        [(requests, streams)] = await told(stage)
-        assert requests == 20
-        assert 0 <= streams <= 3
+        assert {requests for requests, _ in await told(stage)} == {20}
         os.kill(left, signal.SIGKILL)
         await stage.replaced(left, 2)
         assert await told(stage) == {(20, 0)}
