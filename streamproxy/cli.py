@@ -8,6 +8,7 @@ an error, 2 for wrong usage, 130 after Ctrl-C.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -177,21 +178,21 @@ def serve(ctx: click.Context, config: Path | None) -> None:
 
     from streamproxy.app import create_app
     from streamproxy.configuration import warnings
-    from streamproxy.observe import configure_logging
+    from streamproxy.observe import configure_logging, say
     from streamproxy.server import serve as serve_on
     from streamproxy.server.listening import listen
     from streamproxy.server.memory import tune_allocator
     from streamproxy.server.workers import supervise
 
+    several = settings.workers > 1
+    configure_logging(settings.log_level, settings.log_format, pid=several)
     for line in warnings(settings, configured, catalogue, ctx.obj or {}):
-        click.echo(f"warning: {line}", err=True)
+        logging.getLogger("streamproxy").warning(line)
     names = ", ".join(provider.name for provider in configured.providers)
 
     def ready(url: str) -> None:
-        click.echo(f"API base URL: {url}/v1   ({names})", err=True)
+        say(f"API base URL: {url}/v1   ({names})", settings.log_format)
 
-    several = settings.workers > 1
-    configure_logging(settings.log_level, settings.log_format, pid=several)
     sock = listen(settings.host, settings.port)
     if several:
         ctx.exit(_run(lambda: supervise(settings, sock, ready=ready)))

@@ -6,14 +6,16 @@ over the standard library: one line per request, one per failure, as JSON or as 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import sys
+from datetime import UTC, datetime
 from typing import Final, cast
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from streamproxy.errors import Failure, ProxyError
@@ -28,6 +30,9 @@ METRICS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
 """Every counter: name, meaning, labels. The README table is checked against it."""
 
 GAUGES: Final[tuple[tuple[str, str], ...]] = (("streamproxy_streams", "Generations running now"),)
+
+SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable by which prometheus_client keeps its numbers in files of this directory, one set a process."""
 
 _QUIET: Final = (
     "httpx",
@@ -50,7 +55,9 @@ class Observer:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._counters = {name: Counter(name, text, labels, registry=self.registry) for name, text, labels in METRICS}
-        self._gauges = {name: Gauge(name, text, registry=self.registry) for name, text in GAUGES}
+        self._gauges = {
+            name: Gauge(name, text, registry=self.registry, multiprocess_mode="livesum") for name, text in GAUGES
+        }
         self.log = cast(structlog.stdlib.BoundLogger, structlog.get_logger("streamproxy"))
 
     def request(self, route: str, sent: int, failure: ProxyError | None, **fields: str | int | float | None) -> None:
@@ -112,8 +119,17 @@ class Observer:
         self._gauges["streamproxy_streams"].inc(change)
 
     def exposition(self) -> tuple[bytes, str]:
-        """All metrics in Prometheus' text form, and its content type."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        """All metrics in Prometheus' text form, and its content type: over all workers where there are several."""
+        registry = self.registry
+        if SHARED in os.environ:
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def worker_ended(pid: int, directory: str) -> None:
+    """Take what a worker had running out of the gauges. What it has counted stays."""
+    multiprocess.mark_process_dead(pid, directory)  # type: ignore[no-untyped-call]
 
 
 def _identifier(text: str | None) -> str | None:
@@ -149,6 +165,13 @@ def configure_logging(level: str, form: str, *, pid: bool = False) -> None:
         cache_logger_on_first_use=False,
     )
     quiet_libraries()
+
+
+def say(line: str, form: str) -> None:
+    """Tell the operator, whatever the level of the log. Where the log is JSON, so is this line."""
+    if form == "json":
+        line = json.dumps({"event": line, "level": "info", "timestamp": datetime.now(UTC).isoformat()})
+    sys.stderr.write(line + "\n")
 
 
 def _add_pid(logger: object, name: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:

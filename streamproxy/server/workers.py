@@ -8,6 +8,8 @@ the parent asks it to stop or because the parent is gone, the worker drains and 
 supervisor that signals the whole group would make the parent's one the second, which means exit now.
 
 A worker that dies is replaced, at once where it had served for a while, else after a pause that doubles.
+
+Their metrics are in files of one directory, so that each worker can tell those of all.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -28,7 +32,7 @@ import msgspec
 from anyio.abc import Process
 
 from streamproxy.app import create_app
-from streamproxy.observe import configure_logging
+from streamproxy.observe import SHARED, configure_logging, worker_ended
 from streamproxy.server import SIGNALS, serve
 from streamproxy.server.listening import url_of
 from streamproxy.server.memory import tune_allocator
@@ -84,9 +88,10 @@ class Worker:
 class Crew:
     """All workers of a parent. `failed`: they could not be started, or had to be killed."""
 
-    def __init__(self, settings: Settings, sock: socket.socket, ready: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, sock: socket.socket, metrics: str, ready: Callable[[], None]) -> None:
         self._settings = settings
         self._sock = sock
+        self._metrics = metrics
         self._ready = ready
         self._workers: set[Worker] = set()
         self._serving = 0
@@ -121,7 +126,12 @@ class Crew:
         command = [sys.executable, "-m", "streamproxy.server.workers", *map(str, numbers)]
         try:
             process = await anyio.open_process(
-                command, stdin=subprocess.DEVNULL, stdout=None, stderr=None, pass_fds=numbers
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=None,
+                stderr=None,
+                env={**os.environ, SHARED: self._metrics},
+                pass_fds=numbers,
             )
         finally:
             theirs.close()
@@ -133,6 +143,7 @@ class Crew:
             worker.kill()
             with anyio.CancelScope(shield=True):
                 await process.wait()
+            worker_ended(process.pid, self._metrics)
 
     async def _watch(self, worker: Worker) -> float | None:
         self._workers.add(worker)
@@ -178,7 +189,13 @@ async def supervise(settings: Settings, sock: socket.socket, *, ready: Callable[
 
     `ready` is called once with the address, when all serve. The first SIGINT or SIGTERM drains, the second kills.
     """
-    crew = Crew(settings, sock, lambda: ready(url_of(sock)))
+    with tempfile.TemporaryDirectory(prefix="streamproxy-metrics-") as metrics:
+        crew = Crew(settings, sock, metrics, lambda: ready(url_of(sock)))
+        return await _led(crew, settings)
+
+
+async def _led(crew: Crew, settings: Settings) -> int:
+    """The crew's work from its start to its end; the exit status."""
     status = 0
 
     async def obey() -> None:

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from streamproxy.auth import Right, owner_of
+from streamproxy.core.catalogue import UNKNOWN
 from streamproxy.core.events import ANSWER, ERROR, Operation, read_error
 from streamproxy.core.fields import Fields
 from streamproxy.core.jsonbody import JsonObject
@@ -101,6 +102,8 @@ class _Reading:
 async def generate(request: Request, context: Context, asked: Asked) -> ASGIApp:
     """Answer the POST; raises ProxyError for all that is refused."""
     plan = context.relay.plan(asked.fields.model, request.scope["headers"])
+    request.state.provider = plan.route.provider.name
+    request.state.model = None if plan.route.model.family == UNKNOWN else plan.route.model.id  # else it is their words
     wish = _wish(request, context, asked, plan)
     order = _Order(request, context, _request(context, asked, plan, wish, request.state.trace), wish, plan)
     stream = Stream(

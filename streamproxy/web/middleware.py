@@ -89,6 +89,8 @@ class RequestContext:
                 request_id=request_id,
                 traceparent=trace.get("traceparent"),
                 caller=state.get("caller"),
+                provider=state.get("provider"),
+                model=state.get("model"),
             )
 
     def _trace(self, headers: Headers) -> dict[str, str]:

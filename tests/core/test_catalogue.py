@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import streamproxy
 from streamproxy.core.catalogue import EVERYTHING, Catalogue, Model, Provider, Route, model_object, parse
 from streamproxy.core.cost import cost
+from streamproxy.core.fields import MAX_PROMPT
 from streamproxy.errors import Failure, ProxyError
 
 TEXT = (Path(streamproxy.__file__).parent / "catalogue.toml").read_text(encoding="utf-8")
@@ -312,6 +313,12 @@ def test_a_row_replaces_what_its_family_says() -> None:
     assert catalogue.models["a/y"].created == 0
     assert cost({"input_tokens": 0, "output_tokens": 10}, catalogue.models["a/x"].price, 1) == 0.000025
     assert catalogue.providers["h"].models == ()
+
+
+def test_a_prompt_may_be_as_long_as_its_models_row_says() -> None:
+    catalogue = parse(ONE + 'max_prompt = 5\naliases = ["short"]\n')
+    assert [catalogue.max_prompt(name) for name in ("a/x", "x", "short")] == [5] * 3
+    assert [catalogue.max_prompt(name) for name in ("a/y", None, 7)] == [MAX_PROMPT] * 3 == [32_000] * 3
 
 
 @pytest.mark.parametrize(

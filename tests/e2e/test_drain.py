@@ -33,7 +33,7 @@ SHORT: Final = 1.5
 SLACK: Final = 4.0  # what a busy machine may add to a time that is tested
 LARGE: Final = 4_000_000
 JSON_ANSWER: Final = b'{"created":1,"data":[{"b64_json":"aW1hZ2U="}]}'
-SIGNALS: Final = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+SIGNALS: Final = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 
 
 @dataclass(slots=True)

@@ -116,7 +116,9 @@ ABSENT: Final = (
     "/v2/models",
     "/V1/models",
     "//v1/models",
-    "/v1/chat",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/images/variations",
     "/livez/",
     "/v1/images/generations/",
 )
@@ -127,7 +129,8 @@ async def test_unknown_paths_are_a_404_without_a_redirect() -> None:
         for path in ABSENT:
             for method in ("GET", "POST", "DELETE"):
                 answer = await proxy.client.request(method, proxy.url + path)
-                assert "/v1" in openai_error(answer, 404, "not_found")
+                said = openai_error(answer, 404, "not_found")
+                assert "under /v1 and /v3: POST /v1/images/generations" in said
                 assert "location" not in answer.headers
 
 
@@ -394,6 +397,18 @@ async def test_a_caller_who_leaves_is_one_line_with_one_outcome() -> None:
         assert [(line["event"], line["status"], line["failure"]) for line in told] == [("request", 499, "caller_gone")]
 
 
+async def test_a_line_says_which_provider_and_which_model_it_was() -> None:
+    """The model by its name in the catalogue; a name that is not there is the caller's own words."""
+    gateway = {"models": ["*"], "names": "written"}
+    async with no_leaks(), serve(lambda _: IMAGE) as server, running_proxy(server.url, provider=gateway) as proxy:
+        with capture_logs() as logs:
+            for model in ("openai/gpt-image-2", "gpt-image-2", "a lighthouse"):
+                assert (await proxy.generate(model=model)).status_code == 200
+            await until(lambda: len([line for line in logs if line["event"] == "request"]) == 3)
+        told = [(line["provider"], line.get("model")) for line in logs if line["event"] == "request"]
+        assert told == [("sim", "openai/gpt-image-2"), ("sim", "openai/gpt-image-2"), ("sim", None)]
+
+
 async def test_a_failed_stream_names_the_id_of_its_head() -> None:
     broken = sse([preview(0), event("error", b'{"type":"error","error":{"message":"no"}}')])
     async with no_leaks(), serve(lambda _: broken) as server, running_proxy(server.url) as proxy:
@@ -426,6 +441,20 @@ def talkative(received: Received) -> Script:
         if b'"stream":true' in body
         else json_answer(200, b'{"created":1,"data":[{"b64_json":"aW1hZ2U="}]}', headers)
     )
+
+
+async def test_a_log_of_json_has_no_other_lines() -> None:
+    """From the first word to the last, a warning at the start and a caller's broken request included."""
+    config = configuration(NOBODY, settings='log_level = "debug"') + 'base_url = "https://api.openai.com"\n'
+    async with serving_process(config.replace(f'base_url = "{NOBODY}/v1"\n', "")) as process, caller() as client:
+        assert (await client.get(f"{process.url}/nope")).status_code == 404
+        async with await anyio.connect_tcp("127.0.0.1", process.port) as raw:
+            await raw.send(b"nonsense\r\n\r\n")
+            await raw.receive()
+        await process.line("not_found")
+    lines = [orjson.loads(line) for line in process.log]
+    assert all({"event", "level", "timestamp"} <= line.keys() for line in lines)
+    assert any("sim" in line["event"] and line["level"] == "warning" for line in lines)
 
 
 @pytest.mark.parametrize("form", ["json", "text"])

@@ -359,10 +359,10 @@ async def draining(*, within: float = SECONDS, leash: socket.socket | None = Non
             yield state
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_a_signal_drains_once_and_is_hidden_from_sse_starlette(number: signal.Signals) -> None:
     """What sse-starlette puts in the place of uvicorn's handler would tell it to end every stream."""
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     async with draining() as state:
         signal.raise_signal(number)
         await state.changed.wait()
@@ -371,10 +371,10 @@ async def test_a_signal_drains_once_and_is_hidden_from_sse_starlette(number: sig
         state.drained.set()
     assert (state.status, state.begun, state.app.stopped) == (0, 1, True)
     assert not AppStatus.should_exit
-    assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_a_second_signal_does_not_wait_for_the_drain(number: signal.Signals) -> None:
     async with draining() as state:
         signal.raise_signal(signal.SIGTERM)

@@ -165,6 +165,35 @@ async def test_a_killed_worker_is_missed_by_nobody_and_comes_back(store: str) ->
         assert await stage.proxy.exited(BOUND) == 0
 
 
+async def test_any_tells_the_metrics_of_all(store: str) -> None:
+    """Whichever is asked. Counters never go back where one is killed, and what ran there runs no more."""
+
+    async def told(stage: Stage) -> set[tuple[float, float]]:
+        found: set[tuple[float, float]] = set()
+        for _ in range(8):
+            answer = await stage.client.get(f"{stage.proxy.url}/metrics")
+            assert answer.status_code == 200, answer.text
+            lines = (line.rpartition(" ") for line in answer.text.splitlines() if line[0] != "#")
+            values = {name: float(value) for name, _, value in lines}
+            live = values['streamproxy_requests_total{route="/livez",status="200"}']
+            found.add((live, values["streamproxy_streams"]))
+        return found
+
+    async with staged(store) as stage:
+        for _ in range(20):
+            assert (await stage.client.get(f"{stage.proxy.url}/livez")).status_code == 200
+        for _ in range(3):
+            await stage.later()
+        assert await told(stage) == {(20, 3)}
+        killed, left = stage.proxy.workers()
+        os.kill(killed, signal.SIGKILL)
+        await stage.replaced(killed, 2)
+        assert {requests for requests, _ in await told(stage)} == {20}
+        os.kill(left, signal.SIGKILL)
+        await stage.replaced(left, 2)
+        assert await told(stage) == {(20, 0)}
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_lets_the_streams_of_all_end(store: str, number: signal.Signals) -> None:
     """To the whole group, as a terminal and a supervisor send it: what reaches a worker so is not a second signal."""
