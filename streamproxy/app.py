@@ -21,16 +21,21 @@ from starlette.responses import Response
 from streamproxy.auth import StreamTokens
 from streamproxy.configuration import Configured, configure, read_catalogue
 from streamproxy.core.catalogue import Provider
+from streamproxy.core.conversation import Limits
 from streamproxy.core.events import error_body
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.generation.attempts import Attempts
+from streamproxy.generation.driver import Outside
+from streamproxy.generation.producer import Producer
+from streamproxy.generation.router import Router, Service
 from streamproxy.hub import STORES
 from streamproxy.hub.hub import Hub, HubLimits
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
-from streamproxy.relay import Limits, Relay, Service
 from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.upstream import Deadlines, Upstream, default_ssl_context
+from streamproxy.upstream.fetch import Fetcher
 from streamproxy.web.body import Budget, Intake
 from streamproxy.web.context import Context
 from streamproxy.web.middleware import Cors, RequestContext
@@ -77,31 +82,33 @@ def create_app(
             kept = await stack.enter_async_context(
                 STORES[settings.store.partition(":")[0]](settings.store, settings.store_bytes, settings.linger)
             )
-            limits = HubLimits(
+            hub_limits = HubLimits(
                 grace=settings.disconnect_grace,
                 hold=settings.failure_hold,
                 viewers=settings.max_viewers,
                 viewers_of_owner=settings.max_viewers_per_caller,
                 streams=settings.max_streams,
             )
-            hub = Hub(kept=kept, tasks=tasks, limits=limits, observer=observer)
+            hub = Hub(kept=kept, tasks=tasks, limits=hub_limits, observer=observer)
             tasks.start_soon(hub.tend)
-            relay = Relay(
-                catalogue=catalogue,
-                services=services,
-                policy=policy,
-                observer=observer,
-                limits=Limits(settings.max_event_bytes, settings.max_response_bytes),
-                hub=hub,
-                tasks=tasks,
+            fetcher = Fetcher(hosts=settings.fetch_hosts, ssl_context=trust)
+            stack.push_async_callback(fetcher.aclose)
+            limits = Limits(settings.max_event_bytes, settings.max_response_bytes, settings.fetch_images)
+            attempts = Attempts(
+                ADAPTERS,
+                Outside(fetcher, limits, settings.total_timeout, settings.connect_timeout, trust),
+                settings.stream_n,
             )
+            producer = Producer(attempts=attempts, hub=hub, observer=observer, policy=policy, tasks=tasks)
             pace = Pace(settings.heartbeat, settings.drain_timeout)
             # On the app, not in the lifespan's state: that is lost where a parent app's lifespan does not hand it on.
             app.state.context = Context(
                 settings,
                 catalogue,
                 configured.providers,
-                relay,
+                Router(catalogue, services, policy),
+                attempts,
+                producer,
                 observer,
                 hub,
                 tokens,

@@ -14,11 +14,13 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
+
+import orjson
 
 from streamproxy.auth import Credential, CredentialSource, Kind
 from streamproxy.core.catalogue import Catalogue, Provider, parse
@@ -208,7 +210,7 @@ def _assembled(
     if not chosen:
         rows = catalogue.providers.values()
         chosen = {row.name: ProviderSettings() for row in rows if row.base_url and environ.get(row.key_env, "").strip()}
-    providers = tuple(_merged(name, row, catalogue) for name, row in chosen.items())
+    providers = tuple(_with_workflows(_merged(name, row, catalogue), problems) for name, row in chosen.items())
     for provider in providers:
         if not provider.base_url:
             fix = f'[providers.{provider.name}] base_url = "https://..."'
@@ -223,26 +225,38 @@ def _assembled(
 
 def _merged(name: str, row: ProviderSettings, catalogue: Catalogue) -> Provider:
     known = catalogue.providers.get(name) or catalogue.providers[UPSTREAM]
-    provider = replace(
-        known,
-        name=name,
-        adapter=known.adapter if row.adapter is None else row.adapter,
-        base_url=known.base_url if row.base_url is None else row.base_url,
-        auth_header=known.auth_header if row.auth_header is None else row.auth_header.lower(),
-        auth_scheme=known.auth_scheme if row.auth_scheme is None else row.auth_scheme,
-        names=known.names if row.names is None else row.names,
-        generations=known.generations if row.generations is None else row.generations,
-        edits=known.edits if row.edits is None else row.edits,
-        edit_input=known.edit_input if row.edit_input is None else row.edit_input,
-        query=known.query if row.query is None else row.query,
-        streams=known.streams if row.streams is None else row.streams,
-        models=known.models if row.models is None else row.models,
-        deployments=known.deployments if row.deployments is None else tuple(row.deployments.items()),
-    )
+    same = {field.name for field in fields(Provider)} & {field.name for field in fields(row)}
+    given: dict[str, Any] = {field: value for field in same if (value := getattr(row, field)) is not None}
+    for pairs in ("deployments", "workflows"):
+        if pairs in given:
+            given[pairs] = tuple(given[pairs].items())
+    provider = replace(known, name=name, **given)
+    provider = replace(provider, auth_header=provider.auth_header.lower())
     base_url = provider.base_url
     for path in (provider.generations, provider.edits):  # an endpoint's whole address was given: it would come twice
         base_url = base_url.removesuffix(path)
     return replace(provider, base_url=base_url)
+
+
+def _with_workflows(provider: Provider, problems: list[ConfigurationProblem]) -> Provider:
+    """The provider with the text of each workflow in place of its file's path."""
+    texts: list[tuple[str, str]] = []
+    for model, path in provider.workflows:
+        where = f"providers.{provider.name}.workflows.{model}"
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            if not isinstance(orjson.loads(text), dict):
+                raise ValueError
+        except OSError as error:
+            happened = f"the file cannot be read ({type(error).__name__})"
+            problems.append(ConfigurationProblem(where, happened, "write the path of a file that can be read"))
+        except ValueError:
+            fix = "save the workflow with Export (API) in ComfyUI"
+            problems.append(ConfigurationProblem(where, "the file holds no JSON object", fix))
+        else:
+            texts.append((model, text))
+    models = dict.fromkeys((*provider.models, *dict(provider.workflows)))
+    return replace(provider, workflows=tuple(texts), models=tuple(models))
 
 
 def resolve_credentials(

@@ -91,8 +91,12 @@ class Failure(Enum):
     TLS_PROTOCOL_ERROR = FailureRow("tls_protocol_error", 502, UPSTREAM, "tls")
     CONNECTION_LIMIT_REACHED = FailureRow("connection_limit_reached", 503, UPSTREAM, "pool_timeout")
     UPSTREAM_REQUEST = FailureRow("upstream_request", 502, UPSTREAM, "upstream_request")
+    FOREIGN_HOST = FailureRow("foreign_host", 502, UPSTREAM, "foreign_host")
     PROVIDER_AUTH = FailureRow("provider_auth", 502, UPSTREAM, "provider_auth")
     UPLOAD_REJECTED = FailureRow("upload_rejected", 502, UPSTREAM, "upload_rejected")
+    # An image by its URL: a reference of the request, or a provider's result.
+    DESTINATION_IP_PROHIBITED = FailureRow("destination_ip_prohibited", 400, INVALID, "ssrf_block")
+    FETCH_FAILED = FailureRow("fetch_failed", 502, UPSTREAM, "fetch_fail")
     # Before the provider's head: ambiguous, so never sent again.
     FIRST_BYTE_TIMEOUT = FailureRow("first_byte_timeout", 504, UPSTREAM, "ttfb_timeout", charged=True)
     CONNECTION_TERMINATED = FailureRow("connection_terminated", 502, UPSTREAM, "upstream_reset", charged=True)
@@ -107,6 +111,9 @@ class Failure(Enum):
     # The provider answered with an error of its own; status, code and text are the provider's where they are known.
     PROVIDER_REFUSED = FailureRow("provider_refused", 400, INVALID, "provider_4xx")
     PROVIDER_LIMIT = FailureRow("rate_limit_exceeded", 429, UPSTREAM, "provider_429")
+    MODERATION_BLOCKED = FailureRow(
+        "moderation_blocked", 400, "image_generation_user_error", "moderation", charged=True
+    )
     PROVIDER_FAILED = FailureRow("provider_failed", 502, UPSTREAM, "provider_5xx", charged=True)
     PROVIDER_STREAM_ERROR = FailureRow("provider_stream_error", 502, UPSTREAM, "provider_stream_error", charged=True)
     # After the provider's head.
@@ -141,8 +148,8 @@ class ProxyError(Exception):
 
     `message` never holds a secret, a prompt, image bytes or an offending value. `status`, `code` and `type` replace the
     row's where the provider said better ones; `retry_after` is in seconds; `problems` are the rejected fields;
-    `details` further members of the provider's error object; `as_sent` its own error event where that can go on;
-    `noted` is for the log only.
+    `details` further members of the provider's error object; `charged` whether the provider may have charged, else as
+    the row says; `as_sent` its own error event where that can go on; `noted` is for the log only.
     """
 
     def __init__(
@@ -157,6 +164,7 @@ class ProxyError(Exception):
         retry_after: str | None = None,
         problems: tuple[Problem, ...] = (),
         details: Mapping[str, object] | None = None,
+        charged: bool | None = None,
         as_sent: tuple[bytes | memoryview, ...] = (),
         noted: Mapping[str, str] | None = None,
     ) -> None:
@@ -171,13 +179,14 @@ class ProxyError(Exception):
         self.retry_after = retry_after
         self.problems = problems
         self.details = details or {}
+        self.charged = row.charged if charged is None else charged
         self.as_sent = as_sent
         self.noted = noted or {}
 
     @property
     def retryable(self) -> bool:
         """Whether the same request may be sent again without any risk of paying twice."""
-        return not self.failure.value.charged or (self.status == 503 and self.retry_after is not None)
+        return not self.charged or (self.status == 503 and self.retry_after is not None)
 
 
 def descriptors_exhausted(error: BaseException) -> ProxyError | None:

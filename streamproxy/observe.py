@@ -42,6 +42,7 @@ _QUIET: Final = (
     "sse_starlette.sse",
     "python_multipart",
     "uvicorn.access",
+    "websockets",
 )
 """Loggers that print URLs, or every chunk at DEBUG."""
 

@@ -26,6 +26,9 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 DAY: Final = 86_400  # seconds; a longer timeout is a unit mistaken (milliseconds)
+HOST_NAME: Final = r"([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z]([a-z0-9_-]{0,61}[a-z0-9_])?"
+"""A name in lower case whose last label starts with a letter: a number there is read as IPv4, octal and hexadecimal too
+(WHATWG URL 3.5)."""
 HASH_COMMAND: Final = "make its hash with `streamproxy hash-key` (it reads the key from stdin) and configure that"
 
 
@@ -243,6 +246,29 @@ def _query(value: str) -> str:
     return value.lstrip("?&")
 
 
+def _fetch_hosts(value: tuple[str, ...]) -> tuple[str, ...]:
+    hosts = [_fetch_host(entry.lower()) for entry in value]
+    if "" in hosts:
+        place = hosts.index("") + 1
+        raise Refused(f"entry {place} is not a host", "write cdn.internal, *.lan, 10.0.0.5:8188 or [fd00::1]")
+    return tuple(hosts)
+
+
+def _fetch_host(entry: str) -> str:
+    """An entry as the hosts of URLs are compared with it, IPv6 in its shortest form; "" where it is none."""
+    name, v6, v4 = rf"(?P<name>(\*\.)?{HOST_NAME})", r"\[(?P<v6>[^]]*)\]", r"(?P<v4>[^:]*)"
+    match = re.fullmatch(rf"({name}|{v6}|{v4})(?P<port>:[1-9][0-9]{{0,4}})?", entry)
+    port = (match["port"] or "") if match else ""
+    if match is None or int(port[1:] or 1) > 65_535:
+        return ""
+    try:
+        if match["v6"] is not None:
+            return f"[{ipaddress.IPv6Address(match['v6'])}]{port}"
+        return (match["name"] or str(ipaddress.IPv4Address(match["v4"]))) + port
+    except ValueError:
+        return ""
+
+
 def _model_names(value: tuple[str, ...]) -> tuple[str, ...]:
     for place, name in enumerate(value, 1):
         if not re.fullmatch(r"[\x21-\x7e]+", name):
@@ -301,3 +327,4 @@ Names = tuple[str, ...]
 ModelNames = Annotated[Names, _model_names]
 CallerKeys = Annotated[Names, _caller_keys]
 Origins = Annotated[Names, _origins]
+FetchHosts = Annotated[Names, _fetch_hosts]

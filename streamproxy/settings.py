@@ -26,6 +26,7 @@ from streamproxy.setting_types import (
     ConfigurationProblem,
     Count,
     CredentialReference,
+    FetchHosts,
     Grace,
     Host,
     Hosts,
@@ -78,6 +79,10 @@ class ProviderSettings:
     streams: Annotated[bool | None, "whether it can be asked to stream"] = None
     models: Annotated[Names | None, 'models it serves; "*" is every model'] = None
     deployments: Annotated[dict[str, str] | None, "its own name for a model, by model"] = None
+    hosts: Annotated[
+        Names | None, "hosts of its own, besides that of base_url, that get the key too, like *.bfl.ai"
+    ] = None
+    workflows: Annotated[dict[str, str] | None, "ComfyUI: the file of a workflow in API format, by model"] = None
     strict_headers: Annotated[bool, "only allowed extra_headers pass, instead of all but refused ones"] = False
     allow_headers: Annotated[Names, "extra_headers to let through that are refused otherwise"] = ()
 
@@ -110,7 +115,7 @@ class Settings:
     idle_timeout: Annotated[Seconds, "seconds a provider's response may be silent"] = 300.0
     total_timeout: Annotated[Seconds, "seconds one provider request may take"] = 600.0
     pool_timeout: Annotated[Seconds, "seconds to wait for one of max_connections"] = 1.0
-    commit_after: Annotated[Seconds, "seconds until a stream's head is sent without the provider's"] = 2.0
+    commit_after: Annotated[Seconds, "seconds until a stream's head is sent before the provider has accepted"] = 2.0
     heartbeat: Annotated[Silence, "seconds of silence between comments"] = 5.0
     json_heartbeat: Annotated[
         Grace, "seconds until a JSON answer begins with white space, and between more of it; 0 never"
@@ -144,6 +149,10 @@ class Settings:
     max_response_bytes: Annotated[Bytes, "bytes of one provider response"] = 256 * MIB
     max_connections: Annotated[Count, "connections to one provider at a time"] = 1000
     trust_env_proxies: Annotated[bool, "whether HTTP_PROXY and its like apply to provider requests"] = False
+    fetch_images: Annotated[bool, "whether image URLs in requests are fetched for models that take no URLs"] = False
+    fetch_hosts: Annotated[
+        FetchHosts, "hosts, *.suffix or host:port, to fetch images from by http and at internal addresses too"
+    ] = ()
     log_level: Annotated[Literal["debug", "info", "warning", "error"], "least level that is logged"] = "info"
     log_format: Annotated[Literal["json", "text"], "form of a log line"] = "json"
 

@@ -33,8 +33,8 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
         "server",  # the process, or several, that serve
         "app",
         "web simulator configuration",  # configuration: settings and catalogue -> providers, credentials
-        "relay",
-        "providers hub upstream auth",
+        "generation surfaces",  # surfaces: callers' wire forms; generation: who carries a request out, and how
+        "providers hub upstream auth",  # providers: their wire forms
         "observe",
         "core",
         "setting_sources",  # flags, environment, secret files, TOML -> settings
@@ -47,6 +47,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
 ANNOTATED: Final = {
     ("app", "aiohttp"),  # an operator's or a test's own resolver is handed through
     ("upstream", "aiohttp"),
+    ("upstream.signing", "google"),  # google-auth's credentials are handed through
     ("setting_types", "streamproxy.settings"),  # ConfigurationError carries the Settings that remain sound
 }
 """Imports against the rules below for the sake of an annotation: they must stand under TYPE_CHECKING."""
@@ -55,9 +56,10 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
     library: frozenset(modules.split())
     for library, modules in {
         "aiohttp": "upstream.transport upstream.connection",
+        "botocore": "upstream.signing",
         "click": "cli",
         "httptools": "simulator.connection server.guard",
-        "httpx": "upstream",
+        "httpx": "upstream upstream.fetch",
         "httpx_aiohttp": "upstream.transport",
         "itsdangerous": "auth",
         "PIL": "simulator.pictures",
@@ -67,6 +69,7 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
         "sse_starlette": "web.responses",
         "structlog": "observe",
         "uvicorn": "server server.guard",
+        "websockets": "upstream.websocket",
     }.items()
 }
 """Each foreign library in its one place, so that a move to another is one file."""
@@ -74,15 +77,15 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
 WIDE: Final[dict[str, frozenset[str]]] = {
     library: frozenset(layers.split())
     for library, layers in {
-        "anyio": "cli demo app server web simulator relay hub upstream",
-        "msgspec": "server web simulator core providers setting_types",
-        "orjson": "app server web simulator core providers",
+        "anyio": "cli demo app server web simulator generation hub upstream",
+        "msgspec": "server web simulator surfaces core providers setting_types",
+        "orjson": "app configuration server web simulator core providers",
         "starlette": "app server web",
     }.items()
 }
 """The vocabulary of whole layers."""
 
-PURE: Final = ("core", "providers")
+PURE: Final = ("core", "providers", "surfaces")
 IMPURE: Final = {
     *("asyncio", "concurrent", "http", "io", "logging", "multiprocessing", "os", "pathlib", "queue", "random"),
     *("secrets", "select", "selectors", "shutil", "signal", "socket", "ssl", "subprocess", "sys", "tempfile"),
@@ -236,7 +239,7 @@ def declared(extra: str | None = None) -> set[str]:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
     imported = {library for found, library in foreign() if not found.annotation}
-    extras = declared("valkey")
+    extras = declared("valkey") | declared("aws")
     assert imported == (declared() | extras) - NAMED.keys()
 
 

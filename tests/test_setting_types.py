@@ -15,6 +15,7 @@ from streamproxy.setting_types import (
     CallerKeys,
     ConfigurationProblem,
     CredentialReference,
+    FetchHosts,
     Grace,
     Host,
     Names,
@@ -227,6 +228,44 @@ def test_origins(value: str) -> None:
 def test_other_origins_are_refused(value: str) -> None:
     with pytest.raises(Refused):
         converted(value, Origins)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("CDN.internal, *.lan", ("cdn.internal", "*.lan")),
+        ("comfyui:8188,10.0.0.5", ("comfyui:8188", "10.0.0.5")),
+        ("[FD00:0::1]:8188", ("[fd00::1]:8188",)),
+        ("", ()),
+    ],
+)
+def test_fetch_hosts_are_as_the_host_of_a_url_is_read(value: str, expected: tuple[str, ...]) -> None:
+    assert converted(value, FetchHosts) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("*", "http://cdn.internal", "cdn.internal/a", "a:0", "a:", "a:99999", "*.", "a.*", "*a.lan", "fd00::1"),
+        *(
+            "[fd00::1",
+            "[::g]",
+            "user@a",
+            "a b",
+            "*.*.lan",
+            "127.1",
+            "0x7f.1",
+            "a..b",
+            "a.",
+            "*.10.0.0.5",
+            "*.[::1]",
+            "ä.lan",
+        ),
+    ],
+)
+def test_other_fetch_hosts_are_refused(value: str) -> None:
+    with pytest.raises(Refused, match="entry 2 is not a host"):
+        converted(("cdn.internal", value), FetchHosts)
 
 
 def test_caller_keys_are_hashes() -> None:

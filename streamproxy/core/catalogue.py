@@ -43,6 +43,7 @@ class Provider:
     `images` of {image_url | file_id}, or as `image`, strings, on the generations path. `streams` false: never asked to
     stream. `serves`: owners whose models it has; "*" adds every name that nobody serves by owner. `models`: the
     operator's own list, same "*". `deployments`: (model, upstream name) pairs; with any, it serves no owner.
+    `hosts`: other hosts of its own, like "*.bfl.ai", that may get the credential. `workflows`: (model, JSON) pairs.
     """
 
     name: str
@@ -60,6 +61,8 @@ class Provider:
     serves: tuple[str, ...]
     models: tuple[str, ...] = ()
     deployments: tuple[tuple[str, str], ...] = ()
+    hosts: tuple[str, ...] = ()
+    workflows: tuple[tuple[str, str], ...] = ()
 
     @property
     def takes_everything(self) -> bool:
@@ -93,6 +96,7 @@ class Model:
     `refuses`: members it answers with an error, so they are never sent. `retired`: the day its owner turned or turns
     it off; gateways may serve it longer, so it is still resolved. `created`: seconds since 1970. `simulated`: only
     ever found by its full id, and not listed by a provider's "*". `max_prompt`: characters of its prompt.
+    `unstreamed_formats`: output formats that it refuses to stream.
     """
 
     id: str
@@ -114,6 +118,7 @@ class Model:
     simulated: bool = False
     max_stream_n: int = 0
     max_prompt: int = MAX_PROMPT
+    unstreamed_formats: tuple[str, ...] = ()
 
     @classmethod
     def unknown(cls, id: str) -> Model:

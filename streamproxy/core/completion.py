@@ -7,16 +7,18 @@ as they are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
+from streamproxy.core.conversation import Job, Picture
 from streamproxy.core.cost import Price, cost
 from streamproxy.core.events import Frame, Operation, Role, type_of
 from streamproxy.core.imagefile import probe_base64
 from streamproxy.core.sse import Piece
+from streamproxy.errors import Failure, ProxyError
 
 _ZERO_DETAILS: Final = {"text_tokens": 0, "image_tokens": 0}
 ZERO_USAGE: Final[Mapping[str, object]] = {
@@ -88,6 +90,41 @@ def completed(
     return Frame(kind, (head + tail[1:],), image=index, final=True)
 
 
+_COMMAS: Final = 64 * 1024
+"""In one event: more than that many members would be seconds of work. Base64 has none."""
+
+_PER_IMAGE: Final = ("b64_json", "url", "revised_prompt", "warning")
+_EVENT_ONLY: Final = ("type", "created_at", "image_index", "partial_image_index", "error")
+
+
+def collected(events: Sequence[bytes], now: int) -> bytes:
+    """The JSON answer that `completed` events amount to; what holds for all images is taken from the last.
+
+    Raises ProxyError(BAD_JSON).
+    """
+    images = [_event_members(event) for event in events]
+    last = images[-1]
+    created = bytes(last.get("created_at", msgspec.Raw()))
+    answer: dict[str, object] = {
+        "created": int(created) if created.isdigit() and len(created) <= _DIGITS else now,
+        "data": [{name: image[name] for name in _PER_IMAGE if name in image} for image in images],
+    }
+    answer |= {name: value for name, value in last.items() if name not in (*_PER_IMAGE, *_EVENT_ONLY)}
+    return msgspec.json.encode(answer)
+
+
+def _event_members(event: bytes) -> Mapping[str, msgspec.Raw]:
+    try:
+        if event.count(b",") <= _COMMAS:
+            return _OBJECT.decode(event)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    raise ProxyError(Failure.BAD_JSON, "The provider sent an event whose data is not JSON.")
+
+
+_DIGITS: Final = 12
+
+
 def full_usage(raw: bytes | None) -> bytes:
     """`usage` as the provider says it, with zeros for what SDK types require and it leaves out or calls null."""
     said = _members(raw)
@@ -139,3 +176,49 @@ def appended(data: tuple[Piece, ...], members: Mapping[str, object]) -> tuple[Pi
         if last:
             return (*pieces, last[:-1] + b"," + msgspec.json.encode(members)[1:])
     return data
+
+
+def preview(job: Job, picture: Picture, number: int, *, image: int = 0) -> Frame:
+    """A `partial_image` event: preview `number`, from 0, of the job's image `image`."""
+    return _frame(job, Role.PREVIEW, picture, image, {"partial_image_index": number})
+
+
+def finals(
+    job: Job, pictures: Sequence[Picture], *, usage: Mapping[str, object] | None = None, paid: float | None = None
+) -> Iterator[Frame]:
+    """One `completed` event per picture. The last one has the job's `usage`, in OpenAI's terms, and what it cost.
+
+    `paid`: USD, where the provider says it; else it is computed from `usage` and the catalogue's price.
+    """
+    used = ZERO_USAGE if usage is None else usage
+    total = cost(used, job.model.price, len(pictures)) if paid is None else paid
+    if job.n < job.request.n:
+        pictures = pictures[: job.n]  # the other indices are other jobs'
+    for index, picture in enumerate(pictures):
+        last = index == len(pictures) - 1
+        members = {"usage": used if last else ZERO_USAGE, "cost": total if last else None}
+        yield _frame(job, Role.COMPLETED, picture, index, {**members, "provider": job.provider.name}, len(pictures) > 1)
+
+
+def _frame(
+    job: Job, role: Role, picture: Picture, image: int, members: Mapping[str, object], several: bool = False
+) -> Frame:
+    """An event round a picture. Format, size and transparency are read from the picture's own bytes."""
+    request = job.request
+    info = probe_base64(picture.base64[0]) if picture.base64 else None
+    kind = type_of(request.operation, role)
+    values: dict[str, object] = {
+        "created_at": job.now,
+        "size": f"{info.width}x{info.height}" if info else request.size or "auto",
+        "quality": request.quality or "auto",
+        "background": "transparent" if info and info.alpha else "opaque",
+        "output_format": info.format if info else picture.media_type.removeprefix("image/") or "png",
+    }
+    if job.several or several:
+        values["image_index"] = job.first + image
+    if not picture.base64:
+        values |= {"url": picture.url, "warning": picture.problem}
+    tail = msgspec.json.encode({**values, **members})[1:]
+    head = b'{"type":"' + kind.encode() + (b'","b64_json":"' if picture.base64 else b'","b64_json":null,')
+    data = (head, *picture.base64, b'",' + tail) if picture.base64 else (head + tail,)
+    return Frame(kind, data, image=job.first + image, final=role is Role.COMPLETED)

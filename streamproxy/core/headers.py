@@ -261,7 +261,7 @@ class HeaderPolicy:
         names = [canonical(name) for name, _ in (*extra, *own)]
         wrong = {name for name in names if names.count(name) > 1}
         wrong |= credentials.difference(names[len(extra) :])
-        wrong |= {name for name in names if name not in credentials and not SECRET.isdisjoint(self._classes(name))}
+        wrong |= {name for name in names if name not in credentials and not SECRET.isdisjoint(self._classes(name)[:1])}
         for name, value in own:
             # An empty credential is none; one that ends in a newline is printed whole by the libraries' exceptions.
             clean = value.isascii() and value.isprintable() and value == value.strip()

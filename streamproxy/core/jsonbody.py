@@ -84,6 +84,17 @@ class JsonObject:
         absent keys. Raises KeyError for a `replace` of an absent or dropped key and for an `append` of a kept one: the
         first would be lost silently, the second would send one key twice.
         """
+        pieces = self.pieces(replace=replace, drop=drop, append=append)
+        return self.raw if pieces[0] is self.raw else b"".join(pieces)
+
+    def pieces(
+        self,
+        *,
+        replace: Mapping[str, bytes] = _NOTHING,
+        drop: Collection[str] = (),
+        append: Mapping[str, bytes | Pieces] = _NOTHING,
+    ) -> Pieces:
+        """The same as `edited`, in pieces: what is kept are views of the body, so that nothing large is copied."""
         kept = [member for key, member in self.members.items() if key not in drop]
         names = {member.key for member in kept}
         if misplaced := (replace.keys() - names) | (append.keys() & names):
@@ -91,7 +102,7 @@ class JsonObject:
         view = memoryview(self.raw)
         changed = {m.key for m in kept if m.key in replace and view[m.value : m.end] != replace[m.key]}
         if len(kept) == len(self.members) and not changed and not append:
-            return self.raw
+            return (self.raw,)
         pieces: list[bytes | memoryview] = []
         for member in kept:
             if member.key in changed:
@@ -100,7 +111,12 @@ class JsonObject:
                 pieces += (b",", view[member.start : member.end])
         for key, value in append.items():
             pieces += (b",", msgspec.json.encode(key), b":", *(value if isinstance(value, tuple) else (value,)))
-        return b"".join((b"{", *pieces[1:], b"}"))
+        return (b"{", *pieces[1:], b"}")
+
+    @classmethod
+    def of(cls, raw: bytes) -> JsonObject:
+        """As `parse`."""
+        return parse(raw)
 
 
 def parse(

@@ -17,6 +17,7 @@ from typing import Final
 
 import anyio
 
+from streamproxy.core.conversation import Progress
 from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import ANSWER, Frame, error_frame
 from streamproxy.errors import ProxyError
@@ -36,14 +37,6 @@ class Entry:
     def critical(self) -> bool:
         """Never dropped, whoever lags: the outcome of an image, or of the stream."""
         return self.frame.final
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """What the provider's 2xx head means for our own: headers to pass on, and request members not applied."""
-
-    headers: tuple[tuple[str, str], ...]
-    not_applied: tuple[str, ...]
 
 
 class Retained:
@@ -96,7 +89,8 @@ class Stream(Retained):
 
     `scope` is the local producer's: cancelling it closes the upstream connection; `shutdown` says that the process's
     end did, `asked_to_end` that somebody did. `broken`: what followed it from elsewhere is over, with the stream's end
-    still to come. `sink` keeps entries, `spare` lets go of one without room, `on_idle` hears of the last reader.
+    still to come. `headers` are the provider's that may be passed on, `not_applied` the members that it is not asked
+    for. `sink` keeps entries, `spare` lets go of one without room, `on_idle` hears of the last reader.
     """
 
     def __init__(
@@ -109,7 +103,10 @@ class Stream(Retained):
         self.created = created
         self.n = n
         self.scope = anyio.CancelScope()
-        self.opening: Opening | None = None
+        self.accepted = False
+        self.headers: tuple[tuple[str, str], ...] = ()
+        self.not_applied: tuple[str, ...] = ()
+        self.progress: Progress | None = None
         self.error: ProxyError | None = None
         self.finished = False
         self.committed = False
@@ -139,9 +136,9 @@ class Stream(Retained):
         """Whether every image has its outcome: what ends the generation now is no failure any more."""
         return len(self._outcomes) >= self.n or any(entry.frame.type == ANSWER for entry in self._entries.values())
 
-    def open(self, opening: Opening) -> None:
-        """The provider accepted the request."""
-        self.opening = opening
+    def accept(self) -> None:
+        """The provider works on it."""
+        self.accepted = True
         self.wake()
 
     def commit(self) -> None:
@@ -234,7 +231,7 @@ class Stream(Retained):
     async def opened(self, within: float) -> None:
         """Return when the provider has accepted, or the stream has ended, or after `within` seconds."""
         with anyio.move_on_after(within):
-            while self.opening is None and self.error is None and not self.finished:
+            while not self.accepted and self.error is None and not self.finished:
                 await self._changed.wait()
 
     def superseded(self, entry: Entry) -> bool:

@@ -1,5 +1,7 @@
 """An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
 
+Below other paths it speaks others': /v1beta Gemini's, /fal the queue of fal, /comfy the Comfy API.
+
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
 
@@ -10,13 +12,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, Protocol
 
+from streamproxy.simulator.comfyui import ComfyUI
+from streamproxy.simulator.fal import Fal
+from streamproxy.simulator.gemini import Gemini
 from streamproxy.simulator.openai import MODELS, OpenAI
 from streamproxy.simulator.order import PREFIX
+from streamproxy.simulator.received import Handler, Received
+from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import Server, serve
 
-__all__ = ["BANNER", "Server", "model_names", "running"]
+__all__ = ["BANNER", "Form", "Server", "model_names", "running", "wires"]
 
 BANNER: Final = (
     "This is a SIMULATOR. No image model is behind it and nothing is billed: pictures are drawn from the words of the "
@@ -30,12 +37,34 @@ def model_names() -> list[str]:
     return [PREFIX + name for name in MODELS]
 
 
+class Form(Protocol):
+    """A wire other than OpenAI's: the handler of the paths that begin with `prefix`."""
+
+    prefix: str
+
+    async def __call__(self, received: Received) -> Script: ...
+
+
+def wires(pace: float) -> Handler:
+    """The handler of all wires."""
+    openai = OpenAI(pace)
+    others: tuple[Form, ...] = (Gemini(pace), Fal(pace), ComfyUI(pace))
+
+    async def handler(received: Received) -> Script:
+        for form in others:
+            if received.target.startswith(form.prefix):
+                return await form(received)
+        return await openai(received)
+
+    return handler
+
+
 @asynccontextmanager
 async def running(*, host: str = "127.0.0.1", port: int = 0, pace: float = 1.0) -> AsyncIterator[Server]:
-    """The simulated OpenAI, listening; `server.url` says where. It ends with the block.
+    """The simulated providers, listening; `server.url` says where. It ends with the block.
 
     `pace` stretches time: 1.0 is like a real model (previews after 2.5, 4.5 and 6.5 s, the picture after 9 s), 0 does
     not wait at all. Raises OSError where it cannot listen.
     """
-    async with serve(OpenAI(pace), host=host, port=port) as server:
+    async with serve(wires(pace), host=host, port=port) as server:
         yield server

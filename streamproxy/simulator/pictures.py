@@ -7,6 +7,8 @@ so the event loop keeps turning while these functions run in a worker thread. Al
 
 from __future__ import annotations
 
+import base64
+import binascii
 import colorsys
 import io
 import math
@@ -208,3 +210,14 @@ def _grained(image: Image.Image, chance: random.Random) -> Image.Image:
     noise = Image.frombytes("L", image.size, chance.randbytes(image.width * image.height))
     grain = noise.point([value * 2 * GRAIN // 255 for value in range(256)])
     return ImageChops.add(image, Image.merge("RGB", (grain, grain, grain)), offset=-GRAIN)
+
+
+def from_data_url(url: str) -> bytes:
+    """The bytes of a base64 data URL; b"" for any other."""
+    head, comma, text = url.partition(",")
+    if not comma or not head.startswith("data:"):
+        return b""
+    try:
+        return base64.b64decode(text)
+    except (binascii.Error, ValueError):
+        return b""

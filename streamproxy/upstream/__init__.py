@@ -11,28 +11,40 @@ longest silence in a body), total (the whole exchange).
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from time import monotonic
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
 import httpx
-from anyio import to_thread
 
-from streamproxy.core.requests import Head, Upload, UpstreamRequest
+from streamproxy.core.requests import Head, UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.upstream.connection import PROGRESS, Progress
+from streamproxy.upstream.sending import pieces
 from streamproxy.upstream.transport import Transport, timed_out
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractResolver
 
-SEND_PIECE: Final = 64 * 1024
-"""Bytes of an uploaded file that are in memory at a time while it is sent."""
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Decoder(Protocol[T_co]):
+    """What an answer's bytes may be poured into: see `core.conversation.Decoder`."""
+
+    @property
+    def done(self) -> bool: ...
+
+    def feed(self, chunk: bytes) -> Iterator[T_co | None]: ...
+
+    def finish(self) -> Iterator[T_co]: ...
+
 
 TURN: Final = 0.005
 """Seconds that the reading of one answer may take in a row before other tasks get a turn."""
@@ -60,9 +72,8 @@ class UpstreamResponse:
     """
 
     def __init__(self, response: httpx.Response, deadlines: Deadlines, ends_at: float) -> None:
-        headers = {name.lower(): value for name, value in response.headers.multi_items()}
-        self.head = Head(response.status_code, headers)
-        self.header_items = tuple(response.headers.multi_items())
+        items = tuple((name.lower(), value) for name, value in response.headers.multi_items())
+        self.head = Head(response.status_code, items)
         self._chunks = response.stream.__aiter__()  # type: ignore[union-attr]
         self._idle = deadlines.idle
         self._total = deadlines.total
@@ -98,14 +109,43 @@ class UpstreamResponse:
             )
         raise _took_too_long(self._total)
 
-    async def body(self, limit: int) -> bytes:
-        """The whole body; raises ProxyError(RESPONSE_BODY_SIZE) over `limit` bytes."""
+    async def body(self, limit: int, within: float | None = None) -> bytes:
+        """The whole body, or what has come of it `within` so many seconds.
+
+        Raises ProxyError(RESPONSE_BODY_SIZE) over `limit` bytes.
+        """
         body = bytearray()
-        while (chunk := await self.chunk()) is not None:
-            if len(body) + len(chunk) > limit:
-                raise ProxyError(Failure.RESPONSE_BODY_SIZE, f"The provider's answer is over {limit} bytes.")
-            body += chunk
+        with anyio.move_on_after(within):
+            while (chunk := await self.chunk()) is not None:
+                if len(body) + len(chunk) > limit:
+                    raise ProxyError(Failure.RESPONSE_BODY_SIZE, f"The provider's answer is over {limit} bytes.")
+                body += chunk
         return bytes(body)
+
+    async def frames(self, decoder: Decoder[T]) -> AsyncGenerator[T, None]:
+        """What a decoder makes of the body. Where that breaks off, what was whole still counts before the failure."""
+        broken: ProxyError | None = None
+        while not decoder.done:
+            try:
+                chunk = await self.chunk()
+            except ProxyError as error:
+                broken = error
+                break
+            if chunk is None:
+                break
+            for value in decoder.feed(chunk):
+                if value is not None:
+                    yield value
+                await self.turn()
+            del chunk  # a name that lives on while the next event gathers would hold two of them
+        if not decoder.done:
+            try:
+                for value in decoder.finish():
+                    yield value
+            except ProxyError as error:
+                raise broken or error from None
+            if broken is not None:
+                raise broken
 
 
 class Upstream:
@@ -144,9 +184,12 @@ class Upstream:
         await self._client.aclose()
 
     @asynccontextmanager
-    async def open(self, request: UpstreamRequest) -> AsyncIterator[UpstreamResponse]:
-        """Send `request`; yields the answer once its head is there. Leaving the block early closes the connection."""
-        ends_at = anyio.current_time() + self._deadlines.total
+    async def open(self, request: UpstreamRequest, *, ends_at: float | None = None) -> AsyncIterator[UpstreamResponse]:
+        """Send `request`; yields the answer once its head is there. Leaving the block early closes the connection.
+
+        `ends_at`: on anyio's clock, instead of the total that one exchange may take.
+        """
+        ends_at = anyio.current_time() + self._deadlines.total if ends_at is None else ends_at
         async with self._slot():
             response = await self._send(request, ends_at)
             try:
@@ -214,26 +257,9 @@ class Upstream:
 
 
 async def _pieces(request: UpstreamRequest, progress: Progress) -> AsyncIterator[bytes]:
-    """The body, piece by piece; raises ProxyError(UPLOAD_SPOOL) where a file is not what it was."""
-    for segment in request.body:
-        size = len(segment) if isinstance(segment, bytes) else segment.size
-        for offset in range(0, size, SEND_PIECE):
-            if isinstance(segment, bytes):
-                yield segment if size <= SEND_PIECE else segment[offset : offset + SEND_PIECE]
-            else:
-                yield await _read(segment, offset, min(SEND_PIECE, size - offset))
+    async for piece in pieces(request.body):
+        yield piece
     progress.uploaded = True
-
-
-async def _read(upload: Upload, offset: int, length: int) -> bytes:
-    """Exactly these bytes of a file: with fewer, the provider would wait for the rest until a deadline passes."""
-    try:
-        piece = await to_thread.run_sync(upload.read, offset, length)
-    except Exception:  # the disk's error, or the file has been closed
-        piece = b""
-    if len(piece) != length:
-        raise ProxyError(Failure.UPLOAD_SPOOL, "The stored upload could not be read.")
-    return piece
 
 
 def _took_too_long(total: float) -> ProxyError:
@@ -242,12 +268,6 @@ def _took_too_long(total: float) -> ProxyError:
 
 def _check_head(response: httpx.Response) -> None:
     """Refuse answers that are sound HTTP and still must not be followed or decoded."""
-    if 300 <= response.status_code < 400:
-        raise ProxyError(
-            Failure.UNEXPECTED_REDIRECT,
-            "The provider answered with a redirect, which is never followed because it would carry the credential. "
-            "Check the provider's base_url.",
-        )
     coding = response.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
         raise ProxyError(Failure.CONTENT_CODING, "The provider compressed its answer although identity was asked for.")

@@ -15,9 +15,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from streamproxy.auth import Caller, StreamTokens, authenticate, has_key
 from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.generation.attempts import Attempts
+from streamproxy.generation.producer import Producer
+from streamproxy.generation.router import Router
 from streamproxy.hub.hub import Hub
 from streamproxy.observe import Observer
-from streamproxy.relay import Relay
 from streamproxy.settings import Settings
 from streamproxy.web.body import Intake
 from streamproxy.web.model_lists import ModelLists
@@ -33,7 +35,9 @@ class Context:
     settings: Settings
     catalogue: Catalogue
     providers: tuple[Provider, ...]
-    relay: Relay
+    router: Router
+    attempts: Attempts
+    producer: Producer
     observer: Observer
     hub: Hub
     tokens: StreamTokens

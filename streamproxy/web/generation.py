@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 
 import anyio
 from starlette.requests import Request
@@ -20,16 +21,14 @@ from starlette.types import ASGIApp
 
 from streamproxy.auth import Right, owner_of
 from streamproxy.core.catalogue import UNKNOWN
-from streamproxy.core.events import ANSWER, ERROR, Operation, read_error
-from streamproxy.core.fields import Fields
-from streamproxy.core.jsonbody import JsonObject
-from streamproxy.core.requests import ImageRequest, Part
+from streamproxy.core.completion import collected
+from streamproxy.core.events import ANSWER, ERROR, read_error
+from streamproxy.core.requests import ImageRequest
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.generation.router import Plan
 from streamproxy.hub.hub import OnDisconnect
 from streamproxy.hub.stream import Stream, Subscriber
-from streamproxy.providers.openai_answers import collected
-from streamproxy.relay import Plan
 from streamproxy.web.context import Context
 from streamproxy.web.idempotency import fingerprint, idempotency_key, is_retry, names
 from streamproxy.web.outcome import note_failure
@@ -49,9 +48,6 @@ from streamproxy.web.responses import (
 )
 from streamproxy.web.streams import status_of, urls
 
-_UNSTREAMED_FORMATS = ("gif", "svg")
-"""Output formats that the GPT image models refuse to stream (openai-python 3.52, ImageGenerateParams)."""
-
 CLAIM_SECONDS = 2.0
 """How long a repeated request waits for the stream of the first to appear: another replica may be creating it."""
 
@@ -60,9 +56,7 @@ CLAIM_SECONDS = 2.0
 class Asked:
     """What a caller asks for. `release` frees the body's files: the producer's to call once it is `handed_over`."""
 
-    fields: Fields
-    body: JsonObject | tuple[Part, ...]
-    via_generations: bool = False
+    wanted: ImageRequest
     release: Callable[[], None] = lambda: None
     handed_over: bool = False
 
@@ -101,11 +95,14 @@ class _Reading:
 
 async def generate(request: Request, context: Context, asked: Asked) -> ASGIApp:
     """Answer the POST; raises ProxyError for all that is refused."""
-    plan = context.relay.plan(asked.fields.model, request.scope["headers"])
+    plan = context.router.plan(asked.wanted.model, request.scope["headers"])
+    plan = plan.with_headers(asked.wanted.extra_headers, request.state.trace)
     request.state.provider = plan.route.provider.name
     request.state.model = None if plan.route.model.family == UNKNOWN else plan.route.model.id  # else it is their words
-    wish = _wish(request, context, asked, plan)
-    order = _Order(request, context, _request(context, asked, plan, wish, request.state.trace), wish, plan)
+    wish = _wish(request, context, asked.wanted.model, plan)
+    wanted = replace(asked.wanted, later=wish.later)
+    context.attempts.check(asked.wanted, plan)
+    order = _Order(request, context, wanted, wish, plan)
     stream = Stream(
         f"str_{uuid.uuid4().hex}",
         request_id=request.state.request_id,
@@ -113,7 +110,7 @@ async def generate(request: Request, context: Context, asked: Asked) -> ASGIApp:
         created=int(time.time()),
         n=order.wanted.n,
     )
-    called = names(wish.owner, wish.key, await fingerprint(request, asked.body))
+    called = names(wish.owner, wish.key, await fingerprint(request, wanted.body))
     if called.key is not None:
         earlier = await _earlier(context, called.key, called.body, stream.id)
     elif called.mark is not None:
@@ -127,9 +124,9 @@ async def generate(request: Request, context: Context, asked: Asked) -> ASGIApp:
         raise
     subscriber = stream.subscribe(asker=not wish.later)  # first: who has the same key may come and leave meanwhile
     await context.hub.create(stream, policy=wish.policy, key=called.key, mark=called.mark)
-    context.relay.start(order.wanted, plan, stream, asked.release)
+    context.producer.start(order.wanted, plan, stream, asked.release)
     asked.handed_over = True
-    unknown = called.key is None and not order.wanted.stream
+    unknown = called.key is None and not order.wanted.as_events
 
     def leave(had_all: bool) -> None:
         subscriber.leave()
@@ -140,11 +137,11 @@ async def generate(request: Request, context: Context, asked: Asked) -> ASGIApp:
     return await _respond(order, _Reading(stream, subscriber, leave))
 
 
-def _wish(request: Request, context: Context, asked: Asked, plan: Plan) -> _Wish:
+def _wish(request: Request, context: Context, model: str, plan: Plan) -> _Wish:
     owner = owner_of(request.scope["headers"], context.settings.caller_keys)
     prefer = preferences(request)
     later = "respond-async" in prefer
-    names = (plan.route.model.id, asked.fields.model)
+    names = (plan.route.model.id, model)
     finish = later or any(name in context.settings.finish_models for name in names)
     applied = ["respond-async"] if later else []
     asked_policy = prefer.get("on-disconnect")
@@ -153,35 +150,6 @@ def _wish(request: Request, context: Context, asked: Asked, plan: Plan) -> _Wish
         applied.append(f"on-disconnect={asked_policy}")
     policy = OnDisconnect.FINISH if finish else OnDisconnect.CANCEL
     return _Wish(owner, idempotency_key(request), is_retry(request), later, policy, tuple(applied))
-
-
-def _request(
-    context: Context, asked: Asked, plan: Plan, wish: _Wish, trace: tuple[tuple[str, str], ...]
-) -> ImageRequest:
-    fields = asked.fields
-    model, provider = plan.route.model, plan.route.provider
-    asks = fields.stream and model.streams and provider.streams and fields.output_format not in _UNSTREAMED_FORMATS
-    if asks and 0 < model.max_stream_n < fields.n and not context.settings.stream_n:
-        raise ProxyError(
-            Failure.UNSUPPORTED_PARAMETER,
-            "Streaming is only supported with n=1. The setting stream_n sends n requests instead, each of them paid.",
-            param="n",
-        )
-    return ImageRequest(
-        operation=Operation.EDIT if fields.edit else Operation.GENERATION,
-        model=model,
-        upstream_model=plan.route.upstream_model,
-        body=asked.body,
-        extra_headers=context.relay.extra_headers(fields.extra_headers, plan),
-        n=fields.n,
-        stream=fields.stream or wish.later,
-        ask_stream=asks,
-        size=fields.size,
-        quality=fields.quality,
-        background=fields.background,
-        trace=trace,
-        via_generations=asked.via_generations,
-    )
 
 
 async def _earlier(context: Context, key: str, mark: str, id: str) -> Stream | None:
@@ -225,7 +193,7 @@ async def _respond(order: _Order, reading: _Reading) -> ASGIApp:
     context, stream, subscriber = order.context, reading.stream, reading.subscriber
     left = partial(note_failure, order.request.scope)
     try:
-        if not order.wanted.stream:
+        if not order.wanted.as_events:
             whole = await _whole(order, reading)
             return Delivery(whole, over=lambda sent: reading.leave(sent and subscriber.at_end), left=left)
         await _accepted(order, stream)
@@ -304,7 +272,7 @@ class _Gathering:
 
     def __init__(self, subscriber: Subscriber) -> None:
         self._subscriber = subscriber
-        self._images: list[bytes] = []
+        self._images: list[tuple[int, bytes]] = []
         self._answer: tuple[Piece, ...] | None = None
 
     async def result(self) -> tuple[Piece, ...]:
@@ -316,24 +284,22 @@ class _Gathering:
             if entry.frame.type == ANSWER:
                 self._answer = entry.frame.data
             elif entry.critical:
-                self._images.append(b"".join(entry.frame.data))
+                self._images.append((entry.frame.image, b"".join(entry.frame.data)))
         if not self._subscriber.at_end:
             raise unfollowed()
         if self._answer is not None:
             return self._answer
         if not self._images:
             raise stream.error or ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
-        return collected(self._images, int(time.time())).data
+        self._images.sort(key=itemgetter(0))
+        return (collected([image for _, image in self._images], int(time.time())),)
 
 
 def _headers(order: _Order, stream: Stream) -> dict[str, str]:
     """The provider's headers that pass, and what of the caller's wishes was applied and what not."""
-    opening = stream.opening
-    headers = dict(opening.headers) if opening is not None else {}
-    relay = order.context.relay
-    not_applied = opening.not_applied if opening is not None else relay.not_applied(order.wanted, order.plan)
-    if not_applied:
-        headers[NOT_APPLIED] = ", ".join(not_applied)
+    headers = dict(stream.headers)
+    if stream.not_applied:
+        headers[NOT_APPLIED] = ", ".join(stream.not_applied)
     if order.wish.applied:
         headers["preference-applied"] = ", ".join(order.wish.applied)
     return headers

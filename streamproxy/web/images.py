@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol
 
@@ -12,10 +10,9 @@ from anyio import to_thread
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from streamproxy.core import validate
-from streamproxy.core.fields import Fields
 from streamproxy.core.jsonbody import JsonObject, parse
-from streamproxy.core.requests import Part
+from streamproxy.core.requests import ImageRequest, Part
+from streamproxy.surfaces import images as surface
 from streamproxy.web.body import media_type, unsupported
 from streamproxy.web.context import Context
 from streamproxy.web.generation import Asked, generate
@@ -28,14 +25,14 @@ async def generations(request: Request, context: Context) -> ASGIApp:
     """Images from a prompt; with an `image` in the body it is an edit."""
     if media_type(request) != "application/json":
         raise unsupported("application/json")
-    return await _json(request, context, validate.generation, via_generations=True)
+    return await _json(request, context, surface.generation)
 
 
 async def edits(request: Request, context: Context) -> ASGIApp:
     """Images from images: JSON with `images`, or multipart with files."""
     kind = media_type(request)
     if kind == "application/json":
-        return await _json(request, context, validate.edit, via_generations=False)
+        return await _json(request, context, surface.edit)
     if kind != "multipart/form-data":
         raise unsupported("application/json or multipart/form-data")
     context.ask_for_key(request)
@@ -43,39 +40,35 @@ async def edits(request: Request, context: Context) -> ASGIApp:
     asked: Asked | None = None
     try:
         parts = _with_model(form.parts, _model(request, context))
-        text, files = _text(parts), _files(parts)
-        fields = validate.form(text, files, max_prompt=context.catalogue.max_prompt(*text.get("model", ())[:1]))
-        asked = Asked(fields, _canonical(parts, fields), release=form.close)
+        named = next((part.value for part in parts if part.name == "model" and isinstance(part.value, bytes)), b"")
+        limit = context.catalogue.max_prompt(named.decode())
+        asked = Asked(surface.form(parts, max_prompt=limit), form.close)
         return await generate(request, context, asked)
     finally:
         if asked is None or not asked.handed_over:
             form.close()
 
 
-class _Check(Protocol):
-    def __call__(self, body: JsonObject, *, max_prompt: int) -> Fields: ...
+class _Read(Protocol):
+    def __call__(self, body: JsonObject, *, max_prompt: int) -> ImageRequest: ...
 
 
-async def _json(request: Request, context: Context, check: _Check, *, via_generations: bool) -> ASGIApp:
+async def _json(request: Request, context: Context, read: _Read) -> ASGIApp:
     context.ask_for_key(request)
-    read = await context.intake.read_json(request)
+    held = await context.intake.read_json(request)
     asked: Asked | None = None
     try:
-        body = parse(read.raw)
+        body = parse(held.raw)
         model = _model(request, context)
         if model and (body.value("model") or b"null") == b"null":
             body = parse(body.edited(drop=("model",), append={"model": orjson.dumps(model)}))
-        named = body.decode("model")
-        checked = partial(check, body, max_prompt=context.catalogue.max_prompt(named))
-        fields = checked() if len(body.raw) <= CHECKED_HERE else await to_thread.run_sync(checked)
-        if fields.canonical:
-            replace = {name: value.encode() for name, value in fields.canonical.items()}
-            body = parse(body.edited(replace=replace))
-        asked = Asked(fields, body, via_generations=via_generations and fields.edit, release=read.close)
+        reading = partial(read, body, max_prompt=context.catalogue.max_prompt(body.decode("model")))
+        wanted = reading() if len(body.raw) <= CHECKED_HERE else await to_thread.run_sync(reading)
+        asked = Asked(wanted, held.close)
         return await generate(request, context, asked)
     finally:
         if asked is None or not asked.handed_over:
-            read.close()
+            held.close()
 
 
 def _model(request: Request, context: Context) -> str | None:
@@ -88,28 +81,3 @@ def _with_model(parts: tuple[Part, ...], model: str | None) -> tuple[Part, ...]:
     if model is None or any(part.name == "model" for part in parts):
         return parts
     return (*parts, Part("model", model.encode()))
-
-
-def _canonical(parts: tuple[Part, ...], fields: Fields) -> tuple[Part, ...]:
-    """The parts, with what came in another spelling than the API's as it is to be sent on."""
-    found = fields.canonical
-    return tuple(replace(part, value=found[part.name].encode()) if part.name in found else part for part in parts)
-
-
-def _text(parts: tuple[Part, ...]) -> Mapping[str, list[str]]:
-    text: dict[str, list[str]] = {}
-    for part in parts:
-        if part.filename is None and isinstance(part.value, bytes):
-            text.setdefault(part.name, []).append(part.value.decode())
-    return text
-
-
-def _files(parts: tuple[Part, ...]) -> Mapping[str, list[int]]:
-    """The sizes of each name's files."""
-    files: dict[str, list[int]] = {}
-    for part in parts:
-        if part.filename is not None:
-            files.setdefault(part.name, []).append(
-                len(part.value) if isinstance(part.value, bytes) else part.value.size
-            )
-    return files

@@ -18,7 +18,7 @@ from streamproxy.auth import Credential, Headers
 from streamproxy.core.catalogue import Provider
 from streamproxy.core.requests import UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.relay import Service
+from streamproxy.generation.router import Service
 
 FRESH_SECONDS: Final = 60.0
 """How long a list is kept: a page that polls asks once a minute, and a new model is seen soon."""

@@ -20,10 +20,11 @@ import orjson
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from streamproxy.core.events import Frame, error_body, error_frame
+from streamproxy.core.events import error_body, error_frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.stream import Subscriber
+from streamproxy.surfaces.images import layout
 from streamproxy.web.outcome import note_failure
 
 Result = TypeVar("Result")
@@ -290,11 +291,6 @@ def unfollowed() -> ProxyError:
     """For a caller with a key whose stream another process produces: the way there was lost, the stream was not."""
     message = "This stream cannot be followed here any more. Send the request again, with the same Idempotency-Key."
     return ProxyError(Failure.OVERLOADED, message, retry_after="2")
-
-
-def layout(frame: Frame) -> tuple[Piece, ...]:
-    """A frame's bytes on the OpenAI surface: `event` line, one `data` line, blank line, LF only, never an id."""
-    return (b"event: " + frame.type.encode() + b"\ndata: ", *frame.data, b"\n\n")
 
 
 def sliced(pieces: list[Piece]) -> Iterator[Piece]:

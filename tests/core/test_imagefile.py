@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from streamproxy.core.imagefile import PROBE_LIMIT, Format, ImageInfo, media_type, probe, probe_base64
+from streamproxy.core.imagefile import (
+    PROBE_LIMIT,
+    SNIFFED,
+    Format,
+    ImageInfo,
+    media_type,
+    probe,
+    probe_base64,
+    sniff,
+)
 
 SIZE = (321, 123)
 
@@ -221,3 +230,16 @@ def test_garbage_never_raises(magic: bytes, rest: bytes) -> None:
 @pytest.mark.parametrize("format", get_args(Format))
 def test_media_types(format: Format) -> None:
     assert Image.MIME[format.upper()] == media_type(format)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_first_bytes_say_the_media_type(name: str) -> None:
+    data, format, _ = PICTURES[name]
+    assert sniff(data[:SNIFFED]) == f"image/{format}"
+    assert sniff(b" " + data[: SNIFFED - 1]) is None
+    assert sniff(data[:2]) is None
+
+
+@pytest.mark.parametrize(("brand", "expected"), [("avif", "image/avif"), ("avis", "image/avif"), ("isom", None)])
+def test_avif_is_told_by_its_brand(brand: str, expected: str | None) -> None:
+    assert sniff(b"\0\0\0\x20ftyp" + brand.encode()) == expected

@@ -32,7 +32,7 @@ async def test_the_head_and_a_heartbeat_come_at_once_and_then_one_each_second_of
     async with (
         no_leaks(),
         serve(provider(script)) as upstream,
-        running_proxy(upstream.url, heartbeat=1, idle_timeout=2.5, commit_after=20) as proxy,
+        running_proxy(upstream.url, heartbeat=1, idle_timeout=2.5, commit_after=0.1) as proxy,
     ):
         async with calling(proxy.port) as caller:
             asked = time.monotonic()

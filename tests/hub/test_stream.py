@@ -12,12 +12,11 @@ from anyio.lowlevel import checkpoint
 from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import ERROR, Frame, Operation, Role, type_of
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub.stream import Entry, Opening, Stream, Subscriber
+from streamproxy.hub.stream import Entry, Stream, Subscriber
 
 pytestmark = pytest.mark.anyio
 
 BOUND = 5.0
-OPENING = Opening((("x-request-id", "r"),), ())
 BROKEN = ProxyError(Failure.UPSTREAM_INCOMPLETE, "It broke.")
 LOST = ProxyError(Failure.PRODUCER_LOST, "Somebody ended it.")
 PREVIEW = type_of(Operation.GENERATION, Role.PREVIEW)
@@ -400,10 +399,10 @@ async def test_readers_of_what_was_given_up_get_what_there_is_and_are_not_at_the
     assert not waiting.at_end
 
 
-@pytest.mark.parametrize("how", ["open", "fail", "finish"])
+@pytest.mark.parametrize("how", ["accept", "fail", "finish"])
 async def test_opened_returns_at_the_first_news(how: str) -> None:
     stream = Stream("s")
-    news: dict[str, Callable[[], object]] = {"open": lambda: stream.open(OPENING), "finish": stream.finish}
+    news: dict[str, Callable[[], object]] = {"accept": stream.accept, "finish": stream.finish}
     with anyio.fail_after(BOUND / 2):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(stream.opened, BOUND)
@@ -419,4 +418,4 @@ async def test_opened_waits_no_longer_than_asked() -> None:
     stream = Stream("s")
     with anyio.fail_after(BOUND / 2):
         await stream.opened(0.01)
-    assert stream.opening is None
+    assert not stream.accepted

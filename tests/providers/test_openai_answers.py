@@ -7,12 +7,12 @@ import tracemalloc
 import orjson
 import pytest
 
+from streamproxy.core.conversation import Accepted, Job, Tolerated
 from streamproxy.core.events import Frame, Operation
-from streamproxy.core.requests import Exchange
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.openai_answers import IDLE_BYTES, STEP, Answer
+from streamproxy.providers.openai.events import IDLE_BYTES, STEP
 from tests.golden.shapes import COMPLETED, FIELDS, IMAGE, PICTURE, PREVIEW, SHAPES, USAGE, C, P, Shape, named, unnamed
-from tests.providers.making import NOW, decoded, exchange, wanted
+from tests.providers.making import NOW, answering, decoded, wanted
 from tests.providers.making import data as joined
 
 JSON = b'{"created":5,"data":[{' + IMAGE + b'}],"size":"1x1",' + USAGE + b"}"
@@ -27,14 +27,14 @@ def types(frames: list[Frame]) -> list[str]:
 def read(body: bytes, *, n: int = 1, stream: bool = True, edit: bool = False) -> list[Frame]:
     """The frames of an answer that ends well."""
     operation = Operation.EDIT if edit else Operation.GENERATION
-    frames, error = decoded(exchange(wanted(n=n, stream=stream, operation=operation)), [body])
+    frames, error = decoded(wanted(n=n, stream=stream, operation=operation), [body])
     assert error is None, error.message
     return frames
 
 
 def failed(body: bytes, *, n: int = 1, stream: bool = True) -> tuple[list[str], Failure]:
     """What comes before the error, and which error."""
-    frames, error = decoded(exchange(wanted(n=n, stream=stream)), [body])
+    frames, error = decoded(wanted(n=n, stream=stream), [body])
     assert error is not None
     return types(frames), error.failure
 
@@ -55,8 +55,8 @@ def test_every_shape_wherever_it_is_cut(shape: Shape, stream: bool) -> None:
 
 
 def _outcome(shape: Shape, chunks: list[bytes], stream: bool) -> tuple[list[str], str | None]:
-    what = exchange(wanted(stream=stream), {"content-type": shape.content_type or ""})
-    frames, error = decoded(what, chunks)
+    head = {"content-type": shape.content_type or ""}
+    frames, error = decoded(wanted(stream=stream), chunks, head)
     for frame in frames:
         value = orjson.loads(joined(frame))
         picture = value["data"][0] if frame.type == "answer" else value
@@ -158,7 +158,7 @@ def test_an_escaped_type_and_large_members_are_read() -> None:
 
 
 def test_nothing_after_the_last_image_is_wanted() -> None:
-    frames, error = decoded(exchange(wanted()), [C + unnamed(b'{"error":"late"}') + C])
+    frames, error = decoded(wanted(), [C + unnamed(b'{"error":"late"}') + C])
     assert (types(frames), error) == (["completed"], None)
 
 
@@ -191,7 +191,7 @@ def test_what_ends_badly(body: bytes, before: list[str], failure: Failure, strea
 
 def test_an_error_event_goes_on_as_it_was_sent() -> None:
     sent = b'{"type":"error","error":{"message":"m \xc3\xa4","type":"t","param":null,"code":"c"},"more":[1E2]}'
-    _, error = decoded(exchange(wanted()), [named(sent, b"error")])
+    _, error = decoded(wanted(), [named(sent, b"error")])
     assert error is not None
     assert b"".join(error.as_sent) == sent
 
@@ -208,7 +208,7 @@ def test_an_error_event_goes_on_as_it_was_sent() -> None:
     ids=["incomplete", "without a type", "a key in its text", "a key beside it"],
 )
 def test_an_error_event_that_is_not_whole_or_holds_a_key_is_written_anew(sent: bytes) -> None:
-    _, error = decoded(exchange(wanted()), [named(sent, b"error")])
+    _, error = decoded(wanted(), [named(sent, b"error")])
     assert error is not None
     assert error.as_sent == ()
     assert "sk-abc" not in error.message
@@ -260,17 +260,17 @@ def test_an_answer_without_a_time_is_from_now(created: bytes) -> None:
 def test_caps() -> None:
     body = unnamed(COMPLETED)
     for limit, whole in ((len(COMPLETED), True), (len(COMPLETED) - 1, False)):
-        frames, error = decoded(exchange(wanted(), max_event_bytes=limit), [P, body])
+        frames, error = decoded(wanted(max_event_bytes=limit), [P, body])
         assert (error is None) is whole
         assert error is None or error.failure is Failure.EVENT_TOO_LARGE
         assert len(frames) == (2 if whole else 1)
     for limit, whole in ((len(JSON), True), (len(JSON) - 1, False)):
-        _, error = decoded(exchange(wanted(), max_answer_bytes=limit), [JSON[:9], JSON[9:]])
+        _, error = decoded(wanted(max_answer_bytes=limit), [JSON[:9], JSON[9:]])
         assert (error is None) is whole
         assert error is None or error.failure is Failure.RESPONSE_BODY_SIZE
     size = len(COMPLETED) + len(ENDING) - 1 + len(b',"image_index":0')
     for limit, whole in ((3 * size, True), (3 * size - 1, False)):
-        _, error = decoded(exchange(wanted(n=3, stream=False), max_answer_bytes=limit), [body * 3])
+        _, error = decoded(wanted(n=3, stream=False, max_answer_bytes=limit), [body * 3])
         assert (error is None) is whole, "what is collected for one answer is bounded too"
 
 
@@ -280,8 +280,8 @@ def test_the_first_bytes_decide_whatever_the_content_type(kind: str, step: int) 
     starts = (b"", b"\r\n ", b"\xef\xbb\xbf\n", b":\n", b": c\n\n", b"id:1\n", b"retry: 5\n\n", b"data: {}\n\n")
     bodies = (*(start + C for start in starts), unnamed(COMPLETED), b" \n" + JSON, JSON + b"\n", b"[{" + IMAGE + b"}]")
     for body in bodies:
-        what = exchange(wanted(), {"content-type": kind} if kind else {})
-        frames, error = decoded(what, [body[at : at + step] for at in range(0, len(body), step)])
+        chunks = [body[at : at + step] for at in range(0, len(body), step)]
+        frames, error = decoded(wanted(), chunks, {"content-type": kind} if kind else {})
         assert (types(frames), error) == (["completed"], None), body[:20]
 
 
@@ -289,19 +289,19 @@ def test_the_first_bytes_decide_whatever_the_content_type(kind: str, step: int) 
 @pytest.mark.parametrize("step", [1, 3, 1 << 20])
 @pytest.mark.parametrize("body", [b"<html>", b"\x89PNG", b"Data: x\n\n", b"dat", b"eventually", b"", b" \n", b"ok"])
 def test_what_is_neither_is_refused_before_it_is_accepted(kind: str, step: int, body: bytes) -> None:
-    what = exchange(wanted(), {"content-type": kind})
-    assert (
-        failed_in(what, [body[at : at + step] for at in range(0, len(body), step)]) is Failure.UNEXPECTED_CONTENT_TYPE
-    )
+    chunks = [body[at : at + step] for at in range(0, len(body), step)]
+    _, error = decoded(wanted(), chunks, {"content-type": kind})
+    assert error is not None
+    assert error.failure is Failure.UNEXPECTED_CONTENT_TYPE
 
 
-def test_an_answer_of_another_type_is_accepted_when_its_first_bytes_are_there() -> None:
-    answer = Answer(exchange(wanted(), {"content-type": "text/plain"}))
-    for chunk in (b"\n", b" dat"):
-        assert list(answer.feed(chunk)) == []
-        assert not answer.accepted
-    assert list(answer.feed(b"a:")) == []
-    assert answer.accepted
+@pytest.mark.parametrize("kind", [*OTHER_TYPES, "text/event-stream"])
+def test_an_answer_is_accepted_with_its_first_event_that_is_none_of_an_error(kind: str) -> None:
+    answer = answering(wanted(), {"content-type": kind})
+    for chunk in (b"\n", b" dat", b"a:", b" {}\n\n", unnamed(b'{"type":"keepalive"}'), P[:-1]):
+        assert [step for step in answer.feed(chunk) if step is not None] == []
+    [accepted, _] = list(answer.feed(P[-1:]))
+    assert accepted == Accepted()
 
 
 NOISE = {
@@ -319,10 +319,12 @@ NOISE = {
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("name", NOISE)
 def test_noise_between_events_is_passed_over_and_told(name: str, stream: bool) -> None:
-    answer = Answer(exchange(wanted(stream=stream)))
-    frames = [frame for frame in answer.feed(NOISE[name] + P + NOISE[name] + C) if frame is not None]
-    assert types(frames) == (["partial_image", "completed"] if stream else ["answer"])
-    assert (answer.done, answer.tolerated) == (True, ("sse_noise",))
+    answer = answering(wanted(stream=stream))
+    steps = list(answer.feed(NOISE[name] + P + NOISE[name] + C))
+    frames = [step for step in steps if isinstance(step, Frame)]
+    assert types(frames) == (["partial_image", "completed"] if stream else ["completed"])
+    assert [step for step in steps if isinstance(step, Tolerated)] == [Tolerated("sse_noise")]
+    assert answer.done
 
 
 @pytest.mark.parametrize("name", NOISE)
@@ -332,7 +334,7 @@ def test_noise_that_may_have_been_the_image_is_what_a_stream_without_one_fails_f
 
 
 def test_a_completed_event_that_cannot_be_read_ends_the_stream_at_once() -> None:
-    answer = Answer(exchange(wanted()))
+    answer = answering(wanted())
     with pytest.raises(ProxyError) as caught:
         list(answer.feed(P + named(COMPLETED[:-9], b"image_generation.completed")))
     assert caught.value.failure is Failure.BAD_JSON
@@ -340,7 +342,7 @@ def test_a_completed_event_that_cannot_be_read_ends_the_stream_at_once() -> None
 
 @pytest.mark.parametrize("name", [b"error", b"image_generation.failed"])
 def test_an_error_in_plain_words_keeps_them(name: bytes) -> None:
-    _, error = decoded(exchange(wanted()), [named(b"Out of credit for sk-abcdefghijklmnopqrstuvwxyz0123456789", name)])
+    _, error = decoded(wanted(), [named(b"Out of credit for sk-abcdefghijklmnopqrstuvwxyz0123456789", name)])
     assert error is not None
     assert (error.failure, error.message) == (Failure.PROVIDER_STREAM_ERROR, "Out of credit for [redacted]")
 
@@ -370,7 +372,7 @@ def test_what_becomes_nothing_has_a_budget(name: str, start: bytes) -> None:
     room = (FLOODS[name] * (IDLE_BYTES // len(flood) + 1))[: IDLE_BYTES - 2 * size]
     rest = b"\n\n" if name != "white space" or start else b""
     chunks = [room[at : at + size] for at in range(0, len(room), size)]
-    what = exchange(wanted(n=2), max_event_bytes=1 << 22)
+    what = wanted(n=2, max_event_bytes=1 << 22)
     frames, error = decoded(what, [start, *chunks, rest + C, *chunks, rest + C])
     assert error is None, error.message
     assert types(frames) == [*(["partial_image"] if start else []), "completed", "completed"]
@@ -381,7 +383,7 @@ def test_what_becomes_nothing_has_a_budget(name: str, start: bytes) -> None:
         assert failed_in(what, chunks * 2) is Failure.STREAM_PROTOCOL
 
 
-def failed_in(what: Exchange, chunks: list[bytes]) -> Failure | None:
+def failed_in(what: Job, chunks: list[bytes]) -> Failure | None:
     _, error = decoded(what, chunks)
     return None if error is None else error.failure
 
@@ -393,17 +395,17 @@ def test_large_events_of_no_use_do_not_cost_the_image() -> None:
     large = PREVIEW.replace(PICTURE, b"A" * 500_000)
     assert types(read(unnamed(large) * 30 + C, stream=False)) == ["answer"]
     endless = [unnamed(PREVIEW.replace(PICTURE, b"A" * 20_000))] * 100
-    assert failed_in(exchange(wanted(stream=False)), endless) is Failure.STREAM_PROTOCOL
+    assert failed_in(wanted(stream=False), endless) is Failure.STREAM_PROTOCOL
 
 
 def test_others_get_a_turn_within_a_chunk_of_small_events() -> None:
-    answer = Answer(exchange(wanted()))
+    answer = answering(wanted())
     assert list(answer.feed(unnamed(b"{}") * (3 * STEP + 1))) == [None] * 3
 
 
 def test_a_json_answer_byte_by_byte_costs_no_object_for_each() -> None:
     body = b'{"data":[{"b64_json":"' + b"A" * 300_000 + b'"}]}'
-    answer = Answer(exchange(wanted(), {}))
+    answer = answering(wanted(), {})
     tracemalloc.start()
     try:
         for at in range(len(body)):
@@ -413,7 +415,7 @@ def test_a_json_answer_byte_by_byte_costs_no_object_for_each() -> None:
     finally:
         tracemalloc.stop()
     assert held < 2 * len(body)
-    assert len(list(answer.finish())) == 1
+    assert [type(step) for step in answer.finish()] == [Accepted, Frame]
 
 
 WRAPPED = (b"data:image/png;base64,", b"data:image\\/png;base64,", b"data:;base64,", b"data:,")
@@ -423,7 +425,7 @@ WRAPPED = (b"data:image/png;base64,", b"data:image\\/png;base64,", b"data:;base6
 @pytest.mark.parametrize("step", [1, 16, 1 << 20])
 def test_the_prefix_of_a_data_url_comes_off_the_base64(prefix: bytes, step: int) -> None:
     body = (P + C).replace(PICTURE, prefix + PICTURE)
-    frames, error = decoded(exchange(wanted()), [body[at : at + step] for at in range(0, len(body), step)])
+    frames, error = decoded(wanted(), [body[at : at + step] for at in range(0, len(body), step)])
     assert error is None
     assert [joined(frame) for frame in frames] == [PREVIEW, COMPLETED[:-1] + ENDING]
 
@@ -432,7 +434,7 @@ def test_the_prefix_comes_off_a_large_picture() -> None:
     large = b"A" * 200_000
     body = unnamed(COMPLETED.replace(PICTURE, b"data:image/png;base64," + large))
     for first in (*range(60, 110), 40_000):
-        frames, error = decoded(exchange(wanted()), [body[:first], body[first:]])
+        frames, error = decoded(wanted(), [body[:first], body[first:]])
         assert error is None
         assert joined(frames[0]) == COMPLETED.replace(PICTURE, large)[:-1] + ENDING
 
@@ -444,7 +446,7 @@ def test_a_data_url_is_base64_unless_urls_were_asked_for(others: bytes, stream: 
     body = unnamed(b'{"type":"image_generation.completed",' + others + b'"url":"' + url + b'",' + USAGE + b"}")
     for format, asked in (("b64_json", False), ("", False), ("url", True)):
         given = f'{{"model":"m","prompt":"p","response_format":"{format}"}}'.encode()
-        frames, error = decoded(exchange(wanted(given, stream=stream)), [body])
+        frames, error = decoded(wanted(given, stream=stream), [body])
         assert error is None
         said = orjson.loads(joined(frames[0]))
         said = said if stream else said["data"][0]

@@ -8,7 +8,7 @@ import pytest
 
 from streamproxy.core.requests import Head
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.openai_errors import MESSAGE_LIMIT, error_in_answer, refusal, refuses_streaming, verdict
+from streamproxy.providers.openai.errors import MESSAGE_LIMIT, error_in_answer, refusal, refuses_streaming, verdict
 from tests.providers.making import SCRUB
 
 KEY = "sk-abcdefghijklmnopqrstuvwxyz0123456789"
@@ -17,7 +17,7 @@ UNSAID = ("The provider refused the request with status 400.", "invalid_request_
 
 def refused(status: int, body: object, *, callers: bool = False, retry_after: str | None = None) -> ProxyError:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {} if retry_after is None else {"retry-after": retry_after}
+    headers = () if retry_after is None else (("retry-after", retry_after),)
     return refusal(Head(status, headers), raw, path="/v1/x", callers_credential=callers, scrub=SCRUB)
 
 
@@ -116,7 +116,7 @@ def test_a_path_that_is_not_there_is_told() -> None:
     error = refused(404, {"error": {"message": "Not Found"}})
     assert error.message == "Not Found (The provider was asked for /v1/x: check the provider's base_url.)"
     assert error.noted == {"path": "/v1/x"}
-    head = Head(404, {})
+    head = Head(404, ())
     secret = refusal(head, b"", path=f"/{KEY}/x", callers_credential=False, scrub=SCRUB)
     assert KEY not in secret.message + repr(secret.noted)
     assert refused(400, b"").noted == {}
@@ -262,4 +262,4 @@ def test_an_error_without_a_message_has_one() -> None:
 )
 def test_refusals_of_streaming_alone(status: int, body: object, yes: bool) -> None:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    assert refuses_streaming(Head(status, {}), raw) is yes
+    assert refuses_streaming(Head(status, ()), raw) is yes

@@ -16,7 +16,7 @@ from streamproxy.core.events import Operation
 from streamproxy.core.requests import Part
 from streamproxy.errors import Failure
 from tests.golden.shapes import PICTURE
-from tests.providers.making import NOW, data, decoded, exchange, wanted
+from tests.providers.making import NOW, data, decoded, wanted
 
 JSON = {"content-type": "application/json"}
 P = PICTURE.decode()
@@ -25,13 +25,13 @@ BIG = b"123456789012345678901234567890"
 
 def read(body: bytes, *, stream: bool, n: int = 1, edit: bool = False) -> list[dict[str, object]]:
     operation = Operation.EDIT if edit else Operation.GENERATION
-    frames, error = decoded(exchange(wanted(stream=stream, n=n, operation=operation), JSON), [body])
+    frames, error = decoded(wanted(stream=stream, n=n, operation=operation), [body], JSON)
     assert error is None, error.message
     return [orjson.loads(data(frame).replace(BIG, b"1")) for frame in frames]
 
 
 def failed(body: bytes, *, stream: bool) -> Failure:
-    frames, error = decoded(exchange(wanted(stream=stream), JSON), [body])
+    frames, error = decoded(wanted(stream=stream), [body], JSON)
     assert frames == []
     assert error is not None
     return error.failure
@@ -45,7 +45,7 @@ def picture(format: str) -> str:
 
 def test_the_answer_stays_byte_for_byte() -> None:
     body = b' {"created":1E2,"data":[{"b64_json":"%b","x":0.10}] ,"seed":%b,"text":"\\u00e4"}\n' % (PICTURE, BIG)
-    frames, error = decoded(exchange(wanted(stream=False), JSON), [body])
+    frames, error = decoded(wanted(stream=False), [body], JSON)
     assert error is None
     [frame] = frames
     assert data(frame) == (
@@ -140,7 +140,7 @@ def test_an_answers_members_do_not_replace_an_events_own() -> None:
     """An answer may say `type`, too; it would be read instead of the event's."""
     own = '"type":"image","created_at":1,"url":"u","image_index":7,"partial_image_index":7,"b64_json":"x","error":null'
     body = f'{{{own},"object":"list","data":[{{{own},"b64_json":"{P}","seed":1}}]}}'.replace('"url":"u",', "", 2)
-    frames, error = decoded(exchange(wanted(), JSON), [body.encode()])
+    frames, error = decoded(wanted(), [body.encode()], JSON)
     assert error is None
     raw = data(frames[0])
     said = json.loads(raw, object_pairs_hook=lambda pairs: pairs)
@@ -173,9 +173,7 @@ def test_an_answers_members_do_not_replace_an_events_own() -> None:
 )
 @pytest.mark.parametrize("stream", [True, False])
 def test_no_odd_member_costs_the_image(odd: bytes, stream: bool) -> None:
-    frames, error = decoded(
-        exchange(wanted(stream=stream), JSON), [b'{%b,"data":[{"b64_json":"%b"}]}' % (odd, PICTURE)]
-    )
+    frames, error = decoded(wanted(stream=stream), [b'{%b,"data":[{"b64_json":"%b"}]}' % (odd, PICTURE)], JSON)
     assert error is None, error.message
     assert PICTURE in data(frames[0])
 
@@ -194,7 +192,7 @@ UNREADABLE = {
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_an_answer_with_its_picture_elsewhere_goes_on_as_it_came(name: str) -> None:
     body = UNREADABLE[name]
-    frames, error = decoded(exchange(wanted(stream=False), JSON), [body])
+    frames, error = decoded(wanted(stream=False), [body], JSON)
     assert error is None, error.message
     [frame] = frames
     start = body[:-1] if b"usage" not in body else body[: body.index(b',"usage"')]
@@ -215,7 +213,7 @@ def test_a_readable_answer_is_not_marked_whatever_the_provider_says() -> None:
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_a_stream_of_it_says_what_there_was_instead(name: str) -> None:
-    frames, error = decoded(exchange(wanted(), JSON), [UNREADABLE[name]])
+    frames, error = decoded(wanted(), [UNREADABLE[name]], JSON)
     assert frames == []
     assert error is not None
     assert error.failure is Failure.NO_IMAGE
@@ -227,7 +225,7 @@ def test_a_stream_of_it_says_what_there_was_instead(name: str) -> None:
 def test_what_there_was_instead_is_scrubbed() -> None:
     key = "sk-abcdefghijklmnopqrstuvwxyz0123456789"
     body = json.dumps({"images": ["x"], key: "x", "message": f"m {key}"}).encode()
-    _, error = decoded(exchange(wanted(), JSON), [body])
+    _, error = decoded(wanted(), [body], JSON)
     assert error is not None
     assert error.message.endswith("Its members: images, #2, message. It says: m [redacted]")
 
@@ -245,7 +243,7 @@ def test_what_there_was_instead_is_scrubbed() -> None:
 )
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_refusal_under_200_has_the_providers_words(body: bytes, message: str, code: str, stream: bool) -> None:
-    frames, error = decoded(exchange(wanted(stream=stream), JSON), [body])
+    frames, error = decoded(wanted(stream=stream), [body], JSON)
     assert frames == []
     assert error is not None
     assert (error.failure, error.message, error.code) == (Failure.PROVIDER_STREAM_ERROR, message, code)
@@ -261,7 +259,7 @@ def test_millions_of_items_are_refused_before_they_are_made() -> None:
     body = b'{"data":[' + b"{}," * 2_000_000 + b"{}]}"
     tracemalloc.start()
     try:
-        _, error = decoded(exchange(wanted(), JSON, max_answer_bytes=1 << 24), [body])
+        _, error = decoded(wanted(max_answer_bytes=1 << 24), [body], JSON)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -273,7 +271,7 @@ def test_millions_of_items_are_refused_before_they_are_made() -> None:
 @pytest.mark.parametrize("written", [f"data:image/png;base64,{P}", f"data:image\\/png;base64,{P}", f"data:,{P}"])
 def test_the_prefix_of_a_data_url_comes_off_in_the_answer_too(written: str) -> None:
     body = b'{"x":1E2,"data":[{"a":1, "b64_json": "%b"},{"b64_json":"%b","b":[2]}]}' % (written.encode(), PICTURE)
-    frames, error = decoded(exchange(wanted(stream=False, n=2), JSON), [body])
+    frames, error = decoded(wanted(stream=False, n=2), [body], JSON)
     assert error is None
     plain = b'{"x":1E2,"data":[{"a":1,"b64_json": "%b"},{"b64_json":"%b","b":[2]}],' % (PICTURE, PICTURE)
     assert data(frames[0]).startswith(plain)
@@ -287,7 +285,7 @@ def test_a_data_url_is_base64_unless_urls_were_asked_for(others: str, stream: bo
     for format, asked in ((b"b64_json", False), (b"", False), (b"url", True)):
         forms = (Part("prompt", b"p"), Part("response_format", format))
         for given in (b'{"model":"m","response_format":"%b"}' % format, forms):
-            frames, error = decoded(exchange(wanted(given, stream=stream), JSON), [body])
+            frames, error = decoded(wanted(given, stream=stream), [body], JSON)
             assert error is None
             said = orjson.loads(data(frames[0]))
             item = said if stream else said["data"][0]

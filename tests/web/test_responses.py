@@ -18,6 +18,7 @@ from streamproxy.core.events import Frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.stream import Stream
+from streamproxy.surfaces.images import layout
 from streamproxy.web.responses import (
     ABORT,
     SLICE,
@@ -27,7 +28,6 @@ from streamproxy.web.responses import (
     Reader,
     deliver,
     error_response,
-    layout,
     posted,
     sliced,
 )

@@ -12,27 +12,27 @@ objects as text/event-stream, and either as text/plain.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
 from streamproxy.core.completion import ZERO_USAGE, appended, ending, full_usage
-from streamproxy.core.events import ANSWER, ERROR, KINDS, Frame, Role, type_of
+from streamproxy.core.conversation import Accepted, Job, Said, Tolerated
+from streamproxy.core.events import ERROR, KINDS, Frame, Role, type_of
 from streamproxy.core.jsonbody import JsonObject
 from streamproxy.core.outline import Outline, outline
-from streamproxy.core.requests import Exchange
+from streamproxy.core.requests import Head
 from streamproxy.core.sse import SMALL, Cutter, Event, Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.openai_errors import error_in_answer, error_in_words
-from streamproxy.providers.openai_json import (
+from streamproxy.providers.openai.answer import (
     answer_frame,
     asks_url,
     image_frames,
     read_object,
     unwrapped,
-    whole_number,
 )
+from streamproxy.providers.openai.errors import error_in_answer, error_in_words
 
 IDLE_BYTES: Final = 1024 * 1024
 """Bytes in a row that may become nothing: white space before an answer, comments, events of no use. A keepalive event
@@ -58,23 +58,24 @@ _OURS: Final = re.compile(rb"image_|error|\\")
 
 
 class Answer:
-    """Decides by the first bytes which decoder reads the answer, and is that decoder from then on."""
+    """Decides by the first bytes which decoder reads the answer, and is that decoder from then on.
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+    The provider's word is not its status line: an answer is accepted with the first event, or the JSON, that is no
+    refusal.
+    """
+
+    def __init__(self, job: Job, head: Head) -> None:
+        self._job = job
+        self._head = head
+        self._known = head.media_type in _ANSWERS
         self._lead = bytearray()
         self._inner: _Events | _Json | None = None
-        self.accepted = exchange.head.media_type in _ANSWERS
 
     @property
     def done(self) -> bool:
         return self._inner is not None and self._inner.done
 
-    @property
-    def tolerated(self) -> tuple[str, ...]:
-        return self._inner.tolerated if self._inner is not None else ()
-
-    def feed(self, chunk: bytes) -> Iterator[Frame | None]:
+    def feed(self, chunk: bytes) -> Iterator[Said | None]:
         if self._inner is None:
             self._lead += chunk
             if not chunk.lstrip(_SPACE):
@@ -88,27 +89,25 @@ class Answer:
             self._lead.clear()
         yield from self._inner.feed(chunk)
 
-    def finish(self) -> Iterator[Frame]:
-        if self._inner is None and not self.accepted:
+    def finish(self) -> Iterator[Said]:
+        if self._inner is None and not self._known:
             raise self._refused()
-        inner = self._inner or _Events(self._exchange)
+        inner = self._inner or _Events(self._job)
         yield from inner.finish()
 
     def _decider(self, start: bytes) -> _Events | _Json | None:
         """The decoder for an answer with this start, None where that is too short. Raises ProxyError for neither."""
         if start[:1] in (b"{", b"["):
-            self.accepted = True
-            return _Json(self._exchange)
-        if not self.accepted and not start.startswith(_FIELDS):
+            return _Json(self._job)
+        if not self._known and not start.startswith(_FIELDS):
             if any(field.startswith(start) for field in _FIELDS):
                 return None
             raise self._refused()
-        self.accepted = True
-        return _Events(self._exchange)
+        return _Events(self._job)
 
     def _refused(self) -> ProxyError:
         """For a body of another kind: of it, only its head may be logged."""
-        head, scrub = self._exchange.head, self._exchange.scrub
+        head, scrub = self._head, self._job.scrub
         said = {"content_type": head.media_type, "content_length": head.headers.get("content-length", "")}
         return ProxyError(
             Failure.UNEXPECTED_CONTENT_TYPE,
@@ -120,26 +119,27 @@ class Answer:
 class _Events:
     """An event stream: GPT image events go on as they are, everything else a provider may say is left out."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._request = exchange.request
-        self._cutter = Cutter(exchange.max_event_bytes)
-        self._as_url = asks_url(exchange.request)
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._request = job.request
+        self._cutter = Cutter(job.limits.event)
+        self._as_url = asks_url(job.request)
         self._images = 0
-        self._answers: list[bytes] = []
         self._size = 0
         self._idle = 0
         self._mended = False
         self._noise = False
+        self._accepted = False
         self.done = False
 
-    @property
-    def tolerated(self) -> tuple[str, ...]:
+    def _faults(self) -> Iterator[Tolerated]:
         """Bytes that are no UTF-8 in an event that went on, or a lone CR as a line end; events that are no JSON."""
-        odd = self._mended or self._cutter.lone_cr
-        return (*(("sse_odd",) if odd else ()), *(("sse_noise",) if self._noise else ()))
+        if self._mended or self._cutter.lone_cr:
+            yield Tolerated("sse_odd")
+        if self._noise:
+            yield Tolerated("sse_noise")
 
-    def feed(self, chunk: bytes) -> Iterator[Frame | None]:
+    def feed(self, chunk: bytes) -> Iterator[Said | None]:
         self._idle += len(chunk)
         for number, event in enumerate(self._cutter.feed(chunk), 1):
             size = event.size
@@ -147,28 +147,28 @@ class _Events:
             yield from self._event(event)
             del event  # the chunk's rest begins the next one
             if self.done:
+                yield from self._faults()
                 return
             if number % STEP == 0:
                 yield None
         if self._idle - self._cutter.held > IDLE_BYTES:
             raise _idle()
 
-    def finish(self) -> Iterator[Frame]:
+    def finish(self) -> Iterator[Said]:
         last = None if self.done else self._cutter.finish()
         if last is not None and outline(last.data) is not None:
             yield from self._event(last)
+        yield from self._faults()
         if not self.done:
             raise self._unfinished()
 
-    def _event(self, event: Event) -> Iterator[Frame]:
+    def _event(self, event: Event) -> Iterator[Said]:
         if not event.data:
             return  # SDKs read an event without data as broken JSON
         if bytes(event.data[0][:6]) == b"[DONE]":
             if not self._images:
                 raise self._unfinished()
             self.done = True  # fewer images than asked for, as a JSON answer may have fewer
-            if self._answers:
-                yield collected(self._answers, self._exchange.now)
             return
         said = outline(event.data) if _may_be_ours(event) else None
         if said is None:
@@ -176,11 +176,14 @@ class _Events:
             return
         kind = KINDS.get(said.type) or KINDS.get(event.name)
         if said.failed or ERROR in (event.name, said.type) or (kind is not None and kind.role is Role.FAILED):
-            raise error_in_answer(event.joined(), self._exchange.scrub, event.data)
+            raise error_in_answer(event.joined(), self._job.scrub, event.data)
         if kind is None:
             return
         right = type_of(self._request.operation, kind.role)
         self._mended = self._mended or not said.utf8
+        if not self._accepted:
+            self._accepted = True
+            yield Accepted()
         if kind.role is Role.COMPLETED:
             if not said.has_image:
                 raise ProxyError(Failure.NO_IMAGE, "The provider's completed event holds no image.")
@@ -191,7 +194,7 @@ class _Events:
             self._idle = 0
             image = self._index(said)
             data = _mended(*_unwrapped(event.data, said, as_url=self._as_url), right)
-            if self._several and "image_index" not in said.has:
+            if self._job.several and "image_index" not in said.has:
                 data = appended(data, {"image_index": image})
             yield Frame(right, data, image=image)
 
@@ -202,7 +205,7 @@ class _Events:
             return
         role = Role.FAILED if event.name == ERROR else KINDS[event.name].role if event.name in KINDS else None
         if role is Role.FAILED:
-            raise error_in_words(event.joined(), self._exchange.scrub)
+            raise error_in_words(event.joined(), self._job.scrub)
         if role is Role.COMPLETED:
             raise _not_json()
         if role is Role.PREVIEW or event.name in ("", "message"):
@@ -218,40 +221,31 @@ class _Events:
     def _completed(self, data: tuple[Piece, ...], said: Outline) -> Iterator[Frame]:
         index = self._index(said)
         self._images += 1
-        self.done = self._images >= self._request.n
+        self.done = self._images >= self._job.n
         members = ending(
             said.usage,
-            price=self._request.model.price,
+            price=self._job.model.price,
             images=1,
-            provider=self._exchange.provider.name,
+            provider=self._job.provider.name,
             has=said.has,
         )
         if "usage" not in said.has:
             members["usage"] = ZERO_USAGE
         if "b64_json" not in said.has:
             members["b64_json"] = None
-        if self._several and "image_index" not in said.has:
+        if self._job.several and "image_index" not in said.has:
             members["image_index"] = index
         data = appended(data, members)
-        if self._request.stream:
-            yield Frame(type_of(self._request.operation, Role.COMPLETED), data, image=index, final=True)
-            return
         self._size += sum(map(len, data))
-        if self._size > self._exchange.max_answer_bytes:
-            raise _too_large(self._exchange)
-        self._answers.append(b"".join(data))
-        if self.done:
-            yield collected(self._answers, self._exchange.now)
-
-    @property
-    def _several(self) -> bool:
-        return self._request.n > 1 or self._request.image_index is not None
+        if not self._request.as_events and self._size > self._job.limits.answer:
+            raise _too_large(self._job)
+        yield Frame(type_of(self._request.operation, Role.COMPLETED), data, image=index, final=True)
 
     def _index(self, said: Outline) -> int:
-        """Which image the event is about: ours where it has a request of its own, else the provider's or the next."""
-        if self._request.image_index is not None:
-            return self._request.image_index
-        return self._images if said.image_index is None else said.image_index
+        """Which image the event is about: as the provider says where it makes all of them, else the job's next."""
+        if self._job.n < self._request.n or said.image_index is None:
+            return self._job.first + self._images
+        return said.image_index
 
 
 def _may_be_ours(event: Event) -> bool:
@@ -273,11 +267,10 @@ def _not_json() -> ProxyError:
     return ProxyError(Failure.BAD_JSON, "The provider sent an event whose data is not JSON.")
 
 
-def _too_large(exchange: Exchange) -> ProxyError:
+def _too_large(job: Job) -> ProxyError:
     return ProxyError(
         Failure.RESPONSE_BODY_SIZE,
-        f"The provider's answer is over {exchange.max_answer_bytes} bytes. "
-        "The setting max_response_bytes allows larger ones.",
+        f"The provider's answer is over {job.limits.answer} bytes. The setting max_response_bytes allows larger ones.",
     )
 
 
@@ -311,55 +304,28 @@ def _parsed(data: tuple[Piece, ...], said: Outline) -> JsonObject:
     return read_object(raw if said.utf8 else raw.decode("utf-8", "replace").encode())
 
 
-_COMMAS: Final = 64 * 1024
-"""In one event: more than that many members would be seconds of work. Base64 has none."""
-
-_PER_IMAGE: Final = ("b64_json", "url", "revised_prompt")
-_EVENT_ONLY: Final = ("type", "created_at", "image_index", "partial_image_index", "error")
-
-
-def collected(events: list[bytes], now: int) -> Frame:
-    """The JSON answer that `completed` events amount to; what holds for all images is taken from the last."""
-    images = [_members(event) for event in events]
-    last = images[-1]
-    answer: dict[str, object] = {
-        "created": whole_number(last.get("created_at", msgspec.Raw())) or now,
-        "data": [{name: image[name] for name in _PER_IMAGE if name in image} for image in images],
-    }
-    answer |= {name: value for name, value in last.items() if name not in (*_PER_IMAGE, *_EVENT_ONLY)}
-    return Frame(ANSWER, (msgspec.json.encode(answer),), final=True)
-
-
-def _members(event: bytes) -> Mapping[str, msgspec.Raw]:
-    if event.count(b",") > _COMMAS:
-        raise _not_json()
-    try:
-        return msgspec.json.decode(event, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise _not_json() from None
-
-
 class _Json:
     """A buffered JSON answer, decoded when it is whole. In one piece: it may come byte by byte."""
 
-    tolerated: tuple[str, ...] = ()
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+    def __init__(self, job: Job) -> None:
+        self._job = job
         self._body = bytearray()
         self.done = False
 
-    def feed(self, chunk: bytes) -> Iterator[Frame]:
-        if len(self._body) + len(chunk) > self._exchange.max_answer_bytes:
-            raise _too_large(self._exchange)
+    def feed(self, chunk: bytes) -> Iterator[Said | None]:
+        if len(self._body) + len(chunk) > self._job.limits.answer:
+            raise _too_large(self._job)
         self._body += chunk
         yield from ()
 
-    def finish(self) -> Iterator[Frame]:
+    def finish(self) -> Iterator[Said]:
         if self.done:
             return
         raw = bytes(self._body).lstrip(_SPACE)
         self._body.clear()
-        make = image_frames if self._exchange.request.stream else answer_frame
-        yield from make(raw, self._exchange)
+        frames = image_frames(raw, self._job) if self._job.request.as_events else answer_frame(raw, self._job)
+        for number, frame in enumerate(frames):
+            if not number:
+                yield Accepted()
+            yield frame
         self.done = True

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import orjson
 
-from streamproxy.core.catalogue import Provider
+from streamproxy.core.catalogue import Route
+from streamproxy.core.conversation import (
+    COMMON,
+    Conversation,
+    Job,
+    NotApplied,
+    pour,
+    refusal_body,
+    send,
+)
 from streamproxy.core.events import Operation
 from streamproxy.core.fields import MAX_IMAGES
 from streamproxy.core.imagefile import media_type, probe_base64
 from streamproxy.core.jsonbody import JsonObject, Member, Pieces, elements, members
-from streamproxy.core.requests import Exchange, Head, ImageRequest, Part, Segment, UpstreamRequest
+from streamproxy.core.requests import ImageRequest, Part, Remote, Segment, UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers import openai_errors
-from streamproxy.providers.openai_answers import Answer
-from streamproxy.providers.openai_errors import Scrub
+from streamproxy.providers.openai import errors
+from streamproxy.providers.openai.events import Answer
 
 STREAMING: Final = ("stream", "partial_images")
 OURS: Final = ("extra_headers",)
@@ -29,43 +37,58 @@ OURS: Final = ("extra_headers",)
 
 
 class OpenAI:
-    """The adapter: see `providers.Adapter`."""
+    """The adapter: see `core.conversation.Adapter`."""
 
-    def build(
-        self, request: ImageRequest, provider: Provider, credential: tuple[tuple[str, str], ...], boundary: str
-    ) -> UpstreamRequest:
-        body: tuple[Segment, ...]
-        if isinstance(request.body, JsonObject):
-            content_type = "application/json"
-            body = (_json_body(request, request.body, provider),)
-        else:
-            content_type = f"multipart/form-data; boundary={boundary}"
-            body = tuple(_form_body(request, request.body, boundary.encode()))
-        path = provider.edits if request.operation is Operation.EDIT else provider.generations
-        query = f"?{provider.query}" if provider.query else ""
-        own = (
-            ("content-type", content_type),
-            ("accept", "text/event-stream, application/json" if request.ask_stream else "application/json"),
-            ("accept-encoding", "identity"),
-            ("user-agent", "streamproxy"),
-            *credential,
-        )
-        url = provider.base_url + path.replace("{model}", _segment(request.upstream_model)) + query
-        return UpstreamRequest("POST", url, own, body)
+    def at_once(self, request: ImageRequest, route: Route) -> int:
+        most = route.model.max_stream_n if asks_to_stream(request, route) else 0
+        return min(request.n, most or request.n)
 
-    def not_applied(self, request: ImageRequest) -> tuple[str, ...]:
-        given = _names(request)
-        unasked = () if request.ask_stream or not request.stream else ("partial_images",)
-        return tuple(name for name in (*request.model.refuses, *unasked) if name in given)
+    def not_applied(self, job: Job) -> tuple[str, ...]:
+        return _not_applied(job, streams=asks_to_stream(job.request, job.route))
 
-    def decoder(self, exchange: Exchange) -> Answer:
-        return Answer(exchange)
+    def converse(self, job: Job) -> Conversation[None]:
+        streams = asks_to_stream(job.request, job.route)
+        while True:
+            request = _request(job, streams=streams)
+            head = yield from send(request)
+            if head.status in (200, 201):
+                break
+            raw = yield from refusal_body()
+            if not (streams and errors.refuses_streaming(head, raw)):
+                path = urlsplit(request.url).path
+                raise errors.refusal(head, raw, path=path, callers_credential=job.callers_key, scrub=job.scrub)
+            streams = False  # nothing of it has been processed
+            yield NotApplied(_not_applied(job, streams=False))
+        yield from pour(Answer(job, head))
 
-    def refusal(self, head: Head, body: bytes, *, path: str, callers_credential: bool, scrub: Scrub) -> ProxyError:
-        return openai_errors.refusal(head, body, path=path, callers_credential=callers_credential, scrub=scrub)
 
-    def refuses_streaming(self, head: Head, body: bytes) -> bool:
-        return openai_errors.refuses_streaming(head, body)
+def asks_to_stream(request: ImageRequest, route: Route) -> bool:
+    """Whether the provider is asked for events: where the caller wants them, and both model and host can."""
+    model, host = route.model, route.provider
+    able = model.streams and host.streams and request.output_format not in model.unstreamed_formats
+    return request.stream and able
+
+
+def _not_applied(job: Job, *, streams: bool) -> tuple[str, ...]:
+    unasked = () if streams or not job.request.stream else ("partial_images",)
+    return tuple(name for name in (*job.model.refuses, *unasked) if name in job.request.given)
+
+
+def _request(job: Job, *, streams: bool) -> UpstreamRequest:
+    request, provider = job.request, job.provider
+    body: tuple[Segment, ...]
+    if isinstance(request.body, JsonObject):
+        content_type = "application/json"
+        body = _json_body(job, request.body, streams=streams)
+    else:
+        boundary = f"streamproxy-{job.token}"
+        content_type = f"multipart/form-data; boundary={boundary}"
+        body = tuple(_form_body(job, request.body, boundary.encode(), streams=streams))
+    path = provider.edits if request.operation is Operation.EDIT else provider.generations
+    query = f"?{provider.query}" if provider.query else ""
+    accept = "text/event-stream, application/json" if streams else "application/json"
+    url = provider.base_url + path.replace("{model}", _segment(job.route.upstream_model)) + query
+    return UpstreamRequest("POST", url, (("content-type", content_type), ("accept", accept), *COMMON), body)
 
 
 def _segment(model: str) -> str:
@@ -75,27 +98,22 @@ def _segment(model: str) -> str:
     return quote(model, safe="")
 
 
-def _left_out(request: ImageRequest) -> tuple[str, ...]:
-    return (*OURS, *request.model.refuses, *(() if request.ask_stream else STREAMING))
+def _left_out(job: Job, *, streams: bool) -> tuple[str, ...]:
+    return (*OURS, *job.model.refuses, *(() if streams else STREAMING))
 
 
-def _names(request: ImageRequest) -> frozenset[str]:
-    if isinstance(request.body, JsonObject):
-        return frozenset(request.body.members)
-    return frozenset(part.name for part in request.body)
-
-
-def _json_body(request: ImageRequest, body: JsonObject, provider: Provider) -> bytes:
-    drop = set(_left_out(request))
+def _json_body(job: Job, body: JsonObject, *, streams: bool) -> tuple[Segment, ...]:
+    request, provider = job.request, job.provider
+    drop = set(_left_out(job, streams=streams))
     replace: dict[str, bytes] = {}
     append: dict[str, Pieces] = {}
-    model = orjson.dumps(request.upstream_model)
+    model = orjson.dumps(job.route.upstream_model)
     if body.value("model") != model:
         replace["model"] = model
-    if request.image_index is not None:
-        replace["n"] = b"1"
+    if job.n < request.n:
+        replace["n"] = b"%d" % job.n
     if request.operation is Operation.EDIT:
-        _refuse_remote(request, body)
+        _refuse_remote(job)
         given = "image" if request.via_generations else "images"
         if given != provider.edit_input:
             if provider.edit_input in body.members:
@@ -109,7 +127,7 @@ def _json_body(request: ImageRequest, body: JsonObject, provider: Provider) -> b
             mask = body.members.get("mask")
             if mask is not None and not body.raw.startswith(b"null", mask.value):
                 replace["mask"] = b"".join(_mask(request, body, mask))
-    return body.edited(replace=replace, drop=drop & body.members.keys(), append=append)
+    return body.pieces(replace=replace, drop=drop & body.members.keys(), append=append)
 
 
 def _translated(request: ImageRequest, body: JsonObject) -> Iterator[Pieces]:
@@ -127,29 +145,26 @@ def _mask(request: ImageRequest, body: JsonObject, mask: Member) -> Pieces:
     return (_needed_url(body, mask.value, "mask"),)
 
 
-def _refuse_remote(request: ImageRequest, body: JsonObject) -> None:
+def _refuse_remote(job: Job) -> None:
     """Models that take no remote image URLs would be asked, and paid perhaps, for nothing."""
-    if request.model.remote_image_urls:
+    if job.model.remote_image_urls:
         return
-    given: list[tuple[str, memoryview]] = []
-    if request.via_generations:
-        images = _strings(body, "image")
-        lone = body.raw.startswith(b'"', body.members["image"].value)
-        given += [("image" if lone else f"image[{index}]", image) for index, image in enumerate(images)]
-        given += [("mask", mask) for mask in _strings(body, "mask")]
-    else:
-        references = [(f"images[{index}]", start) for index, (start, _) in enumerate(_spans(body, "images"))]
-        mask = body.members.get("mask")
-        if mask is not None and not body.raw.startswith(b"null", mask.value):
-            references.append(("mask", mask.value))
-        given += [(f"{where}.image_url", _url(body, start, where)) for where, start in references]
-    for param, image in given:
-        if _is_remote(image):
-            raise ProxyError(
-                Failure.UNSUPPORTED_PARAMETER,
-                "This model takes no remote image URLs: send the image as a data: URL, or upload it as a file.",
-                param=param,
-            )
+    request = job.request
+    lone = len(request.images) == 1 and request.via_generations
+    for index, image in enumerate(request.images):
+        if isinstance(image, Remote):
+            where = "image" if lone else f"image[{index}]" if request.via_generations else f"images[{index}].image_url"
+            raise _remote(where)
+    if isinstance(request.mask, Remote):
+        raise _remote("mask" if request.via_generations else "mask.image_url")
+
+
+def _remote(param: str) -> ProxyError:
+    return ProxyError(
+        Failure.UNSUPPORTED_PARAMETER,
+        "This model takes no remote image URLs: send the image as a data: URL, or upload it as a file.",
+        param=param,
+    )
 
 
 def _is_remote(image: memoryview) -> bool:
@@ -207,17 +222,17 @@ def _array(items: Iterator[Pieces]) -> Pieces:
     return (b"[", *pieces[1:], b"]")
 
 
-def _form_body(request: ImageRequest, parts: tuple[Part, ...], boundary: bytes) -> Iterator[Segment]:
+def _form_body(job: Job, parts: tuple[Part, ...], boundary: bytes, *, streams: bool) -> Iterator[Segment]:
     """The caller's parts in the caller's order, under our boundary. Files stay on disk."""
-    drop = _left_out(request)
+    drop = _left_out(job, streams=streams)
     for part in parts:
         if part.name in (drop if part.filename is None else OURS):
             continue
         value: Segment = part.value
         if part.filename is None and part.name == "model":
-            value = request.upstream_model.encode()
-        if part.filename is None and part.name == "n" and request.image_index is not None:
-            value = b"1"
+            value = job.route.upstream_model.encode()
+        if part.filename is None and part.name == "n" and job.n < job.request.n:
+            value = b"%d" % job.n
         yield b"--" + boundary + b"\r\n" + _part_head(part)
         yield value
         yield b"\r\n"

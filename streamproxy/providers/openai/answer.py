@@ -16,13 +16,14 @@ from typing import Final
 import msgspec
 
 from streamproxy.core.completion import ZERO_USAGE, Image, Stated, completed, ending, full_usage
+from streamproxy.core.conversation import Job
 from streamproxy.core.events import ANSWER, Frame
 from streamproxy.core.jsonbody import JsonObject, elements, members, parse
 from streamproxy.core.jsonwalk import MAX_NODES, shown
 from streamproxy.core.outline import holds_text, says_error, text
-from streamproxy.core.requests import Exchange, ImageRequest
+from streamproxy.core.requests import ImageRequest
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.openai_errors import Scrub, error_in_answer, error_of, verdict, words
+from streamproxy.providers.openai.errors import Scrub, error_in_answer, error_of, verdict, words
 
 UNREAD: Final = "streamproxy_unread"
 """The member, true, that marks an answer whose picture was not found."""
@@ -64,13 +65,13 @@ class _Read:
     answer: _Answer
     items: tuple[_Item, ...]
 
-    def ending(self, exchange: Exchange) -> dict[str, object]:
+    def ending(self, job: Job) -> dict[str, object]:
         """`cost` and `provider`, where the provider has not said them. What cannot be read has no price."""
         return ending(
             self.answer.said_usage,
-            price=exchange.request.model.price if self.items else None,
+            price=job.model.price if self.items else None,
             images=len(self.items),
-            provider=exchange.provider.name,
+            provider=job.provider.name,
             has=[name for name in ("cost", "provider") if bytes(getattr(self.answer, name))],
         )
 
@@ -105,31 +106,31 @@ _NAMES: Final = 512
 """Characters of an error's list of members."""
 
 
-def answer_frame(raw: bytes, exchange: Exchange) -> Iterator[Frame]:
+def answer_frame(raw: bytes, job: Job) -> Iterator[Frame]:
     """The answer for a caller who wants JSON: the provider's bytes, with usage filled up, cost and provider added.
 
     An answer that holds its picture elsewhere goes on as well, with UNREAD. An array becomes the `data` of an object.
     """
-    read = _read(raw, exchange)
+    read = _read(raw, job)
     body, usage = read.body, read.answer.said_usage
     replace = {} if usage is None else {"usage": full_usage(usage)}
-    data = _unwrapped_items(body, as_url=asks_url(exchange.request)) if read.items else None
+    data = _unwrapped_items(body, as_url=asks_url(job.request)) if read.items else None
     if data is not None:
         replace["data"] = data
-    added = read.ending(exchange) | ({} if read.items else {UNREAD: True})
+    added = read.ending(job) | ({} if read.items else {UNREAD: True})
     append = {name: msgspec.json.encode(value) for name, value in added.items()}
     yield Frame(ANSWER, (body.edited(replace=replace, drop=(UNREAD,), append=append),), final=True)
 
 
-def image_frames(raw: bytes, exchange: Exchange) -> Iterator[Frame]:
+def image_frames(raw: bytes, job: Job) -> Iterator[Frame]:
     """One synthesized `completed` event per image; usage and cost are the whole request's, so the last one has them."""
-    read = _read(raw, exchange)
+    read = _read(raw, job)
     if not read.items:
-        raise _no_image(read.body, exchange.scrub)
-    answer, items, request = read.answer, read.items, exchange.request
+        raise _no_image(read.body, job.scrub)
+    answer, items, request = read.answer, read.items, job.request
     as_url = asks_url(request)
     stated = Stated(
-        created_at=whole_number(answer.created) or exchange.now,
+        created_at=whole_number(answer.created) or job.now,
         size=text(answer.size) or request.size or "",
         quality=_concrete(text(answer.quality)) or _concrete(request.quality),
         background=_concrete(text(answer.background)),
@@ -138,11 +139,15 @@ def image_frames(raw: bytes, exchange: Exchange) -> Iterator[Frame]:
     body = read.body
     last: dict[str, object] = {name: msgspec.Raw(body.value(name) or b"") for name in body.members.keys() - _IN_EVENTS}
     last |= {"usage": msgspec.Raw(full_usage(answer.said_usage))}
-    last |= {name: getattr(answer, name) for name in ("cost", "provider")} | read.ending(exchange)
+    last |= {name: getattr(answer, name) for name in ("cost", "provider")} | read.ending(job)
+    share = job.n < request.n
+    if share:
+        items = items[: job.n]  # the other indices are other jobs'
     for index, item in enumerate(items):
         ends = last if index == len(items) - 1 else {"usage": ZERO_USAGE, "cost": None, "provider": last["provider"]}
         image = _image(item, as_url=as_url)
-        yield completed(request.operation, image, stated, index=index, several=len(items) > 1, ending=ends)
+        several = share or len(items) > 1
+        yield completed(request.operation, image, stated, index=job.first + index, several=several, ending=ends)
 
 
 def read_object(raw: bytes) -> JsonObject:
@@ -197,7 +202,7 @@ def _unwrapped_items(body: JsonObject, *, as_url: bool) -> bytes | None:
     return b"".join((b"[", *items[1:], b"]")) if changed else None
 
 
-def _read(raw: bytes, exchange: Exchange) -> _Read:
+def _read(raw: bytes, job: Job) -> _Read:
     """The answer's members; raises ProxyError where it is an error, or holds nothing that may be a picture."""
     # Read first, because its allowances bound what everything after it may cost.
     body = read_object(b'{"data":' + raw + b"}" if raw.startswith(b"[") else raw)
@@ -206,17 +211,17 @@ def _read(raw: bytes, exchange: Exchange) -> _Read:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _bad_json() from None
     if says_error(answer.error):
-        raise error_in_answer(raw, exchange.scrub)
+        raise error_in_answer(raw, job.scrub)
     listed = _listed(answer.data)
     items = tuple(item for item in listed if item and any(holds_text(item.get(key, _ABSENT)) for key in _PICTURE))
     if not items:
         said, shows = _said(body), any(_may_show(body, name) for name in body.members.keys() - _NO_PICTURE)
         well = verdict(said)
-        if well is False or (well is None and not shows and words(said, exchange.scrub)):
-            raise error_of(said, exchange.scrub)
+        if well is False or (well is None and not shows and words(said, job.scrub)):
+            raise error_of(said, job.scrub)
         if not shows:
             sound = raw.startswith(b"{") and (bytes(answer.data) in _NOTHING or bytes(answer.data).startswith(b"["))
-            raise _no_image(body, exchange.scrub) if sound and None not in listed else _bad_json()
+            raise _no_image(body, job.scrub) if sound and None not in listed else _bad_json()
     return _Read(body, answer, items)
 
 

@@ -1,0 +1,489 @@
+"""A conversation with a provider: what an adapter may ask for, as values.
+
+    head = yield from send(request)       one HTTP exchange; what was open before is closed
+    raw = yield from body(limit)          its answer, whole
+    event = yield from next_event()       or event by event, None at the end
+    yield from pour(decoder)              or through a decoder, where it arrives: the fast lane
+    yield Accepted()                      the provider works on it: from here on every failure may have been charged
+    yield frame                           one event for the readers
+
+An adapter's `converse` is a generator of these steps. It reads like code that blocks and does none of the work: no
+socket, clock, credential or log is in it, so a test drives it with a list of replies. `generation/driver.py` performs
+the steps; a step that fails is thrown into the generator as ProxyError.
+
+Rules, which one contract suite holds every adapter to: no frame before Accepted; nothing is sent after the last final
+frame; no credential in any step; `close()` and `throw()` at any step leave nothing behind.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeVar, cast
+
+import msgspec
+
+from streamproxy.core.catalogue import Model, Provider, Route
+from streamproxy.core.events import Frame
+from streamproxy.core.imagefile import media_type, probe
+from streamproxy.core.requests import (
+    FileId,
+    Head,
+    ImageRequest,
+    Inline,
+    Input,
+    Spooled,
+    UpstreamRequest,
+    json_segments,
+)
+from streamproxy.core.sse import Cutter, Event
+from streamproxy.errors import Failure, ProxyError
+
+Result = TypeVar("Result")
+
+SMALL: Final = 256 * 1024
+"""Bytes of an answer that holds no picture: a job's status, an error. The largest recorded one has under 64 KiB."""
+
+REFUSAL_SECONDS: Final = 5.0
+"""How long an error answer's body is waited for: its status alone is enough for an error."""
+
+POLLS: Final = (0.25, 0.5, 0.5, 1.0)
+"""Seconds between looks at a job; the last one repeats. BFL asks for 1 s (its `retry-after`)."""
+
+TRIES: Final = 5
+"""Times a look at a job is repeated in a row when it fails: the job has been paid for, and looking costs nothing."""
+
+_BUSY: Final = frozenset({429, 500, 502, 503, 504})
+
+
+# ---------------------------------------------------------------------------------------------------------------- steps
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """One HTTP exchange. Reply: Head. The driver signs the request, and closes what was open before."""
+
+    request: UpstreamRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The rest of the open answer. Reply: bytes, at most `limit`. With `within`: what came in that many seconds."""
+
+    limit: int
+    within: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NextEvent:
+    """The open answer's next event. Reply: Event, or None at the end. A JSON answer is one event without a name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pour:
+    """The open answer runs through `decoder`, whose values are steps. Reply: None when it has ended or is `done`."""
+
+    decoder: Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Reply: None after `seconds`."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """An image by URL: without credential, through the address guard. Reply: Picture."""
+
+    url: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Open a WebSocket beside the exchanges. Reply: None."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Send a text message on the WebSocket. Reply: None."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hear:
+    """The next message on the WebSocket. Reply: str or bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The provider works on the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotApplied:
+    """The caller's members that the provider is not asked for, where that is other than was known beforehand."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """What is sent, once, if the generation is cancelled from here on; None takes an earlier one back."""
+
+    request: UpstreamRequest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the provider says it is: a fraction from 0 to 1, or a place in its queue."""
+
+    fraction: float | None = None
+    queue: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerated:
+    """A fault of the provider's that no caller noticed, by its metric label."""
+
+    label: str
+
+
+Said = Accepted | Frame | Tolerated
+"""What a decoder may yield: steps without a reply."""
+
+Step = (
+    Send
+    | Body
+    | NextEvent
+    | Pour
+    | Wait
+    | Fetch
+    | Connect
+    | Tell
+    | Hear
+    | Accepted
+    | NotApplied
+    | Undo
+    | Progress
+    | Tolerated
+    | Frame
+)
+Conversation = Generator[Step, object, Result]
+
+
+class Decoder(Protocol):
+    """Turns one answer into frames. What was whole is yielded first; ProxyError where it ends in failure."""
+
+    @property
+    def done(self) -> bool:
+        """Whether every image has its final frame: what may still come is not wanted."""
+        ...
+
+    def feed(self, chunk: bytes) -> Iterator[Said | None]:
+        """Take the next bytes, cut anywhere; yields what they complete.
+
+        None among them says that much work became nothing: others should have a turn before the next.
+        """
+        ...
+
+    def finish(self) -> Iterator[Said]:
+        """The answer has ended: yields what was left, then raises ProxyError unless every image had its outcome."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------- one provider's share
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes: of one event, and of a whole answer. `fetch_images`: whether callers' image URLs are fetched for them."""
+
+    event: int
+    answer: int
+    fetch_images: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One provider's share of a request.
+
+    `n` images are to be made, the first of them with the index `first`; `several`: events name their index, because the
+    request is for more than one. `now` is in Unix seconds, `token` 32 random hexadecimal digits. `scrub` takes secrets
+    out of a provider's text. `callers_key`: the credential is the caller's own, so that a 401 is about that.
+    """
+
+    request: ImageRequest
+    route: Route
+    n: int
+    now: int
+    token: str
+    limits: Limits
+    scrub: Callable[[str], str]
+    first: int = 0
+    several: bool = False
+    callers_key: bool = False
+
+    @property
+    def provider(self) -> Provider:
+        return self.route.provider
+
+    @property
+    def model(self) -> Model:
+        return self.route.model
+
+
+class Adapter(Protocol):
+    """One provider's wire form."""
+
+    def at_once(self, request: ImageRequest, route: Route) -> int:
+        """How many of the request's images one job makes: at least 1, at most `request.n`."""
+        ...
+
+    def not_applied(self, job: Job) -> tuple[str, ...]:
+        """Names of the caller's members that are not honoured, as far as is known before anything is sent."""
+        ...
+
+    def converse(self, job: Job) -> Conversation[None]:
+        """Make the job's images: ends when each has its final frame, else raises ProxyError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One image: base64 in pieces, the first of which holds the image's header, and what its bytes are.
+
+    One that could not be fetched has no pieces; it keeps its URL, and `problem` says why.
+    """
+
+    base64: tuple[bytes | memoryview, ...] = field(repr=False)
+    media_type: str = ""
+    url: str | None = field(default=None, repr=False)
+    problem: str = ""
+
+
+# ------------------------------------------------------------------------------------------------------- typed helpers
+
+
+def send(request: UpstreamRequest, *, redirects: bool = False) -> Conversation[Head]:
+    """One exchange: its answer's head. A redirect is an error, since following it would carry the credential along."""
+    head = cast(Head, (yield Send(request)))
+    if 300 <= head.status < 400 and not redirects:
+        raise ProxyError(
+            Failure.UNEXPECTED_REDIRECT,
+            "The provider answered with a redirect, which is never followed because it would carry the credential. "
+            "Check the provider's base_url.",
+        )
+    return head
+
+
+def body(limit: int) -> Conversation[bytes]:
+    """The open answer's body. Raises ProxyError(RESPONSE_BODY_SIZE) over `limit` bytes."""
+    return cast(bytes, (yield Body(limit)))
+
+
+def refusal_body() -> Conversation[bytes]:
+    """What an error answer says, b"" where it cannot be read: its status is enough for an error."""
+    try:
+        return cast(bytes, (yield Body(SMALL, REFUSAL_SECONDS)))
+    except ProxyError:
+        return b""
+
+
+def picture(limit: int) -> Conversation[Picture]:
+    """The open answer's body as a picture."""
+    raw = yield from body(limit)
+    info = probe(raw)
+    return Picture(tuple(base64_slices(raw)), media_type(info.format) if info else "")
+
+
+def base64_slices(raw: bytes | memoryview) -> Iterator[bytes]:
+    """Bytes as base64 text, in slices."""
+    view = memoryview(raw)
+    for start in range(0, len(view), _SLICE):
+        yield binascii.b2a_base64(view[start : start + _SLICE], newline=False)
+
+
+def next_event() -> Conversation[Event | None]:
+    """The open answer's next event, None at the end."""
+    return cast("Event | None", (yield NextEvent()))
+
+
+def pour(decoder: Decoder) -> Conversation[None]:
+    """Let the open answer run through a decoder, where it arrives."""
+    yield Pour(decoder)
+
+
+def wait(seconds: float) -> Conversation[None]:
+    """Let `seconds` pass."""
+    yield Wait(seconds)
+
+
+def hear() -> Conversation[str | bytes]:
+    """The WebSocket's next message."""
+    return cast("str | bytes", (yield Hear()))
+
+
+def fetch(url: str) -> Conversation[Picture]:
+    """A result by its URL. What cannot be fetched keeps the URL: it has been paid for."""
+    try:
+        return cast(Picture, (yield Fetch(url)))
+    except ProxyError as error:
+        yield Tolerated(error.failure.value.label)
+        return Picture((), url=url, problem=error.message)
+
+
+def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled]:
+    """An input image whose bytes are at hand. Fetches a caller's URL where the setting fetch_images allows it."""
+    if isinstance(image, Inline | Spooled):
+        return image
+    if isinstance(image, FileId):
+        message = "This provider knows no file ids: send the image as a data: URL, or upload it as a file."
+        raise ProxyError(Failure.UNSUPPORTED_PARAMETER, message, param=param)
+    if not job.limits.fetch_images:
+        raise ProxyError(
+            Failure.UNSUPPORTED_PARAMETER,
+            "This model takes no image URLs: send the image as a data: URL, or upload it as a file. The setting "
+            "fetch_images lets the proxy fetch them.",
+            param=param,
+        )
+    found = cast(Picture, (yield Fetch(image.url)))
+    return Inline(memoryview(b"".join(found.base64)), found.media_type)
+
+
+def look(request: UpstreamRequest, limit: int = SMALL) -> Conversation[tuple[Head, bytes]]:
+    """A request that is safe to repeat: repeated with pauses while the provider is busy or cannot be reached."""
+    for pause in (*(2.0**number / 4 for number in range(TRIES - 1)), None):
+        try:
+            head = yield from send(request)
+            raw = yield from body(limit)
+        except ProxyError:
+            if pause is None:
+                raise
+        else:
+            if head.status not in _BUSY or pause is None:
+                return head, raw
+            pause = max(pause, asked_pause(head))
+        yield Wait(pause)
+    raise AssertionError("the last try returns or raises")
+
+
+def asked_pause(head: Head) -> float:
+    """Seconds of `retry-after`, at most 30; 0 without it."""
+    value = head.headers.get("retry-after", "")
+    return min(float(value), 30.0) if value.isdecimal() else 0.0
+
+
+def pauses() -> Iterator[float]:
+    """Seconds between looks at a job, without end."""
+    yield from POLLS
+    while True:
+        yield POLLS[-1]
+
+
+def post_json(job: Job, url: str, value: object, headers: tuple[tuple[str, str], ...] = ()) -> UpstreamRequest:
+    """A POST of JSON. Embedded images in `value` are sent from where they are."""
+    own = (("content-type", "application/json"), *COMMON, *headers)
+    return UpstreamRequest("POST", url, own, json_segments(value, job.token))
+
+
+def get(url: str) -> UpstreamRequest:
+    """A GET."""
+    return UpstreamRequest("GET", url, COMMON)
+
+
+COMMON: Final = (("accept-encoding", "identity"), ("user-agent", "streamproxy"))
+"""Headers of every request: an answer is relayed as it comes, so it must not be compressed."""
+
+
+def base64_text(raw: msgspec.Raw) -> bytes:
+    """A JSON string of base64, without its quotes, b"" where it is none: a copy, so that what surrounds it can go."""
+    view = memoryview(raw)
+    if bytes(view[:1]) != b'"':
+        return b""
+    text = bytes(view[1:-1])
+    return text if b"\\" not in text else str(msgspec.json.decode(raw)).encode("ascii", "replace")
+
+
+def pixels(size: str | None) -> tuple[int, int] | None:
+    """Width and height of a size like 1024x1536; None for `auto`, none, and what is no such size."""
+    found = _PIXELS.fullmatch(size or "")
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def unapplied(job: Job, applied: frozenset[str]) -> tuple[str, ...]:
+    """The caller's members that an adapter does nothing with, but for those that the proxy itself honours."""
+    return tuple(sorted(job.request.given - applied - _HONOURED))
+
+
+def decoded(raw: bytes, shape: type[Result]) -> Result:
+    """A provider's JSON as `shape`. Raises ProxyError(BAD_JSON)."""
+    try:
+        return msgspec.json.decode(raw, type=shape)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise ProxyError(Failure.BAD_JSON, "The provider's answer is not the JSON that it should be.") from None
+
+
+class Events:
+    """Cuts an answer into events where it arrives. One that begins like JSON is one event, whole, without a name."""
+
+    done = False
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lead = b""
+        self._cutter: Cutter | None = None
+        self._json: list[bytes] | None = None
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """Take the next bytes; yields the events that they end."""
+        if self._json is None and self._cutter is None:
+            chunk = self._lead + chunk
+            start = chunk.lstrip(_BLANK)[:1]
+            if not start:
+                self._lead = chunk[:SMALL]
+                return
+            if start in (b"{", b"["):
+                self._json = []
+            else:
+                self._cutter = Cutter(self._limits.event)
+        if self._cutter is not None:
+            yield from self._cutter.feed(chunk)
+        elif self._json is not None:
+            self._size += len(chunk)
+            if self._size > self._limits.answer:
+                raise ProxyError(
+                    Failure.RESPONSE_BODY_SIZE,
+                    f"The provider's answer is over {self._limits.answer} bytes. "
+                    "The setting max_response_bytes allows larger ones.",
+                )
+            self._json.append(chunk)
+
+    def finish(self) -> Iterator[Event]:
+        """The answer has ended: yields what was left, if it is whole. Raises ProxyError(BAD_JSON).
+
+        A lost connection is a better reason than that: `UpstreamResponse.frames` gives it instead.
+        """
+        last = None if self._cutter is None else self._cutter.finish()
+        if self._json is not None:
+            last = Event("", tuple(self._json))
+        if last is not None:
+            raw = last.joined()
+            decoded(raw, msgspec.Raw)
+            yield Event(last.name, (raw,))
+
+
+_PIXELS: Final = re.compile(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})")
+_HONOURED: Final = frozenset({"model", "prompt", "n", "stream", "partial_images", "response_format", "extra_headers"})
+
+_SLICE: Final = 48 * 1024
+"""Bytes encoded at a time; the text of each slice is 64 KiB."""
+
+_BLANK: Final = b"\xef\xbb\xbf \t\r\n"

@@ -1,0 +1,7 @@
+"""One request's generation, from a model's name to the frames of its stream.
+
+router       a model's name and a caller's headers -> who serves it, with which credential
+attempts     a request's jobs: one, or n side by side
+driver       carries one conversation out, step by step
+producer     fills a stream, from its start to its end
+"""

@@ -1,0 +1,87 @@
+"""A request's attempt at a provider: one job, or one for each image where the provider makes one at a time."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import anyio
+
+from streamproxy.core.conversation import Adapter, Job
+from streamproxy.core.requests import ImageRequest
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.generation.driver import Driver, Outside, Sink
+from streamproxy.generation.router import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """Makes a request's jobs and carries them out. `adapters` by the name that a provider's row has for its wire."""
+
+    adapters: Mapping[str, Adapter]
+    outside: Outside
+    side_by_side: bool
+    """Whether a request for more images than one job makes becomes several jobs, each of them paid."""
+
+    def check(self, request: ImageRequest, plan: Plan) -> None:
+        """Raises ProxyError where no job can be made, or one does not make all images and several are not allowed."""
+        self.not_applied(request, plan)  # here, for a stream that has been made must have a producer
+        if self._at_once(request, plan) < request.n and not self.side_by_side:
+            what = "Streaming" if request.stream else "This model"
+            raise ProxyError(
+                Failure.UNSUPPORTED_PARAMETER,
+                f"{what} is only supported with n=1. The setting stream_n sends n requests instead, each of them paid.",
+                param="n",
+            )
+
+    def _at_once(self, request: ImageRequest, plan: Plan) -> int:
+        return self.adapters[plan.route.provider.adapter].at_once(request, plan.route)
+
+    def job(self, request: ImageRequest, plan: Plan, *, n: int, first: int = 0) -> Job:
+        """`n` images of the request, beginning with the one of index `first`."""
+        return Job(
+            request=request,
+            route=plan.route,
+            n=n,
+            now=int(time.time()),
+            token=secrets.token_hex(16),
+            limits=self.outside.limits,
+            scrub=plan.scrub,
+            first=first,
+            several=request.n > 1,
+            callers_key=plan.service.credential.kind == "caller",
+        )
+
+    def not_applied(self, request: ImageRequest, plan: Plan) -> tuple[str, ...]:
+        """The request's members that this provider is not asked for, as far as is known before it answers."""
+        adapter = self.adapters[plan.route.provider.adapter]
+        return adapter.not_applied(self.job(request, plan, n=request.n))
+
+    async def run(self, request: ImageRequest, plan: Plan, sink: Sink) -> None:
+        """Make all images. Raises ProxyError."""
+        at_once = self._at_once(request, plan)
+        if at_once >= request.n:
+            async with Driver(plan, self.outside, sink) as driver:
+                await self._carry_out(driver, self.job(request, plan, n=request.n))
+                await sink.complete()  # while the connection is made ready for the next request
+            return
+        failures: list[ProxyError] = []
+
+        async def one(first: int) -> None:
+            try:
+                job = self.job(request, plan, n=min(at_once, request.n - first), first=first)
+                async with Driver(plan, self.outside, sink) as driver:
+                    await self._carry_out(driver, job)
+            except ProxyError as error:
+                failures.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for first in range(0, request.n, at_once):
+                tasks.start_soon(one, first)
+        if failures:  # one failure takes no other image with it; one that may have been paid decides about retries
+            raise next((error for error in failures if not error.retryable), failures[0])
+
+    async def _carry_out(self, driver: Driver, job: Job) -> None:
+        await driver.carry_out(self.adapters[job.provider.adapter].converse(job))

@@ -1,0 +1,300 @@
+"""Carries a conversation out: performs each step that an adapter yields, and sends it the reply.
+
+The only place that matches on steps. A step that fails is thrown into the conversation, which may mend it; what leaves
+the conversation is the attempt's failure. Requests get the caller's `extra_headers` and the credential here, at the
+moment of sending, and only where the provider's row says that its hosts are.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, assert_never
+from urllib.parse import urlsplit
+
+import anyio
+
+from streamproxy.core.catalogue import Provider
+from streamproxy.core.conversation import (
+    Accepted,
+    Body,
+    Connect,
+    Conversation,
+    Events,
+    Fetch,
+    Hear,
+    Limits,
+    NextEvent,
+    NotApplied,
+    Pour,
+    Progress,
+    Send,
+    Step,
+    Tell,
+    Tolerated,
+    Undo,
+    Wait,
+)
+from streamproxy.core.events import Frame
+from streamproxy.core.requests import Head, UpstreamRequest
+from streamproxy.core.sse import Event
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.generation.router import Plan
+from streamproxy.upstream import UpstreamResponse
+from streamproxy.upstream.fetch import Fetcher
+from streamproxy.upstream.websocket import Socket, SocketLimits, connect
+
+UNDO_SECONDS: Final = 5.0
+"""How long telling a provider that its work is not wanted may take, also while the process is being stopped."""
+
+TRAILING_SECONDS: Final = 0.25
+TRAILING_BYTES: Final = 64
+"""What a provider may still send after the last image, and how long that may take, before its connection is closed:
+room for an end marker and some blank lines, discarded unread.
+"""
+
+MESSAGE_BYTES: Final = 64 * 1024 * 1024
+"""One WebSocket message; ComfyUI's previews have some 100 kB, a final picture by this way a few MB."""
+
+
+class Sink(Protocol):
+    """Where an attempt's outcome goes."""
+
+    def sent(self) -> None:
+        """A request to the provider is about to be sent."""
+        ...
+
+    def answered(self, headers: tuple[tuple[str, str], ...]) -> None:
+        """A successful answer of the provider's has begun with these headers."""
+        ...
+
+    def accepted(self) -> None:
+        """The provider works on it."""
+        ...
+
+    def not_applied(self, names: tuple[str, ...]) -> None:
+        """Members that the provider is not asked for."""
+        ...
+
+    async def frame(self, frame: Frame) -> None:
+        """One event for the readers; returns when the next one is wanted."""
+        ...
+
+    async def complete(self) -> None:
+        """Every image has its final frame."""
+        ...
+
+    def progress(self, step: Progress) -> None:
+        """How far the provider says it is."""
+        ...
+
+    def tolerated(self, label: str) -> None:
+        """The provider did something wrong that cost nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What a driver reaches the world by, besides the provider's own connections."""
+
+    fetcher: Fetcher
+    limits: Limits
+    total: float
+    """Seconds that one conversation may take."""
+    connect: float
+    """Seconds to open a WebSocket."""
+    ssl_context: ssl.SSLContext
+
+
+class Driver:
+    """Carries out one conversation; `async with` closes what it opened."""
+
+    def __init__(self, plan: Plan, outside: Outside, sink: Sink) -> None:
+        self._plan = plan
+        self._outside = outside
+        self._sink = sink
+        self._ends_at = anyio.current_time() + outside.total
+        self._open = AsyncExitStack()
+        self._answer: UpstreamResponse | None = None
+        self._events: AsyncIterator[Event] | None = None
+        self._socket: Socket | None = None
+        self._beside = AsyncExitStack()
+        self._undo: UpstreamRequest | None = None
+        self._accepted = False
+
+    async def __aenter__(self) -> Driver:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._answer is not None and (label := await _trailing(self._answer)) is not None:
+            self._sink.tolerated(label)
+        await self._open.aclose()
+        await self._beside.aclose()
+
+    async def carry_out(self, conversation: Conversation[None]) -> None:
+        """Perform the steps until the conversation ends. Raises ProxyError; after acceptance it is `charged`."""
+        try:
+            await self._steps(conversation)
+        except ProxyError as error:
+            if self._accepted:
+                error.charged = True
+            if error.failure is Failure.DEADLINE:
+                await self._undone()
+            raise
+        except anyio.get_cancelled_exc_class():
+            await self._undone()
+            raise
+        finally:
+            conversation.close()
+
+    async def _steps(self, conversation: Conversation[None]) -> None:
+        reply: object = None
+        error: ProxyError | None = None
+        while True:
+            try:
+                step = conversation.send(reply) if error is None else conversation.throw(error)
+            except StopIteration:
+                return
+            reply = error = None
+            try:
+                reply = await self._perform(step)
+            except ProxyError as failed:
+                error = failed
+            del step  # a frame that lives on while the next event gathers would hold two of them
+
+    async def _perform(self, step: Step) -> object:
+        match step:
+            case Frame():
+                await self._sink.frame(step)
+            case Send(request):
+                return await self._send(request)
+            case Pour(decoder):
+                async for said in self._opened.frames(decoder):
+                    await self._perform(said)
+                    del said
+            case Body(limit, within):
+                return await self._opened.body(limit, within)
+            case NextEvent():
+                return await self._next_event()
+            case Accepted():
+                self._accepted = True
+                self._sink.accepted()
+            case NotApplied(names):
+                self._sink.not_applied(names)
+            case Wait(seconds):
+                await self._wait(seconds)
+            case Fetch(url):
+                return await self._outside.fetcher.fetch(url)
+            case Undo(request):
+                self._undo = request
+            case Tolerated(label):
+                self._sink.tolerated(label)
+            case Progress():
+                self._sink.progress(step)
+            case Connect() | Tell() | Hear():
+                return await self._on_socket(step)
+            case _:
+                assert_never(step)
+        return None
+
+    @property
+    def _opened(self) -> UpstreamResponse:
+        if self._answer is None:
+            raise ProxyError(Failure.INTERNAL, "The adapter read an answer before it sent a request.")
+        return self._answer
+
+    async def _send(self, request: UpstreamRequest) -> Head:
+        await self._open.aclose()
+        self._events = None
+        signed = await self._signed(request)
+        upstream = self._plan.service.upstream
+        self._answer = await self._open.enter_async_context(upstream.open(signed, ends_at=self._ends_at))
+        head = self._answer.head
+        if 200 <= head.status < 300:
+            self._sink.answered(head.items)
+        return head
+
+    async def _signed(self, request: UpstreamRequest) -> UpstreamRequest:
+        """The request with the caller's headers and the credential. Raises ProxyError for a host of somebody else's."""
+        if not is_own(self._plan.route.provider, request.url):
+            raise ProxyError(
+                Failure.FOREIGN_HOST,
+                "The provider named an address on a host that is not its own, and a credential goes nowhere else. "
+                "The setting is hosts of its provider.",
+            )
+        headers = await self._plan.headers(request)
+        self._sink.sent()
+        return replace(request, headers=headers)
+
+    async def _next_event(self) -> Event | None:
+        if self._events is None:
+            self._events = self._opened.frames(Events(self._outside.limits))
+        return await anext(self._events, None)
+
+    async def _wait(self, seconds: float) -> None:
+        if anyio.current_time() + seconds > self._ends_at:
+            raise self._late()
+        await anyio.sleep(seconds)
+
+    def _late(self) -> ProxyError:
+        total = self._outside.total
+        return ProxyError(Failure.DEADLINE, f"The request took over {total:g} s in all. The setting is total_timeout.")
+
+    async def _on_socket(self, step: Connect | Tell | Hear) -> str | bytes | None:
+        if isinstance(step, Connect):
+            signed = await self._signed(UpstreamRequest("GET", step.url))
+            limits = SocketLimits(open=self._outside.connect, message=MESSAGE_BYTES)
+            socket = connect(signed.url, signed.headers, limits=limits, ssl_context=self._outside.ssl_context)
+            self._socket = await self._beside.enter_async_context(socket)
+            return None
+        if self._socket is None:
+            raise ProxyError(Failure.INTERNAL, "The adapter used a WebSocket before it opened one.")
+        if isinstance(step, Tell):
+            await self._socket.send(step.text)
+            return None
+        with anyio.CancelScope(deadline=self._ends_at):
+            return await self._socket.receive()
+        raise self._late()
+
+    async def _undone(self) -> None:
+        """Tell the provider, once, that its work is not wanted any more. Whether it listens is its own affair."""
+        request, self._undo = self._undo, None
+        if request is None:
+            return
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + UNDO_SECONDS):
+            try:
+                await self._open.aclose()
+                signed = await self._signed(request)
+                async with self._plan.service.upstream.open(signed, ends_at=anyio.current_time() + UNDO_SECONDS):
+                    pass
+            except ProxyError as error:
+                self._sink.tolerated(error.failure.value.label)
+
+
+async def _trailing(answer: UpstreamResponse) -> str | None:
+    """Let an answer that is over end, so that its connection can be used again; the label of what it did instead."""
+    room = TRAILING_BYTES
+    try:
+        with anyio.move_on_after(TRAILING_SECONDS):
+            while (chunk := await answer.chunk()) is not None:
+                room -= len(chunk)
+                if room < 0:
+                    return "stream_trailing"
+            return None
+    except ProxyError as error:
+        return error.failure.value.label
+    return "stream_trailing"
+
+
+def is_own(provider: Provider, url: str) -> bool:
+    """Whether a URL is on the provider's own hosts: the base_url's origin, or https on one of `hosts`."""
+    there, base = urlsplit(url), urlsplit(provider.base_url)
+    websocket = {"ws": "http", "wss": "https"}
+    origin = (websocket.get(there.scheme, there.scheme), there.hostname, there.port)
+    if origin == (base.scheme, base.hostname, base.port):
+        return True
+    host = there.hostname or ""
+    named = any(host == name or (name.startswith("*.") and host.endswith(name[1:])) for name in provider.hosts)
+    return named and there.scheme == "https" and there.port in (None, 443)

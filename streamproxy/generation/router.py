@@ -1,0 +1,104 @@
+"""From a model's name and a caller's headers to who serves it, and what authorizes us there.
+
+Router.plan(model, headers)     -> Plan, or a refusal that needs no provider
+Plan.headers(request)           -> the headers of one request, signed at the moment of sending
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from streamproxy.auth import CredentialSource
+from streamproxy.core.catalogue import Catalogue, Provider, Route
+from streamproxy.core.headers import REDACTED, HeaderPolicy
+from streamproxy.core.requests import UpstreamRequest
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.upstream import Upstream
+from streamproxy.upstream.signing import KeySigner, Signer
+
+SHORT_SECRET: Final = 8
+"""Characters; a shorter key is part of ordinary words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One configured provider, ready to be used."""
+
+    provider: Provider
+    upstream: Upstream
+    credential: CredentialSource
+    strict_headers: bool
+    allow_headers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where one request goes. `extra` are the caller's headers, judged for this provider, `trace` its ids."""
+
+    route: Route
+    service: Service
+    signer: Signer
+    policy: HeaderPolicy
+    extra: tuple[tuple[str, str], ...] = ()
+    trace: tuple[tuple[str, str], ...] = ()
+
+    def with_headers(self, extra: object, trace: tuple[tuple[str, str], ...]) -> Plan:
+        """The plan with the caller's `extra_headers`, and the ids it is traced by. Raises ProxyError by the policy."""
+        checked = self.policy.check(
+            extra,
+            strict=self.service.strict_headers,
+            allow=self.service.allow_headers,
+            reserved=self.signer.names,
+        )
+        return replace(self, extra=checked, trace=trace)
+
+    async def headers(self, request: UpstreamRequest) -> tuple[tuple[str, str], ...]:
+        """All headers of a request, proven to hold the credential exactly once and no other secret."""
+        signed = await self.signer.sign(request)
+        given = {name for name, _ in self.extra}
+        traced = tuple((name, value) for name, value in self.trace if name not in given)
+        return tuple(self.policy.merge(self.extra, (*request.headers, *traced, *signed), self.signer.names))
+
+    @property
+    def scrub(self) -> Callable[[str], str]:
+        """Takes secrets out of a provider's text: what looks like one, and the very credential that it was sent."""
+
+        def scrub(text: str) -> str:
+            for secret in self.signer.secrets:
+                text = _without(secret, text)
+            return self.policy.scrub(text)
+
+        return scrub
+
+
+def _without(secret: str, text: str) -> str:
+    """The text without this secret. A short one is one only as a whole word: `k` is no part of `moderation_blocked`."""
+    if len(secret) >= SHORT_SECRET:
+        return text.replace(secret, REDACTED)
+    return re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", REDACTED, text)
+
+
+class Router:
+    """All configured providers, and the catalogue of models."""
+
+    def __init__(self, catalogue: Catalogue, services: Mapping[str, Service], policy: HeaderPolicy) -> None:
+        self._catalogue = catalogue
+        self._services = services
+        self._policy = policy
+        self._providers = tuple(service.provider for service in services.values())
+
+    def plan(self, model: str, headers: Sequence[tuple[bytes, bytes]]) -> Plan:
+        """Who serves `model`; raises ProxyError(MODEL_NOT_FOUND, PROVIDER_NOT_CONFIGURED or INVALID_API_KEY)."""
+        if not self._services:
+            raise ProxyError(
+                Failure.PROVIDER_NOT_CONFIGURED,
+                "No provider is configured. Set OPENAI_API_KEY, or [providers] in the configuration, or --upstream.",
+            )
+        route = self._catalogue.resolve(model, self._providers)
+        service = self._services[route.provider.name]
+        found = service.credential.present(headers)
+        signer = KeySigner(() if found is None else ((found.header, found.value),))
+        return Plan(route, service, signer, self._policy)

@@ -1,0 +1,90 @@
+"""What a provider's refusal means for the caller, the same for every wire: its HTTP status decides the failure.
+
+An adapter reads its provider's words, in whatever shape they come, into a Refusal; they are scrubbed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from streamproxy.core.conversation import Job
+from streamproxy.core.requests import Head
+from streamproxy.errors import Failure, ProxyError
+
+MESSAGE_LIMIT: Final = 4096
+"""Characters of a provider's text that are passed on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A provider's words about its refusal: message, its own code, the member at fault, seconds to wait."""
+
+    message: str = ""
+    code: str | None = None
+    param: str | None = None
+    retry_after: str | None = None
+
+
+def refused(job: Job, head: Head, said: Refusal) -> ProxyError:
+    """The error that an answer without images amounts to."""
+    status = head.status
+    retry_after = said.retry_after or head.headers.get("retry-after")
+    if status in (401, 403) and not job.callers_key:
+        return bad_credential(status)
+    if status == 429:
+        return _error(job, Failure.PROVIDER_LIMIT, said, "The provider's rate limit is reached.", status, retry_after)
+    if 400 <= status < 500:
+        message = f"The provider refused the request with status {status}."
+        return _error(job, Failure.PROVIDER_REFUSED, said, message, status, retry_after)
+    if status >= 500:
+        shown = status if status in (502, 503, 504) else 502
+        message = f"The provider failed with status {status}."
+        return _error(job, Failure.PROVIDER_FAILED, said, message, shown, retry_after)
+    return ProxyError(Failure.NO_IMAGE, f"The provider answered with status {status}, which carries no image.")
+
+
+def bad_credential(status: int) -> ProxyError:
+    """The configured credential does not do."""
+    return ProxyError(
+        Failure.PROVIDER_AUTH,
+        f"The provider refused the configured credential with status {status}. "
+        "The caller's request is fine; the operator must check the provider's `credential` setting.",
+    )
+
+
+def moderated(job: Job, message: str, code: str) -> ProxyError:
+    """A refusal for what the prompt or the picture shows, under whatever status it came. `code`: the provider's own."""
+    text = job.scrub(message)[:MESSAGE_LIMIT] or "The provider's moderation blocked the request."
+    details = {"provider_code": job.scrub(code)[:_CODE_LIMIT]}
+    return ProxyError(Failure.MODERATION_BLOCKED, text, details=details)
+
+
+def no_image(job: Job, message: str, code: str) -> ProxyError:
+    """An answer that should hold a picture and holds none."""
+    text = job.scrub(message)[:MESSAGE_LIMIT] or "The provider's answer holds no image."
+    return ProxyError(
+        Failure.NO_IMAGE, text, details={"provider_code": job.scrub(code)[:_CODE_LIMIT]} if code else None
+    )
+
+
+def failed(job: Job, message: str, code: str) -> ProxyError:
+    """The provider says that its work has failed."""
+    text = job.scrub(message)[:MESSAGE_LIMIT] or "The provider reported an error without a message."
+    details = {"provider_code": job.scrub(code)[:_CODE_LIMIT]} if code else None
+    return ProxyError(Failure.PROVIDER_FAILED, text, details=details)
+
+
+def _error(job: Job, failure: Failure, said: Refusal, otherwise: str, status: int, after: str | None) -> ProxyError:
+    return ProxyError(
+        failure,
+        job.scrub(said.message)[:MESSAGE_LIMIT] or otherwise,
+        param=None if said.param is None else job.scrub(said.param),
+        code=None if said.code is None else job.scrub(said.code)[:_CODE_LIMIT],
+        status=status,
+        retry_after=after,
+    )
+
+
+_CODE_LIMIT: Final = 64
+"""Characters of a code; OpenAI's and Google's have under 40."""

@@ -1,0 +1,180 @@
+"""fal's queue, simulated. Base URL: {server}/fal; any key is accepted.
+
+A request waits in the queue for one look, runs for another, and is then done: `looks` of each job are counted, so time
+plays no part. `fault-<name>` in a path plays a row of FAULTS, at the stage that it is about.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Final
+from uuid import uuid4
+
+import anyio
+import msgspec
+from anyio.to_thread import run_sync
+
+from streamproxy.simulator import pictures
+from streamproxy.simulator.received import Received
+from streamproxy.simulator.script import Script, Send, Wait, head, json_answer
+
+PREFIX: Final = "/fal/"
+JOB: Final = re.compile(r"([^/]+/[^/]+)/requests/([0-9a-f]+)(/status|/cancel)?")
+MAX_JOBS: Final = 100
+SQUARE: Final = (512, 512)
+DONE_AT: Final = 3
+"""The look at which a job is over."""
+LOOK_SECONDS: Final = 1.0  # times `pace`: how long a look at a job that is not over is held
+
+FLAGGED: Final = {
+    "detail": [
+        {
+            "loc": ["body", "prompt"],
+            "msg": "The content was flagged by a content checker.",
+            "type": "content_policy_violation",
+            "input": "the flagged input",
+        }
+    ]
+}
+
+
+class _Size(msgspec.Struct, forbid_unknown_fields=True):
+    width: int
+    height: int
+
+
+class _Order(msgspec.Struct):
+    prompt: str
+    num_images: int = 1
+    image_size: _Size | str | None = None
+    image_url: str | None = None
+    image_urls: list[str] | None = None
+    mask_url: str | None = None
+
+
+@dataclass(slots=True)
+class _Job:
+    path: str
+    order: _Order
+    looks: int = 0
+    cancelled: bool = False
+
+
+class Fal:
+    """The handler: see `simulator.Form`."""
+
+    prefix = PREFIX
+
+    def __init__(self, pace: float) -> None:
+        self._pace = pace
+        self._jobs: OrderedDict[str, _Job] = OrderedDict()
+        self._files: OrderedDict[str, bytes] = OrderedDict()
+        self._drawing = anyio.CapacityLimiter(4)
+
+    async def __call__(self, received: Received) -> Script:
+        base = f"http://{received.header('host')}{PREFIX}"
+        path = received.target.removeprefix(PREFIX).partition("?")[0]
+        if path.startswith("files/"):
+            return self._file(path.removeprefix("files/"))
+        found = JOB.fullmatch(path)
+        if found is None:
+            return self._submit(received, path, base)
+        job = self._jobs.get(found[2])
+        if job is None:
+            return json_answer(404, {"detail": "Request not found"})
+        match received.method, found[3]:
+            case "GET", "/status":
+                return self._status(job)
+            case "PUT", "/cancel":
+                job.cancelled = True
+                return json_answer(202, {"status": "CANCELLATION_REQUESTED"})
+            case "GET", None:
+                return await self._result(job, base)
+        return json_answer(405, {"detail": "Method Not Allowed"})
+
+    def _submit(self, received: Received, path: str, base: str) -> Script:
+        try:
+            order = msgspec.json.decode(received.body, type=_Order)
+        except msgspec.DecodeError as error:
+            return json_answer(422, {"detail": [{"loc": ["body"], "msg": str(error), "type": "value_error"}]})
+        if "fault-submit-429" in path:
+            return json_answer(429, {"detail": "Rate limited"}, (("Retry-After", "1"),))
+        if "fault-key" in path:
+            return json_answer(401, {"detail": "Invalid key"}, (("x-fal-error-type", "unauthorized"),))
+        id = uuid4().hex
+        self._jobs[id] = _Job(path, order)
+        if len(self._jobs) > MAX_JOBS:
+            self._jobs.popitem(last=False)
+        owner_and_app = "/".join(path.split("/")[:2])
+        there = base if "fault-foreign" not in path else "http://foreign.example/"
+        url = f"{there}{owner_and_app}/requests/{id}"
+        urls = {"response_url": url, "status_url": f"{url}/status", "cancel_url": f"{url}/cancel"}
+        return json_answer(200, {"request_id": id, "queue_position": 1, **urls}, (("x-fal-request-id", id),))
+
+    def _status(self, job: _Job) -> Script:
+        job.looks += 1
+        if "fault-poll-503" in job.path and job.looks < DONE_AT:
+            return json_answer(503, {"detail": "Unavailable"})
+        if "fault-killed-poll" in job.path:
+            return ()
+        if "fault-never" in job.path or job.looks < DONE_AT:
+            state = "IN_QUEUE" if job.looks == 1 else "IN_PROGRESS"
+            answer = json_answer(202, {"status": state, "queue_position": max(0, DONE_AT - job.looks)})
+            return (Wait(LOOK_SECONDS * self._pace), *answer)
+        failed = {"error": "Out of memory", "error_type": "internal_error"} if "fault-failed" in job.path else {}
+        return json_answer(200, {"status": "COMPLETED", "metrics": {"inference_time": 2.1}, **failed})
+
+    async def _result(self, job: _Job, base: str) -> Script:
+        if "fault-flagged" in job.path:
+            return json_answer(422, FLAGGED, (("X-Fal-Retryable", "false"),))
+        made = await run_sync(partial(_drawn, job.order), limiter=self._drawing)
+        images = [{"url": self._keep(job, file, base), "content_type": "image/jpeg"} for file in made]
+        nsfw = ["fault-nsfw" in job.path] * len(images)
+        return json_answer(200, {"images": images, "seed": 1, "has_nsfw_concepts": nsfw, "prompt": job.order.prompt})
+
+    def _keep(self, job: _Job, file: bytes, base: str) -> str:
+        name = f"{'missing' if 'fault-gone' in job.path else uuid4().hex}.png"
+        self._files[name] = file
+        if len(self._files) > MAX_JOBS:
+            self._files.popitem(last=False)
+        there = "http://foreign.example/" if "fault-elsewhere" in job.path else base
+        return f"{there}files/{name}"
+
+    def _file(self, name: str) -> Script:
+        if name not in self._files or name.startswith("missing"):
+            return json_answer(404, {"detail": "Not Found"})
+        file = self._files[name]
+        # As recorded: named PNG, announced as JPEG.
+        return (Send(head(200, (("Content-Type", "image/jpeg"),), length=len(file))), Send(file))
+
+
+def _drawn(order: _Order) -> list[bytes]:
+    size = (order.image_size.width, order.image_size.height) if isinstance(order.image_size, _Size) else SQUARE
+    prompts = [order.prompt, *(f"{order.prompt} #{number}" for number in range(1, order.num_images))]
+    source = order.image_url or next(iter(order.image_urls or ()), None)
+    if source is None:
+        return [pictures.encode(pictures.draw(prompt, *size), "png") for prompt in prompts]
+    shown, mask = pictures.from_data_url(source), pictures.from_data_url(order.mask_url or "") or None
+    return [pictures.encode(pictures.edit(prompt, *size, shown, mask=mask), "png") for prompt in prompts]
+
+
+FAULTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "submit-429": "the submission is refused for now",
+        "key": "the key is refused",
+        "foreign": "the URLs of the job are on a host of somebody else's",
+        "poll-503": "looks at the job fail before it is done",
+        "killed-poll": "looks at the job are closed without an answer",
+        "never": "the job never ends",
+        "failed": "the job is completed and has failed",
+        "flagged": "the result is a refusal of the prompt",
+        "nsfw": "the picture has been blackened",
+        "gone": "the picture's URL is a 404",
+        "elsewhere": "the picture's URL is on a host that may not be fetched from",
+    }
+)

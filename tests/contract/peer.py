@@ -1,0 +1,228 @@
+"""A provider of recorded answers, and a driver without a loop.
+
+A golden file holds one provider's exchanges in order. What was asked, and words about it: `paid`, the request that
+costs money; `over`, it comes when there is nothing left to cancel. Then status, media type, headers and words about the
+answer: `cut`, it breaks off here; `failed`, it never comes; `base64`, the body is binary. A message of a WebSocket is
+an exchange too.
+
+    >>> POST /v1/images/generations paid
+    <<< 200 text/event-stream cut
+    data: ...
+    ---
+
+`Peer` performs the steps as `generation/driver.py` does, and checks with each what holds at every step.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Final, TypeVar
+
+import streamproxy.core.conversation as steps
+from streamproxy.core.conversation import Events, Limits, Picture, Step
+from streamproxy.core.events import Frame
+from streamproxy.core.requests import Decoded, Head, UpstreamRequest
+from streamproxy.core.sse import Event
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.upstream import Decoder
+
+T = TypeVar("T")
+
+GOLDEN: Final = Path(__file__).parent / "golden"
+LIMITS: Final = Limits(event=1 << 20, answer=1 << 20)
+INSTANT: Final = (steps.Accepted, steps.NotApplied, steps.Undo, steps.Progress, steps.Tolerated, Frame)
+"""Steps that take no time: a driver neither fails nor is cancelled at them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One recorded exchange; `chunks` are its answer as it arrives. `breaks`: the connection is lost after them."""
+
+    asked: str
+    words: frozenset[str]
+    head: Head
+    chunks: tuple[bytes, ...]
+    breaks: bool
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.chunks)
+
+
+Answers = Sequence[Exchange]
+
+
+@cache
+def recorded(adapter: str, name: str) -> tuple[Exchange, ...]:
+    """The exchanges of a golden file."""
+    parts = (GOLDEN / adapter / f"{name}.txt").read_text().split("\n---\n")
+    return tuple(_exchange(*part.split("\n", 2)) for part in parts[:-1])
+
+
+def _exchange(asked: str, answered: str, text: str) -> Exchange:
+    mark, *asking = asked.split()
+    sign, status, kind, *said = answered.split()
+    assert (mark, sign) == (">>>", "<<<"), (asked, answered)
+    marks = {"paid", "over"}.intersection(asking)
+    headers = tuple((name, value) for name, _, value in (word.partition("=") for word in said) if value)
+    body = base64.b64decode(text) if "base64" in said else text.encode()
+    what = " ".join(word for word in asking if word not in marks)
+    head = Head(int(status), (("content-type", kind), *headers))
+    return Exchange(what, frozenset({*marks, *said}), head, (body,), "cut" in said)
+
+
+@dataclass(slots=True)
+class Run:
+    """What a conversation said, in order, those that a decoder says included, and the error that it ended in."""
+
+    steps: list[Step] = field(default_factory=list)
+    waits: list[Step] = field(default_factory=list)
+    """The conversation's own steps: where it can be thrown at or closed."""
+    error: ProxyError | None = None
+    accepted_at: int | None = None
+    """Bytes of the paid answer that had arrived when it was accepted."""
+    undo: UpstreamRequest | None = None
+    paid: int = 0
+    """Times the request that costs money was sent, and not refused."""
+
+    @property
+    def frames(self) -> list[Frame]:
+        return [step for step in self.steps if isinstance(step, Frame)]
+
+    @property
+    def finals(self) -> int:
+        return sum(frame.final for frame in self.frames)
+
+
+class Peer:
+    """Answers what was recorded; the last answer to the same request stands for good."""
+
+    def __init__(self, exchanges: Answers, n: int) -> None:
+        self._left: dict[str, list[Exchange]] = {}
+        for exchange in exchanges:
+            self._left.setdefault(exchange.asked, []).append(exchange)
+        self._n = n
+        self._open: Exchange | None = None
+        self._events: Iterator[Event] | None = None
+        self._given = 0
+        self._lost = False
+        self.run = Run()
+
+    def perform(self, step: Step) -> object:
+        """The reply to a step. Raises ProxyError where the provider, or the way to it, has failed."""
+        self._say(step)
+        match step:
+            case steps.Send(request):
+                return self._send(request)
+            case steps.Body():
+                raw = b"".join(self._chunks())
+                if self._lost:
+                    raise broken()
+                return raw
+            case steps.NextEvent():
+                self._events = self._events or self._through(Events(LIMITS))
+                return next(self._events, None)
+            case steps.Pour(decoder):
+                for said in self._through(decoder):
+                    self._say(said)
+            case steps.Fetch(url):
+                found = self._answer(f"FETCH {url}")
+                if "failed" in found.words:
+                    raise ProxyError(Failure.FETCH_FAILED, "files.test: the status is 404.")
+                return Picture((base64.b64encode(found.body),), found.head.media_type)
+            case steps.Connect(url):
+                self._answer(f"CONNECT /{url.split('/', 3)[3]}")
+            case steps.Hear():
+                left = self._left.get("HEAR")
+                if not left or left[0].breaks:
+                    raise broken()
+                heard = left.pop(0)
+                return heard.body if "base64" in heard.words else heard.body.decode()
+        return None
+
+    def _say(self, step: Step) -> None:
+        run = self.run
+        run.steps.append(step)
+        match step:
+            case steps.Accepted():
+                assert run.accepted_at is None, "accepted twice"
+                run.accepted_at = self._given
+            case Frame():
+                assert run.accepted_at is not None, "a frame before it is accepted"
+                assert run.finals <= self._n, "more images than the job is for"
+                assert run.finals < self._n or step.final, "a preview after the last image"
+            case steps.Undo(request):
+                assert run.accepted_at is not None, "there is nothing to undo yet"
+                run.undo = request
+            case steps.Send() | steps.Fetch() | steps.Connect():
+                assert run.finals < self._n, "sent after the last image"
+
+    def _send(self, request: UpstreamRequest) -> Head:
+        self._open = found = self._answer(f"{request.method} /{request.url.split('/', 3)[3]}")
+        self._events = None
+        if "paid" in found.words:
+            self._given = 0
+            assert not self.run.paid, "paid twice"
+            self.run.paid += found.head.status < 400
+        elif "over" in found.words:
+            assert self.run.undo is None, "a result is read while the work can still be cancelled"
+        return found.head
+
+    def _answer(self, what: str) -> Exchange:
+        left = self._left.get(what)
+        assert left, f"nothing is recorded for {what}"
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    def _chunks(self) -> Iterator[bytes]:
+        assert self._open is not None, "an answer is read before anything is sent"
+        for chunk in self._open.chunks:
+            self._given += len(chunk) if "paid" in self._open.words else 0
+            yield chunk
+        self._lost = self._open.breaks
+
+    def _through(self, decoder: Decoder[T]) -> Iterator[T]:
+        """As `UpstreamResponse.frames` does it: what was whole still counts before the failure."""
+        for chunk in self._chunks():
+            yield from filter(None, decoder.feed(chunk))
+            if decoder.done:
+                return
+        try:
+            yield from decoder.finish()
+        except ProxyError as error:
+            raise broken() if self._lost else error from None
+        if self._lost:
+            raise broken()
+
+
+def broken() -> ProxyError:
+    """What a lost connection looks like."""
+    return ProxyError(Failure.UPSTREAM_INCOMPLETE, "The provider closed the connection in the middle of its answer.")
+
+
+def byte_by_byte(exchanges: Answers) -> tuple[Exchange, ...]:
+    """The same answers, each byte a chunk."""
+    return tuple(replace(one, chunks=tuple(one.body[at : at + 1] for at in range(len(one.body)))) for one in exchanges)
+
+
+def cuts(exchanges: Answers, *, early: bool = False) -> Iterator[tuple[Exchange, ...]]:
+    """Every way to cut one of the answers in two; `early`: it ends there, as if that were all, or breaks off."""
+    for number, one in enumerate(exchanges):
+        whole = one.asked.startswith(("HEAR", "FETCH", "CONNECT"))  # these do not arrive in pieces
+        for at in range(1 - early, 0 if whole else len(one.body)):
+            if early and one.body[at - 1 : at + 1].isalnum():
+                continue  # inside a word, or base64
+            start, rest = one.body[:at], one.body[at:]
+            ends = (((start,), False), ((start,), True)) if early else (((start, rest), one.breaks),)
+            for chunks, breaks in ends:
+                yield (*exchanges[:number], replace(one, chunks=chunks, breaks=breaks), *exchanges[number + 1 :])
+
+
+def sent(request: UpstreamRequest) -> bytes:
+    """A request as it goes out, but for what the driver adds; an uploaded image as base64."""
+    pieces = (segment.base64 if isinstance(segment, Decoded) else segment for segment in request.body)
+    body = b"".join(piece for piece in pieces if isinstance(piece, bytes | memoryview))
+    return repr((request.method, request.url, request.headers)).encode() + body

@@ -1,0 +1,194 @@
+"""What every adapter is put through: one row each, over the recorded exchanges in `golden/`.
+
+Three canaries sing where they are repeated: the prompt and an image's base64 beside every provider's refusal, and the
+provider's own key in its words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Final, NamedTuple
+
+import msgspec
+
+from streamproxy.configuration import read_catalogue
+from streamproxy.core.catalogue import Model, Route
+from streamproxy.core.conversation import Job
+from streamproxy.core.events import Operation
+from streamproxy.core.headers import HeaderPolicy
+from streamproxy.core.jsonbody import parse
+from streamproxy.core.requests import ImageRequest, Inline, Input
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.providers import ADAPTERS
+from tests.contract.peer import INSTANT, LIMITS, Answers, Peer, Run, broken, recorded
+from tests.golden.shapes import PICTURE
+
+KEY: Final = "sk-canary-0123456789abcdefghij"
+PROMPT: Final = "a canary in a coal mine"
+HEADER: Final = "canary-of-an-extra-header"
+PNG: Final = "iVBORw0KGgoAAAANSUhEUgAA"  # how every recorded image begins
+INPUT: Final = Inline(memoryview(PICTURE), "image/png")
+WORKFLOW: Final = '{"1":{"text":"{prompt}","width":"{width}","height":"{height}","image":"{image}"}}'
+
+
+class Host(NamedTuple):
+    """Where an adapter's recorded provider is. `undo`: what cancels its recorded job."""
+
+    base_url: str
+    model: str
+    undo: str | None = None
+
+
+COMFY: Final = "https://comfy.test/comfy"
+HOSTS: Final = {
+    "openai": Host("https://openai.test/v1", "gpt-image-2"),
+    "gemini": Host("https://gemini.test/v1beta", "gemini-3-pro-image"),
+    "fal": Host("https://fal.test", "fal-ai/flux/dev", "PUT https://fal.test/fal-ai/flux/requests/1/cancel"),
+    "comfyui": Host(COMFY, "flux", f"POST {COMFY}/api/v2/jobs/1/cancel"),
+    "comfyui-websocket": Host(COMFY, "flux", f"POST {COMFY}/api/jobs/01234567-89ab-cdef-0123-456789abcdef/cancel"),
+}
+
+MOST: Final = 200  # steps: the longest recorded conversation has under 30, and each repeated look costs three
+WHOLE: Final = "the whole answer"
+CATALOGUE: Final = read_catalogue()
+POLICY: Final = HeaderPolicy.load()
+PLAIN: Final = ImageRequest(
+    Operation.GENERATION, "m", PROMPT, 1, True, 3, None, None, None, None, None, (), None, {"x-note": HEADER}, ()
+)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One conversation and its outcome.
+
+    `frames`: each a letter and its image, like "p0 c0": preview, completed; "a0" the JSON answer. `proof`: the text in
+    whose event, or WHOLE, the provider accepts the request; None where it does not.
+    """
+
+    adapter: str
+    name: str
+    frames: str = ""
+    failure: Failure | None = None
+    proof: str | None = WHOLE
+    n: int = 1
+    first: int = 0
+    of: int | None = None
+    stream: bool = True
+    images: tuple[Input, ...] = ()
+    mask: Input | None = None
+    members: dict[str, object] = field(default_factory=dict)
+    model: str | None = None
+
+    @property
+    def exchanges(self) -> Answers:
+        return recorded(self.adapter, self.name)
+
+    def __str__(self) -> str:
+        return f"{self.adapter}-{self.name}" + (f"-{self.first}" if self.first else "")
+
+    @property
+    def request(self) -> ImageRequest:
+        n = self.of or self.n
+        asked = {"model": "m", "prompt": PROMPT, "n": n, "stream": self.stream, "partial_images": 3}
+        body = msgspec.json.encode({**asked, "extra_headers": {"x-note": HEADER}, **self.members})
+        return replace(PLAIN, n=n, stream=self.stream, images=self.images, mask=self.mask, body=parse(body))
+
+    @property
+    def route(self) -> Route:
+        host = HOSTS[self.adapter]
+        row, own = CATALOGUE.providers["openai"], (("*", WORKFLOW),)
+        provider = replace(row, name=self.adapter, adapter=self.adapter, base_url=host.base_url, workflows=own)
+        model = replace(Model.unknown(host.model), max_n=4, max_stream_n=2, refuses=("response_format",))
+        return Route(provider, model, self.model or host.model)
+
+    @cached_property
+    def job(self) -> Job:
+        now, token, several = 1_795_248_999, "0123456789abcdef" * 2, (self.of or self.n) > 1
+        return Job(self.request, self.route, self.n, now, token, LIMITS, POLICY.scrub, self.first, several)
+
+    def play(
+        self,
+        exchanges: Answers | None = None,
+        *,
+        throw_at: int = -1,
+        lost_from: int = MOST,
+        close_at: int = -1,
+    ) -> Run:
+        """Carry it out, with these answers instead of the recorded ones, until it ends or is closed at a step.
+
+        Steps are the conversation's own, from 0; from `lost_from` on every one fails that takes time.
+        """
+        conversation = ADAPTERS[self.adapter].converse(self.job)
+        peer = Peer(self.exchanges if exchanges is None else exchanges, self.n)
+        run, reply, error = peer.run, None, None
+        while True:
+            try:
+                step = conversation.send(reply) if error is None else conversation.throw(error)
+            except StopIteration:
+                return run
+            except ProxyError as ended:
+                run.error = ended
+                return run
+            assert len(run.waits) < MOST, "it does not end"
+            if close_at == len(run.waits):
+                conversation.close()  # RuntimeError where it yields once more
+                return run
+            lost = len(run.waits) >= lost_from and not isinstance(step, INSTANT)
+            reply, error = None, broken() if lost or throw_at == len(run.waits) else None
+            run.waits.append(step)
+            if error is None:
+                try:
+                    reply = peer.perform(step)
+                except ProxyError as failed:
+                    error = failed
+
+
+F = Failure
+SCENARIOS: Final = (
+    Scenario("openai", "previews", "p0 p0 c0", proof="event"),
+    Scenario("openai", "two", "p0 p1 c0 c1", proof="event", n=2),
+    Scenario("openai", "json", "c0 c1", n=2),
+    Scenario("openai", "json", "a0", n=2, stream=False),
+    Scenario("openai", "one", "c1", first=1, of=2),
+    Scenario("openai", "refuses-streaming", "c1", first=1, of=2),
+    Scenario("openai", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("openai", "invalid", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("openai", "refused-under-200", failure=F.PROVIDER_STREAM_ERROR, proof=None),
+    Scenario("openai", "refused-as-event", failure=F.PROVIDER_STREAM_ERROR, proof=None),
+    Scenario("openai", "failed", "p0", F.PROVIDER_STREAM_ERROR, proof="event"),
+    Scenario("openai", "cut", "p0", F.UPSTREAM_INCOMPLETE, proof="event"),
+    Scenario("openai", "cut-json", failure=F.UPSTREAM_INCOMPLETE, proof=None),
+    Scenario("gemini", "previews", "p0 p0 c0", proof="Let me"),
+    Scenario("gemini", "array", "p0 c0"),
+    Scenario("gemini", "json", "c0", stream=False),
+    Scenario("gemini", "json", "c1", stream=False, first=1, of=2, images=(INPUT, INPUT)),
+    Scenario("gemini", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("gemini", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("gemini", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("gemini", "failed", failure=F.MODERATION_BLOCKED, proof="Let me"),
+    Scenario("gemini", "cut", failure=F.UPSTREAM_INCOMPLETE, proof="Let me"),
+    Scenario("gemini", "cut-json", failure=F.UPSTREAM_INCOMPLETE, proof=None, stream=False),
+    Scenario("fal", "one", "c0", images=(INPUT,)),
+    Scenario("fal", "two", "c0 c1", n=2),
+    Scenario("fal", "more-than-asked", "c1 c2", n=2, first=1, of=4),
+    Scenario("fal", "gone", "c0"),
+    Scenario("fal", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("fal", "limited", failure=F.PROVIDER_LIMIT, proof=None),
+    Scenario("fal", "failed", failure=F.PROVIDER_FAILED),
+    Scenario("fal", "flagged", failure=F.MODERATION_BLOCKED),
+    Scenario("fal", "cut", failure=F.UPSTREAM_INCOMPLETE),
+    Scenario("comfyui", "previews", "p0 p0 c0"),
+    Scenario("comfyui", "redirected", "p0 p0 c0"),
+    Scenario("comfyui", "more-than-asked", "p1 p1 c1", first=1, of=3),
+    Scenario("comfyui", "uploaded", "p0 p0 c0", images=(INPUT,)),
+    Scenario("comfyui", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("comfyui", "failed", "p0", F.PROVIDER_FAILED),
+    Scenario("comfyui", "cut", "p0", F.UPSTREAM_INCOMPLETE),
+    Scenario("comfyui-websocket", "previews", "p0 p0 c0"),
+    Scenario("comfyui-websocket", "more-than-asked", "c1", first=1, of=3),
+    Scenario("comfyui-websocket", "uploaded", "c0", images=(INPUT,)),
+    Scenario("comfyui-websocket", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("comfyui-websocket", "failed", "p0", F.PROVIDER_FAILED),
+    Scenario("comfyui-websocket", "cut", "p0", F.UPSTREAM_INCOMPLETE),
+)

@@ -1,0 +1,175 @@
+"""What holds for every adapter there is, whatever its provider's wire looks like: see `core.conversation`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+
+from streamproxy.core.conversation import Accepted, Connect, Fetch, Pour, Send, Step, Undo
+from streamproxy.core.events import ANSWER, KINDS, Frame
+from streamproxy.core.requests import FileId, Inline, Remote
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.providers import ADAPTERS
+from tests.contract.peer import INSTANT, Run, byte_by_byte, cuts, sent
+from tests.contract.scenarios import HEADER, HOSTS, INPUT, KEY, PNG, PROMPT, SCENARIOS, WHOLE, Scenario
+
+every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+
+
+def test_every_adapter_goes_through_every_kind_of_scenario() -> None:
+    for adapter in ADAPTERS:
+        rows = [row for row in SCENARIOS if row.adapter == adapter]
+        failed_and_accepted = {(row.failure is not None, row.proof is not None) for row in rows}
+        assert failed_and_accepted == {(False, True), (True, False), (True, True)}, adapter
+        assert any(row.failure is Failure.UPSTREAM_INCOMPLETE for row in rows), adapter
+    assert ADAPTERS.keys() == HOSTS.keys()
+
+
+@every_scenario
+def test_the_outcome_is_one_final_frame_for_each_image_in_order_or_an_error(scenario: Scenario) -> None:
+    run = scenario.play()
+    assert (run.error and run.error.failure) is scenario.failure
+    assert " ".join(map(_letter, run.frames)) == scenario.frames
+    assert (run.accepted_at is None) is (scenario.proof is None)
+    if run.error is None:
+        finals = [frame.image for frame in run.frames if frame.final]
+        answered = [frame.type for frame in run.frames] == [ANSWER]
+        assert answered or finals == list(range(scenario.first, scenario.first + scenario.n))
+        assert run.frames[-1].final
+    for frame in run.frames:
+        named = b'"image_index":%d' % frame.image in b"".join(frame.data)
+        assert named is (scenario.job.several and frame.type != ANSWER)
+
+
+@every_scenario
+def test_where_answers_are_cut_changes_nothing(scenario: Scenario) -> None:
+    whole = _told(scenario.play())
+    for exchanges in (byte_by_byte(scenario.exchanges), *cuts(scenario.exchanges)):
+        assert _told(scenario.play(exchanges)) == whole
+
+
+@every_scenario
+def test_it_is_accepted_with_the_byte_that_proves_it_and_no_sooner(scenario: Scenario) -> None:
+    run = scenario.play(byte_by_byte(scenario.exchanges))
+    assert run.accepted_at == _proof(scenario)
+    assert sum(isinstance(step, Accepted) for step in run.steps) == (scenario.proof is not None)
+
+
+@every_scenario
+def test_an_answer_that_ends_too_early_anywhere_makes_whole_frames_or_an_error(scenario: Scenario) -> None:
+    whole = list(map(_told_step, scenario.play().frames))
+    for exchanges in cuts(scenario.exchanges, early=True):
+        run = scenario.play(exchanges)
+        assert run.error is not None or run.finals == scenario.n or run.frames[0].type == ANSWER
+        previews = [_told_step(frame) for frame in run.frames if not frame.final]
+        assert [frame for frame in previews if frame not in whole] == []
+
+
+@every_scenario
+def test_an_error_thrown_in_anywhere_ends_it_or_is_mended(scenario: Scenario) -> None:
+    """Once, or at every step from there on, as when the provider is gone for good."""
+    for at in range(len(scenario.play().waits)):
+        for run in (scenario.play(throw_at=at), scenario.play(lost_from=at)):
+            assert run.error is not None or run.finals == scenario.n or run.frames[0].type == ANSWER
+
+
+@every_scenario
+def test_closing_it_anywhere_ends_it_and_leaves_what_cancels_the_work(scenario: Scenario) -> None:
+    host, whole = HOSTS[scenario.adapter], scenario.play()
+    over = next((at for at, step in enumerate(whole.waits) if step == Undo(None)), len(whole.waits))
+    for at, step in enumerate(whole.waits):
+        run = scenario.play(close_at=at)
+        assert run.error is None
+        if not isinstance(step, INSTANT):
+            expected = host.undo if run.accepted_at is not None and at <= over else None
+            assert (run.undo and f"{run.undo.method} {run.undo.url}") == expected
+
+
+@every_scenario
+def test_no_step_and_no_error_repeats_a_secret(scenario: Scenario) -> None:
+    run = scenario.play()
+    told = b"".join(map(_told_step, run.steps))
+    assert [word for word in (KEY, HEADER) if word.encode() in told] == []
+    sends = [step.request for step in run.steps if isinstance(step, Send)]
+    names = {name for request in sends for name, _ in request.headers}
+    assert names & {"authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie"} == set()
+    said = "" if run.error is None else _everything(run.error)
+    assert [word for word in (KEY, PROMPT, PNG, HEADER) if word in said] == []
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_one_job_makes_no_more_images_than_its_provider_does(adapter: str) -> None:
+    for n in (1, 2, 10):
+        row = Scenario(adapter, "one", n=n)
+        assert ADAPTERS[adapter].at_once(row.request, row.route) == min(n, {"openai": 2, "fal": 4}.get(adapter, 1))
+
+
+MASK: Final = Inline(memoryview(b"iVBORw0KGgoAAAANcanaryOfAMask"), "image/png")
+REMOTE: Final = Remote("https://canary.test/a.png")
+OTHERS: Final = tuple(name for name in ADAPTERS if name != "openai")
+INLINE: Final = tuple(name for name in OTHERS if name != "fal")
+CANNOT: Final = (
+    Scenario("openai", "response_format", members={"response_format": "canary"}),
+    *(Scenario(name, "style", members={"style": "canary"}) for name in OTHERS),
+    *(Scenario(name, "quality", members={"quality": "canary"}) for name in OTHERS),
+    *(Scenario(name, "file", images=(FileId("canary"),)) for name in OTHERS),
+    *(Scenario(name, "mask", mask=MASK, members={"mask": "canary"}) for name in INLINE),
+    *(Scenario(name, "remote", images=(REMOTE,)) for name in INLINE),
+    *(Scenario(name, "remote", images=(INPUT, REMOTE)) for name in INLINE),
+    *(Scenario(name, "second", images=(INPUT, MASK)) for name in OTHERS if name != "gemini"),
+    Scenario("fal", "size", members={"size": "1024x1536"}, model="fal-ai/nano-banana"),
+)
+
+
+@pytest.mark.parametrize("scenario", CANNOT, ids=str)
+def test_what_it_cannot_do_is_said_before_anything_is_sent(scenario: Scenario) -> None:
+    said = ADAPTERS[scenario.adapter].not_applied(scenario.job)
+    run = scenario.play((), lost_from=0)
+    if scenario.name in said and run.waits:
+        assert isinstance(run.waits[0], Send | Connect)
+        assert "canary" not in repr(_told_step(run.waits[0])).replace(PROMPT, "")
+        return
+    assert run.error is not None
+    assert (run.waits, run.error.failure, run.error.charged) == ([], Failure.UNSUPPORTED_PARAMETER, False)
+    assert run.error.param
+    assert "canary" not in _everything(run.error)
+
+
+def _proof(scenario: Scenario) -> int | None:
+    """Bytes of the paid answer until the provider has accepted it."""
+    if scenario.proof is None:
+        return None
+    paid = [one.body for one in scenario.exchanges if "paid" in one.words and one.head.status < 400]
+    if scenario.proof == WHOLE:
+        return len(paid[0])
+    return paid[0].index(b"\n\n", paid[0].index(scenario.proof.encode())) + 2
+
+
+def _letter(frame: Frame) -> str:
+    return f"{'a' if frame.type == ANSWER else KINDS[frame.type].role.value[0]}{frame.image}"
+
+
+def _told(run: Run) -> tuple[object, ...]:
+    """All that is seen of a run from outside."""
+    return (*map(_told_step, run.steps), run.error and _everything(run.error))
+
+
+def _told_step(step: Step) -> bytes:
+    match step:
+        case Send(request):
+            return sent(request)
+        case Undo(request) if request is not None:
+            return b"undo " + sent(request)
+        case Fetch(url):
+            return b"fetch " + url.encode()
+        case Frame():
+            return b"%b %d %d " % (step.type.encode(), step.image, step.final) + b"".join(step.data)
+        case Pour():
+            return b"pour"
+    return repr(step).encode()
+
+
+def _everything(error: ProxyError) -> str:
+    said = (error.failure, error.message, error.param, error.code, error.type, error.status, error.retry_after)
+    return repr((*said, error.problems, error.details, b"".join(error.as_sent), error.noted))

@@ -1,0 +1,230 @@
+"""Gemini, fal and ComfyUI through OpenAI's own SDK, against the simulator's form of each."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import orjson
+import pytest
+from openai import AsyncOpenAI
+
+from streamproxy.core.imagefile import probe
+from streamproxy.simulator import wires
+from streamproxy.simulator.pictures import draw, encode
+from streamproxy.simulator.received import Received
+from streamproxy.simulator.script import LAST_CHUNK, Script, Wait, chunk, head
+from streamproxy.simulator.script import Send as Sending
+from streamproxy.simulator.server import Server, serve
+from tests.support.proxy import BOUND, PROMPT, Proxy, events, no_leaks, running_proxy
+
+pytestmark = pytest.mark.anyio
+
+KEY: Final = "k-0123456789abcdefghijkl"
+PNG: Final = encode(draw("a lighthouse", 64, 48), "png")
+GRAPH: Final = {
+    "3": {"class_type": "KSampler", "inputs": {"seed": "{seed}", "positive": ["6", 0], "latent_image": ["5", 0]}},
+    "5": {"class_type": "EmptyLatentImage", "inputs": {"width": "{width}", "height": "{height}", "batch_size": 1}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "{prompt}"}},
+}
+EDIT_GRAPH: Final = {**GRAPH, "7": {"class_type": "LoadImage", "inputs": {"image": "{image}"}}}
+
+MODELS: Final = {"gemini": "gemini-3-pro-image", "fal": "fal/fal-ai/flux/dev", "comfyui": "painter"}
+EDITORS: Final = MODELS | {"comfyui": "editor"}
+WIRES: Final = pytest.mark.parametrize("wire", MODELS)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A proxy of one provider, the simulator behind it, and an SDK before it."""
+
+    proxy: Proxy
+    server: Server
+    client: AsyncOpenAI
+
+    @property
+    def posts(self) -> list[str]:
+        """Targets of the requests that ask for work."""
+        return [received.target for received in self.server.received if received.method == "POST"]
+
+
+PATHS: Final = {"gemini": "/v1beta", "fal": "/fal", "comfyui": "/comfy"}
+
+
+@asynccontextmanager
+async def wired(wire: str, tmp_path: Path, **settings: object) -> AsyncIterator[Setup]:
+    async with no_leaks(), serve(wires(0)) as server:
+        row: dict[str, object] = {"base_url": server.url + PATHS[wire], "credential": "env:KEY"}
+        if wire == "comfyui":
+            for name, graph in (("painter", GRAPH), ("editor", EDIT_GRAPH)):
+                (tmp_path / f"{name}.json").write_bytes(orjson.dumps(graph))
+            row["workflows"] = {name: str(tmp_path / f"{name}.json") for name in ("painter", "editor")}
+        chosen: dict[str, Any] = {"providers": {wire: row}, "fetch_hosts": ("127.0.0.1",), **settings}
+        async with (
+            running_proxy(server.url, environ={"KEY": KEY}, **chosen) as proxy,
+            AsyncOpenAI(base_url=f"{proxy.url}/v1", api_key="callers", max_retries=0) as client,
+        ):
+            with anyio.fail_after(2 * BOUND):
+                yield Setup(proxy, server, client)
+
+
+def size_of(text: str | None) -> tuple[int, int]:
+    info = probe(base64.b64decode(text or "", validate=True))
+    assert info is not None
+    return info.width, info.height
+
+
+@WIRES
+async def test_a_generation(wire: str, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        made = await setup.client.images.generate(model=MODELS[wire], prompt=PROMPT, size="512x512")
+        assert made.data is not None
+        [image] = made.data
+        assert size_of(image.b64_json)[0] >= 512
+        assert made.usage is not None
+        assert len(setup.posts) == 1
+        assert await setup.proxy.metric("streamproxy_upstream_requests_total", provider=wire) == len(
+            [received for received in setup.server.received if "/files/" not in received.target]
+        )
+
+
+@WIRES
+async def test_a_streamed_generation(wire: str, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        stream = await setup.client.images.generate(
+            model=MODELS[wire], prompt=PROMPT, size="512x512", stream=True, partial_images=2
+        )
+        seen = [event async for event in stream]
+        assert [event.type for event in seen[:-1]] == ["image_generation.partial_image"] * (
+            {"gemini": 2, "fal": 0, "comfyui": 2}[wire]
+        )
+        assert seen[-1].type == "image_generation.completed"
+        assert all(size_of(event.b64_json) for event in seen)
+        assert len(setup.posts) == 1
+
+
+@WIRES
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_edit_of_an_uploaded_file(wire: str, stream: bool, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        given = ("in.png", PNG, "image/png")
+        if stream:
+            events = await setup.client.images.edit(model=EDITORS[wire], image=given, prompt=PROMPT, stream=True)
+            seen = [event async for event in events]
+            assert [event.type for event in seen] == ["image_edit.completed"]
+        else:
+            made = await setup.client.images.edit(model=EDITORS[wire], image=given, prompt=PROMPT)
+            assert made.data is not None
+            assert size_of(made.data[0].b64_json)
+        assert len([target for target in setup.posts if "assets" not in target]) == 1
+        sent = b"".join(received.body for received in setup.server.received if received.method == "POST")
+        assert (PNG if wire == "comfyui" else base64.b64encode(PNG)) in sent
+
+
+@WIRES
+async def test_the_credential_goes_to_the_providers_own_host_only(wire: str, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        await setup.client.images.generate(model=MODELS[wire], prompt=PROMPT)
+        for received in setup.server.received:
+            fetched = "/files/" in received.target
+            assert any(KEY in value for _, value in received.headers) is not fetched, received.target
+
+
+@WIRES
+@pytest.mark.parametrize("stream", [True, False])
+async def test_several_images_are_one_job_or_several(wire: str, stream: bool, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path, stream_n=True) as setup:
+        body = {"model": MODELS[wire], "prompt": PROMPT, "n": 2, "stream": stream}
+        answer = await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/generations", json=body)
+        assert answer.status_code == 200, answer.text
+        if stream:
+            found = events(answer.content)
+            assert sorted(event.json["image_index"] for event in found) == [0, 1]  # type: ignore[type-var]
+        else:
+            assert len(answer.json()["data"]) == 2
+        assert len(setup.posts) == (1 if wire == "fal" else 2)
+
+
+FAL_FAULTS: Final = {
+    "submit-429": (429, "rate_limit_exceeded", 1),
+    "foreign": (502, "foreign_host", 1),
+    "failed": (502, None, 1),
+    "flagged": (400, "moderation_blocked", 1),
+    "nsfw": (400, "moderation_blocked", 1),
+}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("fault", FAL_FAULTS)
+async def test_faults_of_a_queue(fault: str, stream: bool, tmp_path: Path) -> None:
+    status, code, posts = FAL_FAULTS[fault]
+    async with wired("fal", tmp_path) as setup:
+        body = {"model": f"fal/fal-ai/fault-{fault}", "prompt": PROMPT, "stream": stream}
+        answer = await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/generations", json=body)
+        error = answer.json()["error"] if not stream or fault == "submit-429" else events(answer.content)[-1].json
+        told = error.get("error", error)
+        assert isinstance(told, dict)
+        if not stream or fault == "submit-429":
+            assert answer.status_code == status, answer.text
+        if code is not None:
+            assert told["code"] == code, told
+        assert len(setup.posts) == posts
+        assert PROMPT not in answer.text
+
+
+async def test_a_look_that_fails_is_repeated_and_nothing_is_paid_twice(tmp_path: Path) -> None:
+    async with wired("fal", tmp_path) as setup:
+        made = await setup.client.images.generate(model="fal/fal-ai/fault-poll-503", prompt=PROMPT)
+        assert made.data is not None
+        assert len(setup.posts) == 1
+
+
+@pytest.mark.parametrize(("fault", "hosts"), [("gone", ("127.0.0.1",)), ("elsewhere", ()), ("none", ())])
+async def test_a_result_that_is_not_fetched_keeps_its_url(fault: str, hosts: tuple[str, ...], tmp_path: Path) -> None:
+    async with wired("fal", tmp_path, fetch_hosts=hosts) as setup:
+        made = await setup.client.images.generate(model=f"fal/fal-ai/fault-{fault}", prompt=PROMPT)
+        assert made.data is not None
+        [image] = made.data
+        assert image.b64_json is None
+        assert (image.url or "").endswith(".png")
+        fetches = [received for received in setup.server.received if "/files/" in received.target]
+        assert len(fetches) == (3 if fault == "gone" else 0)
+
+
+async def test_a_caller_who_leaves_cancels_the_job(tmp_path: Path) -> None:
+    async with wired("fal", tmp_path) as setup:
+        body = {"model": "fal/fal-ai/fault-never", "prompt": PROMPT}
+        with anyio.move_on_after(1.0):
+            await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/generations", json=body)
+        await setup.server.wait_until(lambda server: any(got.method == "PUT" for got in server.received), BOUND)
+        assert [got.target.rpartition("/")[2] for got in setup.server.received if got.method == "PUT"] == ["cancel"]
+
+
+REFUSAL: Final = {"error": {"message": "No.", "type": "t", "param": None, "code": "c"}}
+
+
+def _play(script: Script, _: Received) -> Script:
+    return script
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("form", ["json", "sse"])
+async def test_a_refusal_under_200_is_one_status_whatever_the_packets_borders(form: str, stream: bool) -> None:
+    body = orjson.dumps(REFUSAL)
+    data = body if form == "json" else b"event: error\ndata: " + body + b"\n\n"
+    kind = ("Content-Type", "application/json" if form == "json" else "text/event-stream")
+    whole = head(200, (kind,), chunked=True), chunk(data) + LAST_CHUNK
+    answers = []
+    for script in ((Sending(whole[0] + whole[1]),), (Sending(whole[0]), Wait(0.05), Sending(whole[1]))):
+        async with no_leaks(), serve(partial(_play, script)) as server, running_proxy(server.url) as proxy:
+            answer = await proxy.generate(stream=stream)
+            answers.append((answer.status_code, answer.json()["error"]["code"], answer.headers["content-type"]))
+    assert len(set(answers)) == 1
+    assert answers[0][0] >= 400
+    assert answers[0][1:] == ("c", "application/json")
