@@ -8,7 +8,6 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 import anyio
 import orjson
@@ -34,7 +33,7 @@ from streamproxy.hub.hub import Hub, HubLimits
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
 from streamproxy.settings import ProviderSettings, Settings
-from streamproxy.upstream import Deadlines, Upstream, default_ssl_context
+from streamproxy.upstream import Deadlines, Resolver, Upstream, default_ssl_context
 from streamproxy.upstream.fetch import Fetcher
 from streamproxy.web.body import Budget, Intake
 from streamproxy.web.context import Context
@@ -45,16 +44,13 @@ from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import Pace
 from streamproxy.web.routes import PREFIXES, ROUTES, routes
 
-if TYPE_CHECKING:
-    from aiohttp.abc import AbstractResolver
-
 
 def create_app(
     settings: Settings,
     *,
     environ: Mapping[str, str] | None = None,
     ssl_context: ssl.SSLContext | None = None,
-    resolver: AbstractResolver | None = None,
+    resolver: Resolver | None = None,
 ) -> Starlette:
     """The app that serves `settings`. Raises ConfigurationError with all that is wrong.
 
@@ -173,7 +169,7 @@ def _service(
     provider: Provider,
     configured: Configured,
     trust: ssl.SSLContext,
-    resolver: AbstractResolver | None,
+    resolver: Resolver | None,
     observer: Observer,
 ) -> Service:
     row = settings.providers.get(provider.name, ProviderSettings())

@@ -37,7 +37,6 @@ SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
 _QUIET: Final = (
     "httpx",
     "httpcore",
-    "aiohttp",
     "sse_starlette",
     "sse_starlette.sse",
     "python_multipart",

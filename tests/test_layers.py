@@ -45,8 +45,6 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
 """From the top. Imports point down, and neighbours on a line do not import each other."""
 
 ANNOTATED: Final = {
-    ("app", "aiohttp"),  # an operator's or a test's own resolver is handed through
-    ("upstream", "aiohttp"),
     ("upstream.signing", "google"),  # google-auth's credentials are handed through
     ("setting_types", "streamproxy.settings"),  # ConfigurationError carries the Settings that remain sound
 }
@@ -55,12 +53,11 @@ ANNOTATED: Final = {
 SEAMS: Final[dict[str, frozenset[str]]] = {
     library: frozenset(modules.split())
     for library, modules in {
-        "aiohttp": "upstream.transport upstream.connection",
+        "aiohappyeyeballs": "upstream.connecting",
         "botocore": "upstream.signing",
         "click": "cli",
-        "httptools": "simulator.connection server.guard",
-        "httpx": "upstream upstream.fetch",
-        "httpx_aiohttp": "upstream.transport",
+        "httptools": "simulator.connection server.guard upstream.parsing",
+        "httpx": "upstream upstream.fetch upstream.transport",
         "itsdangerous": "auth",
         "PIL": "simulator.pictures",
         "prometheus_client": "observe",

@@ -56,6 +56,11 @@ TRIES: Final = 5
 """Times a look at a job is repeated in a row when it fails: the job has been paid for, and looking costs nothing."""
 
 _BUSY: Final = frozenset({429, 500, 502, 503, 504})
+_LASTING: Final = frozenset(
+    {Failure.FOREIGN_HOST, Failure.UNEXPECTED_REDIRECT, Failure.DEADLINE, Failure.PROVIDER_AUTH, Failure.INTERNAL}
+    | {Failure.RESPONSE_BODY_SIZE, Failure.CONTENT_CODING, Failure.UPSTREAM_REQUEST}
+)
+"""Failures that asking again does not mend."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- steps
@@ -363,8 +368,8 @@ def look(request: UpstreamRequest, limit: int = SMALL) -> Conversation[tuple[Hea
         try:
             head = yield from send(request)
             raw = yield from body(limit)
-        except ProxyError:
-            if pause is None:
+        except ProxyError as error:
+            if pause is None or error.failure in _LASTING:
                 raise
         else:
             if head.status not in _BUSY or pause is None:

@@ -28,6 +28,7 @@ from streamproxy.core.conversation import (
     Limits,
     NextEvent,
     NotApplied,
+    Picture,
     Pour,
     Progress,
     Send,
@@ -42,7 +43,7 @@ from streamproxy.core.requests import Head, UpstreamRequest
 from streamproxy.core.sse import Event
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.router import Plan
-from streamproxy.upstream import UpstreamResponse
+from streamproxy.upstream import Answer
 from streamproxy.upstream.fetch import Fetcher
 from streamproxy.upstream.websocket import Socket, SocketLimits, connect
 
@@ -117,7 +118,7 @@ class Driver:
         self._sink = sink
         self._ends_at = anyio.current_time() + outside.total
         self._open = AsyncExitStack()
-        self._answer: UpstreamResponse | None = None
+        self._answer: Answer | None = None
         self._events: AsyncIterator[Event] | None = None
         self._socket: Socket | None = None
         self._beside = AsyncExitStack()
@@ -186,7 +187,7 @@ class Driver:
             case Wait(seconds):
                 await self._wait(seconds)
             case Fetch(url):
-                return await self._outside.fetcher.fetch(url)
+                return await self._fetch(url)
             case Undo(request):
                 self._undo = request
             case Tolerated(label):
@@ -200,7 +201,7 @@ class Driver:
         return None
 
     @property
-    def _opened(self) -> UpstreamResponse:
+    def _opened(self) -> Answer:
         if self._answer is None:
             raise ProxyError(Failure.INTERNAL, "The adapter read an answer before it sent a request.")
         return self._answer
@@ -232,6 +233,11 @@ class Driver:
         if self._events is None:
             self._events = self._opened.frames(Events(self._outside.limits))
         return await anext(self._events, None)
+
+    async def _fetch(self, url: str) -> Picture:
+        with anyio.CancelScope(deadline=self._ends_at):
+            return await self._outside.fetcher.fetch(url)
+        raise self._late()
 
     async def _wait(self, seconds: float) -> None:
         if anyio.current_time() + seconds > self._ends_at:
@@ -273,7 +279,7 @@ class Driver:
                 self._sink.tolerated(error.failure.value.label)
 
 
-async def _trailing(answer: UpstreamResponse) -> str | None:
+async def _trailing(answer: Answer) -> str | None:
     """Let an answer that is over end, so that its connection can be used again; the label of what it did instead."""
     room = TRAILING_BYTES
     try:

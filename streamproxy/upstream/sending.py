@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from anyio import to_thread
@@ -18,20 +19,48 @@ _ENCODED: Final = PIECE // 4 * 3
 """Bytes of a file whose base64 is one piece; a multiple of three, so that only the last piece is padded."""
 
 
-async def pieces(body: tuple[Segment, ...]) -> AsyncIterator[bytes]:
+def pieces(body: tuple[Segment, ...]) -> Pieces:
     """The body, piece by piece. Raises ProxyError(UPLOAD_SPOOL) where a file is not what it was."""
+    return Pieces(body)
+
+
+class Pieces:
+    """See `pieces`. No generator: one that is broken off would have to be closed."""
+
+    def __init__(self, body: tuple[Segment, ...]) -> None:
+        self._spans = _spans(body)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for piece in self._spans:
+            if isinstance(piece, bytes):
+                return piece
+            raw = await _read(piece.upload, piece.offset, piece.length)
+            return binascii.b2a_base64(raw, newline=False) if piece.as_base64 else raw
+        raise StopAsyncIteration
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A part of a file that is one piece."""
+
+    upload: Upload
+    offset: int
+    length: int
+    as_base64: bool
+
+
+def _spans(body: tuple[Segment, ...]) -> Iterator[bytes | _Span]:
     for segment in body:
         match segment:
             case bytes() | memoryview() | Decoded():
-                for piece in _at_hand(segment):
-                    yield piece
+                yield from _at_hand(segment)
             case Encoded(upload):
-                for offset in range(0, upload.size, _ENCODED):
-                    raw = await _read(upload, offset, min(_ENCODED, upload.size - offset))
-                    yield binascii.b2a_base64(raw, newline=False)
+                yield from _of_file(upload, _ENCODED, as_base64=True)
             case _:
-                for offset in range(0, segment.size, PIECE):
-                    yield await _read(segment, offset, min(PIECE, segment.size - offset))
+                yield from _of_file(segment, PIECE, as_base64=False)
 
 
 def _at_hand(segment: bytes | memoryview | Decoded) -> Iterator[bytes]:
@@ -42,6 +71,11 @@ def _at_hand(segment: bytes | memoryview | Decoded) -> Iterator[bytes]:
     for offset in range(0, len(view), PIECE):
         piece = view[offset : offset + PIECE]
         yield binascii.a2b_base64(piece) if isinstance(segment, Decoded) else bytes(piece)
+
+
+def _of_file(upload: Upload, length: int, *, as_base64: bool) -> Iterator[_Span]:
+    for offset in range(0, upload.size, length):
+        yield _Span(upload, offset, min(length, upload.size - offset), as_base64)
 
 
 async def _read(upload: Upload, offset: int, length: int) -> bytes:

@@ -1,247 +1,243 @@
-"""httpx's transport over aiohttp: the only module, with `connection`, that imports aiohttp and httpx-aiohttp.
+"""httpx's transport towards one provider: a request out, its answer's head in, over a pool of kept connections.
 
-httpx-aiohttp gives httpx's requests to an aiohttp session. Three things are ours here:
-  * chunks as they arrive (up to 64 KiB) instead of pieces of 16 KiB: a third of the CPU per byte;
-  * connections that trust the provider less, see `connection`;
-  * aiohttp's exceptions become ProxyError by what they mean, and by how far the request had come.
+A request is sent exactly once. Only where no byte of it can have left this machine, because the connection broke before
+it was used, a second connection is tried.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import socket
+import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from types import SimpleNamespace
-from typing import Any, Final, cast
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from typing import Final
 
-import aiohttp
-from aiohttp import AddrInfoType, abc, http_exceptions
-from httpx_aiohttp import AiohttpTransport
-from httpx_aiohttp.transport import AiohttpResponseStream
+import anyio
+import httpx
 
-from streamproxy.errors import Failure, ProxyError, descriptors_exhausted
-from streamproxy.upstream.connection import MAX_HEAD_BYTES, PROGRESS, Connection, Progress
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.upstream.answer import Answer
+from streamproxy.upstream.connecting import Connector, Origin, Proxy, Resolver
+from streamproxy.upstream.connection import Connection
+from streamproxy.upstream.deadlines import Deadlines, took_too_long
 
-CHUNK: Final = 64 * 1024
-"""Bytes read from a socket at a time, and of a chunk: an event is held as its chunks, so its first and last one hold up
-to this of its neighbours. aiohttp holds up to three of them before it stops reading."""
+READ: Final = 64 * 1024
+"""Bytes read from a socket at a time."""
+
+KEEPALIVE: Final = 30.0
+"""Seconds an idle connection is kept: under the 60 s after which common load balancers close theirs."""
+
+ANSWER: Final = "answer"
+"""The extension of a response that is its Answer."""
+
+ENDS_AT: Final = "ends_at"
+"""The extension of a request that says when the exchange must be over, on anyio's clock; else after the total."""
+
+_PORTS: Final = {"http": 80, "https": 443}
+_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE: Final = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
-class _Stream(AiohttpResponseStream):
-    """A response body as raw chunks of what has arrived."""
+class _Body(httpx.AsyncByteStream):
+    """An answer's body as httpx reads it."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        content = self._aiohttp_response.content
-        try:
-            while chunk := await content.read(CHUNK):
-                yield chunk
-        except (aiohttp.ClientError, http_exceptions.HttpProcessingError) as error:
-            if content._buffer:  # it arrived before the fault and counts; aiohttp raises first and would drop it
-                yield content._read_nowait(-1)
-            raise _translate_body(error) from error
+        while (chunk := await self._answer.chunk()) is not None:
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._answer.aclose()
 
 
-def _translate_body(error: Exception) -> ProxyError:
-    """What went wrong in the middle of a body: reset, framing error, or an end before the end."""
-    reasons = tuple(_reasons(error))
-    text = " ".join(str(reason) for reason in reasons)
-    if any(isinstance(reason, ConnectionResetError) for reason in reasons) or "ConnectionResetError" in text:
-        return ProxyError(Failure.STREAM_RESET, "The provider reset the connection in the middle of its answer.")
-    incomplete = ("Not enough data", "Response payload is not completed")
-    bad_framing = any(isinstance(reason, http_exceptions.HttpProcessingError) for reason in reasons)
-    if bad_framing and not any(words in text for words in incomplete):
-        return ProxyError(Failure.STREAM_PROTOCOL, "The provider's answer breaks HTTP/1.1's chunked framing.")
-    return ProxyError(Failure.UPSTREAM_INCOMPLETE, "The provider's answer ended before it was complete.")
+class _Idle:
+    """Connections that wait for a request, the one that was used last in front. Each is kept for KEEPALIVE seconds."""
 
+    def __init__(self) -> None:
+        self._timers: dict[Connection, tuple[Origin, asyncio.TimerHandle]] = {}
 
-def _reasons(error: BaseException) -> Iterator[BaseException]:
-    """An exception and those it came from, five at the most."""
-    cause: BaseException | None = error
-    for _ in range(5):
-        if cause is None:
-            return
-        yield cause
-        cause = cause.__cause__ or cause.__context__
+    def __len__(self) -> int:
+        return len(self._timers)
 
+    def put(self, origin: Origin, connection: Connection) -> None:
+        timer = asyncio.get_running_loop().call_later(KEEPALIVE, self.close, connection)
+        self._timers[connection] = (origin, timer)
 
-def _translate(error: Exception, progress: Progress) -> ProxyError | None:
-    """What went wrong before the provider's head; None for what this module does not know."""
-    ours = next((reason for reason in _reasons(error) if isinstance(reason, ProxyError)), None)
-    if ours is not None:  # from Connection, or from reading the upload
-        return ours
-    if not progress.sent and (exhausted := _exhausted(error)) is not None:
-        return exhausted
-    if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
+    def take(self, origin: Origin) -> Connection | None:
+        """One to this origin, which may have been closed meanwhile."""
+        for connection, (leads_to, timer) in reversed(self._timers.items()):
+            if leads_to == origin:
+                del self._timers[connection]
+                timer.cancel()
+                return connection
         return None
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return ProxyError(
-            Failure.TLS_CERTIFICATE_ERROR, "The provider's TLS certificate is not valid. Check the provider's base_url."
-        )
-    in_tls = isinstance(error, aiohttp.ClientConnectorError) and progress.accepted
-    if in_tls or isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-        return ProxyError(
-            Failure.TLS_PROTOCOL_ERROR, "The provider does not speak TLS there. Check the provider's base_url."
-        )
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return ProxyError(
-            Failure.DNS_ERROR, "The provider's host name cannot be resolved. Check the provider's base_url."
-        )
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return timed_out(progress)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return ProxyError(Failure.CONNECTION_REFUSED, "The provider refused the connection.")
-    if isinstance(error, aiohttp.ClientResponseError | http_exceptions.HttpProcessingError):
-        return ProxyError(Failure.HTTP_PROTOCOL_ERROR, "The provider's answer is not HTTP/1.1.")
-    if isinstance(error, aiohttp.ClientError | OSError):
-        return _broken(progress)
-    return None
+
+    def close(self, connection: Connection) -> None:
+        """End one."""
+        _, timer = self._timers.pop(connection)
+        timer.cancel()
+        connection.abort()
+
+    def trim(self, most: int) -> None:
+        """End the oldest until at most so many are left."""
+        while len(self._timers) > max(0, most):
+            self.close(next(iter(self._timers)))
 
 
-def _exhausted(error: Exception) -> ProxyError | None:
-    """DESCRIPTORS_EXHAUSTED where that is the reason.
+class Transport(httpx.AsyncBaseTransport):
+    """At most `max_connections` to one provider, one per request under way. Every failure is a ProxyError.
 
-    glibc says of a name that it is unknown where it cannot open a file or a socket to look it up. Hence the trial.
-    """
-    reasons = list(_reasons(error))
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        try:
-            socket.socket().close()
-        except OSError as reason:
-            reasons.append(reason)
-    return next(filter(None, map(descriptors_exhausted, reasons)), None)
-
-
-def _broken(progress: Progress) -> ProxyError:
-    """The connection ended before the provider's head."""
-    if not progress.sent:
-        return ProxyError(Failure.CONNECTION_REFUSED, "The connection to the provider broke before it could be used.")
-    if not progress.uploaded:
-        return ProxyError(
-            Failure.UPLOAD_REJECTED,
-            "The provider closed the connection while the request was still being sent, without an answer. "
-            "The upload may be too large for it.",
-        )
-    return ProxyError(Failure.CONNECTION_TERMINATED, "The provider closed the connection before it answered.")
-
-
-def timed_out(progress: Progress) -> ProxyError:
-    """Which deadline it was that passed before the provider's head."""
-    if progress.sent:
-        return ProxyError(
-            Failure.FIRST_BYTE_TIMEOUT,
-            f"The provider did not answer within {progress.first_byte:g} s. The setting is first_byte_timeout.",
-        )
-    if progress.resolving:
-        return ProxyError(
-            Failure.DNS_TIMEOUT, "The provider's host name took too long. The setting is connect_timeout."
-        )
-    if progress.accepted:
-        return ProxyError(
-            Failure.TLS_PROTOCOL_ERROR,
-            "The provider took the connection but does not answer with TLS. Check the provider's base_url; the setting "
-            "is connect_timeout.",
-            status=Failure.CONNECTION_TIMEOUT.value.status,
-        )
-    return ProxyError(
-        Failure.CONNECTION_TIMEOUT, "The provider did not accept the connection. The setting is connect_timeout."
-    )
-
-
-class Transport(AiohttpTransport):
-    """One provider's connections. `resolver` replaces the system's name resolution, `ssl_context` its trust.
-
-    `tolerated` is told the label of each fault of an idle connection.
+    `resolver` replaces the system's name resolution, `ssl_context` its trust. `tolerated` is told the label of what
+    went wrong without harm to a request.
     """
 
     def __init__(
         self,
         *,
-        keepalive: float,
-        trust_env: bool,
+        deadlines: Deadlines,
+        max_connections: int,
         ssl_context: ssl.SSLContext,
-        resolver: abc.AbstractResolver | None,
         tolerated: Callable[[str], None],
+        trust_env: bool = False,
+        resolver: Resolver | None = None,
     ) -> None:
-        super().__init__(verify=ssl_context, client=self._session)
-        self._keepalive = keepalive
-        self._trust_env = trust_env
-        self._resolver = resolver
-        self._tolerated = tolerated
-
-    def _session(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            limit=0,
-            keepalive_timeout=self._keepalive,
-            ssl=self.ssl_context,
-            resolver=self._resolver,
-            socket_factory=_socket,
-        )
-        connector._factory = cast(
-            "Any", functools.partial(_connection, connector._loop, self._tolerated, memoryview(bytearray(CHUNK)))
-        )
-        return aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=self._trust_env,
-            read_bufsize=CHUNK,
-            max_line_size=MAX_HEAD_BYTES,  # the parser's own limits lie behind those of Connection
-            max_field_size=MAX_HEAD_BYTES,
-            max_headers=MAX_HEAD_BYTES,
-            trace_configs=[_traces()],
-            timeout=aiohttp.ClientTimeout(total=None),
+        self._deadlines = deadlines
+        self._most = max_connections
+        self._slots = anyio.CapacityLimiter(max_connections)
+        self._idle = _Idle()
+        self._connector = Connector(
+            ssl_context=ssl_context,
+            resolver=resolver,
+            trust_env=trust_env,
+            tolerated=tolerated,
+            space=memoryview(bytearray(READ)),
         )
 
-    async def handle_async_request(self, request: Any) -> Any:
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send, and return once the head is there. The response has its Answer as an extension, see ANSWER."""
+        origin = _origin(request.url)
+        ends_at: float = request.extensions.get(ENDS_AT, anyio.current_time() + self._deadlines.total)
+        slot = await self._slot()
+
+        def release(connection: Connection, reusable: bool) -> None:
+            connection.drop()
+            if reusable and connection.open:
+                self._idle.put(origin, connection)
+            else:
+                connection.abort()
+            self._slots.release_on_behalf_of(slot)
+
         try:
-            response: Any = await super().handle_async_request(request)
-        except Exception as error:
-            known = _translate(_original(error), PROGRESS.get())
-            if known is None:
+            head = _head(request, origin, self._connector.proxy(origin))
+            pieces = _pieces(request)
+            first = await anext(pieces, b"")
+            rest = pieces if len(first) < int(request.headers.get("content-length", "0")) else None
+            answer = await self._asked(origin, head + first, rest, ends_at, release)
+        except BaseException:
+            self._slots.release_on_behalf_of(slot)
+            raise
+        try:
+            await answer.arrival()
+        except BaseException:
+            await answer.aclose()
+            raise
+        return httpx.Response(
+            answer.head.status, headers=answer.head.items, stream=_Body(answer), extensions={ANSWER: answer}
+        )
+
+    async def aclose(self) -> None:
+        """Close every idle connection; the others end with their answers."""
+        self._idle.trim(0)
+        self._connector.close()
+
+    async def _slot(self) -> object:
+        """A place among `max_connections`, waited for no longer than pool_timeout."""
+        slot = object()
+        with anyio.CancelScope(deadline=anyio.current_time() + self._deadlines.pool) as scope:
+            await self._slots.acquire_on_behalf_of(slot)
+        if scope.cancelled_caught:
+            raise ProxyError(
+                Failure.CONNECTION_LIMIT_REACHED,
+                "All connections to the provider are in use. The setting is max_connections.",
+                retry_after="1",
+            )
+        return slot
+
+    async def _asked(
+        self,
+        origin: Origin,
+        first: bytes,
+        rest: AsyncIterable[bytes] | None,
+        ends_at: float,
+        release: Callable[[Connection, bool], None],
+    ) -> Answer:
+        """The answer to a request that has begun to be sent. Where a connection is refused, a second one is tried."""
+        connect_by = min(anyio.current_time() + self._deadlines.connect, ends_at)
+        again = True
+        while True:
+            try:
+                connection = await self._connection(origin, connect_by, ends_at)
+                answer = Answer(connection, self._deadlines, ends_at, release)
+                answer.ask(first, rest)
+                return answer
+            except ProxyError as error:
+                refused = error.failure is Failure.CONNECTION_REFUSED
+                if not (refused and again) or anyio.current_time() >= connect_by:
+                    raise
+                again = False
+
+    async def _connection(self, origin: Origin, connect_by: float, ends_at: float) -> Connection:
+        """One that is fit for a request: an idle one, else a new one."""
+        while (connection := self._idle.take(origin)) is not None:
+            try:
+                if await connection.fit():
+                    return connection
+            except BaseException:
+                connection.abort()
                 raise
-            raise known from None
-        response.stream = _Stream(response.stream._aiohttp_response)
-        return response
+        self._idle.trim(self._most - self._slots.borrowed_tokens)  # idle ones to elsewhere make room
+        try:
+            return await self._connector.connect(origin, connect_by)
+        except ProxyError as error:
+            late = connect_by == ends_at and anyio.current_time() >= ends_at
+            raise took_too_long(self._deadlines.total) if late else error from None
 
 
-def _original(error: Exception) -> Exception:
-    """aiohttp's own exception under the one that httpx-aiohttp makes of it."""
-    cause = error.__cause__
-    if type(error).__module__.startswith("httpx") and isinstance(cause, Exception):
-        return cause
-    return error
+def _origin(url: httpx.URL) -> Origin:
+    """Where a URL leads; raises ProxyError(UPSTREAM_REQUEST) where that is nowhere."""
+    origin = Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS.get(url.scheme, 0))
+    try:
+        _ = origin.address
+        if url.scheme in _PORTS and origin.host and 0 < origin.port < 1 << 16:
+            return origin
+    except ValueError:
+        pass
+    raise _unsendable("its address leads nowhere")
 
 
-def _socket(address: AddrInfoType) -> socket.socket:
-    """A socket for an address: the name has been resolved, by whichever request it was that asked."""
-    PROGRESS.get().resolving = False
-    family, kind, protocol, _, _ = address
-    return socket.socket(family, kind, protocol)
+def _head(request: httpx.Request, origin: Origin, proxy: Proxy | None) -> bytes:
+    """The request's head; raises ProxyError(UPSTREAM_REQUEST) where one of its parts would be more than that part."""
+    target = request.url.raw_path
+    headers = request.headers.raw
+    if "host" not in request.headers:
+        headers = [(b"Host", request.url.netloc), *headers]
+    if proxy is not None and origin.scheme == "http":  # which is told the whole URL; a tunnel is no part of the request
+        target = f"http://{origin.authority}".encode() + target
+        if proxy.authorization:
+            headers = [*headers, (b"Proxy-Authorization", proxy.authorization.encode())]
+    sound = all(_TOKEN.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers)
+    if not sound or not _TOKEN.fullmatch(request.method.encode()) or "transfer-encoding" in request.headers:
+        raise _unsendable("its method or one of its headers is not HTTP/1.1's")
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    return b"%b %b HTTP/1.1\r\n%b\r\n" % (request.method.encode(), target, lines)
 
 
-def _connection(loop: asyncio.AbstractEventLoop, tolerated: Callable[[str], None], buffer: memoryview) -> Connection:
-    """The protocol of a connection that has just been accepted; asyncio begins TLS after this."""
-    PROGRESS.get().accepted = True
-    return Connection(loop, tolerated, buffer)
+def _pieces(request: httpx.Request) -> AsyncIterator[bytes]:
+    assert isinstance(request.stream, httpx.AsyncByteStream)
+    return aiter(request.stream)
 
 
-def _traces() -> aiohttp.TraceConfig:
-    """The hooks through which aiohttp tells how far a request has come."""
-    trace = aiohttp.TraceConfig()
-
-    async def resolving(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
-        PROGRESS.get().resolving = True
-
-    async def sent(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
-        PROGRESS.get().moved()
-
-    async def writes_head(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
-        if PROGRESS.get().uploaded:  # there is no body; else the head goes out with its first piece
-            PROGRESS.get().moved()
-
-    trace.on_connection_create_start.append(resolving)
-    trace.on_request_headers_sent.append(writes_head)
-    trace.on_request_chunk_sent.append(sent)
-    return trace
+def _unsendable(why: str) -> ProxyError:
+    return ProxyError(Failure.UPSTREAM_REQUEST, f"The request to the provider could not be sent: {why}.")

@@ -4,7 +4,8 @@ A peer's processes are listed anew at each reading: nginx listens before it fork
 has ended is its parent's from then on, and one that appears brings all of its own: the difference of two readings holds
 everything between them.
 
-nginx and HAProxy get one worker, HTTP/1.1 and kept connections towards the provider, and otherwise their defaults.
+nginx and HAProxy get one worker, HTTP/1.1 and kept connections towards the provider, and otherwise their defaults; but
+nginx's are buffers of 4 KB, which make it slower than it has to be, so that there is a row with larger ones too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -65,20 +67,26 @@ def serving(directory: Path, port: int, settings: str) -> list[str]:
     return [sys.executable, "-m", "streamproxy", "serve", "--port", str(port), "--config", str(config)]
 
 
-def _streamproxy(directory: Path, port: int, origin: int) -> list[str]:
+RELAY: Final = "store_bytes = 65536  # what finished streams keep besides is as much as this setting allows"
+
+
+def _streamproxy(directory: Path, port: int, origin: int, store: str) -> list[str]:
     return serving(
         directory,
         port,
         f"""
 max_connections = 4000  # default: 1000, which is exactly what the idle streams need
 pool_timeout = 30.0
-store_bytes = 65536  # measured is the relay; what finished streams keep besides is as much as this setting allows
+{store}
 
 [providers.bench]
 base_url = "http://127.0.0.1:{origin}/v1"
 credential = "none"
 """,
     )
+
+
+NGINX_64K: Final = "proxy_buffering off; proxy_buffer_size 64k; proxy_buffers 8 64k;"
 
 
 def _nginx(directory: Path, port: int, origin: int, buffering: str) -> list[str]:
@@ -106,7 +114,7 @@ http {{
             proxy_pass http://origin;
             proxy_http_version 1.1;
             proxy_set_header Connection "";
-            proxy_buffering {buffering};
+            {buffering}
             proxy_read_timeout 300s;
         }}
     }}
@@ -141,14 +149,11 @@ def _tutorial(_directory: Path, port: int, origin: int) -> list[str]:
 
 
 PEERS: Final[tuple[Peer, ...]] = (
-    Peer("streamproxy", _streamproxy),
-    Peer("nginx", lambda directory, port, origin: _nginx(directory, port, origin, "off"), binary="nginx"),
-    Peer(
-        "nginx-buffered",
-        lambda directory, port, origin: _nginx(directory, port, origin, "on"),
-        binary="nginx",
-        passes_head=False,
-    ),
+    Peer("streamproxy", partial(_streamproxy, store=RELAY)),
+    Peer("streamproxy-default", partial(_streamproxy, store="")),
+    Peer("nginx", partial(_nginx, buffering="proxy_buffering off;"), binary="nginx"),
+    Peer("nginx-64k", partial(_nginx, buffering=NGINX_64K), binary="nginx"),
+    Peer("nginx-buffered", partial(_nginx, buffering="proxy_buffering on;"), binary="nginx", passes_head=False),
     Peer("haproxy", _haproxy, binary="haproxy"),
     Peer("tutorial", _tutorial, fast=False),
 )

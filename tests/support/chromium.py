@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import aiohttp
 import anyio
 import orjson
 import pytest
+from websockets.asyncio.client import ClientConnection, connect
 
 from tests.support.proxy import BOUND
 from tests.support.scenes import Reports
@@ -88,8 +88,7 @@ class Chromium:
     async def page(self, url: str) -> AsyncIterator[Page]:
         """A new tab with this page; `report` is there before its scripts run. What they throw fails the block."""
         async with (
-            aiohttp.ClientSession(trust_env=False) as session,
-            session.ws_connect(self.address, max_msg_size=0) as socket,
+            connect(self.address, max_size=None, proxy=None) as socket,
             anyio.create_task_group() as tasks,
         ):
             page = Page(socket)
@@ -118,7 +117,7 @@ async def _context(page: Page) -> str:
 class Page:
     """One tab."""
 
-    socket: aiohttp.ClientWebSocketResponse
+    socket: ClientConnection
     session: str = ""
     reports: Reports = field(default_factory=Reports)
     thrown: list[object] = field(default_factory=list)
@@ -132,7 +131,7 @@ class Page:
         self._sent += 1
         number = self._sent
         where = {"sessionId": self.session} if self.session else {}
-        await self.socket.send_str(orjson.dumps({"id": number, "method": method, "params": params, **where}).decode())
+        await self.socket.send(orjson.dumps({"id": number, "method": method, "params": params, **where}).decode())
         with anyio.fail_after(BOUND):
             while number not in self._answers:
                 await self._answered.wait()
@@ -150,7 +149,7 @@ class Page:
     async def listen(self) -> None:
         """Sort what the browser sends: answers, reports, and what scripts throw."""
         async for message in self.socket:
-            said: dict[str, Any] = orjson.loads(message.data)
+            said: dict[str, Any] = orjson.loads(message)
             match said.get("method"):
                 case None:
                     self._answers[said["id"]] = said

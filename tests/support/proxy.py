@@ -11,7 +11,6 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import anyio
 import httpx
@@ -22,9 +21,7 @@ from streamproxy.app import create_app
 from streamproxy.server import serve
 from streamproxy.server.listening import listen
 from streamproxy.settings import Settings
-
-if TYPE_CHECKING:
-    from aiohttp.abc import AbstractResolver
+from streamproxy.upstream import Resolver
 
 BOUND = 30.0
 """Seconds that any one test step may take: far over what it needs, far under a hung CI."""
@@ -72,7 +69,7 @@ async def running_proxy(
     provider: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
     ssl_context: ssl.SSLContext | None = None,
-    resolver: AbstractResolver | None = None,
+    resolver: Resolver | None = None,
     **settings: object,
 ) -> AsyncIterator[Proxy]:
     """A proxy whose provider `sim` is at `upstream` (an origin; /v1 is added). `settings` replace the defaults.

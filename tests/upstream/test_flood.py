@@ -10,7 +10,7 @@ import pytest
 
 from streamproxy.core.requests import UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.upstream import Deadlines, Upstream, UpstreamResponse, default_ssl_context
+from streamproxy.upstream import Answer, Deadlines, Upstream, default_ssl_context
 from tests.support.flood import flooding
 from tests.support.proxy import BOUND, no_leaks
 
@@ -37,7 +37,7 @@ async def read(url: str, total: float) -> None:
             await upstream.aclose()
 
 
-async def drain(response: UpstreamResponse) -> None:
+async def drain(response: Answer) -> None:
     ends_at = time.monotonic() + BOUND / 6
     while await response.chunk():
         busy_until = time.perf_counter() + WORK

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import select
-import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import cast
@@ -14,14 +11,12 @@ from typing import cast
 import anyio
 import anyio.lowlevel
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from streamproxy.core.requests import Segment, UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.simulator.script import Script, Send, Stall, json_answer
 from streamproxy.simulator.server import Server, serve
 from streamproxy.upstream import Deadlines, Upstream
-from streamproxy.upstream.connection import PROGRESS, Connection, Progress
 from tests.support.proxy import BOUND, no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -29,16 +24,11 @@ pytestmark = pytest.mark.anyio
 SECRET = "sk-0123456789abcdefghijklmnop"
 
 
-class NoNames(AbstractResolver):
-    """Asks nobody."""
+class NoNames:
+    """Knows no address."""
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
+    async def resolve(self, host: str, port: int) -> list[str]:
         raise OSError("no names here")
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
 
 def unexpected(label: str) -> None:
@@ -166,85 +156,3 @@ async def test_cancelling_frees_the_connection_and_the_place() -> None:
                 await server.wait_until(partial(called_since, before), BOUND)
                 tasks.cancel_scope.cancel()
         await server.wait_closed_connections(BOUND)
-
-
-@asynccontextmanager
-async def wire(
-    tolerated: Callable[[str], None] = unexpected,
-) -> AsyncIterator[tuple[Connection, asyncio.Transport, asyncio.StreamWriter]]:
-    """One Connection with its own transport, and the provider's end of it."""
-    loop = asyncio.get_running_loop()
-    accepted: asyncio.Future[asyncio.StreamWriter] = loop.create_future()
-    server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), "127.0.0.1", 0)
-    async with no_leaks(), server:
-        port = server.sockets[0].getsockname()[1]
-        transport, connection = await loop.create_connection(
-            lambda: Connection(loop, tolerated, memoryview(bytearray(1024))), "127.0.0.1", port
-        )
-        try:
-            with anyio.fail_after(5):
-                yield connection, transport, await accepted
-        finally:
-            transport.abort()
-            accepted.result().transport.abort()
-
-
-async def test_an_answer_before_the_request_was_written_is_nobodys() -> None:
-    async with wire() as (connection, _, provider):
-        progress = Progress(first_byte=5.0, ends_at=anyio.current_time() + 5)
-        token = PROGRESS.set(progress)
-        connection.set_response_params()
-        PROGRESS.reset(token)
-        closed = connection.closed
-        assert closed is not None
-        provider.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
-        await closed
-        assert not connection.open
-        progress.moved()
-        assert not progress.sent  # so a second connection may be tried
-
-
-async def test_an_idle_connection_with_something_to_read_is_not_fit() -> None:
-    async with wire() as (connection, transport, provider):
-        assert connection.is_connected()
-        transport.pause_reading()
-        provider.write(b"H")
-        socket_number = transport.get_extra_info("socket").fileno()
-        assert select.select([socket_number], [], [], 5)[0], "a loopback delivers at once"
-        assert not connection.is_connected()
-        assert connection.open
-
-
-FAREWELLS: dict[str, tuple[bytes, str]] = {
-    "the end": (b"", "stale_conn"),
-    "bytes": (b"H", "upstream_extra_bytes"),
-    "bytes and the end": (b"HTTP/1.1 200 OK\r\n\r\n", "upstream_extra_bytes"),
-}
-
-
-@pytest.mark.parametrize("case", FAREWELLS)
-async def test_what_ends_an_idle_connection_is_told_once_even_before_it_is_read(case: str) -> None:
-    data, label = FAREWELLS[case]
-    told: list[str] = []
-    async with wire(told.append) as (connection, transport, provider):
-        progress = Progress(first_byte=5.0, ends_at=anyio.current_time() + 5)
-        token = PROGRESS.set(progress)
-        connection.set_response_params()
-        PROGRESS.reset(token)
-        progress.moved()
-        provider.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
-        _, payload = await connection.read()
-        assert await payload.read() == b"{}"
-        assert connection.is_connected()
-        transport.pause_reading()
-        provider.write(data)
-        if case != "bytes":
-            provider.write_eof()
-        socket_number = transport.get_extra_info("socket").fileno()
-        while not select.select([socket_number], [], [], 0)[0]:
-            await anyio.lowlevel.checkpoint()  # the provider's end of it is in the same loop
-        for _ in range(2):
-            assert not connection.is_connected()
-        connection.close()
-        assert not connection.is_connected()
-        assert told == [label]

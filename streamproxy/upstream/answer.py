@@ -1,0 +1,403 @@
+"""One answer on its way from a connection to the task that asked.
+
+    the loop       Connection -> Parser -> Answer.on_body -> Intake.feed     in the connection's own callback, no task
+    the task       answer.chunk(), answer.body(limit), async for frame in answer.frames(decoder)
+
+Half an event is of no use, so no task wakes for its bytes: they are decoded where they arrive, and the task wakes once
+per frame, for the end, and for a failure. What is decoded and not yet taken is bounded, see Intake; above that the
+connection stops reading. Deadlines are one alarm whose time moves. While reading is stopped, no silence is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, Callable, Iterator
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from streamproxy.core.requests import Head
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.upstream.deadlines import Alarm, Deadlines, did_not_answer, fell_silent, took_too_long
+from streamproxy.upstream.parsing import Header, Parser
+
+if TYPE_CHECKING:
+    from streamproxy.upstream.connection import Connection
+
+WAITING: Final = 64 * 1024
+"""Bytes that may have become something which waits to be taken, before reading stops. A frame larger than this stops it
+at once, and a run of small ones that arrives with its end is not left to a kernel which may forget it on a reset."""
+
+TURN: Final = 0.005
+"""Seconds that the taking of one answer may last in a row before other tasks get a turn."""
+
+CLOSE_SECONDS: Final = 1.0
+"""What the end of an upload that is broken off may take: a thread may be reading the file."""
+
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+
+class Decoder(Protocol[T_co]):
+    """What an answer's bytes may be poured into. Pure and quick: `feed` runs in the event loop's own callback."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing that may still come is wanted."""
+        ...
+
+    def feed(self, chunk: bytes) -> Iterator[T_co | None]:
+        """Take the next bytes, cut anywhere; yields the frames that they complete, then may raise. None is no frame."""
+        ...
+
+    def finish(self) -> Iterator[T_co]:
+        """The answer has ended: yields what was left, then raises unless that was all of it."""
+        ...
+
+
+class Intake:
+    """What an answer's bytes have become, and the task that takes it has not taken yet.
+
+    `frames` are what a decoder made, `chunks` bytes that none has asked for. `over`: nothing more will come. `broken`:
+    why not, where it is not the answer's end. `undecodable`: what the decoder raised.
+    """
+
+    __slots__ = ("_decoder", "_held", "_waiter", "broken", "chunks", "frames", "over", "undecodable")
+
+    def __init__(self) -> None:
+        self.chunks: deque[bytes] = deque()
+        self.frames: deque[Any] = deque()
+        self.over = False
+        self.broken: Exception | None = None
+        self.undecodable: Exception | None = None
+        self._decoder: Decoder[Any] | None = None
+        self._held = 0
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether enough waits to be taken."""
+        return self._held >= WAITING and bool(self.frames or self.chunks)
+
+    def decode_with(self, decoder: Decoder[Any] | None) -> None:
+        """What has arrived, and what will, goes through this decoder until it is done."""
+        self._decoder = decoder
+        arrived, self.chunks = self.chunks, deque()
+        self._held = 0
+        for chunk in arrived:
+            self.feed(chunk)
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes."""
+        self._held += len(data)
+        decoder = self._decoder
+        if decoder is None:
+            self.chunks.append(data)
+        elif self.undecodable is None:
+            try:
+                self.frames.extend(frame for frame in decoder.feed(data) if frame is not None)  # what is whole stays
+            except Exception as error:
+                self.undecodable = error
+            if decoder.done:
+                self._decoder = None
+            elif not self.frames and self.undecodable is None:
+                return  # the event gathers
+        self.wake()
+
+    def close(self, broken: Exception | None = None) -> None:
+        """Nothing more will come."""
+        self.over, self.broken = True, broken
+        self.wake()
+
+    def take(self, ready: deque[T]) -> T:
+        """The next of `frames` or `chunks`. With the last of them, all that came until then is accounted for."""
+        item = ready.popleft()
+        if not ready:
+            self._held = 0
+        return item
+
+    def wake(self) -> None:
+        """The task that waits looks again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def changed(self) -> None:
+        """Return when there may be something to take. One task at a time."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+
+class Answer:
+    """A provider's answer: its head, and its body, which can be read once. `uploaded`: all of the request is sent.
+
+    `release` is told, once, whether the connection can be used again.
+    """
+
+    head: Head
+    uploaded = False
+
+    def __init__(
+        self, connection: Connection, deadlines: Deadlines, ends_at: float, release: Callable[[Connection, bool], None]
+    ) -> None:
+        self._connection = connection
+        self._deadlines = deadlines
+        self._ends_at = ends_at
+        self._release: Callable[[Connection, bool], None] | None = release
+        self._loop = asyncio.get_running_loop()
+        self._alarm = Alarm(self._late)
+        self._parser = Parser(self)
+        self._intake = Intake()
+        self._answered = False
+        self._busy = 0.0
+        self._resumed = monotonic()
+        self._sending: asyncio.Task[None] | None = None
+
+    # What the task that asked does.
+
+    def ask(self, first: bytes, rest: AsyncIterable[bytes] | None) -> None:
+        """Send the request: its first bytes at once, the rest as the connection takes it."""
+        self._connection.carry(self, first)
+        self._sent()
+        if rest is None:
+            self.uploaded = True
+        else:
+            self._sending = self._loop.create_task(self._send(rest))
+
+    async def arrival(self) -> None:
+        """Return when the head is there; raises what came instead."""
+        while not self._answered:
+            if self._intake.broken is not None:
+                raise self._intake.broken
+            await self._intake.changed()
+
+    async def chunk(self) -> bytes | None:
+        """The next bytes of the body, None at its end."""
+        intake = self._intake
+        await self.turn()
+        while not intake.chunks:
+            if intake.broken is not None:
+                raise intake.broken
+            if intake.over:
+                return None
+            await self.changed()
+        return self.take(intake.chunks)
+
+    async def body(self, limit: int, within: float | None = None) -> bytes:
+        """The whole body, or what has come of it `within` so many seconds.
+
+        Raises ProxyError(RESPONSE_BODY_SIZE) over `limit` bytes.
+        """
+        chunks: list[bytes] = []
+        size = 0
+        with anyio.move_on_after(within):
+            while (chunk := await self.chunk()) is not None:
+                size += len(chunk)
+                if size > limit:
+                    raise ProxyError(Failure.RESPONSE_BODY_SIZE, f"The provider's answer is over {limit} bytes.")
+                chunks.append(chunk)
+        return b"".join(chunks)
+
+    def frames(self, decoder: Decoder[T]) -> Frames[T]:
+        """The body as what `decoder` makes of it."""
+        self._intake.decode_with(decoder)
+        self._read_on()
+        return Frames(self, self._intake, decoder)
+
+    def take(self, ready: deque[T]) -> T:
+        """The next of what is ready; once there is room again, reading goes on."""
+        item = self._intake.take(ready)
+        self._read_on()
+        return item
+
+    async def turn(self) -> None:
+        """Let other tasks run, and cancellation in, where this one has been busy for TURN.
+
+        Bytes may arrive faster than they are taken: then every wait is over before a cancellation finds it.
+        """
+        now = monotonic()  # not the event loop's clock: uvloop's stands still until the loop has its turn
+        self._busy += now - self._resumed
+        self._resumed = now
+        if self._busy >= TURN:
+            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint_if_cancelled()  # waits for a cancellation that the one before just missed
+            self._busy = 0.0
+            self._resumed = monotonic()
+
+    async def changed(self) -> None:
+        """Return when there may be something to take."""
+        await self._intake.changed()
+        self._resumed = monotonic()
+
+    def _read_on(self) -> None:
+        """Read, if there is room: as long as there was none, silence was not the provider's."""
+        if not self._intake.full and self._connection.resume() and not self._intake.over:
+            self._heard()
+
+    async def aclose(self) -> None:
+        """Give the connection back: for the next request where this one is over, else to be closed."""
+        release, self._release = self._release, None
+        if release is None:
+            return
+        self._alarm.cancel()
+        self._intake.decode_with(None)  # half an event is not to wait for the collector of reference cycles
+        try:
+            if self._sending is not None and self._sending.cancel():
+                with anyio.CancelScope(shield=True, deadline=anyio.current_time() + CLOSE_SECONDS):
+                    await asyncio.wait([self._sending])
+        finally:
+            release(self._connection, self.uploaded and self._parser.over and self._parser.keeps_alive)
+
+    async def _send(self, pieces: AsyncIterable[bytes]) -> None:
+        try:
+            async for piece in pieces:
+                await self._connection.writable()
+                if not self._connection.open:
+                    return  # which has been told
+                self._connection.write(piece)
+                self._sent()
+            self.uploaded = True
+        except Exception as error:
+            self._break(error)
+
+    def _sent(self) -> None:
+        """Bytes of the request have gone out: wait anew for the answer, or for more of one that came early."""
+        if not self._answered:
+            self._alarm.set(min(self._loop.time() + self._deadlines.first_byte, self._ends_at))
+        elif not self._intake.over and not self._intake.full:
+            self._heard()
+
+    # What the connection tells, in the event loop's callback.
+
+    def receive(self, data: memoryview) -> None:
+        """The next bytes; the memory is not ours any more when this returns."""
+        try:
+            whole = self._parser.receive(data)
+        except ProxyError as error:
+            self._break(error)
+            return
+        if not whole:
+            self._connection.overrun()
+        elif self._answered and not self._intake.over and not self._intake.full:
+            self._heard()
+
+    def ended(self, error: Exception | None) -> None:
+        """The connection has ended, cleanly or by this error."""
+        if self._intake.over:
+            return
+        if not self._answered:
+            self._break(self._unanswered())
+        elif error is not None:
+            message = "The provider reset the connection in the middle of its answer."
+            self._break(ProxyError(Failure.STREAM_RESET, message))
+        else:
+            try:
+                self._parser.end()
+            except ProxyError as incomplete:
+                self._break(incomplete)
+
+    def on_head(self, status: int, headers: tuple[Header, ...]) -> None:
+        items = ((name.lower().decode("latin-1"), _text(value.strip(b" \t"))) for name, value in headers)
+        self.head = Head(status, tuple(items))
+        self._answered = True
+        self._heard()
+        self._intake.wake()
+
+    def on_body(self, data: bytes) -> None:
+        intake = self._intake
+        if intake.over:
+            return  # broken off, with the rest of a read still to come
+        intake.feed(data)
+        if intake.undecodable is not None:
+            self._break(intake.undecodable)
+        elif intake.full:
+            self._connection.pause()
+            self._alarm.set(self._ends_at)  # it is not the provider who is silent
+
+    def on_end(self) -> None:
+        self._alarm.cancel()
+        self._intake.close()
+
+    def _heard(self) -> None:
+        self._alarm.set(min(self._loop.time() + self._deadlines.idle, self._ends_at))
+
+    def _late(self) -> None:
+        """The alarm has rung."""
+        if self._loop.time() >= self._ends_at:
+            self._break(took_too_long(self._deadlines.total))
+        elif self._answered:
+            self._break(fell_silent(self._deadlines.idle))
+        else:
+            self._break(did_not_answer(self._deadlines.first_byte))
+
+    def _break(self, error: Exception) -> None:
+        """Nothing more is wanted of this connection."""
+        if not self._intake.over:
+            self._alarm.cancel()
+            self._intake.close(error)
+            self._connection.abort()
+
+    def _unanswered(self) -> ProxyError:
+        if self.uploaded:
+            message = "The provider closed the connection before it answered."
+            return ProxyError(Failure.CONNECTION_TERMINATED, message)
+        return ProxyError(
+            Failure.UPLOAD_REJECTED,
+            "The provider closed the connection while the request was still being sent, without an answer. "
+            "The upload may be too large for it.",
+        )
+
+
+class Frames(Generic[T]):
+    """The frames of one answer, in order, each once, for `async for`.
+
+    Where the answer breaks off, what was whole counts before the failure, and so does what the decoder makes of the
+    rest: a last event without its blank line is whole.
+    """
+
+    def __init__(self, answer: Answer, intake: Intake, decoder: Decoder[T]) -> None:
+        self._answer = answer
+        self._intake = intake
+        self._decoder = decoder
+        self._last: Iterator[T] | None = None
+
+    def __aiter__(self) -> Frames[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        intake = self._intake
+        await self._answer.turn()
+        while not intake.frames:
+            if intake.undecodable is not None:
+                raise intake.undecodable
+            if self._decoder.done and self._last is None:
+                raise StopAsyncIteration
+            if intake.over:
+                return self._left()
+            await self._answer.changed()
+        frame: T = self._answer.take(intake.frames)
+        return frame
+
+    def _left(self) -> T:
+        """What the end of the answer left unfinished."""
+        if self._last is None:
+            self._last = self._decoder.finish()
+        try:
+            return next(self._last)
+        except StopIteration:
+            raise StopAsyncIteration from None
+        except ProxyError as error:
+            raise self._intake.broken or error from None
+
+
+def _text(value: bytes) -> str:
+    """A header's value: UTF-8 where it is that, else Latin-1, as HTTP said for long."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")

@@ -1,0 +1,326 @@
+"""From a URL's origin to a Connection: name resolution, TCP, a proxy's tunnel, TLS, and what each failure means.
+
+A failure is told apart by the step it happens in and by its type, never by its words. In each of them nothing of the
+request has been sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import re
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import ip_address
+from typing import Final, Protocol
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import anyio
+from aiohappyeyeballs import AddrInfoType, start_connection
+
+from streamproxy.errors import Failure, ProxyError, descriptors_exhausted
+from streamproxy.upstream.connection import Connection
+from streamproxy.upstream.parsing import MAX_HEAD_BYTES
+
+EYEBALLS_SECONDS: Final = 0.25
+"""Until the next address is tried beside the one before (RFC 8305, section 5)."""
+
+NAME_SECONDS: Final = 10.0
+"""How long a resolved name holds, and how long its resolution may take at most: a burst of requests asks once, and a
+provider that moves is followed soon."""
+
+_TUNNEL: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where connections lead. `host` is a name in ASCII or an address, without brackets."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """Host and port as a request target writes them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def address(self) -> str | None:
+        """The host where it is an address; raises ValueError where it only looks like one, as 127.1 does."""
+        try:
+            return str(ip_address(self.host))
+        except ValueError:
+            last = self.host.removesuffix(".").rpartition(".")[2].lower()
+            if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", last):
+                raise
+            return None
+
+
+class Resolver(Protocol):
+    """Names to addresses."""
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """The addresses of a name, best first; raises OSError where it has none."""
+        ...
+
+
+class SystemResolver:
+    """The system's name resolution, in a thread."""
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        return [str(address[0]) for *_, address in found]
+
+
+class Names:
+    """A resolver's answers, shared: a name that is being asked for is not asked for again."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+        self._lookups: dict[tuple[str, int], asyncio.Task[list[str]]] = {}
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """As a Resolver; also raises TimeoutError."""
+        task = self._lookups.get((host, port))
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._ask(host, port))
+            self._lookups[host, port] = task
+            task.add_done_callback(lambda done: self._asked((host, port), done))
+        return await asyncio.shield(task)  # whoever leaves does not leave the others without an answer
+
+    def close(self) -> None:
+        """Ask no more."""
+        for task in self._lookups.values():
+            task.cancel()
+        self._lookups.clear()
+
+    async def _ask(self, host: str, port: int) -> list[str]:
+        async with asyncio.timeout(NAME_SECONDS):
+            return await self._resolver.resolve(host, port)
+
+    def _asked(self, name: tuple[str, int], task: asyncio.Task[list[str]]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            self._forget(name, task)
+        else:
+            asyncio.get_running_loop().call_later(NAME_SECONDS, self._forget, name, task)
+
+    def _forget(self, name: tuple[str, int], task: asyncio.Task[list[str]]) -> None:
+        if self._lookups.get(name) is task:
+            del self._lookups[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy of the environment. `authorization`: its Proxy-Authorization, "" for none."""
+
+    origin: Origin
+    authorization: str = field(default="", repr=False)
+
+
+def environment_proxies() -> dict[str, Proxy | None]:
+    """The proxies that HTTP_PROXY and its like name, by the scheme of the target; None for one we cannot speak to."""
+    named = {scheme: url for scheme, url in getproxies().items() if scheme in ("http", "https")}
+    return {scheme: _proxy(urlsplit(url if "://" in url else f"http://{url}")) for scheme, url in named.items()}
+
+
+def _proxy(url: SplitResult) -> Proxy | None:
+    try:
+        origin = Origin("http", url.hostname or "", url.port or 80)
+        _ = origin.address
+    except ValueError:
+        return None
+    if url.scheme != "http" or not origin.host:
+        return None
+    if url.username is None:
+        return Proxy(origin)
+    pair = f"{unquote(url.username)}:{unquote(url.password or '')}".encode()
+    return Proxy(origin, f"Basic {base64.b64encode(pair).decode()}")
+
+
+class _Step(Enum):
+    """How far a connection has come."""
+
+    RESOLVING = 1
+    CONNECTING = 2
+    TUNNELLING = 3
+    SECURING = 4
+
+
+class Connector:
+    """Makes one provider's connections. `resolver` replaces the system's name resolution, `ssl_context` its trust.
+
+    `tolerated` is told the label of each fault of an idle connection; `space` is where all of them read.
+    """
+
+    def __init__(
+        self,
+        *,
+        ssl_context: ssl.SSLContext,
+        resolver: Resolver | None,
+        trust_env: bool,
+        tolerated: Callable[[str], None],
+        space: memoryview,
+    ) -> None:
+        self._ssl_context = ssl_context
+        self._names = Names(resolver or SystemResolver())
+        self._proxies = environment_proxies() if trust_env else {}
+        self._tolerated = tolerated
+        self._space = space
+
+    def close(self) -> None:
+        """Make no more connections."""
+        self._names.close()
+
+    def proxy(self, origin: Origin) -> Proxy | None:
+        """The proxy on the way there; raises ProxyError(UPSTREAM_REQUEST) for one that is none of HTTP's."""
+        if origin.scheme not in self._proxies or proxy_bypass(origin.host):
+            return None
+        found = self._proxies[origin.scheme]
+        if found is None:
+            name = f"{origin.scheme.upper()}_PROXY"
+            message = f"The environment's {name} must begin with http://. The setting is trust_env_proxies."
+            raise ProxyError(Failure.UPSTREAM_REQUEST, message)
+        return found
+
+    async def connect(self, origin: Origin, deadline: float) -> Connection:
+        """A new connection, ready for a request. Raises ProxyError."""
+        attempt = _Attempt()
+        with anyio.CancelScope(deadline=deadline) as scope:
+            try:
+                return await self._connect(origin, attempt)
+            except TimeoutError as error:
+                if attempt.step is _Step.RESOLVING:
+                    raise _timed_out(attempt.step) from None
+                raise _failed(attempt.step, error) from None  # the kernel's: the network is not there
+            except (OSError, RuntimeError) as error:  # uvloop says RuntimeError for a descriptor that is gone
+                raise _failed(attempt.step, error) from None
+        assert scope.cancelled_caught
+        raise _timed_out(attempt.step)
+
+    async def _connect(self, origin: Origin, attempt: _Attempt) -> Connection:
+        loop = asyncio.get_running_loop()
+        proxy = self.proxy(origin)
+        first = origin if proxy is None else proxy.origin
+        address = first.address
+        addresses = [address] if address is not None else await self._names.resolve(first.host, first.port)
+        attempt.step = _Step.CONNECTING
+        infos = [info for each in addresses for info in _numeric(each, first.port)]
+        sock = await start_connection(infos, happy_eyeballs_delay=EYEBALLS_SECONDS)
+        try:
+            secure = origin.scheme == "https"
+            if secure and proxy is not None:
+                attempt.step = _Step.TUNNELLING
+                await _tunnel(loop, sock, origin, proxy)
+            if secure:
+                attempt.step = _Step.SECURING
+            _, connection = await loop.create_connection(
+                lambda: Connection(self._space, self._tolerated),
+                sock=sock,
+                ssl=self._ssl_context if secure else None,
+                server_hostname=origin.host if secure else None,
+            )
+        except BaseException:
+            sock.close()
+            raise
+        return connection
+
+
+@dataclass(slots=True)
+class _Attempt:
+    step: _Step = _Step.RESOLVING
+
+
+def _numeric(address: str, port: int) -> list[AddrInfoType]:
+    """An address as sockets want it; nothing is asked of a name server."""
+    return [*socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)]
+
+
+async def _tunnel(loop: asyncio.AbstractEventLoop, sock: socket.socket, origin: Origin, proxy: Proxy) -> None:
+    """Have a proxy pass bytes on (RFC 9110, 9.3.6). A provider speaks TLS, so none may come before we begin it."""
+    head = f"CONNECT {origin.authority} HTTP/1.1\r\nHost: {origin.authority}\r\n"
+    if proxy.authorization:
+        head += f"Proxy-Authorization: {proxy.authorization}\r\n"
+    await loop.sock_sendall(sock, f"{head}\r\n".encode())
+    said = b""
+    while b"\r\n\r\n" not in said and len(said) <= MAX_HEAD_BYTES:
+        piece = await loop.sock_recv(sock, 4096)
+        if not piece:
+            break
+        said += piece
+    found = _TUNNEL.match(said)
+    status = found[1].decode() if found else "none"
+    if not status.startswith("2") or not said.endswith(b"\r\n\r\n"):
+        raise ProxyError(
+            Failure.CONNECTION_REFUSED,
+            "The environment's proxy did not open a way to the provider. The setting is trust_env_proxies.",
+            noted={"proxy_status": status},
+        )
+
+
+def _failed(step: _Step, error: Exception) -> ProxyError:
+    """What went wrong in this step."""
+    if (exhausted := _exhausted(step, error)) is not None:
+        return exhausted
+    match step:
+        case _Step.RESOLVING:
+            return ProxyError(
+                Failure.DNS_ERROR, "The provider's host name cannot be resolved. Check the provider's base_url."
+            )
+        case _Step.SECURING if isinstance(error, ssl.SSLCertVerificationError):
+            return ProxyError(
+                Failure.TLS_CERTIFICATE_ERROR,
+                "The provider's TLS certificate is not valid. Check the provider's base_url.",
+            )
+        case _Step.SECURING:
+            return ProxyError(
+                Failure.TLS_PROTOCOL_ERROR, "The provider does not speak TLS there. Check the provider's base_url."
+            )
+        case _:
+            noted = {"errno": _errno_name(error)}
+            return ProxyError(Failure.CONNECTION_REFUSED, "The provider refused the connection.", noted=noted)
+
+
+def _exhausted(step: _Step, error: Exception) -> ProxyError | None:
+    """DESCRIPTORS_EXHAUSTED where that is the reason.
+
+    glibc says of a name that it is unknown where it cannot open a file or a socket to look it up. Hence the trial.
+    """
+    if step is _Step.RESOLVING:
+        try:
+            socket.socket().close()
+        except OSError as reason:
+            return descriptors_exhausted(reason)
+    return descriptors_exhausted(error)
+
+
+def _errno_name(error: Exception) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    return type(error).__name__ if number is None else errno.errorcode.get(number, str(number))
+
+
+def _timed_out(step: _Step) -> ProxyError:
+    """Which step it was that took too long."""
+    match step:
+        case _Step.RESOLVING:
+            return ProxyError(
+                Failure.DNS_TIMEOUT, "The provider's host name took too long. The setting is connect_timeout."
+            )
+        case _Step.SECURING:
+            return ProxyError(
+                Failure.TLS_PROTOCOL_ERROR,
+                "The provider took the connection but does not answer with TLS. Check the provider's base_url; the "
+                "setting is connect_timeout.",
+                status=Failure.CONNECTION_TIMEOUT.value.status,
+            )
+        case _:
+            return ProxyError(
+                Failure.CONNECTION_TIMEOUT,
+                "The provider did not accept the connection. The setting is connect_timeout.",
+            )

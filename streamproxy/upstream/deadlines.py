@@ -1,0 +1,75 @@
+"""How long a request may take, and an alarm whose time moves without a timer of its own for every move."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from streamproxy.errors import Failure, ProxyError
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds: connect, first byte, idle, total, and the wait for a free connection."""
+
+    connect: float
+    first_byte: float
+    idle: float
+    total: float
+    pool: float
+
+
+class Alarm:
+    """Calls `ring` once its time has come. A later time costs no timer: the loop's rings, looks, and is set again."""
+
+    __slots__ = ("_at", "_loop", "_ring", "_rings_at", "_timer")
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ring = ring
+        self._at = math.inf
+        self._rings_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, at: float) -> None:
+        """Ring at this time of the loop's clock, and no more at the one set before."""
+        self._at = at
+        if at < self._rings_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._rings_at = at
+            self._timer = self._loop.call_at(at, self._look)
+
+    def cancel(self) -> None:
+        """Never ring."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        self._rings_at = -math.inf
+
+    def _look(self) -> None:
+        self._rings_at = math.inf
+        if self._at <= self._loop.time():
+            self._ring()
+        else:
+            self.set(self._at)
+
+
+def took_too_long(total: float) -> ProxyError:
+    """The whole exchange is over its time."""
+    return ProxyError(Failure.DEADLINE, f"The request took over {total:g} s in all. The setting is total_timeout.")
+
+
+def fell_silent(idle: float) -> ProxyError:
+    """A body has stopped coming."""
+    return ProxyError(Failure.IDLE_TIMEOUT, f"The provider fell silent for {idle:g} s. The setting is idle_timeout.")
+
+
+def did_not_answer(first_byte: float) -> ProxyError:
+    """The request is sent, and no head has come."""
+    return ProxyError(
+        Failure.FIRST_BYTE_TIMEOUT,
+        f"The provider did not answer within {first_byte:g} s. The setting is first_byte_timeout.",
+    )
