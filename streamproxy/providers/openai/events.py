@@ -23,7 +23,7 @@ from streamproxy.core.events import ERROR, KINDS, Frame, Role, type_of
 from streamproxy.core.jsonbody import JsonObject
 from streamproxy.core.outline import Outline, outline
 from streamproxy.core.requests import Head
-from streamproxy.core.sse import SMALL, Cutter, Event, Piece
+from streamproxy.core.sse import Cutter, Event, Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.openai.answer import (
     answer_frame,
@@ -39,7 +39,7 @@ IDLE_BYTES: Final = 1024 * 1024
 of 100 bytes each second for ten minutes has 60 KB.
 """
 
-IDLE_EVENT: Final = SMALL
+IDLE_EVENT: Final = 16 * 1024
 """The most that one event of no use counts, so that a picture in an unknown kind of event does not cost the stream."""
 
 STEP: Final = 256
@@ -200,7 +200,7 @@ class _Events:
 
     def _skip(self, event: Event) -> None:
         """Pass over an event that is not ours; raises ProxyError where its name says error, or picture."""
-        start = bytes(event.data[0][:SMALL]).lstrip()
+        start = bytes(event.data[0][:IDLE_EVENT]).lstrip()
         if not start:
             return
         role = Role.FAILED if event.name == ERROR else KINDS[event.name].role if event.name in KINDS else None
@@ -250,7 +250,7 @@ class _Events:
 
 def _may_be_ours(event: Event) -> bool:
     """Whether it is worth reading: most events of other kinds are small, and sent in any number."""
-    if event.name in KINDS or event.name == ERROR or event.size > SMALL:
+    if event.name in KINDS or event.name == ERROR or event.size > IDLE_EVENT:
         return True
     return any(_OURS.search(piece) for piece in event.data)
 
