@@ -27,8 +27,8 @@ from streamproxy.errors import Failure, ProxyError
 Piece = bytes | memoryview
 
 GATHERED: Final = 64 * 1024
-"""Bytes of a piece that is gathered, one slice of the writer. With pieces as they arrive, of any size, each of 200 stuck
-readers held 190 kB: a join of its own, and holes of all sizes in the heap. It is under 128 with equal ones."""
+"""Bytes of a piece that is gathered, one slice of the writer. With pieces as they arrive, of any size, 200 stuck
+readers held 190 kB each: joins of their own, and holes of all sizes in the heap. With equal ones it is under 128."""
 
 FIELD_LIMIT: Final = 1024
 """What is kept of an `event` line, the only other field we read; event names in use have under 40 bytes."""
