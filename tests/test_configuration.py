@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import trustme
@@ -13,10 +14,12 @@ from streamproxy.auth import Credential
 from streamproxy.configuration import Configured, configure, place_of, read_catalogue, read_secret, warnings
 from streamproxy.core.catalogue import Provider
 from streamproxy.core.headers import HeaderPolicy
+from streamproxy.providers import ADAPTERS
 from streamproxy.setting_types import shown_origin
 from streamproxy.settings import ConfigurationError, ConfigurationProblem, ProviderSettings, Settings
 
 CATALOGUE = read_catalogue()
+KNOWN = [row for row in CATALOGUE.providers.values() if row.base_url]
 POLICY = HeaderPolicy.load()
 CANARY = "sk-Canary0123456789"
 HASH = "sha256:" + "0" * 64
@@ -24,7 +27,7 @@ OPENAI = {"OPENAI_API_KEY": CANARY}
 
 
 def configured(settings: Settings, environ: dict[str, str]) -> Configured:
-    return configure(settings, CATALOGUE, environ, POLICY, adapters=("openai",))
+    return configure(settings, CATALOGUE, environ, POLICY, adapters=ADAPTERS)
 
 
 def problems(settings: Settings, environ: dict[str, str]) -> list[ConfigurationProblem]:
@@ -45,7 +48,7 @@ def test_one_key_in_the_environment_is_enough() -> None:
     assert CANARY not in repr(result)
 
 
-@pytest.mark.parametrize("name", [row.name for row in CATALOGUE.providers.values() if row.key_env and row.base_url])
+@pytest.mark.parametrize("name", [row.name for row in KNOWN if row.key_env])
 def test_each_known_host_comes_with_its_variable(name: str) -> None:
     row = CATALOGUE.providers[name]
     credential = configured(Settings(), {row.key_env: CANARY}).credentials[name].credential
@@ -296,7 +299,7 @@ def warned(settings: Settings, environ: dict[str, str], *flags: str) -> list[str
     return warnings(settings, configured(settings, environ), CATALOGUE, flags)
 
 
-@pytest.mark.parametrize("row", [row for row in CATALOGUE.providers.values() if row.base_url], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in KNOWN if urlsplit(row.base_url).path], ids=lambda row: row.name)
 def test_a_known_host_without_the_path_of_its_api_is_warned_of(row: Provider) -> None:
     bare = shown_origin(row.base_url)
     [line] = warned(Settings(upstream=bare), {})
