@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamproxy.setting_sources import load
@@ -413,6 +413,7 @@ def test_the_example_says_every_setting_and_no_other_default(tmp_path: Path) -> 
     assert everything.providers["gateway"].strict_headers is False
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a cold first draw makes tables of all text
 @given(st.dictionaries(st.sampled_from(ALL), st.one_of(st.none(), st.text(), st.floats(), st.booleans())))
 def test_any_flags_give_settings_or_problems(flags: dict[str, object]) -> None:
     wrong: set[str] = set()
