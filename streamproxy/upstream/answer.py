@@ -50,7 +50,10 @@ class Decoder(Protocol[T_co]):
         ...
 
     def feed(self, chunk: bytes) -> Iterator[T_co | None]:
-        """Take the next bytes, cut anywhere; yields the frames that they complete, then may raise. None is no frame."""
+        """Take the next bytes, cut anywhere; yields the frames that they complete, then may raise.
+
+        None among them says that others should have a turn before the next.
+        """
         ...
 
     def finish(self) -> Iterator[T_co]:
@@ -61,11 +64,11 @@ class Decoder(Protocol[T_co]):
 class Intake:
     """What an answer's bytes have become, and the task that takes it has not taken yet.
 
-    `frames` are what a decoder made, `chunks` bytes that none has asked for. `over`: nothing more will come. `broken`:
-    why not, where it is not the answer's end. `undecodable`: what the decoder raised.
+    `frames` are what a decoder made, `chunks` bytes that none has had yet. `over`: nothing more will come; `broken`:
+    why, where that is not the answer's end. `undecodable`: what the decoder raised.
     """
 
-    __slots__ = ("_decoder", "_held", "_waiter", "broken", "chunks", "frames", "over", "undecodable")
+    __slots__ = ("_decoder", "_decoding", "_held", "_waiter", "broken", "chunks", "frames", "over", "undecodable")
 
     def __init__(self) -> None:
         self.chunks: deque[bytes] = deque()
@@ -74,38 +77,53 @@ class Intake:
         self.broken: Exception | None = None
         self.undecodable: Exception | None = None
         self._decoder: Decoder[Any] | None = None
+        self._decoding: Iterator[Any] | None = None
         self._held = 0
         self._waiter: asyncio.Future[None] | None = None
 
     @property
     def full(self) -> bool:
         """Whether enough waits to be taken."""
-        return self._held >= WAITING and bool(self.frames or self.chunks)
+        return self.interrupted or (self._held >= WAITING and bool(self.frames or self.chunks))
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the decoder has stopped for others' sake: `decode` goes on."""
+        return self._decoding is not None
 
     def decode_with(self, decoder: Decoder[Any] | None) -> None:
         """What has arrived, and what will, goes through this decoder until it is done."""
         self._decoder = decoder
-        arrived, self.chunks = self.chunks, deque()
-        self._held = 0
-        for chunk in arrived:
-            self.feed(chunk)
+        self._decoding = None
+        self.decode()
 
     def feed(self, data: bytes) -> None:
         """The next bytes."""
         self._held += len(data)
-        decoder = self._decoder
-        if decoder is None:
-            self.chunks.append(data)
-        elif self.undecodable is None:
+        self.chunks.append(data)
+        if not self.interrupted:
+            self.decode()
+
+    def decode(self) -> None:
+        """Decode what has arrived, or as much of it as may be done without giving others a turn."""
+        while (decoder := self._decoder) is not None and self.undecodable is None:
+            if self._decoding is None:
+                if not self.chunks:
+                    break
+                self._decoding = decoder.feed(self.chunks.popleft())
             try:
-                self.frames.extend(frame for frame in decoder.feed(data) if frame is not None)  # what is whole stays
+                for frame in self._decoding:
+                    if frame is None:
+                        self.wake()
+                        return
+                    self.frames.append(frame)  # what is whole before the decoder fails stays
             except Exception as error:
                 self.undecodable = error
+            self._decoding = None
             if decoder.done:
                 self._decoder = None
-            elif not self.frames and self.undecodable is None:
-                return  # the event gathers
-        self.wake()
+        if self.frames or self.chunks or self._decoder is None or self.undecodable is not None:
+            self.wake()  # else the event gathers
 
     def close(self, broken: Exception | None = None) -> None:
         """Nothing more will come."""
@@ -185,8 +203,9 @@ class Answer:
                 raise intake.broken
             if intake.over:
                 return None
+            self.read_on()
             await self.changed()
-        return self.take(intake.chunks)
+        return intake.take(intake.chunks)
 
     async def body(self, limit: int, within: float | None = None) -> bytes:
         """The whole body, or what has come of it `within` so many seconds.
@@ -206,14 +225,7 @@ class Answer:
     def frames(self, decoder: Decoder[T]) -> Frames[T]:
         """The body as what `decoder` makes of it."""
         self._intake.decode_with(decoder)
-        self._read_on()
         return Frames(self, self._intake, decoder)
-
-    def take(self, ready: deque[T]) -> T:
-        """The next of what is ready; once there is room again, reading goes on."""
-        item = self._intake.take(ready)
-        self._read_on()
-        return item
 
     async def turn(self) -> None:
         """Let other tasks run, and cancellation in, where this one has been busy for TURN.
@@ -224,19 +236,27 @@ class Answer:
         self._busy += now - self._resumed
         self._resumed = now
         if self._busy >= TURN:
-            await anyio.lowlevel.checkpoint()
-            await anyio.lowlevel.checkpoint_if_cancelled()  # waits for a cancellation that the one before just missed
+            await _turn()
             self._busy = 0.0
             self._resumed = monotonic()
+
+    async def decode_on(self) -> None:
+        """Go on with what the decoder was interrupted in, after others have had their turn."""
+        await _turn()
+        self._resumed = monotonic()
+        self._intake.decode()
 
     async def changed(self) -> None:
         """Return when there may be something to take."""
         await self._intake.changed()
         self._resumed = monotonic()
 
-    def _read_on(self) -> None:
-        """Read, if there is room: as long as there was none, silence was not the provider's."""
-        if not self._intake.full and self._connection.resume() and not self._intake.over:
+    def read_on(self) -> None:
+        """Read: there is room, because the task has come back for more, and is done with the frame before.
+
+        While reading was stopped, silence was not the provider's.
+        """
+        if self._connection.resume() and not self._intake.over:
             self._heard()
 
     async def aclose(self) -> None:
@@ -373,14 +393,18 @@ class Frames(Generic[T]):
         intake = self._intake
         await self._answer.turn()
         while not intake.frames:
+            if intake.interrupted:
+                await self._answer.decode_on()
+                continue
             if intake.undecodable is not None:
                 raise intake.undecodable
             if self._decoder.done and self._last is None:
                 raise StopAsyncIteration
             if intake.over:
                 return self._left()
+            self._answer.read_on()
             await self._answer.changed()
-        frame: T = self._answer.take(intake.frames)
+        frame: T = intake.take(intake.frames)
         return frame
 
     def _left(self) -> T:
@@ -393,6 +417,11 @@ class Frames(Generic[T]):
             raise StopAsyncIteration from None
         except ProxyError as error:
             raise self._intake.broken or error from None
+
+
+async def _turn() -> None:
+    await anyio.lowlevel.checkpoint()
+    await anyio.lowlevel.checkpoint_if_cancelled()  # waits for a cancellation that the one before just missed
 
 
 def _text(value: bytes) -> str:
