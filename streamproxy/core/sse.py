@@ -42,7 +42,7 @@ _FIELDS: Final = re.compile(rb"(?:[^\r\n]{1,255}+(?:\r\n?+|\n))++")
 
 # Within a run whose line ends have become LFs, and whose values CRs precede.
 _EMPTY_VALUE: Final = re.compile(rb"\ndata(?![^\r\n])")
-_OTHER_FIELD: Final = re.compile(rb"\n[^\r\n]*+")
+_OTHER_FIELDS: Final = re.compile(rb"(?:\n[^\r\n]*+)++")
 
 _BOM: Final = b"\xef\xbb\xbf"
 _LF: Final = 0x0A
@@ -179,7 +179,7 @@ class Cutter:
         self._find_name(lines, 0)
         values = lines[:-1].replace(b"\ndata: ", b"\r").replace(b"\ndata:", b"\r")
         if b"\n" in values:
-            values = _OTHER_FIELD.sub(b"", _EMPTY_VALUE.sub(b"\r", values))
+            values = _OTHER_FIELDS.sub(b"", _EMPTY_VALUE.sub(b"\r", values))
         if not values:
             return
         values = values.replace(b"\r", b" ")

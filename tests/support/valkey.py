@@ -113,10 +113,11 @@ class ValkeyServer:
         return bytes(reply[:-5])
 
     def lifetimes(self) -> dict[str, int]:
-        """Every key, with its time to live in milliseconds, -1 for ever."""
+        """Every key, with its time to live in milliseconds, -1 for ever. A key that goes meanwhile is left out."""
         names = [line for line in self.command("KEYS", "*").decode().split("\r\n") if line and line[0] not in "*$"]
         replies = self._replies([("PTTL", name) for name in names]).split()
-        return {name: int(reply[1:]) for name, reply in zip(names, replies, strict=True)}
+        left = {name: int(reply[1:]) for name, reply in zip(names, replies, strict=True)}
+        return {name: milliseconds for name, milliseconds in left.items() if milliseconds != -2}
 
     def clients(self) -> int:
         """Connections but the one that asks."""
