@@ -21,7 +21,7 @@ import binascii
 import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeVar, cast
+from typing import Final, Literal, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -108,6 +108,20 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Convert:
+    """An input image in another form. Reply: Inline. ProxyError(UNSUPPORTED_PARAMETER) where it cannot be read.
+
+    `marks`: the image is a mask, and the reply is black and white: what is to be edited has the colour that is named.
+    That is where it is transparent; a mask without transparency is taken as one that has white there.
+    """
+
+    image: Inline | Spooled = field(repr=False)
+    format: Literal["png", "jpeg", "webp"] = "png"
+    marks: Literal["", "white", "black"] = ""
+    param: str = "image"
+
+
+@dataclass(frozen=True, slots=True)
 class Connect:
     """Open a WebSocket beside the exchanges. Reply: None."""
 
@@ -146,6 +160,13 @@ class Undo:
 
 
 @dataclass(frozen=True, slots=True)
+class JobId:
+    """The provider's own name for the work, for the log: by it an operator finds a job that was paid for."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far the provider says it is: a fraction from 0 to 1, or a place in its queue."""
 
@@ -170,12 +191,14 @@ Step = (
     | Pour
     | Wait
     | Fetch
+    | Convert
     | Connect
     | Tell
     | Hear
     | Accepted
     | NotApplied
     | Undo
+    | JobId
     | Progress
     | Tolerated
     | Frame
@@ -360,6 +383,14 @@ def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled
         )
     found = cast(Picture, (yield Fetch(image.url)))
     return Inline(memoryview(b"".join(found.base64)), found.media_type)
+
+
+def mask(job: Job, marks: Literal["white", "black"]) -> Conversation[Inline | None]:
+    """The caller's mask in black and white, None where there is none. `marks`: the colour of what is to be edited."""
+    if job.request.mask is None:
+        return None
+    given = yield from inlined(job.request.mask, job, "mask")
+    return cast(Inline, (yield Convert(given, marks=marks, param="mask")))
 
 
 def look(request: UpstreamRequest, limit: int = SMALL) -> Conversation[tuple[Head, bytes]]:

@@ -5,7 +5,7 @@ An adapter reads its provider's words, in whatever shape they come, into a Refus
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from streamproxy.core.conversation import Job
@@ -29,6 +29,7 @@ class Refusal:
 def refused(job: Job, head: Head, said: Refusal) -> ProxyError:
     """The error that an answer without images amounts to."""
     status = head.status
+    said = said if said.code is not None else replace(said, code=_CLASSES.get(status))
     retry_after = said.retry_after or head.headers.get("retry-after")
     if status in (401, 403) and not job.callers_key:
         return bad_credential(status)
@@ -42,6 +43,11 @@ def refused(job: Job, head: Head, said: Refusal) -> ProxyError:
         message = f"The provider failed with status {status}."
         return _error(job, Failure.PROVIDER_FAILED, said, message, shown, retry_after)
     return ProxyError(Failure.NO_IMAGE, f"The provider answered with status {status}, which carries no image.")
+
+
+def lost(job: Job, head: Head) -> ProxyError:
+    """The provider does not know, any more, a job that it has taken."""
+    return failed(job, f"The provider lost the job: it answers a look at it with status {head.status}.", "not_found")
 
 
 def bad_credential(status: int) -> ProxyError:
@@ -85,6 +91,9 @@ def _error(job: Job, failure: Failure, said: Refusal, otherwise: str, status: in
         retry_after=after,
     )
 
+
+_CLASSES: Final = {402: "insufficient_quota", 404: "model_not_found", 413: "body_too_large"}
+"""Codes for refusals whose provider has none of its own."""
 
 _CODE_LIMIT: Final = 64
 """Characters of a code; OpenAI's and Google's have under 40."""

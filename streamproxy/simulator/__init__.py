@@ -1,6 +1,6 @@
 """An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
 
-Below other paths it speaks others': /v1beta Gemini's, /fal the queue of fal, /comfy the Comfy API.
+Below other paths it speaks others': /v1beta Gemini's, /queue.fal and /fal fal's, /comfy the Comfy API.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -40,7 +40,8 @@ def model_names() -> list[str]:
 class Form(Protocol):
     """A wire other than OpenAI's: the handler of the paths that begin with `prefix`."""
 
-    prefix: str
+    @property
+    def prefix(self) -> str | tuple[str, ...]: ...
 
     async def __call__(self, received: Received) -> Script: ...
 

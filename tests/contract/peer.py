@@ -25,16 +25,17 @@ from typing import Final, TypeVar
 import streamproxy.core.conversation as steps
 from streamproxy.core.conversation import Events, Limits, Picture, Step
 from streamproxy.core.events import Frame
-from streamproxy.core.requests import Decoded, Head, UpstreamRequest
+from streamproxy.core.requests import Decoded, Head, Inline, UpstreamRequest
 from streamproxy.core.sse import Event
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.upstream import Decoder
+from tests.golden.shapes import PICTURE
 
 T = TypeVar("T")
 
 GOLDEN: Final = Path(__file__).parent / "golden"
 LIMITS: Final = Limits(event=1 << 20, answer=1 << 20)
-INSTANT: Final = (steps.Accepted, steps.NotApplied, steps.Undo, steps.Progress, steps.Tolerated, Frame)
+INSTANT: Final = (steps.Accepted, steps.NotApplied, steps.Undo, steps.JobId, steps.Progress, steps.Tolerated, Frame)
 """Steps that take no time: a driver neither fails nor is cancelled at them."""
 
 
@@ -134,6 +135,8 @@ class Peer:
                 if "failed" in found.words:
                     raise ProxyError(Failure.FETCH_FAILED, "files.test: the status is 404.")
                 return Picture((base64.b64encode(found.body),), found.head.media_type)
+            case steps.Convert():
+                return Inline(memoryview(PICTURE), "image/png")
             case steps.Connect(url):
                 self._answer(f"CONNECT /{url.split('/', 3)[3]}")
             case steps.Hear():

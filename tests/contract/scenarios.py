@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -44,7 +44,7 @@ COMFY: Final = "https://comfy.test/comfy"
 HOSTS: Final = {
     "openai": Host("https://openai.test/v1", "gpt-image-2"),
     "gemini": Host("https://gemini.test/v1beta", "gemini-3-pro-image"),
-    "fal": Host("https://fal.test", "fal-ai/flux/dev", "PUT https://fal.test/fal-ai/flux/requests/1/cancel"),
+    "fal": Host("https://fal.test/queue.fal", "fal-ai/flux/dev", "PUT https://fal.test/fal-ai/flux/requests/1/cancel"),
     "comfyui": Host(COMFY, "flux", f"POST {COMFY}/api/v2/jobs/1/cancel"),
     "comfyui-websocket": Host(COMFY, "flux", f"POST {COMFY}/api/jobs/01234567-89ab-cdef-0123-456789abcdef/cancel"),
 }
@@ -79,6 +79,13 @@ class Scenario:
     mask: Input | None = None
     members: dict[str, object] = field(default_factory=dict)
     model: str | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    """What the catalogue says of the model."""
+
+    @property
+    def undo(self) -> str | None:
+        """What cancels the job once it is accepted; work that is answered in one exchange has nothing that does."""
+        return None if {"fast", "streams"} & self.about.keys() else HOSTS[self.adapter].undo
 
     @property
     def exchanges(self) -> Answers:
@@ -99,7 +106,7 @@ class Scenario:
         host = HOSTS[self.adapter]
         row, own = CATALOGUE.providers["openai"], (("*", WORKFLOW),)
         provider = replace(row, name=self.adapter, adapter=self.adapter, base_url=host.base_url, workflows=own)
-        model = replace(Model.unknown(host.model), max_n=4, max_stream_n=2, refuses=("response_format",))
+        model = replace(Model.unknown(host.model), max_n=4, max_stream_n=2, refuses=("response_format",), **self.about)
         return Route(provider, model, self.model or host.model)
 
     @cached_property
@@ -145,6 +152,8 @@ class Scenario:
 
 
 F = Failure
+FAST: Final = {"family": "known", "fast": True, "streams": False}
+STREAMS: Final = {"family": "known", "streams": True}
 SCENARIOS: Final = (
     Scenario("openai", "previews", "p0 p0 c0", proof="event"),
     Scenario("openai", "two", "p0 p1 c0 c1", proof="event", n=2),
@@ -173,6 +182,21 @@ SCENARIOS: Final = (
     Scenario("fal", "two", "c0 c1", n=2),
     Scenario("fal", "more-than-asked", "c1 c2", n=2, first=1, of=4),
     Scenario("fal", "gone", "c0"),
+    Scenario("fal", "spare", "c0"),
+    Scenario("fal", "direct", "c0", about=FAST),
+    Scenario("fal", "direct-refused", failure=F.MODERATION_BLOCKED, proof=None, about=FAST),
+    Scenario("fal", "stream", "p0 p0 c0", proof='{"images":[{"url":"https://files.test/0.png"', about=STREAMS),
+    Scenario("fal", "stream-refused", failure=F.PROVIDER_REFUSED, proof=None, about=STREAMS),
+    Scenario(
+        "fal",
+        "stream-cut",
+        "p0",
+        F.UPSTREAM_INCOMPLETE,
+        proof='{"images":[{"url":"https://files.test/0.png"',
+        about=STREAMS,
+    ),
+    Scenario("fal", "half-flagged", "c0", F.MODERATION_BLOCKED, n=2),
+    Scenario("fal", "lost", failure=F.PROVIDER_FAILED),
     Scenario("fal", "refused", failure=F.PROVIDER_REFUSED, proof=None),
     Scenario("fal", "limited", failure=F.PROVIDER_LIMIT, proof=None),
     Scenario("fal", "failed", failure=F.PROVIDER_FAILED),

@@ -76,13 +76,13 @@ def test_an_error_thrown_in_anywhere_ends_it_or_is_mended(scenario: Scenario) ->
 
 @every_scenario
 def test_closing_it_anywhere_ends_it_and_leaves_what_cancels_the_work(scenario: Scenario) -> None:
-    host, whole = HOSTS[scenario.adapter], scenario.play()
+    whole = scenario.play()
     over = next((at for at, step in enumerate(whole.waits) if step == Undo(None)), len(whole.waits))
     for at, step in enumerate(whole.waits):
         run = scenario.play(close_at=at)
         assert run.error is None
         if not isinstance(step, INSTANT):
-            expected = host.undo if run.accepted_at is not None and at <= over else None
+            expected = scenario.undo if run.accepted_at is not None and at <= over else None
             assert (run.undo and f"{run.undo.method} {run.undo.url}") == expected
 
 
@@ -118,7 +118,6 @@ CANNOT: Final = (
     *(Scenario(name, "remote", images=(REMOTE,)) for name in INLINE),
     *(Scenario(name, "remote", images=(INPUT, REMOTE)) for name in INLINE),
     *(Scenario(name, "second", images=(INPUT, MASK)) for name in OTHERS if name != "gemini"),
-    Scenario("fal", "size", members={"size": "1024x1536"}, model="fal-ai/nano-banana"),
 )
 
 

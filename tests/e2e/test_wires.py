@@ -37,6 +37,7 @@ EDIT_GRAPH: Final = {**GRAPH, "7": {"class_type": "LoadImage", "inputs": {"image
 
 MODELS: Final = {"gemini": "gemini-3-pro-image", "fal": "fal/fal-ai/flux/dev", "comfyui": "painter"}
 EDITORS: Final = MODELS | {"comfyui": "editor"}
+PREVIEWS: Final = {"gemini": 2, "fal": 2, "comfyui": 2}
 WIRES: Final = pytest.mark.parametrize("wire", MODELS)
 
 
@@ -54,7 +55,7 @@ class Setup:
         return [received.target for received in self.server.received if received.method == "POST"]
 
 
-PATHS: Final = {"gemini": "/v1beta", "fal": "/fal", "comfyui": "/comfy"}
+PATHS: Final = {"gemini": "/v1beta", "fal": "/queue.fal", "comfyui": "/comfy"}
 
 
 @asynccontextmanager
@@ -101,9 +102,7 @@ async def test_a_streamed_generation(wire: str, tmp_path: Path) -> None:
             model=MODELS[wire], prompt=PROMPT, size="512x512", stream=True, partial_images=2
         )
         seen = [event async for event in stream]
-        assert [event.type for event in seen[:-1]] == ["image_generation.partial_image"] * (
-            {"gemini": 2, "fal": 0, "comfyui": 2}[wire]
-        )
+        assert [event.type for event in seen[:-1]] == ["image_generation.partial_image"] * (PREVIEWS[wire])
         assert seen[-1].type == "image_generation.completed"
         assert all(size_of(event.b64_json) for event in seen)
         assert len(setup.posts) == 1

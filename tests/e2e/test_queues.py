@@ -1,0 +1,167 @@
+"""Providers with a queue, over real sockets: what is sent once, repeated, cancelled, refused and logged."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import orjson
+import pytest
+from PIL import Image
+from structlog.testing import capture_logs
+
+from streamproxy.simulator import pictures
+from tests.e2e.test_wires import KEY, MODELS, PNG, Setup, wired
+from tests.support.proxy import BOUND, PROMPT, events, until
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a fault of a queue is to the caller: status, code, the provider's own code, and requests for work sent."""
+
+    status: int
+    code: str
+    provider_code: str | None = None
+    posts: int = 1
+    before_head: bool = False
+
+
+FAULTS: Final[Mapping[tuple[str, str], Fault]] = {
+    ("fal", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("fal", "key"): Fault(502, "provider_auth", before_head=True),
+    ("fal", "unknown"): Fault(404, "model_not_found", before_head=True),
+    ("fal", "foreign"): Fault(502, "foreign_host"),
+    ("fal", "failed"): Fault(502, "provider_failed", "internal_error"),
+    ("fal", "flagged"): Fault(400, "moderation_blocked", "content_policy_violation"),
+    ("fal", "nsfw"): Fault(400, "moderation_blocked", "has_nsfw_concepts"),
+}
+FAULTY: Final = {"fal": "fal/fal-ai/fault-{}"}
+QUEUES: Final = pytest.mark.parametrize("wire", FAULTY)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("wire", "fault"), FAULTS)
+async def test_faults(wire: str, fault: str, stream: bool, tmp_path: Path) -> None:
+    expected = FAULTS[wire, fault]
+    async with wired(wire, tmp_path) as setup:
+        answer = await _asked(setup, FAULTY[wire].format(fault), stream=stream)
+        told: Any
+        if expected.before_head or not stream:
+            assert answer.status_code == expected.status, answer.text
+            told = answer.json()["error"]
+            assert (answer.headers.get("x-should-retry") == "false") is not expected.before_head
+        else:
+            told = events(answer.content)[-1].json["error"]
+            assert told["status"] == expected.status
+        assert told["code"] == expected.code, told
+        assert told.get("provider_code") == expected.provider_code
+        assert len(setup.posts) == expected.posts
+        assert PROMPT not in answer.text
+        assert KEY not in answer.text
+
+
+async def _asked(setup: Setup, model: str, **members: object) -> Any:
+    body = {"model": model, "prompt": PROMPT, **members}
+    return await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/generations", json=body)
+
+
+@QUEUES
+async def test_looks_that_fail_are_repeated(wire: str, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        answer = await _asked(setup, FAULTY[wire].format("poll-503"))
+        assert answer.status_code == 200, answer.text
+        assert len(setup.posts) == 1
+
+
+@QUEUES
+async def test_a_result_that_is_gone_keeps_its_url(wire: str, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        [image] = (await _asked(setup, FAULTY[wire].format("gone"))).json()["data"]
+        assert image["b64_json"] is None
+        assert "/files/missing" in image["url"]
+
+
+CANCELS: Final = {"fal": "PUT"}
+
+
+@pytest.mark.parametrize("wire", CANCELS)
+async def test_a_caller_who_leaves_cancels_the_job(wire: str, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        with anyio.move_on_after(1.0):
+            await _asked(setup, FAULTY[wire].format("never"))
+        await setup.server.wait_until(lambda server: any("/cancel" in got.target for got in server.received), BOUND)
+        cancels = [got.method for got in setup.server.received if "/cancel" in got.target]
+        assert cancels == [CANCELS[wire]]
+
+
+@QUEUES
+async def test_a_jobs_id_is_in_the_log(wire: str, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        with capture_logs() as logs:
+            answer = await _asked(setup, MODELS[wire])
+            await until(lambda: any(line["event"] == "request" for line in logs))
+        [line] = [line for line in logs if line["event"] == "job"]
+        assert (line["provider"], line["request_id"]) == (wire, answer.headers["x-request-id"])
+        looks = [got.target for got in setup.server.received if got.method == "GET" and "/files/" not in got.target]
+        assert looks
+        assert all(line["job"] in target for target in looks)
+
+
+MASKED: Final = {"fal": "fal/fal-ai/flux-general/inpainting"}
+
+
+@pytest.mark.parametrize("wire", MASKED)
+async def test_a_mask_is_white_where_it_was_transparent(wire: str, tmp_path: Path) -> None:
+    """The left half of the picture is to be made anew: there alone it differs from what was sent."""
+    mask = Image.new("RGBA", (64, 48), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, 32, 48))
+    out = io.BytesIO()
+    mask.save(out, "png")
+    async with wired(wire, tmp_path) as setup:
+        files = {"image": ("in.png", PNG, "image/png"), "mask": ("mask.png", out.getvalue(), "image/png")}
+        data = {"model": MASKED[wire], "prompt": PROMPT, "size": "64x48"}
+        answer = await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/edits", files=files, data=data)
+        assert answer.status_code == 200, answer.text
+        assert "mask" not in answer.headers.get("streamproxy-not-applied", "")
+        [image] = answer.json()["data"]
+        made = Image.open(io.BytesIO(pictures.from_data_url(f"data:;base64,{image['b64_json']}"))).convert("RGB")
+        given = Image.open(io.BytesIO(PNG)).convert("RGB").resize(made.size)
+        right, left = (made.width * 3 // 4, made.height // 2), (made.width // 8, made.height // 8)
+        assert _apart(made.getpixel(right), given.getpixel(right)) < 40
+        assert max(_apart(made.getpixel(at), given.getpixel(at)) for at in (left, (left[0], made.height - 2))) > 40
+
+
+def _apart(one: Any, other: Any) -> int:
+    return sum(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+async def test_a_fast_app_of_fal_is_one_exchange(tmp_path: Path) -> None:
+    async with wired("fal", tmp_path) as setup:
+        answer = await _asked(setup, "fal/fal-ai/flux/schnell", n=2, size="512x512")
+        assert len(answer.json()["data"]) == 2
+        assert answer.json()["cost"] == 0.006
+        targets = [got.target for got in setup.server.received if "/files/" not in got.target]
+        assert targets == ["/fal/fal-ai/flux/schnell"]
+
+
+async def test_an_app_of_fal_that_streams(tmp_path: Path) -> None:
+    async with wired("fal", tmp_path) as setup:
+        answer = await _asked(setup, "fal/fal-ai/flux/dev", stream=True, partial_images=2, size="512x512")
+        kinds = [event.event.partition(".")[2] for event in events(answer.content)]
+        assert kinds == ["partial_image", "partial_image", "completed"]
+        assert setup.posts == ["/fal/fal-ai/flux/dev/stream"]
+
+
+async def test_one_blackened_picture_of_several(tmp_path: Path) -> None:
+    async with wired("fal", tmp_path) as setup:
+        answer = await _asked(setup, "fal/fal-ai/fault-nsfw", n=2, stream=True)
+        completed, error = events(answer.content)
+        assert (completed.event, completed.json["image_index"]) == ("image_generation.completed", 1)
+        assert orjson.loads(error.data)["error"]["code"] == "moderation_blocked"
+        assert len(setup.posts) == 1
