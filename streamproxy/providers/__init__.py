@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from streamproxy.core.conversation import Adapter
+from streamproxy.providers.bfl import Bfl
 from streamproxy.providers.comfyui import ComfyApi, ComfyWebSocket
 from streamproxy.providers.fal import Fal
 from streamproxy.providers.gemini import Gemini
@@ -14,6 +15,7 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "openai": OpenAI(),
     "gemini": Gemini(),
     "fal": Fal(),
+    "bfl": Bfl(),
     "comfyui": ComfyApi(),
     "comfyui-websocket": ComfyWebSocket(),
 }

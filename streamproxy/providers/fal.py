@@ -19,7 +19,7 @@ Sources: fal-client 1.0.3; fal.ai/docs, queue API and error reference, November 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from typing import Final, Literal
 from urllib.parse import quote
@@ -58,7 +58,7 @@ from streamproxy.core.cost import Work
 from streamproxy.core.requests import Embedded, Head, ImageRequest, Input, Remote, UpstreamRequest
 from streamproxy.core.sizes import nearest_ratio, tier
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.refusals import Refusal, failed, lost, moderated, no_image, refused
+from streamproxy.providers.refusals import detailed, failed, lost, moderated, no_image, refused
 
 OWN: Final = (("x-fal-no-retry", "1"), ("x-app-fal-disable-fallback", "1"))
 QUEUE: Final = "queue."
@@ -164,17 +164,6 @@ class _Result(msgspec.Struct):
     def is_flagged(self, index: int) -> bool:
         flags = self.has_nsfw_concepts or []
         return index < len(flags) and flags[index]
-
-
-class _Problem(msgspec.Struct):
-    msg: str = ""
-    type: str = ""
-    loc: list[str | int] | None = None
-
-
-class _Refused(msgspec.Struct):
-    detail: str | list[_Problem] = ""
-    error_type: str | None = None
 
 
 class Fal:
@@ -364,23 +353,11 @@ def _refusal(job: Job, head: Head, raw: bytes, *, taken: bool = False) -> ProxyE
     """
     if taken and head.status in (404, 410):
         return lost(job, head)
-    try:
-        said = decoded(raw, _Refused)
-    except ProxyError:
-        said = _Refused()
-    code = said.error_type or head.headers.get("x-fal-error-type", "")
-    if isinstance(said.detail, str):
-        return _worded(job, head, said.detail, code)
-    flagged = next((problem for problem in said.detail if problem.type == POLICY), None)
-    if flagged is not None:
-        return moderated(job, flagged.msg, POLICY)
-    first = said.detail[0] if said.detail else _Problem()
-    param = ".".join(map(str, (first.loc or ())[1:])) or None
-    return refused(job, head, Refusal(first.msg, first.type or code or None, param))
-
-
-def _worded(job: Job, head: Head, message: str, code: str) -> ProxyError:
-    return moderated(job, message, code) if code == POLICY else refused(job, head, Refusal(message, code or None))
+    said = detailed(raw, POLICY)
+    code = said.code or head.headers.get("x-fal-error-type")
+    if code == POLICY:
+        return moderated(job, said.message, POLICY)
+    return refused(job, head, replace(said, code=code))
 
 
 def _failure(job: Job, message: str, code: str) -> ProxyError:

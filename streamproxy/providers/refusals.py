@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from streamproxy.core.conversation import Job
+import msgspec
+
+from streamproxy.core.conversation import Job, decoded
 from streamproxy.core.requests import Head
 from streamproxy.errors import Failure, ProxyError
 
@@ -24,6 +26,30 @@ class Refusal:
     code: str | None = None
     param: str | None = None
     retry_after: str | None = None
+
+
+class _Problem(msgspec.Struct):
+    msg: str = ""
+    type: str = ""
+    loc: list[str | int] | None = None
+
+
+class _Detailed(msgspec.Struct):
+    detail: str | list[_Problem] = ""
+    error_type: str | None = None
+
+
+def detailed(raw: bytes, before: str = "") -> Refusal:
+    """FastAPI's words: `{"detail": "..."}` or a list of problems, of which the one of type `before` counts first."""
+    try:
+        said = decoded(raw, _Detailed)
+    except ProxyError:
+        said = _Detailed()
+    if isinstance(said.detail, str):
+        return Refusal(said.detail, said.error_type)
+    problems = said.detail or [_Problem()]
+    found = next((problem for problem in problems if problem.type == before), problems[0])
+    return Refusal(found.msg, found.type or said.error_type, ".".join(map(str, (found.loc or ())[1:])) or None)
 
 
 def refused(job: Job, head: Head, said: Refusal) -> ProxyError:

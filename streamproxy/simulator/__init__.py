@@ -1,6 +1,7 @@
 """An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
 
-Below other paths it speaks others': /v1beta Gemini's, /queue.fal and /fal fal's, /comfy the Comfy API.
+Below other paths it speaks others': /v1beta Gemini's, /queue.fal and /fal fal's, /bfl Black Forest Labs', /comfy the
+Comfy API.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -14,6 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
+from streamproxy.simulator.bfl import Bfl
 from streamproxy.simulator.comfyui import ComfyUI
 from streamproxy.simulator.fal import Fal
 from streamproxy.simulator.gemini import Gemini
@@ -49,7 +51,7 @@ class Form(Protocol):
 def wires(pace: float) -> Handler:
     """The handler of all wires."""
     openai = OpenAI(pace)
-    others: tuple[Form, ...] = (Gemini(pace), Fal(pace), ComfyUI(pace))
+    others: tuple[Form, ...] = (Gemini(pace), Fal(pace), Bfl(pace), ComfyUI(pace))
 
     async def handler(received: Received) -> Script:
         for form in others:

@@ -40,8 +40,18 @@ FAULTS: Final[Mapping[tuple[str, str], Fault]] = {
     ("fal", "failed"): Fault(502, "provider_failed", "internal_error"),
     ("fal", "flagged"): Fault(400, "moderation_blocked", "content_policy_violation"),
     ("fal", "nsfw"): Fault(400, "moderation_blocked", "has_nsfw_concepts"),
+    ("bfl", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("bfl", "no-credits"): Fault(402, "insufficient_quota", before_head=True),
+    ("bfl", "key"): Fault(502, "provider_auth", before_head=True),
+    ("bfl", "unknown"): Fault(404, "model_not_found", before_head=True),
+    ("bfl", "foreign"): Fault(502, "foreign_host"),
+    ("bfl", "lost"): Fault(502, "provider_failed", "not_found"),
+    ("bfl", "error"): Fault(502, "provider_failed", "Error"),
+    ("bfl", "no-result"): Fault(502, "no_image", "Ready"),
+    ("bfl", "request-moderated"): Fault(400, "moderation_blocked", "Request Moderated"),
+    ("bfl", "content-moderated"): Fault(400, "moderation_blocked", "Content Moderated"),
 }
-FAULTY: Final = {"fal": "fal/fal-ai/fault-{}"}
+FAULTY: Final = {"fal": "fal/fal-ai/fault-{}", "bfl": "bfl/fault-{}"}
 QUEUES: Final = pytest.mark.parametrize("wire", FAULTY)
 
 
@@ -113,7 +123,7 @@ async def test_a_jobs_id_is_in_the_log(wire: str, tmp_path: Path) -> None:
         assert all(line["job"] in target for target in looks)
 
 
-MASKED: Final = {"fal": "fal/fal-ai/flux-general/inpainting"}
+MASKED: Final = {"fal": "fal/fal-ai/flux-general/inpainting", "bfl": "bfl/flux-pro-1.0-fill"}
 
 
 @pytest.mark.parametrize("wire", MASKED)

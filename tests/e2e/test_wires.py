@@ -1,4 +1,4 @@
-"""Gemini, fal and ComfyUI through OpenAI's own SDK, against the simulator's form of each."""
+"""Every wire but OpenAI's through OpenAI's own SDK, against the simulator's form of each."""
 
 from __future__ import annotations
 
@@ -35,9 +35,14 @@ GRAPH: Final = {
 }
 EDIT_GRAPH: Final = {**GRAPH, "7": {"class_type": "LoadImage", "inputs": {"image": "{image}"}}}
 
-MODELS: Final = {"gemini": "gemini-3-pro-image", "fal": "fal/fal-ai/flux/dev", "comfyui": "painter"}
+MODELS: Final = {
+    "gemini": "gemini-3-pro-image",
+    "fal": "fal/fal-ai/flux/dev",
+    "bfl": "bfl/flux-2-pro",
+    "comfyui": "painter",
+}
 EDITORS: Final = MODELS | {"comfyui": "editor"}
-PREVIEWS: Final = {"gemini": 2, "fal": 2, "comfyui": 2}
+PREVIEWS: Final = {"gemini": 2, "fal": 2, "bfl": 0, "comfyui": 2}
 WIRES: Final = pytest.mark.parametrize("wire", MODELS)
 
 
@@ -55,7 +60,7 @@ class Setup:
         return [received.target for received in self.server.received if received.method == "POST"]
 
 
-PATHS: Final = {"gemini": "/v1beta", "fal": "/queue.fal", "comfyui": "/comfy"}
+PATHS: Final = {"gemini": "/v1beta", "fal": "/queue.fal", "bfl": "/bfl/v1", "comfyui": "/comfy"}
 
 
 @asynccontextmanager
