@@ -36,6 +36,7 @@ from streamproxy.core.requests import (
     Input,
     Spooled,
     UpstreamRequest,
+    as_bytes,
     json_segments,
 )
 from streamproxy.core.sse import Cutter, Event
@@ -427,6 +428,21 @@ def post_json(job: Job, url: str, value: object, headers: tuple[tuple[str, str],
     """A POST of JSON. Embedded images in `value` are sent from where they are."""
     own = (("content-type", "application/json"), *COMMON, *headers)
     return UpstreamRequest("POST", url, own, json_segments(value, job.token))
+
+
+def post_file(job: Job, url: str, name: str, image: Inline | Spooled) -> UpstreamRequest:
+    """A POST of a form with one file."""
+    boundary = f"streamproxy-{job.token}".encode()
+    kind = image.media_type
+    head = b'--%b\r\nContent-Disposition: form-data; name="%b"; filename="%b.%b"\r\nContent-Type: %b\r\n\r\n' % (
+        boundary,
+        name.encode(),
+        job.token.encode(),
+        kind.removeprefix("image/").encode(),
+        kind.encode(),
+    )
+    headers = (("content-type", f"multipart/form-data; boundary={boundary.decode()}"), *COMMON)
+    return UpstreamRequest("POST", url, headers, (head, as_bytes(image), b"\r\n--%b--\r\n" % boundary))
 
 
 def get(url: str) -> UpstreamRequest:

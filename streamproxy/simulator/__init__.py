@@ -1,7 +1,7 @@
 """An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
 
-Below other paths it speaks others': /v1beta Gemini's, /queue.fal and /fal fal's, /bfl Black Forest Labs', /comfy the
-Comfy API.
+Below other paths it speaks others': /v1beta Gemini's, /queue.fal and /fal fal's, /bfl Black Forest Labs',
+/replicate Replicate's, /comfy the Comfy API.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -22,6 +22,7 @@ from streamproxy.simulator.gemini import Gemini
 from streamproxy.simulator.openai import MODELS, OpenAI
 from streamproxy.simulator.order import PREFIX
 from streamproxy.simulator.received import Handler, Received
+from streamproxy.simulator.replicate import Replicate
 from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import Server, serve
 
@@ -51,7 +52,7 @@ class Form(Protocol):
 def wires(pace: float) -> Handler:
     """The handler of all wires."""
     openai = OpenAI(pace)
-    others: tuple[Form, ...] = (Gemini(pace), Fal(pace), Bfl(pace), ComfyUI(pace))
+    others: tuple[Form, ...] = (Gemini(pace), Fal(pace), Bfl(pace), Replicate(pace), ComfyUI(pace))
 
     async def handler(received: Received) -> Script:
         for form in others:

@@ -40,12 +40,14 @@ class Host(NamedTuple):
     undo: str | None = None
 
 
+REPLICATE: Final = "https://replicate.test/v1"
 COMFY: Final = "https://comfy.test/comfy"
 HOSTS: Final = {
     "openai": Host("https://openai.test/v1", "gpt-image-2"),
     "gemini": Host("https://gemini.test/v1beta", "gemini-3-pro-image"),
     "fal": Host("https://fal.test/queue.fal", "fal-ai/flux/dev", "PUT https://fal.test/fal-ai/flux/requests/1/cancel"),
     "bfl": Host("https://bfl.test/v1", "flux-2-pro"),
+    "replicate": Host(REPLICATE, "black-forest-labs/flux-dev", f"POST {REPLICATE}/predictions/1/cancel"),
     "comfyui": Host(COMFY, "flux", f"POST {COMFY}/api/v2/jobs/1/cancel"),
     "comfyui-websocket": Host(COMFY, "flux", f"POST {COMFY}/api/jobs/01234567-89ab-cdef-0123-456789abcdef/cancel"),
 }
@@ -214,6 +216,21 @@ SCENARIOS: Final = (
     Scenario("bfl", "failed", failure=F.PROVIDER_FAILED),
     Scenario("bfl", "lost", failure=F.PROVIDER_FAILED),
     Scenario("bfl", "cut", failure=F.UPSTREAM_INCOMPLETE),
+    Scenario("replicate", "one", "c0", stream=False, images=(INPUT,)),
+    Scenario("replicate", "two", "c0 c1", n=2),
+    Scenario("replicate", "spare", "c1", first=1, of=2, stream=False),
+    Scenario("replicate", "previews", "p0 p0 c0"),
+    Scenario("replicate", "previews-cut", "p0 c0"),
+    Scenario("replicate", "waited", "c0", about=FAST),
+    Scenario("replicate", "gone", "c0", stream=False),
+    Scenario("replicate", "kept", "c0", stream=False),
+    Scenario("replicate", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("replicate", "limited", failure=F.PROVIDER_LIMIT, proof=None),
+    Scenario("replicate", "refused-under-201", failure=F.MODERATION_BLOCKED, proof=None, about=FAST),
+    Scenario("replicate", "moderated", failure=F.MODERATION_BLOCKED, stream=False),
+    Scenario("replicate", "failed", failure=F.PROVIDER_FAILED, stream=False),
+    Scenario("replicate", "text", failure=F.NO_IMAGE, stream=False),
+    Scenario("replicate", "cut", failure=F.UPSTREAM_INCOMPLETE, stream=False),
     Scenario("comfyui", "previews", "p0 p0 c0"),
     Scenario("comfyui", "redirected", "p0 p0 c0"),
     Scenario("comfyui", "more-than-asked", "p1 p1 c1", first=1, of=3),

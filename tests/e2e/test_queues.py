@@ -50,8 +50,20 @@ FAULTS: Final[Mapping[tuple[str, str], Fault]] = {
     ("bfl", "no-result"): Fault(502, "no_image", "Ready"),
     ("bfl", "request-moderated"): Fault(400, "moderation_blocked", "Request Moderated"),
     ("bfl", "content-moderated"): Fault(400, "moderation_blocked", "Content Moderated"),
+    ("replicate", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("replicate", "no-credits"): Fault(402, "insufficient_quota", before_head=True),
+    ("replicate", "key"): Fault(502, "provider_auth", before_head=True),
+    ("replicate", "unknown"): Fault(404, "model_not_found", before_head=True),
+    ("replicate", "foreign"): Fault(502, "foreign_host"),
+    ("replicate", "lost"): Fault(502, "provider_failed", "not_found"),
+    ("replicate", "nsfw"): Fault(400, "moderation_blocked", "nsfw"),
+    ("replicate", "sensitive"): Fault(400, "moderation_blocked", "E005"),
+    ("replicate", "failed"): Fault(502, "provider_failed", "failed"),
+    ("replicate", "aborted"): Fault(502, "provider_failed", "aborted"),
+    ("replicate", "canceled"): Fault(502, "provider_failed", "canceled"),
+    ("replicate", "no-output"): Fault(502, "no_image", "succeeded"),
 }
-FAULTY: Final = {"fal": "fal/fal-ai/fault-{}", "bfl": "bfl/fault-{}"}
+FAULTY: Final = {"fal": "fal/fal-ai/fault-{}", "bfl": "bfl/fault-{}", "replicate": "replicate/sim/fault-{}"}
 QUEUES: Final = pytest.mark.parametrize("wire", FAULTY)
 
 
@@ -97,7 +109,7 @@ async def test_a_result_that_is_gone_keeps_its_url(wire: str, tmp_path: Path) ->
         assert "/files/missing" in image["url"]
 
 
-CANCELS: Final = {"fal": "PUT"}
+CANCELS: Final = {"fal": "PUT", "replicate": "POST"}
 
 
 @pytest.mark.parametrize("wire", CANCELS)
@@ -123,7 +135,11 @@ async def test_a_jobs_id_is_in_the_log(wire: str, tmp_path: Path) -> None:
         assert all(line["job"] in target for target in looks)
 
 
-MASKED: Final = {"fal": "fal/fal-ai/flux-general/inpainting", "bfl": "bfl/flux-pro-1.0-fill"}
+MASKED: Final = {
+    "fal": "fal/fal-ai/flux-general/inpainting",
+    "bfl": "bfl/flux-pro-1.0-fill",
+    "replicate": "replicate/stability-ai/sdxl",
+}
 
 
 @pytest.mark.parametrize("wire", MASKED)
@@ -175,3 +191,32 @@ async def test_one_blackened_picture_of_several(tmp_path: Path) -> None:
         assert (completed.event, completed.json["image_index"]) == ("image_generation.completed", 1)
         assert orjson.loads(error.data)["error"]["code"] == "moderation_blocked"
         assert len(setup.posts) == 1
+
+
+async def test_a_fast_model_of_replicate_is_one_exchange(tmp_path: Path) -> None:
+    async with wired("replicate", tmp_path) as setup:
+        answer = await _asked(setup, "replicate/black-forest-labs/flux-schnell", n=2, size="1024x1024")
+        assert len(answer.json()["data"]) == 2
+        assert answer.json()["cost"] == 0.006
+        assert [got.method for got in setup.server.received if "/files/" not in got.target] == ["POST"]
+
+
+async def test_drafts_of_a_prediction(tmp_path: Path) -> None:
+    async with wired("replicate", tmp_path) as setup:
+        answer = await _asked(setup, "replicate/sim/sketcher", stream=True, partial_images=2)
+        kinds = [event.event.partition(".")[2] for event in events(answer.content)]
+        assert kinds == ["partial_image", "partial_image", "completed"]
+        assert len(setup.posts) == 1
+
+
+async def test_a_large_input_of_replicate_is_uploaded(tmp_path: Path) -> None:
+    large = pictures.encode(pictures.draw("a large one", 1024, 1024), "png")
+    assert len(large) > 256_000
+    async with wired("replicate", tmp_path) as setup:
+        files = {"image": ("in.png", large, "image/png")}
+        data = {"model": MODELS["replicate"], "prompt": PROMPT}
+        answer = await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/edits", files=files, data=data)
+        assert answer.status_code == 200, answer.text
+        upload, prediction = [got for got in setup.server.received if got.method == "POST"]
+        assert (upload.target, upload.body_size > len(large)) == ("/replicate/v1/files", True)
+        assert b"/replicate/v1/files/" in prediction.body

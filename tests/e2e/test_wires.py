@@ -39,10 +39,11 @@ MODELS: Final = {
     "gemini": "gemini-3-pro-image",
     "fal": "fal/fal-ai/flux/dev",
     "bfl": "bfl/flux-2-pro",
+    "replicate": "replicate/black-forest-labs/flux-dev",
     "comfyui": "painter",
 }
 EDITORS: Final = MODELS | {"comfyui": "editor"}
-PREVIEWS: Final = {"gemini": 2, "fal": 2, "bfl": 0, "comfyui": 2}
+PREVIEWS: Final = {"gemini": 2, "fal": 2, "bfl": 0, "replicate": 0, "comfyui": 2}
 WIRES: Final = pytest.mark.parametrize("wire", MODELS)
 
 
@@ -60,7 +61,13 @@ class Setup:
         return [received.target for received in self.server.received if received.method == "POST"]
 
 
-PATHS: Final = {"gemini": "/v1beta", "fal": "/queue.fal", "bfl": "/bfl/v1", "comfyui": "/comfy"}
+PATHS: Final = {
+    "gemini": "/v1beta",
+    "fal": "/queue.fal",
+    "bfl": "/bfl/v1",
+    "replicate": "/replicate/v1",
+    "comfyui": "/comfy",
+}
 
 
 @asynccontextmanager
@@ -152,7 +159,7 @@ async def test_several_images_are_one_job_or_several(wire: str, stream: bool, tm
             assert sorted(event.json["image_index"] for event in found) == [0, 1]  # type: ignore[type-var]
         else:
             assert len(answer.json()["data"]) == 2
-        assert len(setup.posts) == (1 if wire == "fal" else 2)
+        assert len(setup.posts) == (1 if wire in ("fal", "replicate") else 2)
 
 
 FAL_FAULTS: Final = {
