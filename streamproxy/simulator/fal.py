@@ -128,10 +128,10 @@ class Fal:
             return ()
         if "fault-never" in job.path or job.looks < DONE_AT:
             state = "IN_QUEUE" if job.looks == 1 else "IN_PROGRESS"
-            answer = json_answer(202, {"status": state, "queue_position": max(0, DONE_AT - job.looks)})
+            answer = json_answer(202, {"status": state, "queue_position": max(0, DONE_AT - job.looks), "logs": None})
             return (Wait(LOOK_SECONDS * self._pace), *answer)
         failed = {"error": "Out of memory", "error_type": "internal_error"} if "fault-failed" in job.path else {}
-        return json_answer(200, {"status": "COMPLETED", "metrics": {"inference_time": 2.1}, **failed})
+        return json_answer(200, {"status": "COMPLETED", "logs": None, "metrics": {"inference_time": 2.1}, **failed})
 
     async def _direct(self, received: Received, path: str, base: str) -> Script:
         """The answer in one exchange: the result, or for a path that ends in STREAM events with drafts of it."""

@@ -177,6 +177,10 @@ class Replicate:
         return {
             "id": prediction.id,
             "model": prediction.model,
+            "version": prediction.order.version or "hidden",
+            "input": {"prompt": prediction.order.input.prompt},
+            "logs": "",
+            "created_at": "2026-11-27T15:49:24.1Z",
             "output": output,
             "error": error if prediction.status == status else None,
             "status": prediction.status,

@@ -93,7 +93,7 @@ def test_no_step_and_no_error_repeats_a_secret(scenario: Scenario) -> None:
     assert [word for word in (KEY, HEADER) if word.encode() in told] == []
     sends = [step.request for step in run.steps if isinstance(step, Send)]
     names = {name for request in sends for name, _ in request.headers}
-    assert names & {"authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie"} == set()
+    assert names & {"authorization", "x-api-key", "api-key", "x-key", "x-goog-api-key", "cookie"} == set()
     said = "" if run.error is None else _everything(run.error)
     assert [word for word in (KEY, PROMPT, PNG, HEADER) if word in said] == []
 
