@@ -67,7 +67,7 @@ QUEUE: Final = "queue."
 MOST_PICTURES: Final = 4
 """`num_images` of an app that is not in the catalogue; hardly any takes more."""
 
-APPLIED: Final = frozenset({"size", "image", "images", "mask", "output_format"})
+APPLIED: Final = frozenset({"size", "image", "images", "output_format"})
 OPTIONS: Final = (
     *("seed", "guidance_scale", "num_inference_steps", "negative_prompt", "strength", "safety_tolerance"),
     *("enable_safety_checker", "aspect_ratio", "resolution"),
@@ -86,15 +86,16 @@ class App:
     """What an app takes. `ratios`: it takes an aspect ratio instead of a size, and with `tiers` a resolution.
 
     `written`: it takes a size as OpenAI writes it. `several`: it takes a list of input images. `mask`: the member for
-    it, and `marks` the colour of what is to be edited, "" for OpenAI's own masks. `options`: further members that it
-    has under the same name; `always`: what it is told in any case, for its own default may cost more.
+    it, "" where it takes none, and `marks` the colour of what is to be edited, "" for OpenAI's own masks. `options`:
+    further members that it has under the same name; `always`: what it is told in any case, for its own default may
+    cost more.
     """
 
     ratios: tuple[str, ...] = ()
     tiers: bool = False
     written: bool = False
     several: bool = False
-    mask: str = "mask_url"
+    mask: str = ""
     marks: Literal["", "white", "black"] = "white"
     options: tuple[str, ...] = ()
     always: Mapping[str, object] = field(default_factory=dict)
@@ -121,11 +122,13 @@ APPS: Final[Mapping[str, App]] = {
     "v1.1-ultra": App(ratios=NINE),
     "flux-2": App(several=True),
     "qwen-image-edit-plus": App(several=True),
-    "ideogram": App(marks="black"),
+    "ideogram": App(mask="mask_url", marks="black"),
+    "flux/schnell": App(),
+    "flux/dev": App(),
 }
 """By a word in the path; the first that fits. Source: the apps' pages on fal.ai, November 2026."""
 
-ANY: Final = App()
+ANY: Final = App(mask="mask_url")
 
 
 class _Queued(msgspec.Struct):
@@ -175,7 +178,7 @@ class Fal:
 
     def not_applied(self, job: Job) -> tuple[str, ...]:
         app = _app(job)
-        applied = APPLIED.union(OPTIONS, app.options)
+        applied = APPLIED.union(OPTIONS, app.options, {"mask"} if app.mask else ())
         odd = not app.written and job.request.size not in (None, "auto") and pixels(job.request.size) is None
         return unapplied(job, applied - {"size"} if odd else applied)
 
@@ -317,6 +320,8 @@ def _input(job: Job) -> Conversation[dict[str, object]]:
     if request.output_format is not None:
         value["output_format"] = request.output_format
     shown = [_url(image) for image in request.images]
+    if shown and not job.model.edits:
+        raise ProxyError(Failure.UNSUPPORTED_PARAMETER, "This model takes no input images.", param="images[0]")
     if shown and app.several:
         value["image_urls"] = shown
     elif len(shown) > 1:
@@ -324,7 +329,7 @@ def _input(job: Job) -> Conversation[dict[str, object]]:
         raise ProxyError(Failure.UNSUPPORTED_PARAMETER, message, param="images[1]")
     elif shown:
         value["image_url"] = shown[0]
-    if request.mask is not None:
+    if request.mask is not None and app.mask:
         drawn: Input | None = request.mask if app.marks == "" else (yield from mask(job, app.marks))
         value[app.mask] = None if drawn is None else _url(drawn)
     return value

@@ -220,3 +220,11 @@ async def test_a_large_input_of_replicate_is_uploaded(tmp_path: Path) -> None:
         upload, prediction = [got for got in setup.server.received if got.method == "POST"]
         assert (upload.target, upload.body_size > len(large)) == ("/replicate/v1/files", True)
         assert b"/replicate/v1/files/" in prediction.body
+
+
+@pytest.mark.parametrize("name", ["x-fal-no-retry", "x-app-fal-disable-fallback", "cancel-after"])
+async def test_headers_about_money_are_the_proxys_own(name: str, tmp_path: Path) -> None:
+    async with wired("fal", tmp_path) as setup:
+        answer = await _asked(setup, MODELS["fal"], extra_headers={name: "0"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "reserved_header")
+        assert setup.posts == []

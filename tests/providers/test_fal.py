@@ -79,6 +79,7 @@ def test_options_and_formats() -> None:
         (DEV, {"quality": "high", "background": "transparent", "output_compression": 50}, 3),
         ("fal-ai/gpt-image-1.5", {"quality": "high", "background": "transparent"}, 0),
         (DEV, {"size": "2K"}, 1),
+        (DEV, {"mask": "m"}, 1),
         (DEV, {"size": "1024x1024", "seed": 1}, 0),
     ],
 )
@@ -96,8 +97,9 @@ def test_input_images() -> None:
     assert told(job("fal", DEV, images=(Remote("https://a.test/1.png"),)))["image_url"] == "https://a.test/1.png"
     several = told(job("fal", "fal-ai/flux-2/edit", images=(PNG, Remote("https://a.test/1.png"))))
     assert [str(url)[:5] for url in several["image_urls"]] == ["data:", "https"]  # type: ignore[attr-defined]
-    error = refused(job("fal", DEV, images=(PNG, PNG)))
-    assert (error.failure, error.param) == (Failure.UNSUPPORTED_PARAMETER, "images[1]")
+    for model, images, param in ((DEV, (PNG, PNG), "images[1]"), ("fal-ai/flux-pro/v1.1", (PNG,), "images[0]")):
+        error = refused(job("fal", model, images=images))
+        assert (error.failure, error.param) == (Failure.UNSUPPORTED_PARAMETER, param)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,7 @@ def test_input_images() -> None:
         ("fal-ai/flux-general/inpainting", "mask_url", "white"),
         ("fal-ai/ideogram/v3/edit", "mask_url", "black"),
         ("fal-ai/gpt-image-1.5/edit", "mask_image_url", None),
+        ("acme/inpainting", "mask_url", "white"),
     ],
 )
 def test_masks(model: str, member: str, marks: str | None) -> None:
