@@ -15,7 +15,7 @@ import anyio
 from anyio.to_thread import run_sync
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from streamproxy.core.conversation import Convert
+from streamproxy.core.conversation import Convert, base64_slices
 from streamproxy.core.requests import Inline, Spooled
 from streamproxy.errors import Failure, ProxyError
 
@@ -23,6 +23,10 @@ MAX_PIXELS: Final = 4096 * 4096
 """The largest picture that a model here makes or takes; four bytes a pixel."""
 
 READ: Final = ("PNG", "JPEG", "WEBP", "GIF")
+SLICE: Final = 1 << 20
+"""Characters of base64."""
+
+_SPACE: Final = b" \t\n\f\r"
 
 
 class Converter:
@@ -50,23 +54,27 @@ def converted(step: Convert) -> Inline:
         raise _unreadable(step, "is no PNG, JPEG, WebP or GIF image, or far too large") from None
     except (OSError, SyntaxError, ValueError):  # what Pillow's decoders raise on broken files
         raise _unreadable(step, "is broken") from None
-    text = binascii.b2a_base64(out.getbuffer(), newline=False)
-    return Inline(memoryview(text), f"image/{step.format}")
+    return Inline(memoryview(b"".join(base64_slices(out.getbuffer()))), f"image/{step.format}")
 
 
 def _marked(image: Image.Image, colour: str) -> Image.Image:
     """A mask in black and white, `colour` where it says that the image is to be edited."""
-    if image.has_transparency_data:
-        edited = ImageOps.invert(image.convert("RGBA").getchannel("A"))
-    else:
-        edited = image.convert("L")
-    return ImageOps.invert(edited) if colour == "black" else edited
+    if not image.has_transparency_data:
+        said = image.convert("L")
+        return ImageOps.invert(said) if colour == "black" else said
+    whole = image if "A" in image.getbands() else image.convert("RGBA")
+    kept = whole.getchannel("A")
+    return kept if colour == "black" else ImageOps.invert(kept)
 
 
 def _bytes(image: Inline | Spooled) -> bytes:
     if isinstance(image, Spooled):
         return image.upload.read(0, image.upload.size)
-    return binascii.a2b_base64(image.base64)
+    text = bytes(image.base64).translate(None, _SPACE)
+    pieces = (
+        text[at : at + SLICE] for at in range(0, len(text), SLICE)
+    )  # each holds the interpreter while it is decoded
+    return b"".join(binascii.a2b_base64(piece + b"=" * (-len(piece) % 4)) for piece in pieces)
 
 
 def _unreadable(step: Convert, what: str) -> ProxyError:

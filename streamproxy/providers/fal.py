@@ -233,9 +233,13 @@ def _at_once(job: Job, url: str, value: object) -> Conversation[None]:
         raise _refusal(job, head, (yield from refusal_body()))
     result = decoded((yield from body(job.limits.answer)), _Result)
     yield Accepted()
+    yield from _named(head)
+    yield from _made(job, head, result, _Metrics())
+
+
+def _named(head: Head) -> Conversation[None]:
     if (id := head.headers.get("x-fal-request-id")) is not None:
         yield JobId(id)
-    yield from _made(job, head, result, _Metrics())
 
 
 def _streamed(job: Job, url: str, value: object) -> Conversation[None]:
@@ -257,7 +261,7 @@ def _streamed(job: Job, url: str, value: object) -> Conversation[None]:
         if not accepted:
             accepted = True
             yield Accepted()
-            yield JobId(head.headers.get("x-fal-request-id", ""))
+            yield from _named(head)
         if found.files:
             if held is not None:
                 yield from _drafts(job, held, spread)
