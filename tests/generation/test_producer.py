@@ -45,7 +45,7 @@ pytestmark = pytest.mark.anyio
 BOUND: Final = 10.0
 MODEL: Final = "sim/gpt-image"
 FIRST, LAST = preview(0), completed()
-BODY: Final = b'{"model":"sim/gpt-image","prompt":"x","stream":true,"partial_images":1}'
+BODY: Final = b'{"model":"sim/gpt-image","prompt":"x","stream":true,"n":1}'
 KEY: Final = "sk-0123456789abcdefghij"
 POLICY: Final = HeaderPolicy.load()
 
@@ -319,7 +319,8 @@ async def test_a_cancellation_before_the_last_of_two_is_none() -> None:
         stream.scope.cancel()
         assert await rest(reader) == [ERROR]
         await run.over()
-        assert not stream.complete
+        assert stream.error is not None
+        assert stream.error.failure is Failure.CANCELLED
 
 
 async def test_unknown_models_and_no_provider_cost_no_call() -> None:
