@@ -25,7 +25,17 @@ from typing import Final, TypeVar
 import streamproxy.core.conversation as steps
 from streamproxy.core.conversation import Events, Limits, Picture, Step
 from streamproxy.core.events import Frame
-from streamproxy.core.requests import Decoded, Encoded, Head, Inline, Input, Segment, Spooled, UpstreamRequest, as_base64
+from streamproxy.core.requests import (
+    Decoded,
+    Encoded,
+    Head,
+    Inline,
+    Input,
+    Segment,
+    Spooled,
+    UpstreamRequest,
+    as_base64,
+)
 from streamproxy.core.sse import Event
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.upstream import Decoder

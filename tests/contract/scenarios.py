@@ -7,8 +7,8 @@ provider's own key in its words.
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field, replace
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final, NamedTuple
 

@@ -163,7 +163,11 @@ async def test_jobs_cover_every_image_and_have_own_tokens() -> None:
     async with peer(GOOD) as world:
         adapter, row, outcome = Noting(), one_each(5), Outcome()
         await attempts(world, adapters={"openai": adapter}).run(row.request, plan(world, row), outcome)
-        assert sorted((job.first, job.n, job.several) for job in adapter.jobs) == [(0, 2, True), (2, 2, True), (4, 1, True)]
+        assert sorted((job.first, job.n, job.several) for job in adapter.jobs) == [
+            (0, 2, True),
+            (2, 2, True),
+            (4, 1, True),
+        ]
         assert len({job.token for job in adapter.jobs}) == 3
         assert images(outcome) == [0, 1, 2, 3, 4]
         assert world.server.calls == 0
