@@ -16,7 +16,7 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError
 
 from streamproxy.core.conversation import TRIES
-from streamproxy.core.imagefile import probe
+from streamproxy.core.images import probe
 from streamproxy.simulator import wires
 from streamproxy.simulator.pictures import draw, encode
 from streamproxy.simulator.received import Handler, Received

@@ -14,11 +14,10 @@ from anyio.abc import TaskGroup
 from structlog.testing import capture_logs
 
 from streamproxy.auth import Credential, CredentialSource
-from streamproxy.configuration import read_catalogue
 from streamproxy.core.conversation import Conversation, Job, Limits
 from streamproxy.core.events import ANSWER, ERROR
 from streamproxy.core.headers import HeaderPolicy
-from streamproxy.core.jsonbody import parse
+from streamproxy.core.rawjson import parse
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.driver import Outside
@@ -31,6 +30,7 @@ from streamproxy.hub.stream import Entry, Stream, Subscriber
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
 from streamproxy.providers.openai import OpenAI
+from streamproxy.settings.providers import read_catalogue
 from streamproxy.simulator.received import Handler
 from streamproxy.simulator.script import Fin, Reset, Script, Stall, error_answer, json_answer, sse
 from streamproxy.simulator.server import Server, serve
