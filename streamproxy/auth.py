@@ -30,7 +30,7 @@ KEY_HEADERS: Final = (
 ID_DIGITS: Final = 12  # 48 bits of a hash: enough to tell callers apart in logs, too few to find the key by
 
 Headers = Sequence[tuple[bytes, bytes]]
-Kind = Literal["environment", "file", "directory", "caller", "none"]
+SourceKind = Literal["environment", "file", "directory", "caller", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Caller:
 class CredentialSource:
     """Where one provider's credential comes from; `credential` is the configured one, if any."""
 
-    kind: Kind
+    kind: SourceKind
     header: str
     scheme: str
     credential: Credential | None = None

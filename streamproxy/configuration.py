@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from streamproxy.auth import Credential, CredentialSource, Kind
+from streamproxy.auth import Credential, CredentialSource, SourceKind
 from streamproxy.core.catalogue import Catalogue, Provider, parse
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.setting_types import ConfigurationError, ConfigurationProblem, is_loopback, shown_origin
@@ -318,10 +318,10 @@ def _variable(reference: str) -> str:
     return name if scheme == "env" and VARIABLE.fullmatch(name) else ""
 
 
-def _secret(reference: str, environ: Mapping[str, str], read_file: Callable[[str], str]) -> tuple[Kind, str]:
+def _secret(reference: str, environ: Mapping[str, str], read_file: Callable[[str], str]) -> tuple[SourceKind, str]:
     """(kind, the secret or ""). Raises ValueError(what happened, the fix), neither of which holds the secret."""
     scheme, _, name = reference.partition(":")
-    kind: Kind
+    kind: SourceKind
     match scheme:
         case "caller":
             return "caller", ""

@@ -82,7 +82,7 @@ class Observer:
             "code": _identifier(error.code),
             "param": _identifier(error.param),
         }
-        return {**said, **error.noted}
+        return {**said, **error.details.noted}
 
     def unexpected(self, error: BaseException, request_id: str) -> ProxyError:
         """An exception that nobody foresaw: its type and place are logged, not its text, which may hold anything."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from streamproxy.errors import Failure, Problem, ProxyError
+from streamproxy.errors import ErrorDetails, Failure, Problem, ProxyError
 
 MAX_IMAGES: Final = 16
 """Input images of one edit, in all three forms (OpenAI's EditImageBodyJsonParam: maxItems 16)."""
@@ -34,7 +34,7 @@ MAX_PROBLEMS: Final = 64
 Loc = tuple[str | int, ...]
 
 
-class Kind(Enum):
+class FieldType(Enum):
     """What JSON type a field has. In multipart every part is text."""
 
     STRING = "string"
@@ -48,28 +48,28 @@ class Rule:
     """One field. `low` and `high` bound an integer's value, or a string's length in characters, both included."""
 
     name: str
-    kind: Kind
+    kind: FieldType
     low: int = 0
     high: int = MAX_TEXT
     required: bool = False
 
 
 RULES: Final = (
-    Rule("model", Kind.STRING, 1, MAX_MODEL, required=True),
-    Rule("prompt", Kind.STRING, 1, MAX_PROMPT, required=True),
-    Rule("n", Kind.INTEGER, 1, 10),
-    Rule("size", Kind.STRING),
-    Rule("user", Kind.STRING),
-    Rule("metadata", Kind.OBJECT),
-    Rule("quality", Kind.STRING),
-    Rule("response_format", Kind.STRING),
-    Rule("stream", Kind.BOOLEAN),
-    Rule("partial_images", Kind.INTEGER, 0, 3),
-    Rule("output_compression", Kind.INTEGER, 0, 100),
-    Rule("background", Kind.STRING),
-    Rule("output_format", Kind.STRING),
-    Rule("moderation", Kind.STRING),
-    Rule("input_fidelity", Kind.STRING),
+    Rule("model", FieldType.STRING, 1, MAX_MODEL, required=True),
+    Rule("prompt", FieldType.STRING, 1, MAX_PROMPT, required=True),
+    Rule("n", FieldType.INTEGER, 1, 10),
+    Rule("size", FieldType.STRING),
+    Rule("user", FieldType.STRING),
+    Rule("metadata", FieldType.OBJECT),
+    Rule("quality", FieldType.STRING),
+    Rule("response_format", FieldType.STRING),
+    Rule("stream", FieldType.BOOLEAN),
+    Rule("partial_images", FieldType.INTEGER, 0, 3),
+    Rule("output_compression", FieldType.INTEGER, 0, 100),
+    Rule("background", FieldType.STRING),
+    Rule("output_format", FieldType.STRING),
+    Rule("moderation", FieldType.STRING),
+    Rule("input_fidelity", FieldType.STRING),
 )
 
 KNOWN: Final = frozenset(rule.name for rule in RULES) | {
@@ -202,7 +202,8 @@ class Checklist:
             message = f"{first.param}: {first.msg}" + (f" (and {more} more)" if more else "")
             if (first.param, first.type) == ("model", "missing"):
                 message += ". The setting default_model gives one to requests without."
-            raise ProxyError(Failure.INVALID_REQUEST, message, param=first.param, problems=tuple(self._problems))
+            details = ErrorDetails(problems=tuple(self._problems))
+            raise ProxyError(Failure.INVALID_REQUEST, message, param=first.param, details=details)
         texts = self._texts
         return Fields(
             model=texts["model"],
@@ -227,7 +228,9 @@ def extra_headers_too_large() -> ProxyError:
     msg = f"At most {MAX_EXTRA_HEADERS} bytes of JSON"
     problem = Problem(("body", "extra_headers"), msg, Failure.EXTRA_HEADERS_TOO_LARGE.value.code)
     message = f"extra_headers: {msg}"
-    return ProxyError(Failure.EXTRA_HEADERS_TOO_LARGE, message, param=problem.param, problems=(problem,))
+    return ProxyError(
+        Failure.EXTRA_HEADERS_TOO_LARGE, message, param=problem.param, details=ErrorDetails(problems=(problem,))
+    )
 
 
 def _count(number: int, noun: str) -> str:

@@ -26,7 +26,7 @@ from streamproxy.core.fields import (
     RULES,
     Checklist,
     Fields,
-    Kind,
+    FieldType,
     Loc,
     Rule,
     extra_headers_too_large,
@@ -106,14 +106,14 @@ class _Reading:
         start, end = span
         loc = (rule.name,)
         match rule.kind:
-            case Kind.STRING:
+            case FieldType.STRING:
                 if not self.string(loc, span, rule.low, rule.high):
                     return
                 if rule.name == "prompt":
                     self.checks.present(rule.name)
                 else:
                     self.checks.text(rule.name, msgspec.json.decode(self.raw[start:end], type=str))
-            case Kind.INTEGER:
+            case FieldType.INTEGER:
                 if _INTEGER.match(self.raw, start, end):
                     self.checks.number(rule, self.raw[start : min(end, start + 32)].decode())
                 elif (digits := self.integer(span)) is not None:
@@ -121,7 +121,7 @@ class _Reading:
                     self.checks.spelt(rule.name, digits)
                 else:
                     self.checks.problem(loc, "Input should be a valid integer", "int_type")
-            case Kind.BOOLEAN:
+            case FieldType.BOOLEAN:
                 if self.raw.startswith((b"true", b"false"), start):
                     self.checks.flag(rule.name, self.raw.startswith(b"true", start))
                 elif (flag := self.boolean(span)) is not None:
@@ -129,7 +129,7 @@ class _Reading:
                     self.checks.spelt(rule.name, "true" if flag else "false")
                 else:
                     self.checks.problem(loc, "Input should be a valid boolean", "bool_type")
-            case Kind.OBJECT:
+            case FieldType.OBJECT:
                 if not self.raw.startswith(b"{", start):
                     self.checks.problem(loc, "Input should be a valid dictionary", "dict_type")
 

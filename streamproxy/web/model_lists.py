@@ -17,7 +17,7 @@ import msgspec
 from streamproxy.auth import Credential, Headers
 from streamproxy.core.catalogue import Provider
 from streamproxy.core.requests import UpstreamRequest
-from streamproxy.errors import Failure, ProxyError
+from streamproxy.errors import ErrorDetails, Failure, ProxyError
 from streamproxy.generation.router import Service
 
 FRESH_SECONDS: Final = 60.0
@@ -90,7 +90,7 @@ async def _ask(service: Service, credential: Credential | None) -> tuple[Listed,
             raise ProxyError(Failure.PROVIDER_AUTH, f"The provider refused the configured key with status {status}.")
         if status != 200:
             message = f"The provider answered GET models with status {status}."
-            raise ProxyError(Failure.PROVIDER_REFUSED, message, status=status)
+            raise ProxyError(Failure.PROVIDER_REFUSED, message, details=ErrorDetails(status=status))
         return _read(body)
     raise ProxyError(Failure.FIRST_BYTE_TIMEOUT, f"The provider did not answer GET models within {ASK_SECONDS:g} s.")
 

@@ -15,14 +15,14 @@ from streamproxy.core.fields import (
     RULES,
     TRUE,
     Checklist,
-    Kind,
+    FieldType,
     Rule,
     lax_boolean,
     lax_integer,
 )
 from streamproxy.errors import Failure, ProxyError
 
-NUMBER = Rule("n", Kind.INTEGER, -3, 10)
+NUMBER = Rule("n", FieldType.INTEGER, -3, 10)
 
 
 def refusal(checks: Checklist) -> ProxyError:
@@ -53,7 +53,7 @@ def test_every_field_has_one_row() -> None:
 def test_a_number_out_of_its_bounds_however_long(digits: str, type: str) -> None:
     checks = Checklist()
     checks.number(NUMBER, digits)
-    assert [(p.loc, p.type) for p in refusal(checks).problems] == [(("body", "n"), type)]
+    assert [(p.loc, p.type) for p in refusal(checks).details.problems] == [(("body", "n"), type)]
 
 
 @pytest.mark.parametrize("digits", ["-3", "-0", "0", "10"])
@@ -74,7 +74,7 @@ def test_the_first_problem_speaks_and_the_others_are_counted() -> None:
     checks.items(("image",), 3, 0, 1)
     error = refusal(checks)
     assert error.message == "images[0].image_url: Field required (and 2 more)"
-    assert [problem.msg for problem in error.problems] == [
+    assert [problem.msg for problem in error.details.problems] == [
         "Field required",
         "String should have at least 1 character",
         "List should have at most 1 item",
@@ -86,7 +86,7 @@ def test_a_flood_of_problems_is_cut() -> None:
     for index in range(MAX_PROBLEMS + 5):
         checks.missing("images", index)
     error = refusal(checks)
-    assert [problem.loc[-1] for problem in error.problems] == list(range(MAX_PROBLEMS))
+    assert [problem.loc[-1] for problem in error.details.problems] == list(range(MAX_PROBLEMS))
 
 
 def test_what_was_not_given_has_its_default() -> None:

@@ -41,10 +41,10 @@ def problems(check: Check, body: dict[str, Any]) -> Found:
     else:
         return []
     assert error.failure is Failure.INVALID_REQUEST
-    assert error.param == error.problems[0].param
-    assert error.message.startswith(f"{error.param}: {error.problems[0].msg}")
-    assert all(problem.loc[0] == "body" for problem in error.problems)
-    return [(problem.param, problem.type) for problem in error.problems]
+    assert error.param == error.details.problems[0].param
+    assert error.message.startswith(f"{error.param}: {error.details.problems[0].msg}")
+    assert all(problem.loc[0] == "body" for problem in error.details.problems)
+    return [(problem.param, problem.type) for problem in error.details.problems]
 
 
 def rows(name: str, type: str | None, *values: Any) -> list[tuple[str, Any, str | None]]:
@@ -245,7 +245,9 @@ def test_an_image_url_is_measured_in_characters(filler: bytes, beyond: int) -> N
     if beyond:
         with pytest.raises(ProxyError) as caught:
             edit(body)
-        assert [(p.param, p.type) for p in caught.value.problems] == [("images[0].image_url", "string_too_long")]
+        assert [(p.param, p.type) for p in caught.value.details.problems] == [
+            ("images[0].image_url", "string_too_long")
+        ]
     else:
         assert edit(body).edit
 
@@ -279,7 +281,7 @@ def test_nothing_but_a_proxy_error_and_never_a_value(body: dict[str, Any], check
     try:
         check({**GENERATION, **body})
     except ProxyError as error:
-        shown = f"{error} {error.message} {error.param} {error.problems} {error.args}"
+        shown = f"{error} {error.message} {error.param} {error.details.problems} {error.args}"
     else:
         shown = ""
     assert CANARY not in shown

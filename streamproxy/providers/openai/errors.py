@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC
 from email.utils import format_datetime, parsedate_to_datetime
 from itertools import islice
@@ -19,7 +20,7 @@ import msgspec
 
 from streamproxy.core.requests import Head
 from streamproxy.core.sse import Piece
-from streamproxy.errors import Failure, Problem, ProxyError
+from streamproxy.errors import ErrorDetails, Failure, Problem, ProxyError
 
 MESSAGE_LIMIT: Final = 4096
 """Characters of a provider's text that are passed on."""
@@ -140,7 +141,7 @@ def error_in_answer(raw: bytes, scrub: Scrub, as_sent: tuple[Piece, ...] = ()) -
     if as_sent and whole and given["message"] == error.message:
         sent = raw.decode()
         clean = scrub(sent) == sent and _scrubbed(value, scrub) == value  # as it is written, and as it is read
-        error.as_sent = as_sent if clean else ()
+        error.details = replace(error.details, as_sent=as_sent if clean else ())
     return error
 
 
@@ -241,13 +242,15 @@ class _Said:
             failure,
             message,
             param=self._text("param") or next((problem.param for problem in self.problems), None),
-            code=self._text(*_CODES),
-            type=type_ if type_ != "error" else None,
-            status=status,
             retry_after=retry_after,
-            problems=self.problems,
-            details={} if details is None else {"moderation_details": details},
-            noted=noted,
+            details=ErrorDetails(
+                code=self._text(*_CODES),
+                type=type_ if type_ != "error" else None,
+                status=status,
+                problems=self.problems,
+                members={} if details is None else {"moderation_details": details},
+                noted=noted or {},
+            ),
         )
 
 
