@@ -8,7 +8,6 @@ Keys, owners and bodies are kept as hashes only: none can be read back.
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,8 +18,6 @@ from streamproxy.core.jsonbody import JsonObject
 from streamproxy.core.requests import Part, Upload
 from streamproxy.errors import Failure, ProxyError
 
-_KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
-_RETRIES: Final = re.compile(r"0*[1-9][0-9]{0,5}")
 _PIECE: Final = 1024 * 1024
 
 
@@ -46,25 +43,6 @@ def names(owner: str | None, key: str | None, body: str) -> Names:
 
 def _hash(*parts: str | None) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def idempotency_key(request: Request) -> str | None:
-    """The caller's Idempotency-Key; raises ProxyError(INVALID_REQUEST) for one that cannot be a key."""
-    given = request.headers.getlist("idempotency-key")
-    if not given:
-        return None
-    if len(given) > 1 or not _KEY.fullmatch(given[0]):
-        raise ProxyError(
-            Failure.INVALID_REQUEST,
-            "Idempotency-Key must be one header of 1 to 255 visible ASCII characters.",
-            param="Idempotency-Key",
-        )
-    return given[0]
-
-
-def is_retry(request: Request) -> bool:
-    """Whether the caller's SDK says that it sends this request again (x-stainless-retry-count, OpenAI's SDKs)."""
-    return _RETRIES.fullmatch(request.headers.get("x-stainless-retry-count", "")) is not None
 
 
 async def fingerprint(request: Request, body: JsonObject | tuple[Part, ...]) -> str:

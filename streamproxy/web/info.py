@@ -1,7 +1,7 @@
-"""GET models, models/{id} and images/models: what the configured providers serve.
+"""What the proxy says of itself: the models it serves, and for operators whether it serves, and what it has done.
 
-The catalogue says it for the hosts it knows. An upstream that takes every name is asked itself; where it does not say,
-the catalogue's models stand in for its own, and the answer's `notes` say so.
+The catalogue says which models there are for the hosts it knows. An upstream that takes every name is asked itself.
+Where it does not say, the catalogue's models stand in for its own, and the response's `notes` say so.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from starlette.types import ASGIApp
 
 from streamproxy.core.catalogue import Catalogue, Provider, model_object
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.web.context import Context
+from streamproxy.web.endpoint import Context
 from streamproxy.web.model_lists import Listed
-from streamproxy.web.responses import json_response
+from streamproxy.web.responses import Response, json_response
 
 UNAUTHORIZED: Final = (401, 403)
 
@@ -86,3 +86,24 @@ async def model(request: Request, context: Context) -> ASGIApp:
             param="id",
         )
     return json_response(known)
+
+
+async def livez(request: Request, context: Context) -> ASGIApp:
+    """200 while the event loop turns. Nothing else is asked."""
+    return json_response({"status": "ok"})
+
+
+async def readyz(request: Request, context: Context) -> ASGIApp:
+    """200 while new requests are taken. A failed store is named, but streams of this process go on without it."""
+    draining = context.hub.draining
+    body = {
+        "status": "draining" if draining else "ok",
+        "store": "failed" if context.hub.store_failed else "ok",
+    }
+    return json_response(body, status=503 if draining else 200)
+
+
+async def metrics(request: Request, context: Context) -> ASGIApp:
+    """Prometheus' text format."""
+    body, content_type = context.observer.exposition()
+    return Response(200, content_type, (body,), {})
