@@ -41,12 +41,12 @@ class _Commands(click.Group):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            click.echo(_said(error), err=True)
+            click.echo(_words(error), err=True)
             ctx.exit(1)
 
 
-def _said(error: BaseException) -> str:
-    """An exception for the terminal. One we do not know may hold anything, so only its type is shown."""
+def _words(error: BaseException) -> str:
+    """The words for an exception. An unknown one may hold anything, so only its type is shown."""
     from streamproxy.errors import ProxyError
     from streamproxy.setting_types import ConfigurationError
 
@@ -86,7 +86,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: str | None) -> None
         ctx.ensure_object(dict)[param.name] = value
 
 
-class _Configured(click.Command):
+class _SettingsCommand(click.Command):
     """A command that reads the configuration. Each setting is an option of it, whose value goes into the context's obj.
 
     The options are made when the command is used: their rows stand in modules that `streamproxy --help` does not need.
@@ -169,7 +169,7 @@ def _run(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     return anyio.run(function, backend_options={"use_uvloop": find_spec("uvloop") is not None})  # none on PyPy
 
 
-@cli.command(cls=_Configured)
+@cli.command(cls=_SettingsCommand)
 @CONFIG
 @click.pass_context
 def serve(ctx: click.Context, config: Path | None) -> None:
@@ -201,7 +201,7 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     ctx.exit(_run(lambda: serve_on(app, settings, sock, ready=ready, drain=app.state.drain)))
 
 
-@cli.command(cls=_Configured)
+@cli.command(cls=_SettingsCommand)
 @CONFIG
 @click.pass_context
 def check(ctx: click.Context, config: Path | None) -> None:
@@ -221,7 +221,7 @@ def check(ctx: click.Context, config: Path | None) -> None:
     click.echo("configuration is valid")
 
 
-@cli.command(cls=_Configured)
+@cli.command(cls=_SettingsCommand)
 @CONFIG
 @click.pass_context
 def models(ctx: click.Context, config: Path | None) -> None:
@@ -247,11 +247,13 @@ def models(ctx: click.Context, config: Path | None) -> None:
 @click.option("--pace", type=click.FloatRange(0, 100), default=1.0, show_default=True, help="1: as slow as a model.")
 def demo(prompt: str, output: Path, once: bool, port: int | None, pace: float) -> None:
     """Watch one picture arrive through the proxy. Needs no key: a simulator plays the provider."""
+    from streamproxy.demo import Options
     from streamproxy.demo import demo as run_demo
     from streamproxy.observe import configure_logging
 
     configure_logging("warning", "text")
-    _run(lambda: run_demo(prompt=prompt, output=output, port=port, pace=pace, once=once, say=click.echo))
+    options = Options(prompt=prompt, output=output, port=port, pace=pace, once=once)
+    _run(lambda: run_demo(options, click.echo))
 
 
 @cli.command()

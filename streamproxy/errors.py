@@ -4,8 +4,8 @@
       raised before our head   -> that row's HTTP status with a JSON body
       raised after it          -> one final `error` event with the same fields
 
-The row decides the status, OpenAI's error `type`, the metric label, and whether the provider may already have charged:
-only where it cannot have, may anybody send the same request again.
+The row decides the status, OpenAI's error `type`, the metric label, and whether the provider may already have charged.
+Only where it cannot have, may the same request be sent again.
 """
 
 from __future__ import annotations
