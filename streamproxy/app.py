@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streamproxy.auth import StreamTokens
-from streamproxy.configuration import Configured, configure, read_catalogue
+from streamproxy.configuration import Providers, configure, read_catalogue
 from streamproxy.core.catalogue import Catalogue
 from streamproxy.core.conversation import Limits
 from streamproxy.core.events import error_body
@@ -104,7 +104,7 @@ class _Wiring:
 
     settings: Settings
     catalogue: Catalogue
-    configured: Configured
+    configured: Providers
     policy: HeaderPolicy
     observer: Observer
     tokens: StreamTokens
@@ -211,7 +211,7 @@ def _intake(settings: Settings) -> Intake:
     )
 
 
-def _keyed(configured: Configured) -> bool:
+def _keyed(configured: Providers) -> bool:
     """Whether every provider needs the caller's key. One over plain HTTP is in our own network, and may need none."""
     sources = configured.credentials
     return bool(configured.providers) and all(
@@ -220,7 +220,7 @@ def _keyed(configured: Configured) -> bool:
     )
 
 
-def _origins(settings: Settings, configured: Configured) -> Origins:
+def _origins(settings: Settings, configured: Providers) -> Origins:
     """The rules for pages and host names. Any name will do unless a configured key can be spent without a caller's."""
     exposed = not settings.caller_keys and any(source.credential for source in configured.credentials.values())
     hosts = hosts_of(settings.host, settings.allowed_hosts) if exposed else None

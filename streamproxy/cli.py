@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from streamproxy.configuration import Configured
+    from streamproxy.configuration import Providers
     from streamproxy.core.catalogue import Catalogue
     from streamproxy.settings import ConfigurationError, ConfigurationProblem, Settings
 
@@ -121,7 +121,7 @@ CONFIG: Final = click.option(
 )
 
 
-def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalogue, Configured]:
+def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalogue, Providers]:
     """Settings, catalogue and providers. Raises ConfigurationError with the problems of all three together."""
     from streamproxy.configuration import configure, read_catalogue
     from streamproxy.core.headers import HeaderPolicy

@@ -1,6 +1,6 @@
 """From settings to what a request needs: the providers, and the source of each one's credential.
 
-    configure(settings, catalogue, environ, policy) -> Configured, or ConfigurationError with every problem
+    configure(settings, catalogue, environ, policy) -> Providers, or ConfigurationError with every problem
 
 A provider is the catalogue's row of its name with configuration's overrides. Secrets are read, stripped and checked at
 start: a newline in a key would otherwise be found, and printed, by the HTTP library. What only shows when settings,
@@ -37,7 +37,7 @@ UPSTREAM: Final = "upstream"  # the provider that the setting of that name makes
 
 
 @dataclass(frozen=True, slots=True)
-class Configured:
+class Providers:
     """All providers in the order of configuration, and a source for each by its name."""
 
     providers: tuple[Provider, ...]
@@ -66,7 +66,7 @@ def configure(
     *,
     adapters: Collection[str] | None = None,
     read_file: Callable[[str], str] = read_secret,
-) -> Configured:
+) -> Providers:
     """Providers and credentials, ready to use. `adapters`: the known wire forms, where they shall be checked.
 
     Raises ConfigurationError with all that is wrong between the settings, the catalogue and the environment.
@@ -94,7 +94,7 @@ def configure(
     problems += _trust_problems(environ)
     if problems:
         raise ConfigurationError(dict.fromkeys(problems), settings)
-    return Configured(providers, credentials)
+    return Providers(providers, credentials)
 
 
 def _exposed(host: str) -> list[ConfigurationProblem]:
@@ -161,7 +161,7 @@ def _trust_problems(environ: Mapping[str, str]) -> list[ConfigurationProblem]:
     return []
 
 
-def warnings(settings: Settings, configured: Configured, catalogue: Catalogue, flags: Collection[str]) -> list[str]:
+def warnings(settings: Settings, configured: Providers, catalogue: Catalogue, flags: Collection[str]) -> list[str]:
     """Lines about settings that work and are probably not meant. `flags`: the settings that the command line says."""
     found = []
     for provider in configured.providers:

@@ -16,14 +16,14 @@ from starlette.types import ASGIApp
 from streamproxy.core.catalogue import Catalogue, Provider, model_object
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.web.endpoint import Context
-from streamproxy.web.model_lists import Listed
+from streamproxy.web.model_lists import ListedModel
 from streamproxy.web.responses import Response, json_response
 
 UNAUTHORIZED: Final = (401, 403)
 
 
 @dataclass(slots=True)
-class _Found:
+class _Listing:
     """The entries by their ids, in order, and where the catalogue had to stand in."""
 
     entries: dict[str, dict[str, object]] = field(default_factory=dict)
@@ -35,9 +35,9 @@ class _Found:
             self.entries.setdefault(id, model_object(model, id))
 
 
-async def _listed(request: Request, context: Context) -> _Found:
+async def _listed(request: Request, context: Context) -> _Listing:
     today = datetime.now(UTC).date()
-    found = _Found()
+    found = _Listing()
     found.add(context.catalogue, [provider.only_named() for provider in context.providers], today)
     for provider in (provider for provider in context.providers if provider.unlisted):
         try:
@@ -53,7 +53,7 @@ async def _listed(request: Request, context: Context) -> _Found:
     return found
 
 
-def _merged(listed: Listed, catalogue: Catalogue) -> dict[str, object]:
+def _merged(listed: ListedModel, catalogue: Catalogue) -> dict[str, object]:
     """One model in OpenAI's shape: what its host says of it, with what the catalogue knows."""
     known = catalogue.find(listed.id)
     entry = {"id": listed.id, "object": "model", "created": 0, "owned_by": ""}

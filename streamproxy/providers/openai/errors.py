@@ -75,7 +75,7 @@ Scrub = Callable[[str], str]
 
 def refusal(head: Head, body: bytes, *, path: str, callers_credential: bool, scrub: Scrub) -> ProxyError:
     """The error that a non-2xx answer means for the caller. `path`: what was asked for, without a query."""
-    said = _Said(_json(body), scrub)
+    said = _ProviderError(_json(body), scrub)
     status = head.status
     retry_after = _retry_after(head.headers.get("retry-after", ""))
     if status in (401, 403) and not callers_credential:
@@ -147,7 +147,7 @@ def error_in_answer(raw: bytes, scrub: Scrub, as_sent: tuple[Piece, ...] = ()) -
 
 def error_of(value: Mapping[str, object], scrub: Scrub) -> ProxyError:
     """The same, of members that have been decoded."""
-    said = _Said(value, scrub)
+    said = _ProviderError(value, scrub)
     message = said.message or said.problem or "The provider reported an error without a message."
     return said.error(Failure.PROVIDER_STREAM_ERROR, message, said.status, None)
 
@@ -175,10 +175,10 @@ def verdict(value: Mapping[str, object]) -> bool | None:
 
 def words(value: Mapping[str, object], scrub: Scrub) -> str:
     """An answer's own words, scrubbed; "" where it has none."""
-    return _Said(value, scrub).message
+    return _ProviderError(value, scrub).message
 
 
-class _Said:
+class _ProviderError:
     """An error object in any of its shapes, scrubbed."""
 
     def __init__(self, value: Mapping[str, object], scrub: Scrub) -> None:
