@@ -100,7 +100,7 @@ async def _drain(app: Starlette) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wiring:
-    """What an app is made from, and how its parts that run are started from it."""
+    """The parts of an app that exist before it runs. `lifespan` starts the others from them."""
 
     settings: Settings
     catalogue: Catalogue

@@ -108,7 +108,7 @@ def owner_of(headers: Headers, caller_keys: tuple[str, ...]) -> str | None:
 
 
 class Right(Enum):
-    """What a stream's token allows: to read it, or to end it too. The value is what sets its signatures apart."""
+    """The rights that a stream's token gives: to read it, or to end it too. The value salts its signatures."""
 
     READ = "streamproxy.stream"
     ALL = "streamproxy.stream.all"
@@ -131,7 +131,7 @@ class StreamTokens:
         return self._signers[right].sign(stream_id).decode().removeprefix(stream_id + ".")
 
     def check(self, stream_id: str, token: str) -> Right:
-        """What `token` allows. Raises ProxyError(STREAM_TOKEN) unless it is for this stream and has not expired."""
+        """The right that `token` gives. Raises ProxyError(STREAM_TOKEN) for another stream's, or an expired one."""
         for right, signer in self._signers.items():
             made = _made(signer, stream_id, token)
             if made is None:

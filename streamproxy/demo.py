@@ -46,9 +46,9 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to draw, where to write it, on which port, how fast, and whether to end with it.
+    """The picture, its file, the proxy's port, the simulator's pace, and whether to end after the picture.
 
-    `port` None takes 8080, or any free port if that is taken. `pace` is the simulator's.
+    `port` None takes 8080, or any free port if that is taken.
     """
 
     prompt: str

@@ -145,7 +145,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorDetails:
-    """What a failure says beyond its row and its message.
+    """The rest of a failure, beyond its row and its message.
 
     `code`, `type` and `status` replace the row's where the provider said better ones. `problems` are the rejected
     fields, `members` further members of the provider's error object, `as_sent` its own error event where that can go

@@ -1,6 +1,6 @@
-"""The events that we know, one row each, and the frame: what every part behind the adapters works with.
+"""The known events, one row each, and the frame: the currency of every part behind the adapters.
 
-Nothing else in the project may spell an event's name.
+No other module may spell an event's name.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from streamproxy.errors import ErrorDetails, Failure, ProxyError
 
 
 class Operation(Enum):
-    """What a caller asks for. It decides the family of events: by endpoint, or by an image in the body."""
+    """The kind of work asked for: by endpoint, or by an image in the body. It decides the family of events."""
 
     GENERATION = "generation"
     EDIT = "edit"
 
 
 class Role(Enum):
-    """What an event means for its image."""
+    """The meaning of an event for its image."""
 
     PREVIEW = "preview"
     COMPLETED = "completed"
@@ -56,7 +56,7 @@ ERROR: Final = "error"
 """The final event of a stream that failed."""
 
 ANSWER: Final = "answer"
-"""Not an event: the frame that holds the whole JSON answer for a caller who did not ask for a stream."""
+"""Not an event: the frame with the whole JSON answer, for a request without `stream`."""
 
 
 def type_of(operation: Operation, role: Role) -> str:

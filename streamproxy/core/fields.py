@@ -3,8 +3,8 @@
 One table, RULES, in the order problems are reported in; `core/validate.py` applies it to JSON, `core/forms.py` to
 multipart parts. Both collect into a Checklist, which ends in Fields or in one error that names every problem.
 
-Strings that name a choice (size, quality, background ...) are open: the provider closes them. Fields without a row are
-nobody's business here. Messages never contain a value; types and texts are pydantic's, which FastAPI's callers know.
+Choices (size, quality, background ...) accept any string; the provider validates them. Fields without a row are not
+checked. Messages never contain a value; types and texts are pydantic's, which FastAPI's callers know.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Loc = tuple[str | int, ...]
 
 
 class FieldType(Enum):
-    """What JSON type a field has. In multipart every part is text."""
+    """The JSON type of a field. In multipart every part is text."""
 
     STRING = "string"
     INTEGER = "integer"

@@ -1,6 +1,6 @@
 """One accepted connection of the simulator: requests in through httptools, scripts out as raw bytes.
 
-While a script plays, reading goes on, so that a peer who leaves is noticed in the same turn of the loop.
+Reading goes on while a script plays, so that a peer's leaving is noticed in the same turn of the loop.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Budget:
 
 @dataclass(slots=True)
 class Share:
-    """What one body takes of the budget, until `close`."""
+    """One body's part of the budget, until `close`."""
 
     budget: Budget
     size: int = 0
@@ -352,7 +352,7 @@ def _extension(kind: str | None) -> str:
 
 
 def _text(upload: SpooledUpload) -> bytes | None:
-    """What a part without a file name holds, if that is text."""
+    """The content of a part without a file name, if that is text."""
     if upload.size > MAX_TEXT:
         return None
     raw = upload.read(0, upload.size)

@@ -53,7 +53,7 @@ CLAIM_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class _Preferences:
-    """What the caller's Prefer header comes to. `later`: the response is 202. `applied`: what to say of it."""
+    """The caller's Prefer header, applied. `later`: the response is 202. `applied`: for Preference-Applied."""
 
     later: bool
     policy: OnDisconnect
@@ -157,7 +157,7 @@ async def _begin(order: _Order, stream: Stream, files: ExitStack) -> _Reading:
         await hub.withdraw(stream.id, called.key, called.mark)
         raise
     later = order.preferences.later
-    subscriber = stream.subscribe(asker=not later)  # first: who has the same key may come and leave meanwhile
+    subscriber = stream.subscribe(asker=not later)  # first: a repeated request may come and leave meanwhile
     await hub.create(stream, policy=order.preferences.policy, key=called.key, mark=called.mark)
     order.context.producer.start(order.wanted, order.plan, stream, files.pop_all().close)
     return _FirstReading(order, subscriber)

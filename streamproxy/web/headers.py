@@ -1,4 +1,4 @@
-"""What a caller's headers say of its request, and of the response it would like.
+"""A caller's headers about its request, and about the response it prefers.
 
 preferences        Prefer (RFC 7240)
 wants_events       Accept (RFC 9110, 12.5.1)

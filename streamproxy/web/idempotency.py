@@ -1,8 +1,8 @@
-"""How a request that comes again is known: by its Idempotency-Key, or by what it asks for.
+"""The names of a request that may come again: its Idempotency-Key, or a hash of all it asks for.
 
 The same key with the same body is the same generation (draft-ietf-httpapi-idempotency-key-header). No SDK sends one by
-itself, but those of OpenAI number their retries, and a retry finds what its own lost request left behind by its mark.
-Keys, owners and bodies are kept as hashes only: none can be read back.
+itself, but those of OpenAI number their retries. A retry finds the generation of its own lost request by its mark.
+Keys, owners and bodies are kept as hashes only. None can be read back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PIECE: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What one request is known by: `key` where it has an Idempotency-Key, else `mark`; `body` hashes what it asks."""
+    """The names of one request: `key` where it has an Idempotency-Key, else `mark`. `body` is its fingerprint."""
 
     body: str
     key: str | None = None
@@ -34,7 +34,7 @@ def names(owner: str | None, key: str | None, body: str) -> Names:
     """The names of a caller's request. `key` is the caller's Idempotency-Key, `body` the fingerprint.
 
     Callers without a key of their own cannot be told apart, so that an Idempotency-Key of theirs counts together with
-    the body: two of them that happen to choose the same one for different bodies do not get in each other's way.
+    the body. Two of them may choose the same one for different bodies.
     """
     if key is None:
         return Names(body, mark=_hash("mark", owner, body))

@@ -1,4 +1,4 @@
-"""What the proxy says of itself: the models it serves, and for operators whether it serves, and what it has done.
+"""The proxy about itself: the models it serves, and for operators its health and its metrics.
 
 The catalogue says which models there are for the hosts it knows. An upstream that takes every name is asked itself.
 Where it does not say, the catalogue's models stand in for its own, and the response's `notes` say so.
@@ -30,7 +30,7 @@ class _Listing:
     notes: list[str] = field(default_factory=list)
 
     def add(self, catalogue: Catalogue, providers: list[Provider], today: date) -> None:
-        """What the catalogue says of these providers."""
+        """Add the catalogue's models of these providers."""
         for model, id in catalogue.listed(providers, today):
             self.entries.setdefault(id, model_object(model, id))
 
@@ -54,7 +54,7 @@ async def _listed(request: Request, context: Context) -> _Listing:
 
 
 def _merged(listed: ListedModel, catalogue: Catalogue) -> dict[str, object]:
-    """One model in OpenAI's shape: what its host says of it, with what the catalogue knows."""
+    """One model in OpenAI's shape: the host's entry, completed from the catalogue."""
     known = catalogue.find(listed.id)
     entry = {"id": listed.id, "object": "model", "created": 0, "owned_by": ""}
     if known is not None:

@@ -19,7 +19,7 @@ from streamproxy.web.outcome import failure_of, note_failure
 from streamproxy.web.responses import NOT_APPLIED, error_response
 
 CALLER_LEFT: Final = Failure.CALLER_GONE.value.status
-"""What is logged of a request that got no answer at all."""
+"""The status in the log for a request without any response."""
 
 EXPOSED = (
     "x-request-id",

@@ -24,7 +24,7 @@ FRESH_SECONDS: Final = 60.0
 """How long a list is kept: a page that polls asks once a minute, and a new model is seen soon."""
 
 ASK_SECONDS: Final = 10.0
-"""What asking may take. A list is made without a model's work, and the catalogue can stand in for it."""
+"""Time limit for asking. A list costs the host no model's work, and the catalogue can stand in for it."""
 
 LIST_BYTES: Final = 4 * 1024 * 1024
 """Of a list: several times the largest public one (OpenRouter, about 400 models); parsed in some 10 ms."""
@@ -34,7 +34,7 @@ MOST_LISTS: Final = 64
 
 
 class ListedModel(msgspec.Struct, frozen=True):
-    """One model as its host lists it. What is no text and no number is left out."""
+    """One model as its host lists it."""
 
     id: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     created: object = None

@@ -3,8 +3,8 @@
 An event stream has one writer, the generator below: frames in slices, and heartbeats between frames, never inside one.
 sse-starlette watches the caller; its own pings would land inside frames.
 
-A caller is gone when its connection is reset or closed, and also when it is half closed: who ends its own direction
-after the request is not told apart from who left, so its stream ends and its generation is cancelled.
+A caller is gone when its connection is reset or closed, and also when it is half closed. A caller that only ends its
+own direction cannot be told from one that left, so its stream ends and its generation is cancelled.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _CLOSING: Final = (
     Failure.UPLOAD_CUT,
     Failure.DRAINING,
 )
-"""What ends the connection too, mostly because the rest of a request is not waited for."""
+"""Failures that end the connection too, mostly because the rest of the request is not waited for."""
 
 
 class Response:
@@ -172,9 +172,9 @@ class PaddedResponse:
 
 
 async def deliver(response: ASGIApp, scope: Scope, receive: Receive, send: Send, send_timeout: float) -> None:
-    """Send a response to a caller who has `send_timeout` seconds for each slice.
+    """Send a response. The caller has `send_timeout` seconds to take each slice.
 
-    The connection of one who stops is aborted: an ordinary close would wait for the caller to take what is buffered.
+    After that its connection is aborted. An ordinary close would wait for the caller to take what is buffered.
     """
 
     with anyio.CancelScope() as taking:  # one for all slices: its deadline moves

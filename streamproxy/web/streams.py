@@ -255,9 +255,9 @@ def partial_response(request: Request, body: bytes, content_type: str, headers: 
 
 
 async def _authorised(request: Request, context: Context) -> tuple[Stream, Right]:
-    """The stream and what may be done with it, by its token or the caller's key.
+    """The stream and the right to it, by its token or the caller's key.
 
-    Another caller's stream does not exist. One that was asked for without a key is nobody's: only its tokens open it.
+    Another caller's stream does not exist. A stream asked for without a key has no owner, so only its tokens open it.
     """
     id: str = request.path_params["id"]
     token = request.query_params.get("token")
