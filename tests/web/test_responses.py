@@ -24,11 +24,13 @@ from streamproxy.web.outcome import failure_of
 from streamproxy.web.responses import (
     ABORT,
     SLICE,
+    Delivery,
     EventStream,
     Reader,
     Response,
     deliver,
     error_response,
+    json_response,
     posted,
     sliced,
 )
@@ -102,7 +104,8 @@ class Sending:
         self.sent.append(message)
 
     async def receive(self) -> Message:
-        await self.aborted.wait()
+        if not self.aborted.is_set():  # else at once, as uvicorn
+            await self.aborted.wait()
         return {"type": "http.disconnect"}
 
     @cached_property
@@ -213,13 +216,28 @@ async def test_a_caller_who_stops_at_the_end_of_a_stream_is_aborted_too() -> Non
     stream.commit()
     stream.finish()
     sending = Sending(takes=2)  # the head and the first heartbeat
-    answer = EventStream(posted(subscriber, 15), {}, 1, Following(subscriber))
+    reader = Following(subscriber)
+    answer = EventStream(posted(subscriber, 15), {}, 1, reader)
     with anyio.fail_after(5):
         await deliver(answer, sending.scope, sending.receive, sending.send, 0.05)
+    assert (reader.told, reader.sent) == ([], [False])  # it has been given all, and has not taken it
     assert sending.aborted.is_set()
     noted = failure_of(sending.scope)
     assert noted is not None
     assert noted.failure is Failure.CALLER_STALLED
+
+
+@pytest.mark.anyio
+async def test_the_reader_of_a_delivery_is_told_how_it_went() -> None:
+    sending = Sending()
+    sent, left = (Following(Stream("s").subscribe()) for _ in range(2))
+    with anyio.fail_after(5):
+        await Delivery(json_response({}), sent)(sending.scope, sending.receive, sending.send)
+        sending.aborted.set()
+        await Delivery(json_response({}), left)(sending.scope, sending.receive, sending.send)
+    assert (sent.told, sent.sent) == ([], [True])
+    assert ([error.failure for error in left.told], left.sent) == ([Failure.CALLER_GONE], [False])
+    assert len(sending.sent) == 2  # nothing is sent to a caller who has left
 
 
 @pytest.mark.anyio
