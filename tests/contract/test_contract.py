@@ -204,4 +204,6 @@ def _told_step(step: Step) -> bytes:
 
 def _everything(error: ProxyError) -> str:
     said = (error.failure, error.message, error.param, error.code, error.type, error.status, error.retry_after)
-    return repr((*said, error.problems, error.details, b"".join(error.as_sent), error.noted))
+    return repr(
+        (*said, error.details.problems, error.details.members, b"".join(error.details.as_sent), error.details.noted)
+    )
