@@ -43,6 +43,7 @@ from streamproxy.core.conversation import (
     body,
     decoded,
     fetch,
+    first_of,
     get,
     look,
     mask,
@@ -280,7 +281,7 @@ def _drafts(job: Job, result: _Result, spread: Spread) -> Conversation[None]:
 def _made(job: Job, head: Head, result: _Result, metrics: _Metrics) -> Conversation[None]:
     """The result's pictures, as many as were asked for. Raises ProxyError for those that there are not."""
     pictures: list[Picture | None] = []
-    for index, file in enumerate(result.files[: job.n]):
+    for index, file in enumerate((yield from first_of(result.files, job))):
         pictures.append(None if result.is_flagged(index) else (yield from fetch(file.url)))
     work = Work(seconds=metrics.inference_time)
     yield from finals(job, pictures, paid=_billed(job, head), work=work)

@@ -37,6 +37,7 @@ from streamproxy.core.conversation import (
     body,
     decoded,
     fetch,
+    first_of,
     get,
     inlined,
     look,
@@ -301,7 +302,7 @@ def _made(job: Job, prediction: _Prediction) -> Conversation[None]:
     """The output's pictures, as many as were asked for. Of several where one was, the last: the others are drafts."""
     files = prediction.files
     pictures: list[Picture | None] = []
-    for url in files[-1:] if job.n == 1 else files[: job.n]:
+    for url in files[-1:] if job.n == 1 else (yield from first_of(files, job)):
         pictures.append((yield from _picture(job, url)))
     metrics = prediction.metrics or _Metrics()
     inputs = None if job.request.images else 0

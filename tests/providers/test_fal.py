@@ -130,7 +130,7 @@ def _last(name: str, price: Price | None, **about: object) -> bytes:
         ("one", Price(per_megapixel=Decimal("0.025")), b'"cost":0.025'),
         ("one", Price(per_second=Decimal("0.001")), b'"cost":0.0021'),
         ("one", None, b'"cost":null,"cost_unknown":"The catalogue has no price'),
-        ("spare", Price(per_image=Decimal("0.04")), b'"cost":0.04'),
+        ("more-than-asked", Price(per_image=Decimal("0.04")), b'"cost":0.04'),
     ],
 )
 def test_what_it_cost(name: str, price: Price | None, cost: bytes) -> None:
