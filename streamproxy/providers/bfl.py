@@ -49,7 +49,7 @@ from streamproxy.core.cost import Work
 from streamproxy.core.requests import Embedded, Head, ImageRequest, Remote
 from streamproxy.core.sizes import Grid, nearest_ratio
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.refusals import detailed, failed, lost, moderated, no_image, refused
+from streamproxy.providers.refusals import detailed, failed, lost, moderated, no_image, refused, said_instead
 
 MEGA: Final = 1024 * 1024
 FLUX_2: Final = Grid(step=16, least=64, most=2048, area=4 * MEGA)
@@ -150,8 +150,11 @@ class Bfl:
         head = yield from send(post_json(job, url, value))
         if head.status not in (200, 201, 202):
             raise refused(job, head, detailed((yield from refusal_body())))
-        task = decoded((yield from body(SMALL)), _Task)
+        raw = yield from body(SMALL)
+        task = decoded(raw, _Task)
         _check(job, task)
+        if not task.id:
+            raise refused(job, said_instead(head), detailed(raw))
         yield Accepted()
         yield JobId(task.id)
         done = yield from _finished(job, task.polling_url or f"{job.provider.base_url}/get_result?id={quote(task.id)}")

@@ -59,7 +59,7 @@ from streamproxy.core.cost import Work
 from streamproxy.core.requests import Embedded, Head, ImageRequest, Input, Remote, UpstreamRequest
 from streamproxy.core.sizes import nearest_ratio, tier
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.refusals import detailed, failed, lost, moderated, no_image, refused
+from streamproxy.providers.refusals import detailed, failed, lost, moderated, no_image, refused, said_instead
 
 OWN: Final = (("x-fal-no-retry", "1"), ("x-app-fal-disable-fallback", "1"))
 QUEUE: Final = "queue."
@@ -199,7 +199,10 @@ def _queued(job: Job, url: str, value: object) -> Conversation[None]:
     head = yield from send(post_json(job, url, value, OWN))
     if head.status not in (200, 201, 202):
         raise _refusal(job, head, (yield from refusal_body()))
-    queued = decoded((yield from body(SMALL)), _Queued)
+    raw = yield from body(SMALL)
+    if detailed(raw).message:
+        raise _refusal(job, said_instead(head), raw)
+    queued = decoded(raw, _Queued)
     yield Accepted()
     yield JobId(queued.request_id)
     if queued.cancel_url is not None:
@@ -232,7 +235,10 @@ def _at_once(job: Job, url: str, value: object) -> Conversation[None]:
     head = yield from send(post_json(job, url, value, OWN))
     if head.status != 200:
         raise _refusal(job, head, (yield from refusal_body()))
-    result = decoded((yield from body(job.limits.answer)), _Result)
+    raw = yield from body(job.limits.answer)
+    result = decoded(raw, _Result)
+    if bytes(result.detail) != b"null":
+        raise _refusal(job, said_instead(head), raw)
     yield Accepted()
     yield from _named(head)
     yield from _made(job, head, result, _Metrics())
@@ -258,7 +264,7 @@ def _streamed(job: Job, url: str, value: object) -> Conversation[None]:
             yield Tolerated("sse_noise")
             continue
         if bytes(found.detail) != b"null":
-            raise _refusal(job, Head(422, head.items), event.joined())
+            raise _refusal(job, said_instead(head), event.joined())
         if not accepted:
             accepted = True
             yield Accepted()

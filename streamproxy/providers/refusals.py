@@ -71,6 +71,11 @@ def refused(job: Job, head: Head, said: Refusal) -> ProxyError:
     return ProxyError(Failure.NO_IMAGE, f"The provider answered with status {status}, which carries no image.")
 
 
+def said_instead(head: Head) -> Head:
+    """The head that an answer should have had which holds a refusal's words, though its status is a success."""
+    return Head(422, head.items)
+
+
 def lost(job: Job, head: Head) -> ProxyError:
     """The provider does not know, any more, a job that it has taken."""
     return failed(job, f"The provider lost the job: it answers a look at it with status {head.status}.", "not_found")

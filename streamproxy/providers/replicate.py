@@ -56,7 +56,7 @@ from streamproxy.core.cost import Work
 from streamproxy.core.requests import Embedded, Head, ImageRequest, Input, Remote, UpstreamRequest, as_bytes, size_of
 from streamproxy.core.sizes import MEGAPIXEL, Grid, nearest_ratio, tier
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.refusals import Refusal, failed, lost, moderated, no_image, refused
+from streamproxy.providers.refusals import Refusal, detailed, failed, lost, moderated, no_image, refused, said_instead
 
 WAIT: Final = (("prefer", "wait=30"), ("cancel-after", "60s"))
 """Half a minute for an answer in one exchange, in which nothing cancels the work: it ends by itself a little later."""
@@ -242,7 +242,10 @@ class Replicate:
         head = yield from send(request)
         if head.status not in (200, 201, 202):
             raise _refusal(job, head, (yield from refusal_body()))
-        prediction = decoded((yield from body(job.limits.answer)), _Prediction)
+        raw = yield from body(job.limits.answer)
+        if detailed(raw).message:
+            raise _refusal(job, said_instead(head), raw)
+        prediction = decoded(raw, _Prediction)
         _check(job, prediction)
         yield Accepted()
         yield JobId(prediction.id)

@@ -321,6 +321,8 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "sim": {"error": {"message": "No.", "type": "t", "param": None, "code": "c"}},
     "gemini": {"error": {"code": 400, "message": "No.", "status": "INVALID_ARGUMENT"}},
     "fal": {"detail": "No."},
+    "bfl": {"detail": "No."},
+    "replicate": {"detail": "No."},
     "comfyui": {"error": {"code": "c", "message": "No."}},
 }
 MODELS_OF: Final = {"sim": "sim/gpt-image", **MODELS}
