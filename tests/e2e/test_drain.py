@@ -60,8 +60,8 @@ class Stage:
     async def draining(self) -> httpx.Response:
         """Wait until readyz fails; its answer."""
         with anyio.fail_after(BOUND):
-            while (answer := await self.client.get(f"{self.proxy.url}/readyz")).status_code == 200:
-                pass
+            while (answer := await self.client.get(f"{self.proxy.url}/readyz")).status_code == 200:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
         return answer
 
     async def closed(self) -> None:

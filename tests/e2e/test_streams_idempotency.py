@@ -236,8 +236,8 @@ async def test_the_key_stands_though_its_first_caller_has_left(stream: bool) -> 
             await caller.send(generation_with(KEYED, **members))
             await stage.server.wait_until(lambda server: server.calls, BOUND)
         with anyio.fail_after(BOUND):
-            while not await stage.proxy.failures("client_gone"):
-                pass
+            while not await stage.proxy.failures("client_gone"):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
         go.set()
         body = orjson.dumps({"model": "sim/gpt-image", "prompt": PROMPT, **members})
         answer = await stage.proxy.client.post(
@@ -299,8 +299,8 @@ async def test_a_refusal_frees_the_key_though_nobody_heard_it() -> None:
             await caller.send(generation_with(KEYED))
             await stage.server.wait_until(lambda server: server.calls, BOUND)
         with anyio.fail_after(BOUND):
-            while not await stage.proxy.failures("client_gone"):
-                pass
+            while not await stage.proxy.failures("client_gone"):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
         go.set()
         await idle(stage.proxy)
         assert (await stage.post(headers=KEYED)).status_code == 200
@@ -372,8 +372,8 @@ async def test_a_stream_that_is_no_longer_kept_is_not_paid_again() -> None:
     async with playing(good, linger=0.05) as stage:
         assert (await stage.post(headers=KEYED)).status_code == 200
         with anyio.fail_after(BOUND):
-            while (answer := await stage.post(headers=KEYED)).status_code == 200:
-                pass
+            while (answer := await stage.post(headers=KEYED)).status_code == 200:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
         assert (answer.status_code, answer.json()["error"]["code"]) == (410, "stream_gone")
         assert stage.server.calls == 1
 

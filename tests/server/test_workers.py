@@ -25,7 +25,7 @@ from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import serve
 from tests.support.process import configuration
 from tests.support.provider import COMPLETED, completed, preview
-from tests.support.proxy import BOUND, PROMPT
+from tests.support.proxy import BOUND, NO_TRUST, PROMPT
 from tests.support.stopping import Running, started
 from tests.support.streams import EVENTS, LATER, followed, held
 from tests.support.valkey import valkey_server
@@ -120,7 +120,7 @@ async def staged(store: str, *, workers: int = 2, environ: Mapping[str, str] | N
         config = configuration(server.url, settings=settings)
         async with (
             started(config, environ=environ) as proxy,
-            httpx.AsyncClient(timeout=BOUND, trust_env=False, limits=limits) as client,
+            httpx.AsyncClient(timeout=BOUND, trust_env=False, verify=NO_TRUST, limits=limits) as client,
         ):
             yield Stage(server, proxy, client, go)
 

@@ -100,7 +100,7 @@ class Setup:
 
 @cache
 def public_trust() -> ssl.SSLContext:
-    return ssl.create_default_context()
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @asynccontextmanager
@@ -204,7 +204,7 @@ async def test_every_public_address_is_dialled_as_it_was_checked() -> None:
 def certified(*names: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """A server's certificate for these names, and trust in it."""
     authority = trustme.CA()
-    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.issue_cert(*names).configure_cert(theirs)
     authority.configure_trust(ours)
     return theirs, ours

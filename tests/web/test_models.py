@@ -18,7 +18,7 @@ from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Fin, Script, Stall, json_answer
 from streamproxy.simulator.server import Server, serve
 from streamproxy.web import model_lists
-from tests.support.proxy import BOUND, Proxy, no_leaks, running_proxy, serving
+from tests.support.proxy import BOUND, NO_TRUST, Proxy, no_leaks, running_proxy, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -48,7 +48,7 @@ def ids(answer: httpx.Response) -> list[str]:
 async def sidecar(server: Server) -> AsyncIterator[Proxy]:
     """A proxy in front of one upstream, with the callers' own keys."""
     settings = Settings(port=0, upstream=f"{server.url}/v1")
-    async with serving(create_app(settings, environ={}), settings) as proxy:
+    async with serving(create_app(settings, environ={}, ssl_context=NO_TRUST), settings) as proxy:
         yield proxy
 
 
@@ -57,7 +57,7 @@ async def gateway(server: Server, key: str, **row: Any) -> AsyncIterator[Proxy]:
     """A proxy in front of one host that the catalogue does not know, with a configured key."""
     described = ProviderSettings(base_url=f"{server.url}/v1", credential="env:GATEWAY_KEY", **row)
     settings = Settings(port=0, providers={"gateway": described})
-    async with serving(create_app(settings, environ={"GATEWAY_KEY": key}), settings) as proxy:
+    async with serving(create_app(settings, environ={"GATEWAY_KEY": key}, ssl_context=NO_TRUST), settings) as proxy:
         yield proxy
 
 
