@@ -33,7 +33,9 @@ SHORT: Final = 1.5
 SLACK: Final = 4.0  # what a busy machine may add to a time that is tested
 LARGE: Final = 4_000_000
 JSON_ANSWER: Final = b'{"created":1,"data":[{"b64_json":"aW1hZ2U="}]}'
-SIGNALS: Final = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+ALIKE: Final = [pytest.param(number, marks=pytest.mark.soak) for number in (signal.SIGINT, signal.SIGHUP)]
+EVERY_SIGNAL: Final = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+SIGNALS: Final = pytest.mark.parametrize("number", [signal.SIGTERM, *ALIKE])
 
 
 @dataclass(slots=True)
@@ -97,7 +99,7 @@ async def streaming(stage: Stage, reader: Caller) -> bytes:
     return await chunks_until(reader, b"\n\n")
 
 
-@SIGNALS
+@EVERY_SIGNAL
 async def test_an_idle_process_exits_at_once_with_success(number: signal.Signals) -> None:
     async with staged(LONG) as stage:
         assert (await stage.client.get(f"{stage.proxy.url}/readyz")).status_code == 200  # and stays connected
@@ -124,9 +126,7 @@ async def test_everybody_who_is_served_sees_the_end() -> None:
                 await stage.server.wait_until(lambda server: server.calls == 2, BOUND)
                 stage.proxy.signal(signal.SIGTERM)
                 await stage.draining()
-                await anyio.sleep(
-                    1.5
-                )  # not for order: the time in which sse-starlette's watcher would have looked thrice
+                await anyio.sleep(1.5)  # not for order: in it sse-starlette's watcher would have looked thrice
                 stage.go.set()
                 assert events(body + await reader.rest()) == passed_on(preview(0), completed())
                 assert [event.event for event in followed(await reading.rest())] == [PREVIEW, COMPLETED]
