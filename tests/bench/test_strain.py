@@ -66,7 +66,7 @@ async def test_leaving_is_timed_for_every_caller() -> None:
     assert 0 < value(readings, "median") <= value(readings, "99th") < 1000 * BOUND
 
 
-async def test_whoever_asks_for_livez_hears_when_the_process_is_busy() -> None:
+async def test_asking_for_livez_shows_when_the_process_is_busy() -> None:
     async with sinking() as sink, serving_process(configuration(sink.url)) as process, asking(process.port) as took:
         await anyio.sleep(0.1)
     assert len(took) > 1

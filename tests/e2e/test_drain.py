@@ -192,7 +192,7 @@ async def test_the_last_bytes_may_take_the_rest_of_the_time() -> None:
         assert await stage.proxy.exited(SLACK) == 0
 
 
-async def test_at_the_deadline_streams_end_with_an_error_and_json_with_a_status() -> None:
+async def test_at_the_deadline_everything_ends_with_an_error() -> None:
     async with staged(SHORT) as stage, anyio.create_task_group() as tasks:
         answers: list[httpx.Response] = []
 

@@ -187,7 +187,7 @@ async def test_viewers_of_another_replica_keep_a_generation_alive(cluster: Clust
     assert (await cluster.state(cluster.b, location))["status"] == "cancelled"
 
 
-async def test_many_viewers_at_another_replica_cost_one_connection_to_the_store(cluster: Cluster) -> None:
+async def test_many_viewers_elsewhere_cost_one_connection_to_the_store(cluster: Cluster) -> None:
     scene = cluster.scene((preview(0),), (completed(size=BIG),))
     location = await cluster.later(cluster.a, scene)
     before = cluster.tails()

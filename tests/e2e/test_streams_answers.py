@@ -150,7 +150,7 @@ async def _welcome(stage: Stage, url: str) -> None:
                     return
 
 
-async def test_a_finished_streams_readers_are_not_counted_for_longer_than_they_read() -> None:
+async def test_readers_are_not_counted_for_longer_than_they_read() -> None:
     async with staged(max_viewers=1, max_viewers_per_caller=1) as stage:
         url = await finished(stage)
         for _ in range(5):

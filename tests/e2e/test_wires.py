@@ -215,7 +215,7 @@ def _play(script: Script, _: Received) -> Script:
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("form", ["json", "sse"])
-async def test_a_refusal_under_200_is_one_status_whatever_the_packets_borders(form: str, stream: bool) -> None:
+async def test_a_refusal_under_200_is_one_status_wherever_it_is_cut(form: str, stream: bool) -> None:
     body = orjson.dumps(REFUSAL)
     data = body if form == "json" else b"event: error\ndata: " + body + b"\n\n"
     kind = ("Content-Type", "application/json" if form == "json" else "text/event-stream")

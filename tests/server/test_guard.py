@@ -186,7 +186,7 @@ async def test_trailers_are_not_headers() -> None:
 # Connections that live on.
 
 
-async def test_a_connection_lives_as_long_as_keep_alive_after_a_split_request(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_split_request_leaves_its_connection_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written that no request asked for: once there was a 408, ten seconds after the answer."""
     monkeypatch.setattr(guard, "HEAD_SECONDS", 0.2)
     async with proxied() as (_, proxy), calling(proxy.port) as caller:
@@ -335,7 +335,7 @@ def _send_all(sock: socket.socket, data: bytes) -> None:
             view = view[sock.send(view) :]
 
 
-async def test_http_1_0_gets_no_chunks_and_every_answer_one_connection_field() -> None:
+async def test_http_1_0_gets_no_chunks() -> None:
     async with proxied() as (_, proxy):
         stream = orjson.dumps({"model": "sim/gpt-image", "prompt": PROMPT, "stream": True})
         for version in ("1.0", "1.1"):

@@ -225,7 +225,7 @@ async def test_a_proxy_that_opens_no_way_is_a_refused_connection(
         assert server.calls == 0
 
 
-async def test_a_proxy_is_used_only_where_the_environment_and_the_setting_say_so(
+async def test_a_proxy_is_used_where_environment_and_setting_say_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with provider() as server, way(server.port) as proxy:
@@ -270,7 +270,7 @@ async def test_a_refused_connection_notes_its_errno() -> None:
     assert (error.failure, error.noted) == (Failure.CONNECTION_REFUSED, {"errno": "ECONNREFUSED"})
 
 
-async def test_an_answer_that_begins_before_its_request_has_ended_cuts_neither_off() -> None:
+async def test_an_answer_before_the_request_has_ended_cuts_neither_off() -> None:
     size = 8 << 20
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

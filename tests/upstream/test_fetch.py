@@ -210,7 +210,7 @@ def certified(*names: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return theirs, ours
 
 
-async def test_the_connection_has_the_address_and_tls_and_host_have_the_name() -> None:
+async def test_tls_and_host_have_the_name_and_not_the_address() -> None:
     said: list[str | None] = []
     theirs, ours = certified("cdn.example")
     theirs.sni_callback = lambda _socket, name, _context: said.append(name)
