@@ -24,7 +24,8 @@ from tests.support.valkey import valkey_server
 
 pytestmark = pytest.mark.anyio
 
-A_CROWD: Final = pytest.mark.parametrize("connections", [500, pytest.param(10_000, marks=pytest.mark.soak)])
+MANY: Final = 10_000
+A_CROWD: Final = pytest.mark.parametrize("connections", [500, pytest.param(MANY, marks=pytest.mark.soak)])
 LINGER: Final = 2.0
 SECONDS: Final = 150.0
 """What the machine may need at worst; alone it takes a quarter."""
@@ -43,11 +44,12 @@ async def _crowded(store: str, connections: int) -> AsyncIterator[None]:
         ):
             report = await crowd.at(proxy)
             assert report.made >= connections
-            assert report.resumed > 0
             assert (report.twice, report.missing) == ([], [])
             assert await proxy.metric("streamproxy_upstream_requests_total") >= report.calls > 0
-            assert report.ends["error"] > 0
             assert report.ends["image_generation.completed"] > 0
+            if connections == MANY:  # of fewer, it may be that none has come back in time, or met an error
+                assert report.resumed > 0
+                assert report.ends["error"] > 0
             yield
     assert not [line for line in logs if line["event"] in ("unexpected", "store")]
 

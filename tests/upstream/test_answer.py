@@ -107,7 +107,7 @@ def counted(coroutine: Coroutine[Any, None, T]) -> Generator[Any, None, tuple[T,
 
 
 async def test_a_task_waits_once_per_frame_and_decodes_nothing_itself() -> None:
-    script: Script = (HEAD, *(Send(b"a" * MIB) for _ in range(5)), Send(b"\n"), Wait(0.05), Send(b"b\n"), Fin())
+    script: Script = (HEAD, *(Send(b"a" * MIB) for _ in range(5)), Send(b"\n"), Wait(0.5), Send(b"b\n"), Fin())
     async with connected(script) as (server, upstream), upstream.open(post(server)) as answer:
         lines = Lines()
         frames = answer.frames(lines)
