@@ -41,8 +41,8 @@ from streamproxy.web.middleware import Cors, RequestContext
 from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.origins import Origins, hosts_of
 from streamproxy.web.outcome import note_failure
-from streamproxy.web.responses import Pace
 from streamproxy.web.routes import PREFIXES, ROUTES, routes
+from streamproxy.web.writing import Pace
 
 
 def create_app(

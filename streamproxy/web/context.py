@@ -25,7 +25,8 @@ from streamproxy.web.body import Intake
 from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.origins import Origins
 from streamproxy.web.outcome import note_failure
-from streamproxy.web.responses import Pace, deliver, error_response
+from streamproxy.web.responses import deliver, error_response
+from streamproxy.web.writing import Pace
 
 
 @dataclass(frozen=True, slots=True)

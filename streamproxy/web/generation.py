@@ -38,15 +38,12 @@ from streamproxy.web.responses import (
     NOT_APPLIED,
     Answer,
     Delivery,
-    EventStream,
     PaddedAnswer,
-    Reader,
     json_response,
-    posted,
-    unfollowed,
     unless_gone,
 )
 from streamproxy.web.streams import status_of, urls
+from streamproxy.web.writing import EventStream, Posted, Reader, unfollowed, written
 
 CLAIM_SECONDS = 2.0
 """How long a repeated request waits for the stream of the first to appear: another replica may be creating it."""
@@ -211,7 +208,7 @@ async def _respond(order: _Order, reading: _Reading) -> ASGIApp:
         left=partial(note_failure, order.request.scope),
         close=lambda: _closed(order, reading),
     )
-    return EventStream(posted(subscriber, context.settings.heartbeat), headers, context.pace, reader)
+    return EventStream(written(subscriber, Posted(), context.settings.heartbeat), headers, context.pace, reader)
 
 
 def _closed(order: _Order, reading: _Reading) -> None:

@@ -21,10 +21,10 @@ from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.stream import Entry, Stream
 from streamproxy.web.context import Context
-from streamproxy.web.following import come_back, followed
 from streamproxy.web.prefer import preferences, wants_events
 from streamproxy.web.ranges import partial
-from streamproxy.web.responses import NO_REFERRER, Answer, EventStream, Reader, json_response
+from streamproxy.web.responses import NO_REFERRER, Answer, json_response
+from streamproxy.web.writing import EventStream, Followed, Reader, come_back, written
 
 IMMUTABLE = "private, max-age=31536000, immutable"
 
@@ -66,12 +66,8 @@ def _events(request: Request, context: Context, found: Stream) -> ASGIApp:
     subscriber = found.subscribe(after)
     context.hub.watch(found, subscriber)
     places = urls(request, context, found.id, request.query_params.get("token"))
-    content = followed(
-        subscriber,
-        places.referenced if ref else _inline,
-        heartbeat=context.settings.heartbeat,
-        preempt=preempt,
-    )
+    layout = Followed(places.referenced if ref else _inline, preempt)
+    content = written(subscriber, layout, context.settings.heartbeat)
     reader = Reader(at_end=lambda: subscriber.at_end, close=lambda: context.hub.unwatch(found, subscriber))
     return EventStream(content, {}, context.pace, reader)
 
