@@ -42,7 +42,12 @@ T = TypeVar("T")
 
 
 class Decoder(Protocol[T_co]):
-    """What an answer's bytes may be poured into. Pure and quick: `feed` runs in the event loop's own callback."""
+    """What an answer's bytes may be poured into. Pure and quick: `feed` runs in the event loop's own callback.
+
+    One that has `gather(chunk) -> bool` is asked it first, which says whether it took the chunk as the middle of a
+    frame: nine tenths of an image's chunks are no more than that, and an iterator for each would cost most of their
+    time.
+    """
 
     @property
     def done(self) -> bool:
@@ -54,10 +59,6 @@ class Decoder(Protocol[T_co]):
 
         None among them says that others should have a turn before the next.
         """
-        ...
-
-    def gather(self, chunk: bytes) -> bool:
-        """Take a chunk from the middle of a frame, as most of an image's are. False: `feed` has to take it. May raise."""
         ...
 
     def finish(self) -> Iterator[T_co]:
@@ -103,7 +104,7 @@ class Intake:
         """What has arrived, and what will, goes through this decoder until it is done."""
         self._decoder = decoder
         self._decoding = None
-        self._gather = None if decoder is None else decoder.gather
+        self._gather = getattr(decoder, "gather", None)
         self.decode()
 
     def feed(self, data: bytes) -> None:

@@ -16,8 +16,8 @@ SLICE: Final = 64 * 1024
 """Bytes of a slice for a reader who takes its time."""
 
 LARGEST: Final = 4 * SLICE
-"""What slices grow to, by doubling, while they are taken at once: fewer of them cost less CPU per byte. It bounds what a
-reader that stops holds, and how long half a preview delays the image behind it."""
+"""What slices grow to, by doubling, while they are taken at once: fewer of them cost less CPU per byte. It bounds what
+a reader that stops holds, and how long half a preview delays the image behind it."""
 
 AT_ONCE: Final = 0.005
 """Seconds. A slice that the kernel has room for takes under 1 ms."""

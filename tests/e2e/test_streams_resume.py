@@ -20,8 +20,7 @@ from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.simulator.script import sse
 from streamproxy.simulator.server import serve
 from streamproxy.web import streams
-from streamproxy.web.following import come_back
-from streamproxy.web.responses import EventStream, Pace, Reader
+from streamproxy.web.writing import EventStream, Pace, Reader, come_back
 from tests.support.provider import completed, data_of, passed_on, preview
 from tests.support.proxy import serving
 from tests.support.streams import EVENTS, LATER, Stage, followed, following, holds, retry_of, staged
