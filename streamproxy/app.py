@@ -18,7 +18,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streamproxy.auth import StreamTokens
-from streamproxy.configuration import Configured, configure, read_catalogue
 from streamproxy.core.catalogue import Provider
 from streamproxy.core.conversation import Limits
 from streamproxy.core.events import error_body
@@ -33,6 +32,7 @@ from streamproxy.hub.hub import Hub, HubLimits
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
 from streamproxy.settings import ProviderSettings, Settings
+from streamproxy.settings.providers import Configured, configure, read_catalogue
 from streamproxy.upstream import Deadlines, Resolver, Upstream, default_ssl_context
 from streamproxy.upstream.fetch import Fetcher
 from streamproxy.web.body import Budget, Intake

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from streamproxy.configuration import Configured
     from streamproxy.core.catalogue import Catalogue
-    from streamproxy.settings import ConfigurationError, ConfigurationProblem, Settings
+    from streamproxy.settings import ConfigurationProblem, Settings
+    from streamproxy.settings.providers import Configured
 
 CTRL_C: Final = 130  # 128 + SIGINT, as shells report it
 SHORT_KEY: Final = 16  # characters; below, a leaked hash gives the key away by trying all
@@ -48,7 +48,7 @@ class _Commands(click.Group):
 def _said(error: BaseException) -> str:
     """An exception for the terminal. One we do not know may hold anything, so only its type is shown."""
     from streamproxy.errors import ProxyError
-    from streamproxy.setting_types import ConfigurationError
+    from streamproxy.settings.values import ConfigurationError
 
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -123,28 +123,20 @@ CONFIG: Final = click.option(
 
 def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalogue, Configured]:
     """Settings, catalogue and providers. Raises ConfigurationError with the problems of all three together."""
-    from streamproxy.configuration import configure, read_catalogue
     from streamproxy.core.headers import HeaderPolicy
     from streamproxy.providers import ADAPTERS
-    from streamproxy.setting_sources import load
     from streamproxy.settings import ConfigurationError
+    from streamproxy.settings.providers import configure, read_catalogue
+    from streamproxy.settings.sources import load
 
     catalogue = read_catalogue()
-    refused: ConfigurationError | None = None
-    try:
-        settings = load(ctx.obj or {}, os.environ, config)
-    except ConfigurationError as error:
-        refused = error
-        if error.sound is None:
-            raise
-        settings = error.sound
+    settings, problems = load(ctx.obj or {}, os.environ, config)
     try:
         configured = configure(settings, catalogue, os.environ, HeaderPolicy.load(), adapters=ADAPTERS)
     except ConfigurationError as error:
-        earlier = refused.problems if refused else ()
-        raise ConfigurationError([*earlier, *_not_caused_by(earlier, error.problems)]) from None
-    if refused:
-        raise refused
+        raise ConfigurationError([*problems, *_not_caused_by(problems, error.problems)]) from None
+    if problems:
+        raise ConfigurationError(problems)
     return settings, catalogue, configured
 
 
@@ -177,12 +169,12 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     settings, catalogue, configured = _checked(ctx, config)
 
     from streamproxy.app import create_app
-    from streamproxy.configuration import warnings
     from streamproxy.observe import configure_logging, say
     from streamproxy.server import serve as serve_on
     from streamproxy.server.listening import listen
     from streamproxy.server.memory import tune_allocator
     from streamproxy.server.workers import supervise
+    from streamproxy.settings.providers import warnings
 
     several = settings.workers > 1
     configure_logging(settings.log_level, settings.log_format, pid=several)
@@ -206,8 +198,8 @@ def serve(ctx: click.Context, config: Path | None) -> None:
 @click.pass_context
 def check(ctx: click.Context, config: Path | None) -> None:
     """Say whether the configuration is right, or everything that is wrong."""
-    from streamproxy.configuration import place_of, warnings
-    from streamproxy.setting_types import shown_origin
+    from streamproxy.settings.providers import place_of, warnings
+    from streamproxy.settings.values import shown_origin
 
     settings, catalogue, configured = _checked(ctx, config)
     callers = f"{len(settings.caller_keys)} keys" if settings.caller_keys else "anybody who can connect"

@@ -23,8 +23,8 @@ from streamproxy.app import create_app
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.server import serve
 from streamproxy.server.listening import listen, url_of
-from streamproxy.setting_types import MIB, ConfigurationError
 from streamproxy.settings import ProviderSettings, Settings
+from streamproxy.settings.values import MIB, ConfigurationError
 
 MODEL: Final = "sim/gpt-image"
 PREVIEWS: Final = 3  # the most that GPT image models make

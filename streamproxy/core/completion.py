@@ -16,7 +16,7 @@ import msgspec
 from streamproxy.core.conversation import Job, Picture
 from streamproxy.core.cost import Price, cost
 from streamproxy.core.events import Frame, Operation, Role, type_of
-from streamproxy.core.imagefile import probe_base64
+from streamproxy.core.images import probe_base64
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 

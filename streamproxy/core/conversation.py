@@ -27,7 +27,7 @@ import msgspec
 
 from streamproxy.core.catalogue import Model, Provider, Route
 from streamproxy.core.events import Frame
-from streamproxy.core.imagefile import media_type, probe
+from streamproxy.core.images import media_type, probe
 from streamproxy.core.requests import (
     FileId,
     Head,

@@ -16,7 +16,8 @@ from typing import Final
 
 import msgspec
 
-from streamproxy.core.fields import (
+from streamproxy.core.rawjson import parse
+from streamproxy.core.schema import (
     MAX_EXTRA_HEADERS,
     MAX_IMAGES,
     MAX_PROMPT,
@@ -29,7 +30,6 @@ from streamproxy.core.fields import (
     lax_boolean,
     lax_integer,
 )
-from streamproxy.core.jsonbody import object_at
 
 _IMAGE: Final = re.compile(r"images?(?:\[\])?|image\[([0-9]{1,4})\]")
 
@@ -67,11 +67,7 @@ def _field(checks: Checklist, rule: Rule, value: str) -> None:
     loc = (rule.name,)
     match rule.kind:
         case Kind.STRING:
-            if not checks.length(loc, len(value), rule.low, rule.high):
-                return
-            if rule.name == "prompt":
-                checks.present(rule.name)
-            else:
+            if checks.length(loc, len(value), rule.low, rule.high) and rule.name != "prompt":  # a prompt may be large
                 checks.text(rule.name, value)
         case Kind.INTEGER:
             if (digits := lax_integer(value)) is not None:
@@ -123,7 +119,7 @@ def _extra_headers(checks: Checklist, values: Sequence[str]) -> object:
     if len(raw) > MAX_EXTRA_HEADERS:
         raise extra_headers_too_large()
     if raw.startswith(b"{"):
-        headers = object_at(raw, "extra_headers")
+        headers = parse(raw, where="extra_headers")
         return {key: headers.decode(key) for key in headers.members}
     try:
         return msgspec.json.decode(raw)

@@ -28,7 +28,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from streamproxy.core.forms import is_image_part
-from streamproxy.core.imagefile import SNIFFED, sniff
+from streamproxy.core.images import SNIFFED, sniff
 from streamproxy.core.requests import Part
 from streamproxy.errors import Failure, ProxyError, descriptors_exhausted
 

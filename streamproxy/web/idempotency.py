@@ -15,7 +15,7 @@ from typing import Final
 from anyio import to_thread
 from starlette.requests import Request
 
-from streamproxy.core.jsonbody import JsonObject
+from streamproxy.core.rawjson import JsonObject
 from streamproxy.core.requests import Part, Upload
 from streamproxy.errors import Failure, ProxyError
 

@@ -10,7 +10,7 @@ from anyio import to_thread
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from streamproxy.core.jsonbody import JsonObject, parse
+from streamproxy.core.rawjson import JsonObject, parse
 from streamproxy.core.requests import ImageRequest, Part
 from streamproxy.surfaces import images as surface
 from streamproxy.web.body import media_type, unsupported

@@ -14,9 +14,9 @@ from starlette.types import ASGIApp
 
 from streamproxy.auth import Right, owner_of
 from streamproxy.core.cursor import Cursor, parse_cursor
+from streamproxy.core.eventdata import image_bytes, referenced
 from streamproxy.core.events import ANSWER, ERROR, read_error
-from streamproxy.core.imagefile import media_type, probe
-from streamproxy.core.reference import image_bytes, referenced
+from streamproxy.core.images import media_type, probe
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.stream import Entry, Stream

@@ -12,15 +12,15 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from streamproxy.configuration import read_catalogue
 from streamproxy.core.catalogue import Model, Route
 from streamproxy.core.conversation import Job
 from streamproxy.core.events import Operation
 from streamproxy.core.headers import HeaderPolicy
-from streamproxy.core.jsonbody import parse
+from streamproxy.core.rawjson import parse
 from streamproxy.core.requests import ImageRequest, Inline, Input
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers import ADAPTERS
+from streamproxy.settings.providers import read_catalogue
 from tests.contract.peer import INSTANT, LIMITS, Answers, Peer, Run, broken, recorded
 from tests.golden.shapes import PICTURE
 

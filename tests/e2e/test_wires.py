@@ -15,7 +15,7 @@ import orjson
 import pytest
 from openai import AsyncOpenAI
 
-from streamproxy.core.imagefile import probe
+from streamproxy.core.images import probe
 from streamproxy.simulator import wires
 from streamproxy.simulator.pictures import draw, encode
 from streamproxy.simulator.received import Received

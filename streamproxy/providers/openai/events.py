@@ -19,9 +19,9 @@ import msgspec
 
 from streamproxy.core.completion import ZERO_USAGE, appended, ending, full_usage
 from streamproxy.core.conversation import Accepted, Job, Said, Tolerated
+from streamproxy.core.eventdata import Outline, outline
 from streamproxy.core.events import ERROR, KINDS, Frame, Role, type_of
-from streamproxy.core.jsonbody import JsonObject
-from streamproxy.core.outline import Outline, outline
+from streamproxy.core.rawjson import JsonObject
 from streamproxy.core.requests import Head
 from streamproxy.core.sse import Cutter, Event, Piece
 from streamproxy.errors import Failure, ProxyError

@@ -1,11 +1,10 @@
-"""From settings to what a request needs: the providers, and the source of each one's credential.
+"""Providers and credentials from settings, catalogue and environment.
 
-    configure(settings, catalogue, environ, policy) -> Configured, or ConfigurationError with every problem
+    configure(settings, catalogue, environ, policy, adapters=...)    Configured, or ConfigurationError
 
-A provider is the catalogue's row of its name with configuration's overrides. Secrets are read, stripped and checked at
-start: a newline in a key would otherwise be found, and printed, by the HTTP library. What only shows when settings,
-catalogue and environment come together is refused here too: a credential that strangers could spend, or that would
-cross a network in the clear.
+A provider is the catalogue's row of its name with the configuration's values over it. Secrets are read, stripped and
+checked at start: otherwise the HTTP library would find a newline in a key, and print the key. This module also refuses
+what no single setting shows: a credential that strangers could spend, or that would cross a network unencrypted.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -25,20 +24,20 @@ import orjson
 from streamproxy.auth import Credential, CredentialSource, Kind
 from streamproxy.core.catalogue import Catalogue, Provider, parse
 from streamproxy.core.headers import HeaderPolicy
-from streamproxy.setting_types import ConfigurationError, ConfigurationProblem, is_loopback, shown_origin
 from streamproxy.settings import PREFIX, ProviderSettings, Settings
+from streamproxy.settings.values import ConfigurationError, ConfigurationProblem, Refused, is_loopback, shown_origin
 
-LIMIT_OF_SECRETS: Final = 64 * 1024  # bytes of a secret file, nginx's default for all headers of a request twice over
+LIMIT_OF_SECRETS: Final = 64 * 1024  # bytes of a secret file; nginx takes 32 KiB for all headers of a request
 MEMORY: Final = "memory"  # the store of one process
 EXAMPLE: Final = "redis://127.0.0.1:6379/0"
 VARIABLE: Final = re.compile(r"(?=.{1,64}$)[A-Z]{1,16}[0-9]{0,2}(_([A-Z]{1,16}[0-9]{0,2}|[0-9]{1,2}))*")
-"""A variable's name as people write it: words in capitals. Keys of capitals only have digits among their letters."""
-UPSTREAM: Final = "upstream"  # the provider that the setting of that name makes, and the row new providers start from
+"""The usual form of a variable's name: words in capitals. A key in capitals has digits among its letters."""
+UPSTREAM: Final = "upstream"  # the provider made by the setting of that name, and the row that new providers start from
 
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """All providers in the order of configuration, and a source for each by its name."""
+    """All providers in the order of the configuration, and the source of each one's credential by its name."""
 
     providers: tuple[Provider, ...]
     credentials: Mapping[str, CredentialSource]
@@ -64,45 +63,45 @@ def configure(
     environ: Mapping[str, str],
     policy: HeaderPolicy,
     *,
-    adapters: Collection[str] | None = None,
-    read_file: Callable[[str], str] = read_secret,
+    adapters: Collection[str],
 ) -> Configured:
-    """Providers and credentials, ready to use. `adapters`: the known wire forms, where they shall be checked.
+    """Providers and credentials, ready to use. `adapters`: the known wire forms.
 
-    Raises ConfigurationError with all that is wrong between the settings, the catalogue and the environment.
+    Raises ConfigurationError with every problem of the settings, the catalogue and the environment together.
     """
     problems: list[ConfigurationProblem] = []
-    providers = _assembled(settings, catalogue, environ, problems)
-    credentials: dict[str, CredentialSource] = {}
+    providers = _providers(settings, catalogue, environ, problems)
+    credentials = _credentials(settings, providers, environ, problems)
     for provider in providers:
-        try:
-            credentials |= resolve_credentials(settings, (provider,), environ, read_file)
-        except ConfigurationError as error:
-            problems += error.problems
-        if adapters is not None and provider.adapter not in adapters:
+        if provider.adapter not in adapters:
             fix = f"choose one of {', '.join(sorted(adapters))}"
-            problems.append(ConfigurationProblem(f"providers.{provider.name}.adapter", "no adapter has this name", fix))
-    for name, row in settings.providers.items():
-        for header in row.allow_headers:
-            if not policy.allowable(header):
-                happened = "one of the names is no header, or of a kind that is always refused (credentials, framing)"
-                fix = "list only account selection and routing headers"
-                problems.append(ConfigurationProblem(f"providers.{name}.allow_headers", happened, fix))
+            problems.append(_problem(provider, "adapter", "no adapter has this name", fix))
+    problems += _header_problems(settings, policy)
     if any(source.credential for source in credentials.values()) and not settings.caller_keys:
         problems += _exposed(settings.host)
     problems += _store_problems(settings)
     problems += _trust_problems(environ)
     if problems:
-        raise ConfigurationError(dict.fromkeys(problems), settings)
+        raise ConfigurationError(problems)
     return Configured(providers, credentials)
+
+
+def _problem(provider: Provider, field: str, happened: str, fix: str, env: str = "") -> ConfigurationProblem:
+    return ConfigurationProblem(f"providers.{provider.name}.{field}", happened, fix, env)
+
+
+def _header_problems(settings: Settings, policy: HeaderPolicy) -> Iterator[ConfigurationProblem]:
+    happened = "one of the names is not a header, or of a kind that is always refused (credentials, framing)"
+    fix = "list only account selection and routing headers"
+    for name, row in settings.providers.items():
+        if not all(map(policy.allowable, row.allow_headers)):
+            yield ConfigurationProblem(f"providers.{name}.allow_headers", happened, fix)
 
 
 def _exposed(host: str) -> list[ConfigurationProblem]:
     if is_loopback(host):
         return []
-    happened = (
-        "callers beyond this machine could spend the configured credential: host is not loopback, there are no keys"
-    )
+    happened = "anyone who reaches host could spend the configured credential: host is not loopback, there are no keys"
     fix = (
         "either give every caller a key, or listen on this machine only:\n"
         "    streamproxy hash-key                 # reads a key from stdin, prints its hash\n"
@@ -113,18 +112,16 @@ def _exposed(host: str) -> list[ConfigurationProblem]:
 
 
 def _store_problems(settings: Settings) -> list[ConfigurationProblem]:
-    """What keeps several processes from sharing the store. No text holds its URL: that may hold a password."""
+    """Problems of a store that processes share. No text has its URL, which may have a password."""
     if settings.store == MEMORY:
         if settings.workers == 1:
             return []
-        happened = "each process would keep streams of its own: the store is memory"
+        happened = "each process would keep its own streams: the store is memory"
         fix = f'set workers = 1, or store = "{EXAMPLE}" and a secret'
         return [ConfigurationProblem("workers", happened, fix, "STREAMPROXY_WORKERS")]
     problems: list[ConfigurationProblem] = []
     if settings.secret is None:
-        happened = (
-            "a stream's URL must hold at every process that shares the store, and each would sign with its own key"
-        )
+        happened = "each process that shares the store would sign stream URLs with its own key"
         fix = "make one with `openssl rand -hex 32`, and give STREAMPROXY_SECRET to every process"
         problems.append(ConfigurationProblem("secret", happened, fix, "STREAMPROXY_SECRET"))
     try:
@@ -142,27 +139,27 @@ def _store_problems(settings: Settings) -> list[ConfigurationProblem]:
 
 
 def _trust_problems(environ: Mapping[str, str]) -> list[ConfigurationProblem]:
-    """Trusted certificates that cannot be loaded. upstream.default_ssl_context reads the same variables."""
+    """Problems of the trusted certificates. upstream.default_ssl_context reads the same variables."""
     file, directory = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
     if file:
         try:
             ssl.create_default_context(cafile=file)
         except ssl.SSLError:
-            happened = "the file holds no certificate in PEM form"
+            happened = "the file has no certificate in PEM form"
         except OSError as error:
             happened = f"the file cannot be read: {error.strerror}"
         else:
             return []
-        fix = "name a file of trusted certificates (PEM), or unset it: certifi's are used then"
+        fix = "name a file of trusted certificates (PEM), or unset it to use certifi's"
         return [ConfigurationProblem("SSL_CERT_FILE", happened, fix)]
     if directory and not any(Path(part).is_dir() for part in directory.split(os.pathsep)):
-        fix = "name a directory of trusted certificates, or unset it: certifi's are used then"
+        fix = "name a directory of trusted certificates, or unset it to use certifi's"
         return [ConfigurationProblem("SSL_CERT_DIR", "there is no such directory", fix)]
     return []
 
 
 def warnings(settings: Settings, configured: Configured, catalogue: Catalogue, flags: Collection[str]) -> list[str]:
-    """Lines about settings that work and are probably not meant. `flags`: the settings that the command line says."""
+    """Lines about settings that work but are probably mistakes. `flags`: names of the settings on the command line."""
     found = []
     for provider in configured.providers:
         for row in catalogue.providers.values():
@@ -174,37 +171,29 @@ def warnings(settings: Settings, configured: Configured, catalogue: Catalogue, f
     has_password = "@" in settings.store
     for name in flags:
         if name == "secret" or (name == "store" and has_password):
-            found.append(f"{name}: every user of this machine sees a command line; prefer {PREFIX}{name.upper()}")
+            found.append(f"{name}: every user of this machine can read a command line; prefer {PREFIX}{name.upper()}")
     return found
 
 
 def place_of(store: str) -> str:
-    """Kind and host of the setting `store`, fit to be shown: without user, password and parameters."""
+    """Kind and host of the setting `store`, without the parts that may be secret."""
     if store == MEMORY:
         return MEMORY
     return shown_origin(store).replace("://", "  ", 1)
 
 
-def configured_providers(settings: Settings, catalogue: Catalogue, environ: Mapping[str, str]) -> tuple[Provider, ...]:
-    """The catalogue's rows with configuration's overrides; a new name starts from the row `upstream`.
-
-    With neither `providers` nor `upstream`: every row whose `key_env` the environment holds. Raises ConfigurationError.
-    """
-    problems: list[ConfigurationProblem] = []
-    providers = _assembled(settings, catalogue, environ, problems)
-    if problems:
-        raise ConfigurationError(problems, settings)
-    return providers
-
-
-def _assembled(
+def _providers(
     settings: Settings, catalogue: Catalogue, environ: Mapping[str, str], problems: list[ConfigurationProblem]
 ) -> tuple[Provider, ...]:
+    """The catalogue's rows with the configuration's values over them; a new name starts from the row `upstream`.
+
+    With neither `providers` nor `upstream`: every row whose `key_env` is set in the environment.
+    """
     chosen = dict(settings.providers)
     if settings.upstream is not None:
         row = chosen.get(UPSTREAM, ProviderSettings())
         if row.base_url is not None:
-            happened = "the setting upstream says an address for this provider too"
+            happened = "the setting upstream gives this provider another address"
             problems.append(ConfigurationProblem(f"providers.{UPSTREAM}.base_url", happened, "remove one of the two"))
         chosen[UPSTREAM] = replace(row, base_url=settings.upstream)
     if not chosen:
@@ -214,11 +203,9 @@ def _assembled(
     for provider in providers:
         if not provider.base_url:
             fix = f'[providers.{provider.name}] base_url = "https://..."'
-            problems.append(ConfigurationProblem(f"providers.{provider.name}.base_url", "it has no address", fix))
+            problems.append(_problem(provider, "base_url", "it has no address", fix))
     if not providers:
-        fix = (
-            "set OPENAI_API_KEY, or --upstream URL, or write [providers.<name>] in TOML; `streamproxy demo` needs none"
-        )
+        fix = "set OPENAI_API_KEY, or --upstream URL, or [providers.<name>] in TOML; `streamproxy demo` needs none"
         problems.append(ConfigurationProblem("providers", "no provider is configured", fix))
     return providers
 
@@ -233,7 +220,10 @@ def _merged(name: str, row: ProviderSettings, catalogue: Catalogue) -> Provider:
     provider = replace(known, name=name, **given)
     provider = replace(provider, auth_header=provider.auth_header.lower())
     base_url = provider.base_url
-    for path in (provider.generations, provider.edits):  # an endpoint's whole address was given: it would come twice
+    for path in (
+        provider.generations,
+        provider.edits,
+    ):  # where an endpoint's whole address was given
         base_url = base_url.removesuffix(path)
     return replace(provider, base_url=base_url)
 
@@ -242,85 +232,80 @@ def _with_workflows(provider: Provider, problems: list[ConfigurationProblem]) ->
     """The provider with the text of each workflow in place of its file's path."""
     texts: list[tuple[str, str]] = []
     for model, path in provider.workflows:
-        where = f"providers.{provider.name}.workflows.{model}"
         try:
             text = Path(path).read_text(encoding="utf-8")
             if not isinstance(orjson.loads(text), dict):
                 raise ValueError
         except OSError as error:
-            happened = f"the file cannot be read ({type(error).__name__})"
-            problems.append(ConfigurationProblem(where, happened, "write the path of a file that can be read"))
+            happened, fix = f"the file cannot be read ({type(error).__name__})", "write the path of a readable file"
         except ValueError:
-            fix = "save the workflow with Export (API) in ComfyUI"
-            problems.append(ConfigurationProblem(where, "the file holds no JSON object", fix))
+            happened, fix = "the file is not a JSON object", "save the workflow with Export (API) in ComfyUI"
         else:
             texts.append((model, text))
+            continue
+        problems.append(_problem(provider, f"workflows.{model}", happened, fix))
     models = dict.fromkeys((*provider.models, *dict(provider.workflows)))
     return replace(provider, workflows=tuple(texts), models=tuple(models))
 
 
-def resolve_credentials(
-    settings: Settings, providers: Sequence[Provider], environ: Mapping[str, str], read_file: Callable[[str], str]
+def _credentials(
+    settings: Settings,
+    providers: tuple[Provider, ...],
+    environ: Mapping[str, str],
+    problems: list[ConfigurationProblem],
 ) -> dict[str, CredentialSource]:
-    """A source for each provider by name. Raises ConfigurationError for each credential that is missing or unusable."""
+    """The source of each provider's credential by its name, without those that are missing."""
     sources: dict[str, CredentialSource] = {}
-    problems: list[ConfigurationProblem] = []
     for provider in providers:
-        setting = f"providers.{provider.name}.credential"
         reference = settings.providers.get(provider.name, ProviderSettings()).credential or _default(provider, environ)
         try:
-            kind, secret = _secret(reference, environ, read_file)
-        except ValueError as error:
-            happened, fix = error.args
-            problems.append(ConfigurationProblem(setting, happened, fix, _variable(reference)))
+            kind, secret = _secret(reference, environ)
+        except Refused as refused:
+            variable = _variable(reference)
+            problems.append(_problem(provider, "credential", refused.happened, refused.fix, variable))
             continue
         if kind == "caller" and settings.caller_keys:
-            happened = "callers' own keys would go to this provider, and caller_keys makes them keys of this proxy"
-            problems.append(ConfigurationProblem(setting, happened, 'give it "env:NAME", or remove caller_keys'))
-        if secret and not provider.auth_header:
-            fix = 'give it auth_header = "authorization", or credential = "none"'
-            problems.append(ConfigurationProblem(setting, "this provider has no header to carry it in", fix))
-        if (
-            secret
-            and provider.base_url.startswith("http:")
-            and not is_loopback(urlsplit(provider.base_url).hostname or "")
-        ):
-            happened = "the credential would cross the network unencrypted"
-            problems.append(
-                ConfigurationProblem(
-                    f"providers.{provider.name}.base_url", happened, "use https://, or a loopback address"
-                )
-            )
-        scheme = provider.auth_scheme
-        credential = Credential(provider.auth_header, scheme + secret) if secret else None
-        sources[provider.name] = CredentialSource(kind, provider.auth_header, scheme, credential)
-    if problems:
-        raise ConfigurationError(problems, settings)
+            happened = "callers' own keys would go to this provider, but caller_keys makes them keys of this proxy"
+            problems.append(_problem(provider, "credential", happened, 'give it "env:NAME", or remove caller_keys'))
+        if secret:
+            problems += _misplaced(provider)
+        header, scheme = provider.auth_header, provider.auth_scheme
+        credential = Credential(header, scheme + secret) if secret else None
+        sources[provider.name] = CredentialSource(kind, header, scheme, credential)
     return sources
 
 
+def _misplaced(provider: Provider) -> Iterator[ConfigurationProblem]:
+    """Problems of a provider that cannot carry its credential, or not safely."""
+    if not provider.auth_header:
+        fix = 'give it auth_header = "authorization", or credential = "none"'
+        yield _problem(provider, "credential", "this provider has no header to carry it in", fix)
+    if provider.base_url.startswith("http:") and not is_loopback(urlsplit(provider.base_url).hostname or ""):
+        happened = "the credential would cross the network unencrypted"
+        yield _problem(provider, "base_url", happened, "use https://, or a loopback address")
+
+
 def _default(provider: Provider, environ: Mapping[str, str]) -> str:
-    """Where the credential is if configuration does not say: the row's variable, else a file of that name."""
+    """The default reference of a credential: the variable of the catalogue's row, else a file of that name."""
     if provider.key_env:
-        directory = environ.get("CREDENTIALS_DIRECTORY", "")
-        in_file = (
-            not environ.get(provider.key_env, "").strip() and directory and Path(directory, provider.key_env).exists()
-        )
-        return f"{'dir' if in_file else 'env'}:{provider.key_env}"
+        name, directory = provider.key_env, environ.get("CREDENTIALS_DIRECTORY", "")
+        in_file = not environ.get(name, "").strip() and directory and Path(directory, name).exists()
+        return f"{'dir' if in_file else 'env'}:{name}"
     if not provider.auth_header:
         return "none"
     return "caller" if provider.name == UPSTREAM else ""
 
 
 def _variable(reference: str) -> str:
-    """The variable that `env:NAME` names, fit to be shown: "" unless NAME looks like one. It may be a misplaced key."""
+    """The variable named by `env:NAME`, where NAME looks like one; otherwise "", since it may be a misplaced key."""
     scheme, _, name = reference.partition(":")
     return name if scheme == "env" and VARIABLE.fullmatch(name) else ""
 
 
-def _secret(reference: str, environ: Mapping[str, str], read_file: Callable[[str], str]) -> tuple[Kind, str]:
-    """(kind, the secret or ""). Raises ValueError(what happened, the fix), neither of which holds the secret."""
+def _secret(reference: str, environ: Mapping[str, str]) -> tuple[Kind, str]:
+    """A credential's kind, and the secret or "". Raises Refused, without the secret in its texts."""
     scheme, _, name = reference.partition(":")
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
     kind: Kind
     match scheme:
         case "caller":
@@ -331,32 +316,27 @@ def _secret(reference: str, environ: Mapping[str, str], read_file: Callable[[str
             kind, secret = "environment", environ.get(name, "")
             if not secret.strip():
                 known = _variable(reference) or "it names"
-                raise ValueError(
-                    f"the environment variable {known} is not set", "set it, or say where the credential is"
-                )
-        case "file" | "dir":
-            kind, directory = (
-                ("file", "") if scheme == "file" else ("directory", environ.get("CREDENTIALS_DIRECTORY", ""))
-            )
-            if scheme == "dir" and not directory:
-                raise ValueError(
-                    "CREDENTIALS_DIRECTORY is not set", "set it (systemd: LoadCredential=), or use file:PATH"
-                )
-            try:
-                secret = read_file(str(Path(directory, name)))
-            except OSError as error:
-                raise ValueError(
-                    f"its file cannot be read: {error.strerror}", "correct the path or its rights"
-                ) from None
-            except ValueError:
-                raise ValueError("its file is too large or not UTF-8", "let the file hold the key only") from None
+                raise Refused(f"the environment variable {known} is not set", "set it, or say where the credential is")
+        case "file":
+            kind, secret = "file", _secret_of(name)
+        case "dir":
+            if not directory:
+                fix = "set it (systemd: LoadCredential=), or use file:PATH"
+                raise Refused("CREDENTIALS_DIRECTORY is not set", fix)
+            kind, secret = "directory", _secret_of(str(Path(directory, name)))
         case _:
-            raise ValueError(
-                "it is not said where the credential is", 'write "env:NAME", "file:PATH", "caller" or "none"'
-            )
+            fix = 'write "env:NAME", "file:PATH", "caller" or "none"'
+            raise Refused("the configuration does not say where the credential is", fix)
     secret = secret.strip()
     if not re.fullmatch(r"[\x21-\x7e]+", secret):
-        raise ValueError(
-            "the key is empty or holds spaces, line ends or other than visible ASCII", "store the bare key"
-        )
+        raise Refused("the key must be visible ASCII without spaces and line ends", "store the bare key")
     return kind, secret
+
+
+def _secret_of(path: str) -> str:
+    try:
+        return read_secret(path)
+    except OSError as error:
+        raise Refused(f"its file cannot be read: {error.strerror}", "correct the path or its rights") from None
+    except ValueError:
+        raise Refused("its file is too large or not UTF-8", "let the file contain the key only") from None
