@@ -149,7 +149,7 @@ class Cutter:
 
         Raises as `feed`, which has to be given every other chunk.
         """
-        if self._line is not _Line.DATA or b"\n" in chunk or b"\r" in chunk:
+        if self._line is not _Line.DATA or not chunk or b"\n" in chunk or b"\r" in chunk:
             return False
         self._keep(chunk, 0, len(chunk))
         return True

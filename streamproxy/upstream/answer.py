@@ -122,7 +122,7 @@ class Intake:
             return False
         try:
             return self._gather(data)
-        except ProxyError as error:
+        except Exception as error:
             self.undecodable = error
             self.wake()
             return True

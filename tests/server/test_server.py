@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import platform
 import signal
 import socket
@@ -509,7 +510,7 @@ def test_every_interface_is_reached_through_loopback() -> None:
 
 FAULTS = """
 import resource, sys
-from streamproxy.server.memory import tune_allocator
+from streamproxy.server.memory import settle, tune_allocator
 if sys.argv[1] == "tuned":
     assert tune_allocator()
 piece = bytes(65536)
@@ -529,3 +530,12 @@ def test_large_objects_fault_less_when_the_allocator_is_tuned() -> None:
         return int(run.stdout)
 
     assert faults("tuned") < 0.7 * faults("untuned")  # 0.2 was measured
+
+
+def test_what_a_process_starts_with_is_not_collected_again() -> None:
+    before = gc.get_freeze_count()
+    try:
+        settle()
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
