@@ -22,9 +22,6 @@ from streamproxy.upstream.connecting import Connector, Origin, Proxy, Resolver
 from streamproxy.upstream.connection import Connection
 from streamproxy.upstream.deadlines import Deadlines, took_too_long
 
-READ: Final = 256 * 1024
-"""Bytes read from a socket at a time, into memory that all connections share."""
-
 KEEPALIVE: Final = 30.0
 """Seconds an idle connection is kept: under the 60 s after which common load balancers close theirs."""
 
@@ -113,7 +110,6 @@ class Transport(httpx.AsyncBaseTransport):
             resolver=resolver,
             trust_env=trust_env,
             tolerated=tolerated,
-            space=memoryview(bytearray(READ)),
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

@@ -24,6 +24,7 @@ from streamproxy import server
 from streamproxy.server import guard, serve
 from streamproxy.server.framing import HEAD_BYTES
 from streamproxy.server.listening import listen, url_of
+from streamproxy.server.memory import settle
 from streamproxy.settings import ConfigurationError, Settings
 
 pytestmark = pytest.mark.anyio
@@ -510,7 +511,7 @@ def test_every_interface_is_reached_through_loopback() -> None:
 
 FAULTS = """
 import resource, sys
-from streamproxy.server.memory import settle, tune_allocator
+from streamproxy.server.memory import tune_allocator
 if sys.argv[1] == "tuned":
     assert tune_allocator()
 piece = bytes(65536)

@@ -14,8 +14,8 @@ import pytest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.simulator.script import Fin, Reset, Script, Send, Stall, Step, Wait
 from streamproxy.upstream.answer import Intake
+from streamproxy.upstream.connection import READ
 from streamproxy.upstream.parsing import PIECE
-from streamproxy.upstream.transport import READ
 from tests.support.proxy import BOUND
 from tests.upstream.test_upstream import connected, post
 
