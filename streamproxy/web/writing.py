@@ -31,7 +31,7 @@ from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.stream import Entry, Stream, Subscriber
 from streamproxy.surfaces.images import layout
-from streamproxy.web.responses import NO_REFERRER
+from streamproxy.web.responses import NO_REFERRER, Reader
 from streamproxy.web.slicing import LARGEST, PIECES, Pieces, sliced
 
 HEARTBEAT: Final = b":\n"
@@ -160,28 +160,11 @@ def unfollowed() -> ProxyError:
     return ProxyError(Failure.OVERLOADED, message, retry_after="2")
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Seconds: between heartbeats, and for streams to end when the process is stopped."""
-
-    heartbeat: float
-    drain_timeout: float
-
-
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """What a stream's writer asks and tells: whether the reader has had all, that it left before, that it is over."""
-
-    at_end: Callable[[], bool] = lambda: True
-    left: Callable[[ProxyError], None] = lambda _: None
-    close: Callable[[], None] = lambda: None
-
-
 class EventStream(EventSourceResponse):
-    """Event stream bytes to one reader, slice by slice."""
+    """Event stream bytes to one reader, slice by slice. `grace`: seconds to end in when the process is stopped."""
 
     def __init__(
-        self, content: AsyncGenerator[Pieces, None], headers: Mapping[str, str], pace: Pace, reader: Reader
+        self, content: AsyncGenerator[Pieces, None], headers: Mapping[str, str], grace: float, reader: Reader
     ) -> None:
         self._content = content
         super().__init__(
@@ -190,19 +173,21 @@ class EventStream(EventSourceResponse):
             ping=0,
             sep="\n",
             shutdown_event=anyio.Event(),  # with a grace, SIGTERM lets the stream end instead of cutting it
-            shutdown_grace_period=pace.drain_timeout,
+            shutdown_grace_period=grace,
         )
         self._reader = reader
         self._joins = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._joins = PIECES not in scope.get("extensions", {})
+        sent = False
         try:
             await super().__call__(scope, receive, send)
-            if not self._reader.at_end():
+            sent = self._reader.at_end
+            if not sent:
                 self._reader.left(ProxyError(Failure.CALLER_GONE, "The caller left before the end of the stream."))
         finally:
-            self._reader.close()
+            self._reader.close(sent=sent)
             del self._reader  # sse-starlette leaves reference cycles: until they are collected, a stream would be held
 
     async def _stream_response(self, send: Send) -> None:

@@ -1,11 +1,15 @@
-"""The server's side of one answer, for those who test what is sent to it."""
+"""The server's side of one response, and a reader, for tests of what is sent and of what a reader is told."""
 
 from __future__ import annotations
+
+from functools import cached_property
 
 import anyio
 from starlette.types import Message, Scope
 
-from streamproxy.web.responses import ABORT
+from streamproxy.errors import ProxyError
+from streamproxy.hub.stream import Subscriber
+from streamproxy.web.responses import ABORT, Reader
 
 
 class Sending:
@@ -22,12 +26,13 @@ class Sending:
         self.sent.append(message)
 
     async def receive(self) -> Message:
-        await self.aborted.wait()
+        if not self.aborted.is_set():  # else at once, as uvicorn
+            await self.aborted.wait()
         return {"type": "http.disconnect"}
 
-    @property
+    @cached_property
     def scope(self) -> Scope:
-        return {"type": "http", "method": "POST", "extensions": {ABORT: self.aborted.set}}
+        return {"type": "http", "method": "POST", "state": {}, "extensions": {ABORT: self.aborted.set}}
 
     @property
     def head(self) -> dict[str, str]:
@@ -36,3 +41,23 @@ class Sending:
     @property
     def body(self) -> bytes:
         return b"".join(message["body"] for message in self.sent[1:])
+
+
+class Following(Reader):
+    """A reader that notes what it is told."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self.subscriber = subscriber
+        self.told: list[ProxyError] = []
+        self.sent: list[bool] = []
+
+    @property
+    def at_end(self) -> bool:
+        return self.subscriber.at_end
+
+    def left(self, error: ProxyError) -> None:
+        self.told.append(error)
+
+    def close(self, *, sent: bool) -> None:
+        self.subscriber.leave()
+        self.sent.append(sent)

@@ -1,4 +1,4 @@
-"""Answers: a known body in slices, the heads of errors, and callers who stop reading."""
+"""Responses: a known body in slices, the heads of errors, and callers who leave or stop reading."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import orjson
 import pytest
 
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.web.responses import Answer, deliver, error_response
+from streamproxy.hub.stream import Stream
+from streamproxy.web.outcome import failure_of
+from streamproxy.web.responses import Delivery, Response, deliver, error_response, json_response
 from streamproxy.web.slicing import SLICE
-from tests.support.sending import Sending
+from tests.support.sending import Following, Sending
 
 
 @pytest.mark.anyio
 async def test_an_answer_says_its_length_and_comes_in_slices() -> None:
     sending = Sending()
     body = (bytes(SLICE), memoryview(b"x" * (2 * SLICE)), b"end")
-    await Answer(201, "application/json", body, {"X-Extra": "1"})(sending.scope, sending.receive, sending.send)
+    await Response(201, "application/json", body, {"X-Extra": "1"})(sending.scope, sending.receive, sending.send)
     assert sending.sent[0]["status"] == 201
     assert sending.head == {
         "content-type": "application/json",
@@ -70,9 +72,23 @@ def test_retry_after_is_passed_where_it_is_a_header_value(said: str, passed: str
 @pytest.mark.parametrize("takes", [0, 1, 2], ids=["no head", "head", "all but the end"])
 async def test_a_caller_who_takes_nothing_is_aborted_whichever_message_it_is(takes: int) -> None:
     sending = Sending(takes)
-    told: list[ProxyError] = []
-    answer = Answer(200, "application/json", (bytes(SLICE), bytes(SLICE)), {})
+    answer = Response(200, "application/json", (bytes(SLICE), bytes(SLICE)), {})
     with anyio.fail_after(5):
-        await deliver(answer, sending.scope, sending.receive, sending.send, send_timeout=0.05, stalled=told.append)
+        await deliver(answer, sending.scope, sending.receive, sending.send, 0.05)
     assert sending.aborted.is_set()
-    assert [error.failure for error in told] == [Failure.CALLER_STALLED]
+    noted = failure_of(sending.scope)
+    assert noted is not None
+    assert noted.failure is Failure.CALLER_STALLED
+
+
+@pytest.mark.anyio
+async def test_the_reader_of_a_delivery_is_told_how_it_went() -> None:
+    sending = Sending()
+    sent, left = (Following(Stream("s").subscribe()) for _ in range(2))
+    with anyio.fail_after(5):
+        await Delivery(json_response({}), sent)(sending.scope, sending.receive, sending.send)
+        sending.aborted.set()
+        await Delivery(json_response({}), left)(sending.scope, sending.receive, sending.send)
+    assert (sent.told, sent.sent) == ([], [True])
+    assert ([error.failure for error in left.told], left.sent) == ([Failure.CALLER_GONE], [False])
+    assert len(sending.sent) == 2  # nothing is sent to a caller who has left

@@ -15,24 +15,23 @@ from starlette.types import Receive, Scope, Send
 
 from streamproxy.core.events import ANSWER, ERROR, Frame
 from streamproxy.core.sse import Piece
-from streamproxy.errors import Failure, ProxyError
+from streamproxy.errors import Failure
 from streamproxy.hub.stream import Entry, Stream, Subscriber
 from streamproxy.surfaces.images import layout
-from streamproxy.web.responses import deliver
+from streamproxy.web.outcome import failure_of
+from streamproxy.web.responses import Reader, deliver
 from streamproxy.web.slicing import LARGEST, PIECES, SLICE, Pieces
 from streamproxy.web.writing import (
     RETRY,
     RETRY_OVERLOADED,
     EventStream,
     Followed,
-    Pace,
     Posted,
-    Reader,
     come_back,
     opening_words,
     written,
 )
-from tests.support.sending import Sending
+from tests.support.sending import Following, Sending
 
 pytestmark = pytest.mark.anyio
 
@@ -217,13 +216,15 @@ async def test_a_caller_who_stops_at_the_end_of_a_stream_is_aborted_too() -> Non
     stream.commit()
     stream.finish()
     sending = Sending(takes=2)  # the head and the first heartbeat
-    told: list[ProxyError] = []
-    reader = Reader(at_end=lambda: subscriber.at_end, left=told.append, close=subscriber.leave)
-    answer = EventStream(posted(subscriber), {}, Pace(15, 1), reader)
+    reader = Following(subscriber)
+    answer = EventStream(posted(subscriber), {}, 1, reader)
     with anyio.fail_after(5):
-        await deliver(answer, sending.scope, sending.receive, sending.send, send_timeout=0.05, stalled=told.append)
+        await deliver(answer, sending.scope, sending.receive, sending.send, 0.05)
+    assert (reader.told, reader.sent) == ([], [False])  # it has been given all, and has not taken it
     assert sending.aborted.is_set()
-    assert [error.failure for error in told] == [Failure.CALLER_STALLED]
+    noted = failure_of(sending.scope)
+    assert noted is not None
+    assert noted.failure is Failure.CALLER_STALLED
 
 
 @pytest.mark.parametrize("takes_pieces", [True, False])
@@ -235,7 +236,7 @@ async def test_pieces_are_joined_only_for_a_server_that_wants_bytes(takes_pieces
     sending = Sending()
     scope = {**sending.scope, "extensions": {PIECES: {}} if takes_pieces else {}}
     with anyio.fail_after(5):
-        await EventStream(posted(stream.subscribe()), {}, Pace(15, 1), Reader())(scope, sending.receive, sending.send)
+        await EventStream(posted(stream.subscribe()), {}, 1, Reader())(scope, sending.receive, sending.send)
     bodies = [message["body"] for message in sending.sent[2:-1]]
     assert {isinstance(body, Pieces) for body in bodies} == {takes_pieces}
     if takes_pieces:
@@ -251,22 +252,22 @@ async def test_our_headers_of_a_stream_win_over_the_providers() -> None:
     stream.finish()
     sending = Sending()
     theirs = {"cache-control": "public", "x-accel-buffering": "yes", "openai-version": "2020-10-01"}
-    left: list[ProxyError] = []
-    reader = Reader(at_end=lambda: subscriber.at_end, left=left.append, close=subscriber.leave)
-    answer = EventStream(posted(subscriber), theirs, Pace(15, 1), reader)
+    reader = Following(subscriber)
+    answer = EventStream(posted(subscriber), theirs, 1, reader)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await answer(scope, receive, send)
 
     with anyio.fail_after(5):
-        await deliver(app, sending.scope, sending.receive, sending.send, send_timeout=1, stalled=left.append)
+        await deliver(app, sending.scope, sending.receive, sending.send, 1)
     assert sending.head["cache-control"] == "no-store, no-transform"
     assert sending.head["x-accel-buffering"] == "no"
     assert sending.head["openai-version"] == "2020-10-01"
     assert sending.head["content-type"] == "text/event-stream; charset=utf-8"
     assert "content-length" not in sending.head
     assert sending.body == b":\n"
-    assert left == []
+    assert (reader.told, reader.sent) == ([], [True])
+    assert failure_of(sending.scope) is None
 
 
 def test_the_private_method_that_we_replace_is_still_the_one_that_sends() -> None:
