@@ -70,7 +70,7 @@ def test_retry_after_is_passed_where_it_is_a_header_value(said: str, passed: str
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("takes", [0, 1, 2], ids=["no head", "head", "all but the end"])
-async def test_a_caller_who_takes_nothing_is_aborted_whichever_message_it_is(takes: int) -> None:
+async def test_a_caller_that_takes_nothing_is_aborted(takes: int) -> None:
     sending = Sending(takes)
     answer = Response(200, "application/json", (bytes(SLICE), bytes(SLICE)), {})
     with anyio.fail_after(5):

@@ -156,7 +156,7 @@ async def test_otherwise_a_preview_is_written_to_its_end(how: str) -> None:
     assert body == whole
 
 
-async def test_a_preview_of_a_stream_that_has_ended_otherwise_ends_as_superseded() -> None:
+async def test_a_preview_behind_another_end_is_superseded() -> None:
     stream = Stream("s")
     await stream.append(preview(b"p" * (8 * SLICE)))
     reader = followed(stream.subscribe())
@@ -270,11 +270,11 @@ async def test_our_headers_of_a_stream_win_over_the_providers() -> None:
     assert failure_of(sending.scope) is None
 
 
-def test_the_private_method_that_we_replace_is_still_the_one_that_sends() -> None:
+def test_the_private_method_that_we_replace_still_sends() -> None:
     assert "self._stream_response(send)" in inspect.getsource(EventSourceResponse.__call__)
 
 
-async def test_a_stream_that_cannot_be_followed_any_more_ends_with_an_error_and_not_silently() -> None:
+async def test_a_stream_that_is_lost_ends_with_an_error() -> None:
     stream = Stream("s", n=2)
     subscriber = stream.subscribe()
     await stream.append(Frame("image_edit.completed", (b'{"a":1}',), final=True))
