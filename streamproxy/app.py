@@ -29,7 +29,8 @@ from streamproxy.generation.driver import Outside
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router, Service
 from streamproxy.hub import STORES
-from streamproxy.hub.hub import Hub, HubLimits
+from streamproxy.hub.hub import Hub
+from streamproxy.hub.limits import HubLimits
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
 from streamproxy.settings import ProviderSettings, Settings
@@ -75,7 +76,7 @@ def create_app(
                 services[provider.name] = _service(settings, provider, configured, trust, resolver, observer)
                 stack.push_async_callback(services[provider.name].upstream.aclose)
             tasks = await stack.enter_async_context(anyio.create_task_group())
-            kept = await stack.enter_async_context(
+            backend = await stack.enter_async_context(
                 STORES[settings.store.partition(":")[0]](settings.store, settings.store_bytes, settings.linger)
             )
             hub_limits = HubLimits(
@@ -85,7 +86,7 @@ def create_app(
                 viewers_of_owner=settings.max_viewers_per_caller,
                 streams=settings.max_streams,
             )
-            hub = Hub(kept=kept, tasks=tasks, limits=hub_limits, observer=observer)
+            hub = Hub(backend=backend, tasks=tasks, limits=hub_limits, observer=observer)
             tasks.start_soon(hub.tend)
             fetcher = Fetcher(hosts=settings.fetch_hosts, ssl_context=trust)
             stack.push_async_callback(fetcher.aclose)

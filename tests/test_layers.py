@@ -38,7 +38,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
         "observe",
         "core",
         "setting_sources",  # flags, environment, secret files, TOML -> settings
-        "errors settings",
+        "errors settings signals",  # signals: a wake-up for tasks
         "setting_types",  # the annotated types that settings are made of
     )
 )
@@ -62,7 +62,7 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
         "PIL": "simulator.pictures",
         "prometheus_client": "observe",
         "python_multipart": "simulator.multipart web.body",
-        "redis": "hub.valkey_client",
+        "redis": "hub.valkey.client",
         "sse_starlette": "web.responses",
         "structlog": "observe",
         "uvicorn": "server server.guard",
@@ -74,7 +74,7 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
 WIDE: Final[dict[str, frozenset[str]]] = {
     library: frozenset(layers.split())
     for library, layers in {
-        "anyio": "cli demo app server web simulator generation hub upstream",
+        "anyio": "cli demo app server web simulator generation hub upstream signals",
         "msgspec": "server web simulator surfaces core providers setting_types",
         "orjson": "app configuration server web simulator core providers",
         "starlette": "app server web",

@@ -13,7 +13,8 @@ from typing import Final
 
 from streamproxy.core.events import ANSWER
 from streamproxy.core.sse import Piece
-from streamproxy.hub.stream import Entry, Subscriber
+from streamproxy.hub.log import Entry
+from streamproxy.hub.stream import Subscriber
 from streamproxy.web.responses import HEARTBEAT, sliced
 
 RETRY: Final = (1500, 4000)

@@ -27,8 +27,9 @@ from streamproxy.core.requests import ImageRequest
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.router import Plan
-from streamproxy.hub.hub import OnDisconnect
-from streamproxy.hub.stream import Stream, Subscriber
+from streamproxy.hub.generation import OnDisconnect
+from streamproxy.hub.log import Record
+from streamproxy.hub.stream import Ending, Stream, Subscriber
 from streamproxy.web.context import Context
 from streamproxy.web.idempotency import fingerprint, idempotency_key, is_retry, names
 from streamproxy.web.outcome import note_failure
@@ -47,9 +48,6 @@ from streamproxy.web.responses import (
     unless_gone,
 )
 from streamproxy.web.streams import status_of, urls
-
-CLAIM_SECONDS = 2.0
-"""How long a repeated request waits for the stream of the first to appear: another replica may be creating it."""
 
 
 @dataclass(slots=True)
@@ -103,34 +101,30 @@ async def generate(request: Request, context: Context, asked: Asked) -> ASGIApp:
     wanted = replace(asked.wanted, later=wish.later)
     context.attempts.check(asked.wanted, plan)
     order = _Order(request, context, wanted, wish, plan)
-    stream = Stream(
-        f"str_{uuid.uuid4().hex}",
-        request_id=request.state.request_id,
-        owner=wish.owner,
-        created=int(time.time()),
-        n=order.wanted.n,
-    )
+    record = Record(f"str_{uuid.uuid4().hex}", wish.owner, int(time.time()), order.wanted.n)
     called = names(wish.owner, wish.key, await fingerprint(request, wanted.body))
     if called.key is not None:
-        earlier = await _earlier(context, called.key, called.body, stream.id)
+        earlier = await context.hub.keys.find(called.key, called.body, record.id)
     elif called.mark is not None:
-        earlier = await context.hub.repeats.find(called.mark, stream.id, retry=wish.retry)
+        earlier = await context.hub.repeats.find(called.mark, record.id, retry=wish.retry)
     if earlier is not None:
         return await _attached(order, earlier, called.mark)
     try:
-        context.hub.admit()
+        context.hub.admission.admit(context.hub.running)
     except ProxyError:
-        await context.hub.withdraw(stream.id, called.key, called.mark)
+        await context.hub.withdraw(record.id, called)
         raise
-    subscriber = stream.subscribe(asker=not wish.later)  # first: who has the same key may come and leave meanwhile
-    await context.hub.create(stream, policy=wish.policy, key=called.key, mark=called.mark)
-    context.producer.start(order.wanted, plan, stream, asked.release)
+    generation = context.hub.prepare(record, request_id=request.state.request_id, policy=wish.policy, names=called)
+    stream = generation.stream
+    subscriber = stream.subscribe(asker=not wish.later)  # first: a request with the same key may come and leave soon
+    await context.hub.register(generation)
+    context.producer.start(order.wanted, plan, generation, asked.release)
     asked.handed_over = True
     unknown = called.key is None and not order.wanted.as_events
 
     def leave(had_all: bool) -> None:
         subscriber.leave()
-        context.hub.left(stream, called.mark, own=True, had_all=had_all)
+        context.hub.repeats.leave(called.mark, stream.id, own=True, had_all=had_all)
         if had_all and unknown:
             context.hub.discard(stream)
 
@@ -152,38 +146,22 @@ def _wish(request: Request, context: Context, model: str, plan: Plan) -> _Wish:
     return _Wish(owner, idempotency_key(request), is_retry(request), later, policy, tuple(applied))
 
 
-async def _earlier(context: Context, key: str, mark: str, id: str) -> Stream | None:
-    """The stream that answers this key already. None: this request is the first, or the first one was refused."""
-    ends_at = anyio.current_time() + CLAIM_SECONDS  # never within a claim: what it then had claimed nobody would know
-    while (claimed := await context.hub.claim(key, mark, id)) is not None:
-        try:
-            return await context.hub.find(claimed)
-        except ProxyError as error:
-            if error.failure is not Failure.NOT_FOUND:
-                raise
-        if anyio.current_time() > ends_at:
-            message = "The generation of this Idempotency-Key is not known any more; use a new key."
-            raise ProxyError(Failure.GONE, message)
-        await anyio.sleep(0.05)
-    return None
-
-
 async def _attached(order: _Order, stream: Stream, mark: str | None) -> ASGIApp:
     """The answer from the stream of an earlier request, with the same key or with the same mark."""
     hub = order.context.hub
     try:
-        done = [entry for entry in stream.retained() if entry.critical]
+        done = [entry for entry in stream.log.retained() if entry.critical]
         if stream.finished and all(entry.frame.type == ERROR for entry in done):
             raise read_error(done[-1].frame) if done else ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
         subscriber = stream.subscribe()
-        hub.watch(stream, subscriber)
+        hub.admission.watch(stream, subscriber)
     except ProxyError:
-        hub.left(stream, mark, own=False, had_all=False)
+        hub.repeats.leave(mark, stream.id, own=False, had_all=False)
         raise
 
     def leave(had_all: bool) -> None:
-        hub.unwatch(stream, subscriber)
-        hub.left(stream, mark, own=False, had_all=had_all)
+        hub.admission.unwatch(stream, subscriber)
+        hub.repeats.leave(mark, stream.id, own=False, had_all=had_all)
 
     return await _respond(order, _Reading(stream, subscriber, leave))
 
@@ -207,7 +185,7 @@ async def _respond(order: _Order, reading: _Reading) -> ASGIApp:
         reading.leave(False)
         raise
     reader = Reader(
-        at_end=lambda: subscriber.at_end or stream.broken,
+        at_end=lambda: subscriber.at_end or stream.ending is Ending.LOST_CONTACT,
         left=partial(note_failure, order.request.scope),
         close=lambda: _closed(order, reading),
     )
@@ -237,9 +215,9 @@ async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
 
 async def _accepted(order: _Order, stream: Stream) -> None:
     """Wait for the provider's head while a refusal can still be an HTTP status; raises that refusal."""
-    if not stream.committed:
+    if not stream.acceptance.committed:
         await unless_gone(order.request.receive, stream.opened(within=order.context.settings.commit_after))
-        if stream.error is not None and not stream.committed:
+        if stream.error is not None and not stream.acceptance.committed:
             raise stream.error
     stream.commit()
 
@@ -297,9 +275,9 @@ class _Gathering:
 
 def _headers(order: _Order, stream: Stream) -> dict[str, str]:
     """The provider's headers that pass, and what of the caller's wishes was applied and what not."""
-    headers = dict(stream.headers)
-    if stream.not_applied:
-        headers[NOT_APPLIED] = ", ".join(stream.not_applied)
+    headers = dict(stream.acceptance.headers)
+    if stream.acceptance.not_applied:
+        headers[NOT_APPLIED] = ", ".join(stream.acceptance.not_applied)
     if order.wish.applied:
         headers["preference-applied"] = ", ".join(order.wish.applied)
     return headers

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import Final
 
 from anyio import to_thread
@@ -18,19 +17,11 @@ from starlette.requests import Request
 from streamproxy.core.jsonbody import JsonObject
 from streamproxy.core.requests import Part, Upload
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.keys import Names
 
 _KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 _RETRIES: Final = re.compile(r"0*[1-9][0-9]{0,5}")
 _PIECE: Final = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What one request is known by: `key` where it has an Idempotency-Key, else `mark`; `body` hashes what it asks."""
-
-    body: str
-    key: str | None = None
-    mark: str | None = None
 
 
 def names(owner: str | None, key: str | None, body: str) -> Names:

@@ -19,7 +19,8 @@ from streamproxy.core.imagefile import media_type, probe
 from streamproxy.core.reference import image_bytes, referenced
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub.stream import Entry, Stream
+from streamproxy.hub.log import Entry
+from streamproxy.hub.stream import Stream
 from streamproxy.web.context import Context
 from streamproxy.web.following import come_back, followed
 from streamproxy.web.prefer import preferences, wants_events
@@ -37,7 +38,7 @@ async def stream(request: Request, context: Context) -> ASGIApp:
     events = wants_events(request) and request.method != "HEAD"
     try:
         found, _ = await _authorised(request, context)
-        if events and context.hub.draining and not found.finished:
+        if events and context.hub.admission.draining and not found.finished:
             raise ProxyError(Failure.DRAINING, "The proxy is shutting down.", retry_after="2")
     except ProxyError as error:
         if not events or strict or error.status != 503:
@@ -64,7 +65,7 @@ def _events(request: Request, context: Context, found: Stream) -> ASGIApp:
     if found.finished and not _follows(found, after):
         return Response(status_code=204, headers={"cache-control": "no-store", **NO_REFERRER})
     subscriber = found.subscribe(after)
-    context.hub.watch(found, subscriber)
+    context.hub.admission.watch(found, subscriber)
     places = urls(request, context, found.id, request.query_params.get("token"))
     content = followed(
         subscriber,
@@ -72,7 +73,7 @@ def _events(request: Request, context: Context, found: Stream) -> ASGIApp:
         heartbeat=context.settings.heartbeat,
         preempt=preempt,
     )
-    reader = Reader(at_end=lambda: subscriber.at_end, close=lambda: context.hub.unwatch(found, subscriber))
+    reader = Reader(at_end=lambda: subscriber.at_end, close=lambda: context.hub.admission.unwatch(found, subscriber))
     return EventStream(content, {}, context.pace, reader)
 
 
@@ -87,7 +88,7 @@ def _choice(request: Request, name: str, values: tuple[str, ...]) -> str:
 def _follows(found: Stream, after: Cursor | None) -> bool:
     """Whether there are events behind this position; a JSON answer is none."""
     seq = 0 if after is None else after.seq
-    return any(entry.cursor.seq > seq and entry.frame.type != ANSWER for entry in found.retained())
+    return any(entry.cursor.seq > seq and entry.frame.type != ANSWER for entry in found.log.retained())
 
 
 def _cursor(request: Request, found: Stream, begin: str) -> Cursor | None:
@@ -95,9 +96,9 @@ def _cursor(request: Request, found: Stream, begin: str) -> Cursor | None:
     query = request.query_params
     given = request.headers.get("last-event-id") or query.get("last_event_id") or query.get("lastEventId")
     cursor = parse_cursor(given)
-    if cursor is not None and 0 < cursor.epoch <= found.epoch and cursor.seq <= found.last:
+    if cursor is not None and found.log.gave(cursor):
         return cursor
-    return Cursor(found.epoch, found.last) if given is None and begin == "now" else None
+    return Cursor(found.log.epoch, found.log.last) if given is None and begin == "now" else None
 
 
 def _inline(entry: Entry) -> tuple[Piece, ...]:
@@ -146,7 +147,7 @@ def _as_json(request: Request, context: Context, found: Stream) -> Answer:
     """The stream as one object; `data` are the completed events."""
     places = urls(request, context, found.id, request.query_params.get("token"))
     ref = _choice(request, "payload", ("inline", "ref")) == "ref"
-    done = [entry for entry in found.retained() if entry.critical]
+    done = [entry for entry in found.log.retained() if entry.critical]
     images = [e for e in done if e.frame.type not in (ERROR, ANSWER)]
     errors = [e for e in done if e.frame.type == ERROR]
     answers = [e for e in done if e.frame.type == ANSWER]
@@ -154,7 +155,7 @@ def _as_json(request: Request, context: Context, found: Stream) -> Answer:
         "id": found.id,
         "object": "image.stream",
         "status": status_of(found),
-        "created_at": found.created,
+        "created_at": found.record.created,
         "stream_url": places.stream,
         "status_url": places.status,
     }
@@ -167,7 +168,7 @@ def _as_json(request: Request, context: Context, found: Stream) -> Answer:
 
 def status_of(found: Stream) -> str:
     """in_progress, completed, failed or cancelled."""
-    error = next((entry for entry in found.retained() if entry.frame.type == ERROR), None)
+    error = next((entry for entry in found.log.retained() if entry.frame.type == ERROR), None)
     if error is not None:
         return "cancelled" if read_error(error.frame).code == Failure.CANCELLED.value.code else "failed"
     return "completed" if found.finished else "in_progress"
@@ -206,7 +207,9 @@ async def preview(request: Request, context: Context) -> ASGIApp:
 async def _picture(request: Request, context: Context, *, preview: bool) -> ASGIApp:
     found, _ = await _authorised(request, context)
     index: str = request.path_params["image_index"]
-    candidates = [e for e in found.retained() if str(e.frame.image) == index and e.frame.type not in (ERROR, ANSWER)]
+    candidates = [
+        e for e in found.log.retained() if str(e.frame.image) == index and e.frame.type not in (ERROR, ANSWER)
+    ]
     wanted = [e for e in candidates if e.critical] or (candidates if preview else [])
     picture = image_bytes(wanted[-1].frame.data) if wanted else None
     if picture is None:
@@ -235,6 +238,6 @@ async def _authorised(request: Request, context: Context) -> tuple[Stream, Right
         return await context.hub.find(id), right
     owner = owner_of(request.scope["headers"], context.settings.caller_keys)
     found = await context.hub.find(id)
-    if owner is None or found.owner != owner:
+    if owner is None or found.record.owner != owner:
         raise ProxyError(Failure.NOT_FOUND, "No such stream.")
     return found, Right.ALL

@@ -73,7 +73,7 @@ async def test_ten_thousand_callers_leave_nothing_in_the_process() -> None:
     async with _crowded("memory"):
         (hub,) = [found for found in _hubs() if found not in before]
         assert hub.running == 0
-        assert not hub._viewers_of
+        assert not hub.admission._viewers_of
         store = hub._store
         assert isinstance(store, MemoryStore)
         assert not store._live

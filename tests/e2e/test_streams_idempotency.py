@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from streamproxy.hub import STORES
-from streamproxy.hub.store import Claim, Claims, Kept
+from streamproxy.hub.store import Claim, Claims, StoreBackend
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Fin, Reset, Script, Send, error_answer, head, json_answer, sse
 from streamproxy.simulator.server import serve
@@ -417,9 +417,9 @@ def claimed_elsewhere(monkeypatch: pytest.MonkeyPatch, *, refused: bool) -> None
     memory = STORES["memory"]
 
     @asynccontextmanager
-    async def shared(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
+    async def shared(url: str, max_bytes: int, linger: float) -> AsyncIterator[StoreBackend]:
         async with memory(url, max_bytes, linger) as kept:
-            yield Kept(kept.store, Elsewhere(kept.claims, refused=refused), kept.marks)
+            yield StoreBackend(kept.store, Elsewhere(kept.claims, refused=refused), kept.marks)
 
     monkeypatch.setitem(STORES, "memory", shared)
 

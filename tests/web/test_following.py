@@ -9,7 +9,9 @@ import pytest
 
 from streamproxy.core.events import ANSWER, ERROR, Frame
 from streamproxy.core.sse import Piece
-from streamproxy.hub.stream import Entry, Stream
+from streamproxy.hub.generation import Generation
+from streamproxy.hub.log import Entry, Record
+from streamproxy.hub.stream import Stream
 from streamproxy.web.following import RETRY, RETRY_OVERLOADED, come_back, followed, opening_words
 from streamproxy.web.responses import SLICE
 
@@ -38,9 +40,9 @@ async def whole(stream: Stream, *, preempt: bool = True) -> bytes:
 
 
 async def test_the_layout_is_data_event_id_and_a_blank_line() -> None:
-    stream = Stream("s")
-    await stream.append(preview(b'{"a":1}', 1))
-    await stream.append(Frame(COMPLETED, (b'{"b"', memoryview(b":2}")), 0, final=True))
+    stream = Stream(Record("s"))
+    await Generation(stream).append(preview(b'{"a":1}', 1))
+    await Generation(stream).append(Frame(COMPLETED, (b'{"b"', memoryview(b":2}")), 0, final=True))
     expected = b'data: {"a":1}\nevent: image_edit.partial_image\nid: 1.1\n\n'
     expected += b'data: {"b":2}\nevent: image_edit.completed\nid: 1.2\n\n'
     reader = followed(stream.subscribe(), inline, heartbeat=15, preempt=True)
@@ -52,16 +54,16 @@ async def test_the_layout_is_data_event_id_and_a_blank_line() -> None:
 
 
 async def test_a_frame_is_sent_in_slices() -> None:
-    stream = Stream("s")
-    await stream.append(final(b"x" * (3 * SLICE)))
+    stream = Stream(Record("s"))
+    await Generation(stream).append(final(b"x" * (3 * SLICE)))
     stream.finish()
     pieces = [piece async for piece in followed(stream.subscribe(), inline, heartbeat=15, preempt=True)]
     assert max(map(len, pieces)) == SLICE
 
 
 async def test_a_json_answer_is_no_event() -> None:
-    stream = Stream("s")
-    await stream.append(Frame(ANSWER, (b"{}",), final=True))
+    stream = Stream(Record("s"))
+    await Generation(stream).append(Frame(ANSWER, (b"{}",), final=True))
     stream.finish()
     assert await whole(stream) == b""
 
@@ -83,13 +85,13 @@ async def test_to_come_back_later_is_all_that_an_overloaded_proxy_says() -> None
 
 
 async def test_a_preview_whose_image_is_there_ends_as_superseded() -> None:
-    stream = Stream("s")
-    await stream.append(preview(b"p" * (4 * SLICE)))
+    stream = Stream(Record("s"))
+    await Generation(stream).append(preview(b"p" * (4 * SLICE)))
     subscriber = stream.subscribe()
     reader = followed(subscriber, inline, heartbeat=15, preempt=True)
     await anext(reader)
     body = bytes(await anext(reader)) + bytes(await anext(reader))
-    await stream.append(final(b"done"))
+    await Generation(stream).append(final(b"done"))
     stream.finish()
     rest = b"".join([piece async for piece in reader])
     body += rest
@@ -103,12 +105,12 @@ async def test_a_preview_whose_image_is_there_ends_as_superseded() -> None:
 
 @pytest.mark.parametrize("how", ["opted out", "a newer preview", "another image's outcome"])
 async def test_otherwise_a_preview_is_written_to_its_end(how: str) -> None:
-    stream = Stream("s")
-    await stream.append(preview(b"p" * (4 * SLICE)))
+    stream = Stream(Record("s"))
+    await Generation(stream).append(preview(b"p" * (4 * SLICE)))
     reader = followed(stream.subscribe(), inline, heartbeat=15, preempt=how != "opted out")
     await anext(reader)
     body = bytes(await anext(reader))
-    await stream.append(
+    await Generation(stream).append(
         preview(b"newer") if how == "a newer preview" else final(b"done", 0 if how == "opted out" else 1)
     )
     whole = b"data: " + b"p" * (4 * SLICE) + b"\nevent: image_edit.partial_image\nid: 1.1\n\n"
@@ -119,24 +121,24 @@ async def test_otherwise_a_preview_is_written_to_its_end(how: str) -> None:
 
 
 async def test_a_preview_of_a_stream_that_has_ended_otherwise_ends_as_superseded() -> None:
-    stream = Stream("s")
-    await stream.append(preview(b"p" * (4 * SLICE)))
+    stream = Stream(Record("s"))
+    await Generation(stream).append(preview(b"p" * (4 * SLICE)))
     reader = followed(stream.subscribe(), inline, heartbeat=15, preempt=True)
     await anext(reader)
     await anext(reader)
-    await stream.append(Frame(ERROR, (b"{}",), final=True))
+    await Generation(stream).append(Frame(ERROR, (b"{}",), final=True))
     stream.finish()
     rest = b"".join([piece async for piece in reader])
     assert rest.endswith(b"\nevent: superseded\n\ndata: {}\nevent: error\nid: 1.2\n\n")
 
 
 async def test_silence_is_filled_with_a_comment_line_between_frames() -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
     reader = followed(stream.subscribe(), inline, heartbeat=0.01, preempt=True)
     await anext(reader)
     with anyio.fail_after(5):
         assert [await anext(reader) for _ in range(2)] == [b":\n", b":\n"]
-        await stream.append(final(b"done"))
+        await Generation(stream).append(final(b"done"))
         while (piece := await anext(reader)) == b":\n":
             pass
     assert bytes(piece).startswith(b"data: done")

@@ -17,6 +17,8 @@ from starlette.types import Message, Receive, Scope, Send
 from streamproxy.core.events import Frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.generation import Generation
+from streamproxy.hub.log import Record
 from streamproxy.hub.stream import Stream
 from streamproxy.surfaces.images import layout
 from streamproxy.web.responses import (
@@ -47,14 +49,14 @@ def test_slices_are_the_same_bytes_in_order_none_over_the_limit(given_: list[tup
 
 @pytest.mark.anyio
 async def test_what_has_been_sent_is_freed_before_the_rest_is() -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
     subscriber = stream.subscribe(asker=True)
     alive: list[weakref.ref[memoryview]] = []
 
     async def produce() -> None:
         pieces = [memoryview(bytes(SLICE)) for _ in range(8)]
         alive.extend(map(weakref.ref, pieces))
-        await stream.append(Frame("image_generation.completed", tuple(pieces), final=True))
+        await Generation(stream).append(Frame("image_generation.completed", tuple(pieces), final=True))
 
     await produce()
     stream.finish()
@@ -186,7 +188,7 @@ async def test_a_caller_who_takes_nothing_is_aborted_whichever_message_it_is(tak
 @pytest.mark.anyio
 async def test_a_caller_who_stops_at_the_end_of_a_stream_is_aborted_too() -> None:
     """The last message has no frame: it is the one that ends the body."""
-    stream = Stream("s")
+    stream = Stream(Record("s"))
     subscriber = stream.subscribe()
     stream.commit()
     stream.finish()
@@ -202,7 +204,7 @@ async def test_a_caller_who_stops_at_the_end_of_a_stream_is_aborted_too() -> Non
 
 @pytest.mark.anyio
 async def test_our_headers_of_a_stream_win_over_the_providers() -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
     subscriber = stream.subscribe()
     stream.finish()
     sending = Sending()
@@ -231,9 +233,9 @@ def test_the_private_method_that_we_replace_is_still_the_one_that_sends() -> Non
 
 @pytest.mark.anyio
 async def test_a_stream_that_cannot_be_followed_any_more_ends_with_an_error_and_not_silently() -> None:
-    stream = Stream("s", n=2)
+    stream = Stream(Record("s", n=2))
     subscriber = stream.subscribe()
-    await stream.append(Frame("image_edit.completed", (b'{"a":1}',), final=True))
+    await Generation(stream).append(Frame("image_edit.completed", (b'{"a":1}',), final=True))
     stream.give_up()
     with anyio.fail_after(5):
         body = b"".join([bytes(piece) async for piece in posted(subscriber, 15)])

@@ -22,13 +22,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from streamproxy.hub.valkey_client import Script
+from streamproxy.hub.valkey.client import Script
 
 _SHARED: Final = """
 local meta, log, lease, gone = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local data, lease_ms, live_ms, linger_ms, gone_ms = unpack(ARGV, 1, 5)
 
--- An entry, in place of the preview that it supersedes: what Stream.add does in a process.
+-- An entry, in place of the preview that it supersedes: what Log.add does in a process.
 local function keep(epoch, seq, type, image, final, bytes)
   local preview = 'p:' .. image
   local older = redis.call('HGET', meta, preview)

@@ -23,6 +23,7 @@ from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import ANSWER, Frame, error_frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.log import EPOCH, Entry, Record
 from streamproxy.hub.store import (
     MARK_SECONDS,
     OWN,
@@ -33,14 +34,12 @@ from streamproxy.hub.store import (
     Fenced,
     Found,
     Gone,
-    Record,
     Standing,
     Stored,
     StoreError,
 )
-from streamproxy.hub.stream import EPOCH, Entry
-from streamproxy.hub.valkey_client import Argument, Row, Script, ValkeyClient, parse_address, row_of
-from streamproxy.hub.valkey_scripts import APPEND, ASK, BURY, CANCEL, CREATE, FINISH, FORGET, LOOK
+from streamproxy.hub.valkey.client import Argument, LogEntry, Script, ValkeyClient, entry_of, parse_address
+from streamproxy.hub.valkey.scripts import APPEND, ASK, BURY, CANCEL, CREATE, FINISH, FORGET, LOOK
 
 LEASE_SECONDS: Final = 5.0
 """A producer's process renews three times in this; its streams are taken for lost when it has not for so long."""
@@ -68,9 +67,9 @@ class Lost(StoreError):
 
 
 @dataclass(slots=True)
-class Produced:
-    """A stream of this process: whether the store knows it, which critical entries it lacks, and `ended` when all that
-    is left to do is to tell it."""
+class Unwritten:
+    """What the store does not know of a stream of this process: `created` once it knows that there is one, the critical
+    entries that it lacks, and `ended` when all that is left is to tell it."""
 
     record: Record
     created: bool = False
@@ -81,7 +80,7 @@ class Produced:
 class ValkeyStore:
     """See the module's text. `replica` names this process among all; `linger` and `lease` are in seconds.
 
-    Raises ValueError for a URL that is none of the forms in `valkey_client.parse_address`.
+    Raises ValueError for a URL that is none of the forms in `client.parse_address`.
     """
 
     def __init__(self, url: str, *, linger: float, replica: str, lease: float = LEASE_SECONDS) -> None:
@@ -89,7 +88,7 @@ class ValkeyStore:
         self._replica = replica
         self._lease = lease
         self._spans = tuple(int(span * 1000) for span in (lease, LIVE_SECONDS, linger, GONE_SECONDS))
-        self._produced: dict[str, Produced] = {}
+        self._produced: dict[str, Unwritten] = {}
         self._heard = b"0-0"
 
     @asynccontextmanager
@@ -115,7 +114,7 @@ class ValkeyStore:
     # Store.
 
     async def create(self, record: Record) -> None:
-        produced = self._produced[record.id] = Produced(record)
+        produced = self._produced[record.id] = Unwritten(record)
         await self._catch_up(produced)
 
     async def append(self, id: str, entry: Entry) -> None:
@@ -151,7 +150,7 @@ class ValkeyStore:
         with _readable():
             record = Record(id, None if owner is None else owner.decode(), int(created), int(n))
         entries: list[Entry] = []
-        for row in map(row_of, log):
+        for row in map(entry_of, log):
             if b"end" in row[1]:
                 continue
             entry = await self._entry(id, row)
@@ -178,7 +177,7 @@ class ValkeyStore:
             else:
                 await self._finish(produced)
 
-    async def _catch_up(self, produced: Produced) -> None:
+    async def _catch_up(self, produced: Unwritten) -> None:
         """Bring the store to what it should know already."""
         record = produced.record
         if not produced.created:
@@ -195,7 +194,7 @@ class ValkeyStore:
         where = (entry.cursor.epoch, entry.cursor.seq, frame.type, frame.image, int(frame.final))
         _judge(await self._run(APPEND, id, *where, data))
 
-    async def _finish(self, produced: Produced) -> None:
+    async def _finish(self, produced: Unwritten) -> None:
         id = produced.record.id
         try:
             await self._catch_up(produced)
@@ -207,7 +206,7 @@ class ValkeyStore:
             raise
         del self._produced[id]
 
-    async def _entry(self, id: str, row: Row) -> Entry | None:
+    async def _entry(self, id: str, row: LogEntry) -> Entry | None:
         """A row of a log with its bytes; None where these have been superseded or have expired meanwhile."""
         position, fields = row
         seq = int(position.partition(b"-")[0])
