@@ -18,7 +18,7 @@ from streamproxy.hub.health import StoreHealth
 from streamproxy.hub.keys import Names
 from streamproxy.hub.log import Entry
 from streamproxy.hub.repeats import Repeats
-from streamproxy.hub.store import Fenced, Store
+from streamproxy.hub.store import Fenced, Previews, Store
 from streamproxy.hub.stream import Ending, Stream
 
 KEEP_SECONDS: Final = 0.5
@@ -128,17 +128,21 @@ class Generation:
 class StoreKeeper:
     """Keeps entries in the hub's store, and failures where retries look for them."""
 
-    def __init__(self, store: Store, health: StoreHealth, repeats: Repeats) -> None:
+    def __init__(self, store: Store, previews: Previews | None, health: StoreHealth, repeats: Repeats) -> None:
         self._store = store
+        self._previews = previews
         self._health = health
         self._repeats = repeats
 
     async def keep(self, generation: Generation, entry: Entry) -> None:
+        id = generation.stream.id
+        if not entry.critical and self._previews is not None and self._previews.defer(id, entry):
+            return
         error, mark = generation.stream.error, generation.names.mark
         with anyio.move_on_after(KEEP_SECONDS if generation.ending is Ending.SHUTDOWN else None):
             if error is not None and mark is not None:
                 await self._repeats.hold(mark, error, entry.frame)
-            await self._health.attempt(self._store.append(generation.stream.id, entry))
+            await self._health.attempt(self._store.append(id, entry))
 
     def spare(self, generation: Generation, entry: Entry) -> bool:
         return self._store.spare(generation.stream.id, entry)

@@ -51,7 +51,7 @@ class Hub:
         self.admission = Admission(limits)
         self.keys = Keys(backend.claims, self.health, self.find)
         self.repeats = Repeats(backend.marks, health=self.health, find=self.find, tasks=tasks, hold=limits.hold)
-        self._keeper = StoreKeeper(backend.store, self.health, self.repeats)
+        self._keeper = StoreKeeper(backend.store, backend.previews, self.health, self.repeats)
         self._mirrors = None if backend.shared is None else Mirrors(backend.shared, tasks, self.health)
         self._grace = Grace(limits.grace, tasks=tasks, viewed=self._viewed_elsewhere, forget=self._unlist)
 

@@ -186,6 +186,14 @@ class Shared(Protocol):
         ...
 
 
+class Previews(Protocol):
+    """Stores in which a preview costs more than it is worth while no other process asks for it."""
+
+    def defer(self, id: str, entry: Entry) -> bool:
+        """Hold a preview until another process asks for it, or a newer one supersedes it; False: append it now."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class StoreBackend:
     """A store's abilities; `shared` where several processes use it."""
@@ -194,3 +202,4 @@ class StoreBackend:
     claims: Claims
     marks: Marks
     shared: Shared | None = None
+    previews: Previews | None = None

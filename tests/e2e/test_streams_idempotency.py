@@ -12,12 +12,11 @@ import httpx
 import orjson
 import pytest
 
-from streamproxy.hub import STORES
+from streamproxy.hub import STORES, keys
 from streamproxy.hub.store import Claim, Claims, StoreBackend
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Fin, Reset, Script, Send, error_answer, head, json_answer, sse
 from streamproxy.simulator.server import serve
-from streamproxy.web import generation
 from tests.support.caller import calling
 from tests.support.faults import IMAGE_BODY, Held
 from tests.support.provider import completed, data_of, idle, passed_on, preview
@@ -437,7 +436,7 @@ async def test_a_request_that_never_becomes_a_stream_is_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     claimed_elsewhere(monkeypatch, refused=False)
-    monkeypatch.setattr(generation, "CLAIM_SECONDS", 0.12)
+    monkeypatch.setattr(keys, "APPEAR_SECONDS", 0.12)
     async with playing(good) as stage:
         answer = await stage.post(headers=KEYED, stream=True)
         assert (answer.status_code, answer.json()["error"]["code"]) == (410, "stream_gone")

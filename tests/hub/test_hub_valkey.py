@@ -13,6 +13,7 @@ import pytest
 from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import ANSWER, ERROR, Frame
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub import mirrors
 from streamproxy.hub.generation import Generation, OnDisconnect
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.keys import Names
@@ -20,6 +21,7 @@ from streamproxy.hub.limits import HubLimits
 from streamproxy.hub.log import Entry, Record
 from streamproxy.hub.store import StoreBackend, Stored, StoreError
 from streamproxy.hub.stream import Ending, Stream
+from streamproxy.hub.valkey import store as valkey
 from streamproxy.hub.valkey.client import BLOCK_SECONDS, COMMAND_SECONDS
 from streamproxy.hub.valkey.store import ValkeyStore
 from streamproxy.observe import Observer
@@ -51,7 +53,12 @@ class Replica:
 @asynccontextmanager
 async def replica(server: ValkeyServer, name: str, lease: float = LEASE) -> AsyncIterator[Replica]:
     async with store(server, name, lease=lease) as opened, anyio.create_task_group() as tasks:
-        hub = Hub(backend=StoreBackend(opened, opened, opened, opened), tasks=tasks, limits=LIMITS, observer=Observer())
+        hub = Hub(
+            backend=StoreBackend(opened, opened, opened, opened, opened),
+            tasks=tasks,
+            limits=LIMITS,
+            observer=Observer(),
+        )
         tasks.start_soon(hub.tend)
         yield Replica(hub, opened)
         tasks.cancel_scope.cancel()
@@ -90,6 +97,87 @@ async def test_readers_at_another_hub_get_what_is_produced_here(server: ValkeySe
         assert [entry and (str(entry.cursor), entry.frame) for entry in seen] == [("1.1", SKETCH), ("1.2", PICTURE)]
         subscriber.leave()
         assert [entry.frame for entry in await read(await two.hub.find("followed"))] == [PICTURE]
+
+
+def stored(server: ValkeyServer, id: str) -> set[int]:
+    """The entries of a stream whose bytes the server has."""
+    prefix = f"sp:{{{id}}}:data:"
+    return {int(key.removeprefix(prefix)) for key in server.lifetimes() if key.startswith(prefix)}
+
+
+def seqs(stream: Stream) -> list[int]:
+    return [entry.cursor.seq for entry in stream.log.retained()]
+
+
+async def test_previews_are_stored_only_when_asked_for(server: ValkeyServer) -> None:
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        generation = await one.begin("asked for")
+        for _ in range(3):
+            await generation.append(SKETCH)
+        assert stored(server, "asked for") == set()
+        assert seqs(await two.hub.find("asked for")) == [3]
+        assert stored(server, "asked for") == {3}
+        await generation.append(SKETCH)
+        assert stored(server, "asked for") == {4}  # from now on, at once
+        await generation.append(PICTURE)
+        assert stored(server, "asked for") == {5}
+
+
+async def test_previews_are_deferred_again_when_unasked(server: ValkeyServer) -> None:
+    async with replica(server, "one") as one:
+        generation = await one.begin("lapsed")
+        await generation.append(SKETCH)
+        for seq in (1, 2):
+            await one.store.show("lapsed")
+            assert stored(server, "lapsed") == {seq}
+            one.store._produced["lapsed"].shown_until = 0.0  # as after so long
+            await generation.append(SKETCH)
+            assert stored(server, "lapsed") == {seq}
+
+
+async def test_a_follower_goes_on_asking(server: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirrors, "PRESENCE_SECONDS", 0.1)
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        generation = await one.begin("renewed")
+        subscriber = (await two.hub.find("renewed")).subscribe()
+        for seq in range(1, 4):
+            one.store._produced["renewed"].shown_until = 0.0  # as after so long
+            await until(lambda: one.store._produced["renewed"].shown_until > 0)
+            await generation.append(SKETCH)
+            entry = await subscriber.next(within=BOUND)
+            assert entry is not None
+            assert entry.cursor.seq == seq
+
+
+async def test_a_deferred_preview_never_comes_after_its_turn(server: ValkeyServer) -> None:
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        generation = await one.begin("late")
+        await generation.append(Frame(PREVIEW, (b"sketch",), 1))
+        await generation.append(PICTURE)
+        subscriber = (await two.hub.find("late")).subscribe()
+        await generation.append(Frame(PREVIEW, (b"another",), 1))
+        got = [await subscriber.next(within=BOUND) for _ in range(2)]
+        assert [entry and entry.cursor.seq for entry in got] == [2, 3]
+
+
+async def test_a_silent_producer_costs_a_reader_previews(server: ValkeyServer) -> None:
+    async with store(server, "busy") as busy, replica(server, "two") as two:
+        await busy.create(Record("busy", None, 1, 2))  # nothing here hears what other processes ask
+        await busy.append("busy", Entry(Cursor(1, 1), PICTURE))
+        assert busy.defer("busy", Entry(Cursor(1, 2), Frame(PREVIEW, (b"sketch",), 1)))
+        began = anyio.current_time()
+        assert seqs(await two.hub.find("busy")) == [1]
+        assert anyio.current_time() - began >= valkey.SHOW_SECONDS
+
+
+async def test_a_preview_in_an_outage_is_no_recovery(own_server: ValkeyServer) -> None:
+    async with replica(own_server, "one") as one:
+        generation = await one.begin("away")
+        own_server.kill()
+        await generation.append(PICTURE)
+        assert one.hub.health.failed
+        await generation.append(Frame(PREVIEW, (b"sketch",), 1))
+        assert one.hub.health.failed
 
 
 async def test_who_only_looks_is_no_viewer_and_who_follows_is_one(server: ValkeyServer) -> None:

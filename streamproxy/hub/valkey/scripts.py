@@ -8,6 +8,7 @@ The keys of a stream `id`, all in one slot of a cluster because of the braces:
     sp:{id}:gone      outlives the others, to tell a stream that was kept from one that never was
     sp:{id}:data:<n>  the bytes of the entry with seq n
     sp:{id}:viewed    there while a process has viewers
+    sp:{id}:shown     there while the producer's process writes previews, because another one has asked for them
 
 Of what was asked for, by its mark:
 
@@ -150,14 +151,14 @@ return {state[1], state[2], state[3], state[4], redis.call('EXISTS', lease), red
 )
 """created, n, finished, owner, whether the lease is there, the log; or whether there once was such a stream."""
 
-CANCEL: Final = Script(
+TELL: Final = Script(
     """
-redis.call('XADD', KEYS[1], 'MAXLEN', '~', '1000', '*', 'id', ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', '1000', '*', 'id', ARGV[1], 'what', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 'kept'
 """
 )
-"""Key: a replica's control stream. Arguments: the stream's id, how long the message is kept."""
+"""Key: a replica's control stream. Arguments: the stream's id, what is asked, how long the message is kept."""
 
 FORGET: Final = Script(
     _SHARED

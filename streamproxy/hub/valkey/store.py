@@ -5,6 +5,14 @@ A stream has one producer, and its process says so with a lease. Whoever finds t
 Only a process that has itself been in touch with the server for a whole lease may do so: after an outage of the server
 every lease is gone, and producers need the time to renew theirs.
 
+A completed image is stored before it is announced. A preview is not stored at all while no other process asks for it:
+most streams are read where they are produced, and each is 1 MB or more that would be sent only to be superseded. It is
+held here by reference instead. Loading or following a live stream tells its producer's process, by way of its control
+stream, which then writes the newest previews and says so with the key `shown`; from then on every preview is written
+at once, until no process has asked for SHOWN_SECONDS. A reader elsewhere so begins with the newest preview, a round
+trip later. It begins with the critical frames alone where the producer's process does not answer in time, or has
+stored an outcome of another image since. A preview that only a dead process held is lost, and so is its generation.
+
 Nothing stays for ever: all keys expire, those of live streams after hours, in case everybody dies. What could not be
 kept while the server was away is kept when it is back, as long as its stream is still produced here.
 """
@@ -15,6 +23,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from enum import Enum
+from math import inf
 from typing import Final, Self
 
 import anyio
@@ -39,7 +49,7 @@ from streamproxy.hub.store import (
     StoreError,
 )
 from streamproxy.hub.valkey.client import Argument, LogEntry, Script, ValkeyClient, entry_of, parse_address
-from streamproxy.hub.valkey.scripts import APPEND, ASK, BURY, CANCEL, CREATE, FINISH, FORGET, LOOK
+from streamproxy.hub.valkey.scripts import APPEND, ASK, BURY, CREATE, FINISH, FORGET, LOOK, TELL
 
 LEASE_SECONDS: Final = 5.0
 """A producer's process renews three times in this; its streams are taken for lost when it has not for so long."""
@@ -58,8 +68,23 @@ CONTROL_SECONDS: Final = 3600.0
 VIEWED_SECONDS: Final = 15.0
 """Processes say every 5 s that they have viewers; two of these may get lost."""
 
+SHOWN_SECONDS: Final = 15.0
+"""For so long after it was asked, a producer's process writes previews. Followers ask every 5 s; two may get lost."""
+
+SHOW_SECONDS: Final = 0.25
+"""How long a reader waits for previews to be written: a hundred times what it takes a process that is well."""
+
+LOOK_SECONDS: Final = 0.005
+
 HELD_BYTES: Final = 256 * 1024 * 1024
 """Ended streams whose end the store has not taken yet, over all; the oldest are given up first."""
+
+
+class Wanted(Enum):
+    """What one process asks of the one that produces a stream."""
+
+    END = "end"
+    PREVIEWS = "previews"
 
 
 class Lost(StoreError):
@@ -69,12 +94,16 @@ class Lost(StoreError):
 @dataclass(slots=True)
 class Unwritten:
     """What the store does not know of a stream of this process: `created` once it knows that there is one, the critical
-    entries that it lacks, and `ended` when all that is left is to tell it."""
+    entries that it lacks, and `ended` when all that is left is to tell it. `previews` are deferred, by image;
+    `shown_until`, on anyio's clock, they are not.
+    """
 
     record: Record
     created: bool = False
     lacking: deque[Entry] = field(default_factory=deque)
     ended: bool = False
+    previews: dict[int, Entry] = field(default_factory=dict)
+    shown_until: float = -inf
 
 
 class ValkeyStore:
@@ -121,6 +150,7 @@ class ValkeyStore:
         produced = self._produced.get(id)
         if produced is None:
             raise StoreError("The store takes no entries of this stream from this process.")
+        produced.previews.pop(entry.frame.image, None)
         if entry.critical:
             produced.lacking.append(entry)
         await self._catch_up(produced)
@@ -130,10 +160,18 @@ class ValkeyStore:
     def spare(self, id: str, entry: Entry) -> bool:
         return False
 
+    def defer(self, id: str, entry: Entry) -> bool:
+        produced = self._produced.get(id)
+        if produced is None or anyio.current_time() < produced.shown_until:
+            return False
+        produced.previews[entry.frame.image] = entry
+        return True
+
     async def finish(self, id: str) -> None:
         produced = self._produced.get(id)
         if produced is None:
             return
+        produced.previews.clear()
         try:
             await self._finish(produced)
         except BaseException:
@@ -142,8 +180,10 @@ class ValkeyStore:
 
     async def load(self, id: str) -> Stored | Gone | None:
         looked = await self._run(LOOK, id)
-        if isinstance(looked, list) and not looked[2] and not looked[4] and await self._bury(id):
-            looked = await self._run(LOOK, id)
+        if isinstance(looked, list) and not looked[2]:
+            ended = not looked[4] and await self._bury(id)
+            if ended or await self._ask_previews(id):
+                looked = await self._run(LOOK, id)
         if not isinstance(looked, list):
             return Gone() if looked else None
         created, n, finished, owner, _, log = looked
@@ -205,6 +245,38 @@ class ValkeyStore:
             del self._produced[id]
             raise
         del self._produced[id]
+
+    async def show(self, id: str) -> None:
+        """Write the newest previews of a stream of this process, and from now on every one."""
+        produced = self._produced.get(id)
+        now = anyio.current_time()
+        if produced is None or produced.shown_until > now + SHOWN_SECONDS:
+            return  # it was asked just now, as when many readers come at once
+        produced.shown_until = now + SHOWN_SECONDS + 1
+        deferred = sorted(produced.previews.values(), key=lambda entry: entry.cursor.seq)
+        produced.previews.clear()
+        with suppress(StoreError, Fenced):  # the stream's own entries find this out too
+            for entry in deferred:
+                await self._append(id, entry)
+            await self._client.ask("SET", _key(id, "shown"), self._replica, "PX", int(SHOWN_SECONDS * 1000))
+
+    async def _ask_previews(self, id: str) -> bool:
+        """Have another process write the newest previews, if it does not do so; return when it has, or in time."""
+        shown = _key(id, "shown")
+        if id in self._produced or await self._client.ask("EXISTS", shown):
+            return False
+        await self._tell(id, Wanted.PREVIEWS)
+        with anyio.move_on_after(SHOW_SECONDS):
+            while not await self._client.ask("EXISTS", shown):  # noqa: ASYNC110  # only the server knows
+                await anyio.sleep(LOOK_SECONDS)
+        return True
+
+    async def _tell(self, id: str, wanted: Wanted) -> None:
+        """Ask something of the process that produces this stream, if there is one."""
+        replica = await self._client.ask("HGET", _key(id, "meta"), "replica")
+        if replica is not None:
+            span = int(CONTROL_SECONDS * 1000)
+            await self._client.run(TELL, [_control(replica.decode())], id, wanted.value, span)
 
     async def _entry(self, id: str, row: LogEntry) -> Entry | None:
         """A row of a log with its bytes; None where these have been superseded or have expired meanwhile."""
@@ -286,9 +358,7 @@ class ValkeyStore:
                         raise Lost("The store has lost entries of this stream.")
 
     async def cancel(self, id: str) -> None:
-        replica = await self._client.ask("HGET", _key(id, "meta"), "replica")
-        if replica is not None:
-            await self._client.run(CANCEL, [_control(replica.decode())], id, int(CONTROL_SECONDS * 1000))
+        await self._tell(id, Wanted.END)
 
     async def cancelled(self) -> AsyncGenerator[str, None]:
         """Goes on where an earlier iteration ended, so that nothing said meanwhile is missed."""
@@ -297,11 +367,14 @@ class ValkeyStore:
                 for position, fields in await line.read(_control(self._replica), self._heard):
                     self._heard = position
                     id = fields[b"id"].decode()
-                    if id in self._produced:
+                    if fields[b"what"] == Wanted.PREVIEWS.value.encode():
+                        await self.show(id)
+                    elif id in self._produced:
                         yield id
 
     async def viewing(self, id: str) -> None:
         await self._client.ask("SET", _key(id, "viewed"), self._replica, "PX", int(VIEWED_SECONDS * 1000))
+        await self._tell(id, Wanted.PREVIEWS)
 
     async def viewed(self, id: str) -> bool:
         return bool(await self._client.ask("EXISTS", _key(id, "viewed")))
