@@ -24,7 +24,7 @@ LOOK_SECONDS: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What one request is known by: `key` where it has an Idempotency-Key, else `mark`; `body` hashes what it asks."""
+    """The names of one request: `key` where it has an Idempotency-Key, else `mark`. `body` is its fingerprint."""
 
     body: str
     key: str | None = None

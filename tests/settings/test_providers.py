@@ -11,12 +11,12 @@ import pytest
 import trustme
 
 from streamproxy.auth import Credential
-from streamproxy.configuration import Configured, configure, place_of, read_catalogue, read_secret, warnings
 from streamproxy.core.catalogue import Provider
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.providers import ADAPTERS
-from streamproxy.setting_types import shown_origin
 from streamproxy.settings import ConfigurationError, ConfigurationProblem, ProviderSettings, Settings
+from streamproxy.settings.providers import Providers, configure, place_of, read_catalogue, read_secret, warnings
+from streamproxy.settings.values import shown_origin
 
 CATALOGUE = read_catalogue()
 KNOWN = [row for row in CATALOGUE.providers.values() if row.base_url]
@@ -26,7 +26,7 @@ HASH = "sha256:" + "0" * 64
 OPENAI = {"OPENAI_API_KEY": CANARY}
 
 
-def configured(settings: Settings, environ: dict[str, str]) -> Configured:
+def configured(settings: Settings, environ: dict[str, str]) -> Providers:
     return configure(settings, CATALOGUE, environ, POLICY, adapters=ADAPTERS)
 
 
