@@ -123,6 +123,16 @@ async def test_previews_are_stored_only_when_asked_for(server: ValkeyServer) -> 
         assert stored(server, "asked for") == {5}
 
 
+async def test_readers_that_come_at_once_ask_once(server: ValkeyServer) -> None:
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        await (await one.begin("crowded")).append(SKETCH)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(two.store.load, "crowded")
+        assert server.command("XLEN", "sp:r:one") == b":1\r\n"
+        assert stored(server, "crowded") == {1}
+
+
 async def test_previews_are_deferred_again_when_unasked(server: ValkeyServer) -> None:
     async with replica(server, "one") as one:
         generation = await one.begin("lapsed")

@@ -71,8 +71,8 @@ VIEWED_SECONDS: Final = 15.0
 SHOWN_SECONDS: Final = 15.0
 """For so long after it was asked, a producer's process writes previews. Followers ask every 5 s; two may get lost."""
 
-SHOW_SECONDS: Final = 0.25
-"""How long a reader waits for previews to be written: a hundred times what it takes a process that is well."""
+SHOW_SECONDS: Final = 1.0
+"""How long a reader waits for previews to be written; a process that is well takes a few milliseconds."""
 
 LOOK_SECONDS: Final = 0.005
 
@@ -118,6 +118,7 @@ class ValkeyStore:
         self._lease = lease
         self._spans = tuple(int(span * 1000) for span in (lease, LIVE_SECONDS, linger, GONE_SECONDS))
         self._produced: dict[str, Unwritten] = {}
+        self._asked: dict[str, anyio.Event] = {}
         self._heard = b"0-0"
 
     @asynccontextmanager
@@ -265,10 +266,17 @@ class ValkeyStore:
         shown = _key(id, "shown")
         if id in self._produced or await self._client.ask("EXISTS", shown):
             return False
-        await self._tell(id, Wanted.PREVIEWS)
-        with anyio.move_on_after(SHOW_SECONDS):
-            while not await self._client.ask("EXISTS", shown):  # noqa: ASYNC110  # only the server knows
-                await anyio.sleep(LOOK_SECONDS)
+        if (asked := self._asked.get(id)) is not None:  # readers who come at once ask once
+            await asked.wait()
+            return True
+        self._asked[id] = anyio.Event()
+        try:
+            await self._tell(id, Wanted.PREVIEWS)
+            with anyio.move_on_after(SHOW_SECONDS):
+                while not await self._client.ask("EXISTS", shown):  # noqa: ASYNC110  # only the server knows
+                    await anyio.sleep(LOOK_SECONDS)
+        finally:
+            self._asked.pop(id).set()
         return True
 
     async def _tell(self, id: str, wanted: Wanted) -> None:
