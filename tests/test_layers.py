@@ -232,7 +232,7 @@ def declared(extra: str | None = None) -> set[str]:
     return {DISTRIBUTIONS.get(name, name.replace("-", "_")) for name in names}
 
 
-def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+def test_imports_and_declared_dependencies_are_the_same() -> None:
     imported = {library for found, library in foreign() if not found.annotation}
     extras = declared("valkey") | declared("aws")
     assert imported == (declared() | extras) - NAMED.keys()

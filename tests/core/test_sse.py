@@ -204,16 +204,17 @@ def test_small_pieces_are_gathered() -> None:
     assert all(isinstance(piece, bytes) for piece in event.data)
 
 
-def _seconds(document: bytes, step: int) -> float:
+def _seconds(document: bytes, step: int, runs: int = 5) -> float:
+    """Processor time, the best of several runs."""
     chunks = [document[at : at + step] for at in range(0, len(document), step)]
     best = 1e9
-    for _ in range(5):
+    for _ in range(runs):
         cutter = Cutter(LARGE)
-        began = time.process_time()
+        began = time.thread_time()
         for chunk in chunks:
             for _event in cutter.feed(chunk):
                 pass
-        best = min(best, time.process_time() - began)
+        best = min(best, time.thread_time() - began)
     return best
 
 
@@ -257,7 +258,7 @@ LINES = {
 def test_a_chunk_of_short_lines_costs_milliseconds(name: str, before: bytes) -> None:
     """One step of Python for each of 64 KiB of line ends took 40 ms, in which nobody else was served."""
     document = before + (LINES[name] * (CHUNK // len(LINES[name])))[: CHUNK - len(before)]
-    assert _seconds(document, CHUNK) < 0.005
+    assert _seconds(document, CHUNK, runs=20) < 0.005
 
 
 def test_a_million_data_lines_are_no_second_of_work() -> None:

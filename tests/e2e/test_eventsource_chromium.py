@@ -83,6 +83,7 @@ async def following_in(browser: Chromium, origin: str, url: str) -> AsyncIterato
         yield page.reports
 
 
+@pytest.mark.soak
 async def test_cuts_with_the_real_retry(browser: Chromium, origin: str) -> None:
     """Nothing is shortened here: the browser comes back when the proxy says so, and not before."""
     await survives_cuts(partial(following_in, browser, origin), (origin,))

@@ -14,7 +14,7 @@ from openai import AsyncOpenAI
 
 from streamproxy.web import following
 from tests.support.provider import COMPLETED, PREVIEW, completed, preview
-from tests.support.proxy import BOUND, PROMPT
+from tests.support.proxy import BOUND, NO_TRUST, PROMPT
 from tests.support.scenes import (
     CLOSED,
     Reports,
@@ -48,7 +48,7 @@ class Follower:
         self._retry = 3.0
 
     async def run(self) -> None:
-        async with httpx.AsyncClient(timeout=BOUND, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=BOUND, trust_env=False, verify=NO_TRUST) as client:
             while await self._once(client):
                 self._reports.add({"kind": "lost", "state": 0})
                 await anyio.sleep(self._retry)

@@ -28,7 +28,7 @@ def code(event: Followed) -> object:
     return error["code"]
 
 
-async def test_a_killed_replica_takes_no_result_along_and_its_running_generations_end() -> None:
+async def test_a_killed_replica_takes_no_result_along() -> None:
     with valkey_server(*USER) as valkey:
         async with replicas(valkey, status=-signal.SIGKILL) as cluster:
             done, lost = cluster.scene(), cluster.scene()

@@ -205,7 +205,7 @@ async def refused(hub: Hub, id: str) -> Failure:
 # Who finds what.
 
 
-async def test_a_stream_is_found_live_then_kept_then_gone_and_never_under_another_id() -> None:
+async def test_a_stream_is_found_live_then_kept_then_gone() -> None:
     async with hubs() as [place]:
         generation = await place.create()
         assert await place.hub.find("s") is generation.stream
@@ -245,7 +245,7 @@ async def test_what_its_only_caller_has_had_is_kept_no_longer() -> None:
         assert place.hub.running == 0
 
 
-async def test_the_end_is_told_once_and_a_stream_is_found_whole_while_it_is_told() -> None:
+async def test_the_end_is_told_once() -> None:
     async with hubs() as [place]:
         generation = await place.create()
         await generation.append(completed("A"))
@@ -323,7 +323,7 @@ async def test_a_stream_without_readers_is_cancelled_after_its_grace() -> None:
         assert generation.ending is Ending.ABANDONED
 
 
-async def test_who_comes_back_within_the_grace_keeps_it_and_has_a_grace_of_his_own() -> None:
+async def test_a_return_within_the_grace_begins_it_anew() -> None:
     async with hubs(limits=HubLimits(0.3, 0, 9, 9, 9)) as [place]:
         generation = await place.create()
         generation.stream.subscribe().leave()
@@ -440,7 +440,7 @@ async def test_a_drain_lets_go_of_what_runs_elsewhere() -> None:
 # Other processes.
 
 
-async def test_a_stream_of_another_process_is_followed_once_for_all_its_readers_here() -> None:
+async def test_a_stream_elsewhere_is_followed_once_for_all_readers() -> None:
     async with hubs(2, shared=True) as [here, there]:
         generation = await there.create()
         await generation.append(preview("a0"))
@@ -474,7 +474,7 @@ async def test_readers_who_come_at_once_follow_the_same_mirror() -> None:
         assert here.store.follows == 1
 
 
-async def test_who_only_looks_at_a_stream_of_another_process_does_not_follow_it() -> None:
+async def test_looking_at_another_process_s_stream_does_not_follow_it() -> None:
     async with hubs(2, shared=True) as [here, there]:
         generation = await there.create()
         await generation.append(preview("a0"))
@@ -487,7 +487,7 @@ async def test_who_only_looks_at_a_stream_of_another_process_does_not_follow_it(
         assert texts(await here.hub.find("s")) == ["a1"]
 
 
-async def test_the_last_reader_here_ends_the_following_and_the_next_begins_it_anew() -> None:
+async def test_the_last_reader_here_ends_the_following() -> None:
     async with hubs(2, shared=True) as [here, there]:
         generation = await there.create()
         first = (await here.hub.find("s")).subscribe()
@@ -585,7 +585,7 @@ async def test_a_stream_can_begin_without_the_store() -> None:
         assert place.hub.running == 0
 
 
-async def test_readers_of_another_process_s_stream_end_with_the_store_and_come_back() -> None:
+async def test_readers_elsewhere_end_with_the_store_and_come_back() -> None:
     async with hubs(2, shared=True) as [here, there]:
         generation = await there.create()
         reader = (await here.hub.find("s")).subscribe()

@@ -216,7 +216,7 @@ async def test_viewers_elsewhere_keep_a_generation_that_nobody_reads_here(server
         assert not generations[0].scope.cancel_called
 
 
-async def test_a_cancel_elsewhere_reaches_the_producer_and_is_told_from_a_reader_who_left(server: ValkeyServer) -> None:
+async def test_a_cancel_elsewhere_reaches_the_producer(server: ValkeyServer) -> None:
     async with replica(server, "one") as one, replica(server, "two") as two:
         generation = await one.begin("cancelled")
         await two.hub.end(await two.hub.find("cancelled"))

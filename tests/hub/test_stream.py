@@ -76,7 +76,7 @@ async def _settle() -> None:
         await checkpoint()
 
 
-async def test_what_is_retained_is_the_newest_preview_of_each_image_and_every_outcome() -> None:
+async def test_the_newest_previews_and_every_outcome_are_retained() -> None:
     stream = Stream(Record("s", n=3))
     generation = Generation(stream)
     for frame in (preview("a0"), preview("b0", 1), preview("a1"), completed("A"), preview("b1", 1), preview("c0", 2)):
@@ -207,7 +207,7 @@ async def test_a_cursor_is_where_a_reader_goes_on(after: Cursor | None, expected
     assert [*got, *(said for _, said in await _all(reader))] == expected
 
 
-async def test_the_producer_waits_until_the_asker_has_sent_a_preview_and_not_only_taken_it() -> None:
+async def test_the_producer_waits_until_the_preview_has_been_sent() -> None:
     stream = Stream(Record("s"))
     generation = Generation(stream)
     asker = stream.subscribe(asker=True)
@@ -248,7 +248,7 @@ async def test_other_readers_do_not_pace_and_do_not_wake_each_other() -> None:
 
 
 @pytest.mark.parametrize("how", ["leaves", "fails"])
-async def test_a_producer_that_waits_goes_on_when_its_asker_leaves_or_the_stream_fails(how: str) -> None:
+async def test_a_waiting_producer_goes_on_when_its_asker_leaves(how: str) -> None:
     stream = Stream(Record("s"))
     generation = Generation(stream)
     asker = stream.subscribe(asker=True)
@@ -303,7 +303,7 @@ async def test_a_failure_is_the_last_frame_and_is_known_at_once() -> None:
     }
 
 
-async def test_a_half_written_preview_is_superseded_by_its_image_s_outcome_or_by_the_end() -> None:
+async def test_a_half_written_preview_is_superseded() -> None:
     stream = Stream(Record("s", n=2))
     generation = Generation(stream)
     reader = stream.subscribe()
@@ -327,7 +327,7 @@ async def test_a_half_written_preview_is_superseded_by_its_image_s_outcome_or_by
 
 
 @pytest.mark.parametrize("final", [False, True], ids=["preview", "outcome"])
-async def test_an_outcome_is_kept_before_it_is_delivered_and_a_preview_after(final: bool) -> None:
+async def test_an_outcome_is_kept_before_it_is_delivered(final: bool) -> None:
     stream = Stream(Record("s"))
     reader = stream.subscribe()
     seen: list[bool] = []
@@ -342,7 +342,7 @@ async def test_an_outcome_is_kept_before_it_is_delivered_and_a_preview_after(fin
     assert text(await reader.next()) in ("A", "a0")
 
 
-async def test_producers_side_by_side_take_turns_so_that_a_seq_is_given_once() -> None:
+async def test_producers_side_by_side_take_turns() -> None:
     stream = Stream(Record("s", n=4))
     kept: list[int] = []
 
@@ -362,7 +362,7 @@ async def test_producers_side_by_side_take_turns_so_that_a_seq_is_given_once() -
     assert len([entry for entry in stream.log.retained() if entry.critical]) == 4
 
 
-async def test_cancelled_while_an_outcome_is_being_kept_it_is_kept_and_delivered() -> None:
+async def test_an_outcome_is_kept_and_delivered_despite_a_cancel() -> None:
     stream = Stream(Record("s"))
     kept: list[tuple[int, str]] = []
     keeping, go_on = anyio.Event(), anyio.Event()
@@ -389,7 +389,7 @@ async def test_cancelled_while_an_outcome_is_being_kept_it_is_kept_and_delivered
     assert [(entry.cursor.seq, entry.frame.type) for entry in stream.log.retained()] == kept
 
 
-async def test_a_store_that_has_another_end_takes_the_generation_s_failure_as_well() -> None:
+async def test_a_store_that_has_another_end_takes_the_failure_too() -> None:
     """The end that readers here get is the one that readers elsewhere have got."""
     stream = Stream(Record("s"))
 
@@ -417,7 +417,7 @@ async def test_the_last_reader_s_leaving_is_told_once() -> None:
     assert stream.visits == 2
 
 
-async def test_readers_of_what_was_given_up_get_what_there_is_and_are_not_at_the_end() -> None:
+async def test_readers_of_what_was_given_up_get_what_there_is() -> None:
     stream = Stream(Record("s"))
     generation = Generation(stream)
     reader, waiting = stream.subscribe(), stream.subscribe(Cursor(1, 0))

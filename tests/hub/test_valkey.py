@@ -119,7 +119,7 @@ async def test_a_follower_skips_previews_whose_bytes_are_gone(server: ValkeyServ
         assert got == [completed(3, 1)]
 
 
-async def test_a_preview_that_vanishes_is_skipped_and_an_image_that_vanishes_is_said(server: ValkeyServer) -> None:
+async def test_a_vanished_preview_is_skipped_and_a_vanished_image_said(server: ValkeyServer) -> None:
     got: list[Entry] = []
     async with store(server, "one", lease=5.0) as producer, store(server, "two", lease=5.0) as other:
         await producer.create(record("torn"))

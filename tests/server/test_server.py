@@ -436,7 +436,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_accepted_connections_have_the_options_of_the_listening_socket(host: str) -> None:
+def test_connections_have_the_options_of_the_listening_socket(host: str) -> None:
     try:
         sock = listen(host, 0)
     except ConfigurationError:

@@ -55,7 +55,7 @@ def test_each_known_host_comes_with_its_variable(name: str) -> None:
     assert credential == Credential(row.auth_header, row.auth_scheme + CANARY)
 
 
-def test_configured_providers_leave_no_room_for_others_of_the_environment() -> None:
+def test_configured_providers_exclude_those_of_the_environment() -> None:
     sim = ProviderSettings(base_url="http://127.0.0.1:1/v1")
     assert [row.name for row in configured(provider("sim", sim), OPENAI).providers] == ["sim"]
     assert [row.name for row in configured(Settings(upstream="http://gateway/v1"), OPENAI).providers] == ["upstream"]

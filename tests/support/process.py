@@ -20,7 +20,7 @@ import httpx
 from anyio.abc import Process as Subprocess
 
 from streamproxy.signals import Signal
-from tests.support.proxy import BOUND
+from tests.support.proxy import BOUND, NO_TRUST
 
 _LISTENING: Final = re.compile(r"API base URL: (http://127\.0\.0\.1:(\d+))/v1")
 
@@ -150,4 +150,4 @@ def configuration(upstream: str, *, credential: str = "none", settings: str = ""
 
 def caller() -> httpx.AsyncClient:
     """A client without proxies, whose timeout is BOUND."""
-    return httpx.AsyncClient(timeout=BOUND, trust_env=False)
+    return httpx.AsyncClient(timeout=BOUND, trust_env=False, verify=NO_TRUST)

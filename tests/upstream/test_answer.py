@@ -107,7 +107,7 @@ def counted(coroutine: Coroutine[Any, None, T]) -> Generator[Any, None, tuple[T,
 
 
 async def test_a_task_waits_once_per_frame_and_decodes_nothing_itself() -> None:
-    script: Script = (HEAD, *(Send(b"a" * MIB) for _ in range(5)), Send(b"\n"), Wait(0.05), Send(b"b\n"), Fin())
+    script: Script = (HEAD, *(Send(b"a" * MIB) for _ in range(5)), Send(b"\n"), Wait(0.5), Send(b"b\n"), Fin())
     async with connected(script) as (server, upstream), upstream.open(post(server)) as answer:
         lines = Lines()
         frames = answer.frames(lines)
@@ -126,7 +126,7 @@ class Polite(Lines):
             yield None
 
 
-async def test_a_decoder_is_interrupted_where_it_wants_others_to_have_a_turn() -> None:
+async def test_a_decoder_is_interrupted_where_it_wants_it() -> None:
     intake = Intake()
     intake.decode_with(Polite())
     intake.feed(b"a\nbb\n")
@@ -248,7 +248,7 @@ async def test_silence_inside_a_frame_is_counted() -> None:
         assert raised.value.failure is Failure.IDLE_TIMEOUT
 
 
-async def test_the_total_ends_a_provider_that_sends_without_end_and_without_frames() -> None:
+async def test_the_total_ends_a_provider_that_sends_without_end() -> None:
     script = Endless((Stall(),))
     async with connected(script, total=0.3) as (server, upstream), upstream.open(post(server)) as answer:
         with pytest.raises(ProxyError) as raised:
@@ -257,7 +257,7 @@ async def test_the_total_ends_a_provider_that_sends_without_end_and_without_fram
         await server.wait_closed_connections(BOUND)
 
 
-async def test_a_task_that_is_cancelled_ends_a_provider_that_sends_without_end() -> None:
+async def test_cancelling_ends_a_provider_that_sends_without_end() -> None:
     async with connected(Endless((Stall(),))) as (server, upstream):
         with anyio.move_on_after(0.2):
             async with upstream.open(post(server)) as answer:

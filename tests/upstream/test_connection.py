@@ -94,7 +94,7 @@ FAREWELLS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", FAREWELLS)
-async def test_the_end_of_an_idle_connection_is_told_once_even_before_it_is_read(case: str) -> None:
+async def test_the_end_of_an_idle_connection_is_told_once(case: str) -> None:
     data, label = FAREWELLS[case]
     told: list[str] = []
     async with wire(told.append) as (connection, sock, provider):

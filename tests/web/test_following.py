@@ -120,7 +120,7 @@ async def test_otherwise_a_preview_is_written_to_its_end(how: str) -> None:
     assert body == whole
 
 
-async def test_a_preview_of_a_stream_that_has_ended_otherwise_ends_as_superseded() -> None:
+async def test_a_preview_behind_another_end_is_superseded() -> None:
     stream = Stream(Record("s"))
     await Generation(stream).append(preview(b"p" * (4 * SLICE)))
     reader = followed(stream.subscribe(), inline, heartbeat=15, preempt=True)

@@ -199,7 +199,7 @@ def test_retry_after_is_passed_where_it_is_a_header_value(said: str, passed: str
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("takes", [0, 1, 2], ids=["no head", "head", "all but the end"])
-async def test_a_caller_who_takes_nothing_is_aborted_whichever_message_it_is(takes: int) -> None:
+async def test_a_caller_that_takes_nothing_is_aborted(takes: int) -> None:
     sending = Sending(takes)
     answer = Response(200, "application/json", (bytes(SLICE), bytes(SLICE)), {})
     with anyio.fail_after(5):
@@ -267,12 +267,12 @@ async def test_our_headers_of_a_stream_win_over_the_providers() -> None:
     assert failure_of(sending.scope) is None
 
 
-def test_the_private_method_that_we_replace_is_still_the_one_that_sends() -> None:
+def test_the_private_method_that_we_replace_still_sends() -> None:
     assert "self._stream_response(send)" in inspect.getsource(EventSourceResponse.__call__)
 
 
 @pytest.mark.anyio
-async def test_a_stream_that_cannot_be_followed_any_more_ends_with_an_error_and_not_silently() -> None:
+async def test_a_stream_that_is_lost_ends_with_an_error() -> None:
     stream = Stream(Record("s", n=2))
     subscriber = stream.subscribe()
     await Generation(stream).append(Frame("image_edit.completed", (b'{"a":1}',), final=True))
