@@ -29,7 +29,8 @@ from starlette.types import Receive, Scope, Send
 from streamproxy.core.events import ANSWER, Frame, error_frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub.stream import Entry, Stream, Subscriber
+from streamproxy.hub.log import Entry
+from streamproxy.hub.stream import Stream, Subscriber
 from streamproxy.surfaces.images import layout
 from streamproxy.web.responses import NO_REFERRER, Reader
 from streamproxy.web.slicing import LARGEST, PIECES, Pieces, sliced

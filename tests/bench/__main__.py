@@ -32,7 +32,7 @@ import uvloop
 
 from tests.bench.cells import OURS, Cell, Place, flow, hold, idle
 from tests.bench.origin import IN_STEP
-from tests.bench.peers import PEERS, Peer, started
+from tests.bench.peers import PEERS, SHARED, Peer, shared, started
 from tests.bench.report import COLUMNS, status, table
 from tests.bench.stamps import Stamps
 from tests.bench.viewers import KINDS as VIEWED
@@ -98,6 +98,19 @@ async def followed(where: Place, stores: Sequence[Store], kinds: Sequence[str], 
     return cells
 
 
+@contextmanager
+def _shared(wanted: bool) -> Iterator[list[Peer]]:
+    """Ourselves on a Valkey store, where that is asked for: what is stored is to cost little beside the relay."""
+    (store,) = (store for store in STORES if store.name == "valkey")
+    if not wanted:
+        yield []
+    elif why := store.missing():
+        yield [shared("", why)]
+    else:
+        with store.running() as url:
+            yield [shared(url)]
+
+
 def _said(cells: list[Cell]) -> list[Cell]:
     for cell in cells:
         print(json.dumps(cell.summary()), flush=True)
@@ -106,7 +119,7 @@ def _said(cells: list[Cell]) -> list[Cell]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    names, held = [peer.name for peer in PEERS], [store.name for store in STORES]
+    names, held = [*(peer.name for peer in PEERS), SHARED], [store.name for store in STORES]
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="What the proxy costs, beside others.")
     parser.add_argument("--quick", action="store_true", help="under 75 s instead of 8 min, only roughly right")
     parser.add_argument("--streams", help="concurrent streams [1,8,64; quick: 1,8]")
@@ -129,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if where.cpu is not None:
             os.sched_setaffinity(0, os.sched_getaffinity(0) - {where.cpu})
         peers = [peer for peer in PEERS if peer.name in only]
-        cells = uvloop.run(relayed(where, peers, kinds, streams, idles, chosen.quick))
+        with _shared(SHARED in only) as more:
+            cells = uvloop.run(relayed(where, peers + more, kinds, streams, idles, chosen.quick))
         viewed = [store for store in STORES if store.name in stores and OURS in only]
         cells += uvloop.run(followed(where, viewed, kinds, idles, chosen.quick))
     print("\n" + table(cells))

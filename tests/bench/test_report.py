@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.bench.cells import OURS, Cell
+from tests.bench.peers import SHARED
 from tests.bench.report import COLUMNS, TARGETS, status, table, verdicts
 from tests.bench.viewers import KINDS
 
@@ -44,6 +45,15 @@ def test_the_targets_of_viewers(kind: str, name: str, most: float, number: int) 
     assert f"FAIL  {next(t.text for t in TARGETS if t.name == name)} at {number} viewer" in table([cell, missed])
     assert verdicts([replace(missed, query="preempt=0")]) == []
     assert bool(verdicts([replace(missed, number=49)])) == (number < 50)
+
+
+def test_the_target_of_a_shared_store() -> None:
+    def cell(peer: str, cpu: float) -> Cell:
+        return Cell("flow", 8, peer, {"cpu_s_per_gb": [cpu]})
+
+    for cpu, met in ((2.6, True), (2.61, False)):
+        cells = [cell(SHARED, cpu), cell(OURS, 2.0)]
+        assert [verdict.met for verdict in verdicts(cells) if verdict.cell.peer == SHARED] == [met]
 
 
 def test_every_target_is_about_a_column_of_its_kind() -> None:

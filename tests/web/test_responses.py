@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.log import Record
 from streamproxy.hub.stream import Stream
 from streamproxy.web.outcome import failure_of
 from streamproxy.web.responses import Delivery, Response, deliver, error_response, json_response
@@ -84,7 +85,7 @@ async def test_a_caller_that_takes_nothing_is_aborted(takes: int) -> None:
 @pytest.mark.anyio
 async def test_the_reader_of_a_delivery_is_told_how_it_went() -> None:
     sending = Sending()
-    sent, left = (Following(Stream("s").subscribe()) for _ in range(2))
+    sent, left = (Following(Stream(Record("s")).subscribe()) for _ in range(2))
     with anyio.fail_after(5):
         await Delivery(json_response({}), sent)(sending.scope, sending.receive, sending.send)
         sending.aborted.set()

@@ -16,7 +16,9 @@ from starlette.types import Receive, Scope, Send
 from streamproxy.core.events import ANSWER, ERROR, Frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure
-from streamproxy.hub.stream import Entry, Stream, Subscriber
+from streamproxy.hub.generation import Generation
+from streamproxy.hub.log import Entry, Record
+from streamproxy.hub.stream import Stream, Subscriber
 from streamproxy.surfaces.images import layout
 from streamproxy.web.outcome import failure_of
 from streamproxy.web.responses import Reader, deliver
@@ -75,9 +77,9 @@ async def whole(stream: Stream, *, preempt: bool = True) -> bytes:
 
 
 async def test_the_layout_is_data_event_id_and_a_blank_line() -> None:
-    stream = Stream("s")
-    await stream.append(preview(b'{"a":1}', 1))
-    await stream.append(Frame(COMPLETED, (b'{"b"', memoryview(b":2}")), 0, final=True))
+    stream = Stream(Record("s"))
+    await Generation(stream).append(preview(b'{"a":1}', 1))
+    await Generation(stream).append(Frame(COMPLETED, (b'{"b"', memoryview(b":2}")), 0, final=True))
     expected = b'data: {"a":1}\nevent: image_edit.partial_image\nid: 1.1\n\n'
     expected += b'data: {"b":2}\nevent: image_edit.completed\nid: 1.2\n\n'
     reader = followed(stream.subscribe())
@@ -89,8 +91,8 @@ async def test_the_layout_is_data_event_id_and_a_blank_line() -> None:
 
 
 async def test_a_frame_is_sent_in_slices() -> None:
-    stream = Stream("s")
-    await stream.append(final(b"x" * (3 * SLICE)))
+    stream = Stream(Record("s"))
+    await Generation(stream).append(final(b"x" * (3 * SLICE)))
     stream.finish()
     pieces = [piece async for piece in followed(stream.subscribe())]
     assert len(pieces[1]) == SLICE
@@ -98,8 +100,8 @@ async def test_a_frame_is_sent_in_slices() -> None:
 
 
 async def test_a_json_answer_is_no_event() -> None:
-    stream = Stream("s")
-    await stream.append(Frame(ANSWER, (b"{}",), final=True))
+    stream = Stream(Record("s"))
+    await Generation(stream).append(Frame(ANSWER, (b"{}",), final=True))
     stream.finish()
     assert await whole(stream) == b""
 
@@ -121,13 +123,13 @@ async def test_to_come_back_later_is_all_that_an_overloaded_proxy_says() -> None
 
 
 async def test_a_preview_whose_image_is_there_ends_as_superseded() -> None:
-    stream = Stream("s")
-    await stream.append(preview(b"p" * (8 * SLICE)))
+    stream = Stream(Record("s"))
+    await Generation(stream).append(preview(b"p" * (8 * SLICE)))
     subscriber = stream.subscribe()
     reader = followed(subscriber)
     await anext(reader)
     body = bytes(await anext(reader)) + bytes(await anext(reader))
-    await stream.append(final(b"done"))
+    await Generation(stream).append(final(b"done"))
     stream.finish()
     rest = b"".join([piece async for piece in reader])
     body += rest
@@ -141,12 +143,12 @@ async def test_a_preview_whose_image_is_there_ends_as_superseded() -> None:
 
 @pytest.mark.parametrize("how", ["opted out", "a newer preview", "another image's outcome"])
 async def test_otherwise_a_preview_is_written_to_its_end(how: str) -> None:
-    stream = Stream("s")
-    await stream.append(preview(b"p" * (8 * SLICE)))
+    stream = Stream(Record("s"))
+    await Generation(stream).append(preview(b"p" * (8 * SLICE)))
     reader = followed(stream.subscribe(), preempt=how != "opted out")
     await anext(reader)
     body = bytes(await anext(reader))
-    await stream.append(
+    await Generation(stream).append(
         preview(b"newer") if how == "a newer preview" else final(b"done", 0 if how == "opted out" else 1)
     )
     whole = b"data: " + b"p" * (8 * SLICE) + b"\nevent: image_edit.partial_image\nid: 1.1\n\n"
@@ -157,38 +159,38 @@ async def test_otherwise_a_preview_is_written_to_its_end(how: str) -> None:
 
 
 async def test_a_preview_behind_another_end_is_superseded() -> None:
-    stream = Stream("s")
-    await stream.append(preview(b"p" * (8 * SLICE)))
+    stream = Stream(Record("s"))
+    await Generation(stream).append(preview(b"p" * (8 * SLICE)))
     reader = followed(stream.subscribe())
     await anext(reader)
     await anext(reader)
-    await stream.append(Frame(ERROR, (b"{}",), final=True))
+    await Generation(stream).append(Frame(ERROR, (b"{}",), final=True))
     stream.finish()
     rest = b"".join([piece async for piece in reader])
     assert rest.endswith(b"\nevent: superseded\n\ndata: {}\nevent: error\nid: 1.2\n\n")
 
 
 async def test_silence_is_filled_with_a_comment_line_between_frames() -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
     reader = followed(stream.subscribe(), heartbeat=0.01)
     await anext(reader)
     with anyio.fail_after(5):
         assert [await anext(reader) for _ in range(2)] == [b":\n", b":\n"]
-        await stream.append(final(b"done"))
+        await Generation(stream).append(final(b"done"))
         while (piece := await anext(reader)) == b":\n":
             pass
     assert bytes(piece).startswith(b"data: done")
 
 
 async def test_what_has_been_sent_is_freed_before_the_rest_is() -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
     subscriber = stream.subscribe(asker=True)
     alive: list[weakref.ref[memoryview]] = []
 
     async def produce() -> None:
         pieces = [memoryview(bytes(SLICE)) for _ in range(COUNT)]
         alive.extend(map(weakref.ref, pieces))
-        await stream.append(Frame("image_generation.completed", tuple(pieces), final=True))
+        await Generation(stream).append(Frame("image_generation.completed", tuple(pieces), final=True))
 
     await produce()
     stream.finish()
@@ -211,7 +213,7 @@ def test_the_layout_is_one_event_line_one_data_line_and_a_blank_line() -> None:
 
 async def test_a_caller_who_stops_at_the_end_of_a_stream_is_aborted_too() -> None:
     """The last message has no frame: it is the one that ends the body."""
-    stream = Stream("s")
+    stream = Stream(Record("s"))
     subscriber = stream.subscribe()
     stream.commit()
     stream.finish()
@@ -230,8 +232,8 @@ async def test_a_caller_who_stops_at_the_end_of_a_stream_is_aborted_too() -> Non
 @pytest.mark.parametrize("takes_pieces", [True, False])
 async def test_pieces_are_joined_only_for_a_server_that_wants_bytes(takes_pieces: bool) -> None:
     data = (bytes(SLICE), memoryview(bytes(2 * SLICE)))
-    stream = Stream("s")
-    await stream.append(Frame(COMPLETED, data, final=True))
+    stream = Stream(Record("s"))
+    await Generation(stream).append(Frame(COMPLETED, data, final=True))
     stream.finish()
     sending = Sending()
     scope = {**sending.scope, "extensions": {PIECES: {}} if takes_pieces else {}}
@@ -247,7 +249,7 @@ async def test_pieces_are_joined_only_for_a_server_that_wants_bytes(takes_pieces
 
 
 async def test_our_headers_of_a_stream_win_over_the_providers() -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
     subscriber = stream.subscribe()
     stream.finish()
     sending = Sending()
@@ -275,9 +277,9 @@ def test_the_private_method_that_we_replace_still_sends() -> None:
 
 
 async def test_a_stream_that_is_lost_ends_with_an_error() -> None:
-    stream = Stream("s", n=2)
+    stream = Stream(Record("s", n=2))
     subscriber = stream.subscribe()
-    await stream.append(Frame("image_edit.completed", (b'{"a":1}',), final=True))
+    await Generation(stream).append(Frame("image_edit.completed", (b'{"a":1}',), final=True))
     stream.give_up()
     with anyio.fail_after(5):
         body = b"".join([piece async for piece in joined(posted(subscriber))])
