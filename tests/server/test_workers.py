@@ -33,6 +33,7 @@ from tests.support.valkey import valkey_server
 pytestmark = pytest.mark.anyio
 
 DRAIN: Final = 2.0
+LONG: Final = 30.0  # a drain_timeout that no test waits for
 SLACK: Final = 10.0  # what a busy machine may add to a time that is tested
 SECRET: Final = "0123456789abcdef-Canary"
 STARTS: Final = "Application startup complete."
@@ -108,7 +109,9 @@ def store() -> Iterator[str]:
 
 
 @asynccontextmanager
-async def staged(store: str, *, workers: int = 2, environ: Mapping[str, str] | None = None) -> AsyncIterator[Stage]:
+async def staged(
+    store: str, *, workers: int = 2, drain: float = DRAIN, environ: Mapping[str, str] | None = None
+) -> AsyncIterator[Stage]:
     go = anyio.Event()
 
     def handler(received: Received) -> Script:
@@ -116,7 +119,7 @@ async def staged(store: str, *, workers: int = 2, environ: Mapping[str, str] | N
 
     limits = httpx.Limits(max_keepalive_connections=0)  # each request may meet another process
     async with serve(handler) as server:
-        settings = f'drain_timeout = {DRAIN}\nstore = "{store}"\nsecret = "{SECRET}"\nworkers = {workers}'
+        settings = f'drain_timeout = {drain}\nstore = "{store}"\nsecret = "{SECRET}"\nworkers = {workers}'
         config = configuration(server.url, settings=settings)
         async with (
             started(config, environ=environ) as proxy,
@@ -126,7 +129,7 @@ async def staged(store: str, *, workers: int = 2, environ: Mapping[str, str] | N
 
 
 async def test_all_serve_and_any_follows_the_streams_of_any(store: str) -> None:
-    async with staged(store, workers=3) as stage:
+    async with staged(store, workers=3, drain=LONG) as stage:
         workers = stage.proxy.workers()
         assert len(workers) == 3
         assert stage.serving() == set(workers)
@@ -227,7 +230,7 @@ async def test_at_the_deadline_all_have_ended(store: str) -> None:
 
 
 async def test_a_second_signal_ends_all_at_once(store: str) -> None:
-    async with staged(store) as stage:
+    async with staged(store, drain=LONG) as stage:
         await stage.later()
         workers = stage.proxy.workers()
         stage.proxy.signal(signal.SIGTERM)

@@ -266,7 +266,7 @@ def test_an_unusable_store_is_refused_and_not_shown(store: str) -> None:
 def test_a_store_without_its_client_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "streamproxy.hub.valkey_client", raising=False)
+    monkeypatch.delitem(sys.modules, "streamproxy.hub.valkey.client", raising=False)
     monkeypatch.setitem(sys.modules, "redis", None)  # what makes an import fail as if it were not there
     [problem] = problems(sharing(STORE), {})
     assert problem.setting == "store"
