@@ -35,6 +35,7 @@ from streamproxy.providers import ADAPTERS
 from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.upstream import Deadlines, Resolver, Upstream, default_ssl_context
 from streamproxy.upstream.fetch import Fetcher
+from streamproxy.upstream.signing import GoogleSigner, TokenTransport, google_credentials
 from streamproxy.web.body import Budget, Intake
 from streamproxy.web.context import Context
 from streamproxy.web.middleware import Cors, RequestContext
@@ -159,7 +160,7 @@ def _keyed(configured: Configured) -> bool:
 
 def _origins(settings: Settings, configured: Configured) -> Origins:
     """Any host name will do unless a configured key can be spent by it without a caller's."""
-    exposed = not settings.caller_keys and any(source.credential for source in configured.credentials.values())
+    exposed = not settings.caller_keys and any(source.configured for source in configured.credentials.values())
     hosts = hosts_of(settings.host, settings.allowed_hosts) if exposed else None
     return Origins(frozenset(settings.cors_origins), hosts)
 
@@ -187,9 +188,12 @@ def _service(
         trust_env=settings.trust_env_proxies,
         resolver=resolver,
     )
-    return Service(
-        provider, upstream, configured.credentials[provider.name], row.strict_headers, tuple(row.allow_headers)
-    )
+    source = configured.credentials[provider.name]
+    signer = None
+    if source.signing_key is not None:
+        load = partial(google_credentials, source.signing_key)
+        signer = GoogleSigner(load, TokenTransport(trust, settings.trust_env_proxies))
+    return Service(provider, upstream, source, row.strict_headers, tuple(row.allow_headers), signer)
 
 
 async def _not_routed(request: Request, exception: Exception) -> Response:

@@ -16,6 +16,7 @@ import ssl
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -27,12 +28,15 @@ from streamproxy.core.catalogue import Catalogue, Provider, parse
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.setting_types import ConfigurationError, ConfigurationProblem, is_loopback, shown_origin
 from streamproxy.settings import PREFIX, ProviderSettings, Settings
+from streamproxy.upstream.signing import google_credentials
 
 LIMIT_OF_SECRETS: Final = 64 * 1024  # bytes of a secret file, nginx's default for all headers of a request twice over
 MEMORY: Final = "memory"  # the store of one process
 EXAMPLE: Final = "redis://127.0.0.1:6379/0"
 VARIABLE: Final = re.compile(r"(?=.{1,64}$)[A-Z]{1,16}[0-9]{0,2}(_([A-Z]{1,16}[0-9]{0,2}|[0-9]{1,2}))*")
 """A variable's name as people write it: words in capitals. Keys of capitals only have digits among their letters."""
+ON_MACHINE: Final = {"project": "GOOGLE_CLOUD_PROJECT", "location": "GOOGLE_CLOUD_LOCATION"}
+"""Where Google's own libraries look for what a provider's `base_url` names."""
 UPSTREAM: Final = "upstream"  # the provider that the setting of that name makes, and the row new providers start from
 
 
@@ -72,11 +76,13 @@ def configure(
     Raises ConfigurationError with all that is wrong between the settings, the catalogue and the environment.
     """
     problems: list[ConfigurationProblem] = []
-    providers = _assembled(settings, catalogue, environ, problems)
+    providers: list[Provider] = []
     credentials: dict[str, CredentialSource] = {}
-    for provider in providers:
+    for provider in _assembled(settings, catalogue, environ, problems):
         try:
-            credentials |= resolve_credentials(settings, (provider,), environ, read_file)
+            found = resolve_credentials(settings, (provider,), environ, read_file)
+            credentials |= found
+            providers.append(_placed(provider, found[provider.name], environ))
         except ConfigurationError as error:
             problems += error.problems
         if adapters is not None and provider.adapter not in adapters:
@@ -88,13 +94,13 @@ def configure(
                 happened = "one of the names is no header, or of a kind that is always refused (credentials, framing)"
                 fix = "list only account selection and routing headers"
                 problems.append(ConfigurationProblem(f"providers.{name}.allow_headers", happened, fix))
-    if any(source.credential for source in credentials.values()) and not settings.caller_keys:
+    if any(source.configured for source in credentials.values()) and not settings.caller_keys:
         problems += _exposed(settings.host)
     problems += _store_problems(settings)
     problems += _trust_problems(environ)
     if problems:
         raise ConfigurationError(dict.fromkeys(problems), settings)
-    return Configured(providers, credentials)
+    return Configured(tuple(providers), credentials)
 
 
 def _exposed(host: str) -> list[ConfigurationProblem]:
@@ -259,6 +265,28 @@ def _with_workflows(provider: Provider, problems: list[ConfigurationProblem]) ->
     return replace(provider, workflows=tuple(texts), models=tuple(models))
 
 
+def _placed(provider: Provider, source: CredentialSource, environ: Mapping[str, str]) -> Provider:
+    """The provider with its project and location in `base_url`. Raises ConfigurationError where one is not known."""
+    if "{" not in provider.base_url:
+        return provider
+    said = {name: environ.get(variable, "").strip() for name, variable in ON_MACHINE.items()}
+    project = provider.project or said["project"] or _project_of(source)
+    location = provider.location or said["location"] or "global"
+    if not project:
+        fix = f'set {ON_MACHINE["project"]}, or [providers.{provider.name}] project = "..."'
+        problem = ConfigurationProblem(f"providers.{provider.name}.project", "nothing says which project", fix)
+        raise ConfigurationError([problem])
+    base_url = provider.base_url.replace("{region}", "" if location == "global" else f"{location}-")
+    base_url = base_url.replace("{project}", project).replace("{location}", location)
+    return replace(provider, base_url=base_url, project=project, location=location)
+
+
+def _project_of(source: CredentialSource) -> str:
+    """The project that a service account's key names; "" for any other credential."""
+    found = orjson.loads(source.signing_key).get("project_id", "") if source.signing_key else ""
+    return found if isinstance(found, str) else ""
+
+
 def resolve_credentials(
     settings: Settings, providers: Sequence[Provider], environ: Mapping[str, str], read_file: Callable[[str], str]
 ) -> dict[str, CredentialSource]:
@@ -270,6 +298,7 @@ def resolve_credentials(
         reference = settings.providers.get(provider.name, ProviderSettings()).credential or _default(provider, environ)
         try:
             kind, secret = _secret(reference, environ, read_file)
+            secret = _google_key(kind, secret, read_file) if provider.signing == "google" else _key(kind, secret)
         except ValueError as error:
             happened, fix = error.args
             problems.append(ConfigurationProblem(setting, happened, fix, _variable(reference)))
@@ -281,7 +310,7 @@ def resolve_credentials(
             fix = 'give it auth_header = "authorization", or credential = "none"'
             problems.append(ConfigurationProblem(setting, "this provider has no header to carry it in", fix))
         if (
-            secret
+            (secret or kind == "machine")
             and provider.base_url.startswith("http:")
             and not is_loopback(urlsplit(provider.base_url).hostname or "")
         ):
@@ -292,8 +321,12 @@ def resolve_credentials(
                 )
             )
         scheme = provider.auth_scheme
-        credential = Credential(provider.auth_header, scheme + secret) if secret else None
-        sources[provider.name] = CredentialSource(kind, provider.auth_header, scheme, credential)
+        source = CredentialSource(kind, provider.auth_header, scheme)
+        if provider.signing != "key" and kind not in ("caller", "none"):
+            source = replace(source, signing_key=secret)
+        elif secret:
+            source = replace(source, credential=Credential(provider.auth_header, scheme + secret))
+        sources[provider.name] = source
     if problems:
         raise ConfigurationError(problems, settings)
     return sources
@@ -319,7 +352,7 @@ def _variable(reference: str) -> str:
 
 
 def _secret(reference: str, environ: Mapping[str, str], read_file: Callable[[str], str]) -> tuple[Kind, str]:
-    """(kind, the secret or ""). Raises ValueError(what happened, the fix), neither of which holds the secret."""
+    """(kind, the secret's text or ""). Raises ValueError(what happened, the fix), neither of which holds the secret."""
     scheme, _, name = reference.partition(":")
     kind: Kind
     match scheme:
@@ -327,6 +360,8 @@ def _secret(reference: str, environ: Mapping[str, str], read_file: Callable[[str
             return "caller", ""
         case "none":
             return "none", ""
+        case "adc":
+            return "machine", ""
         case "env":
             kind, secret = "environment", environ.get(name, "")
             if not secret.strip():
@@ -352,11 +387,40 @@ def _secret(reference: str, environ: Mapping[str, str], read_file: Callable[[str
                 raise ValueError("its file is too large or not UTF-8", "let the file hold the key only") from None
         case _:
             raise ValueError(
-                "it is not said where the credential is", 'write "env:NAME", "file:PATH", "caller" or "none"'
+                "it is not said where the credential is", 'write "env:NAME", "file:PATH", "caller", "adc" or "none"'
             )
-    secret = secret.strip()
-    if not re.fullmatch(r"[\x21-\x7e]+", secret):
+    return kind, secret.strip()
+
+
+def _key(kind: Kind, secret: str) -> str:
+    """A key that is sent as it stands. Raises ValueError(what happened, the fix)."""
+    if kind == "machine":
+        raise ValueError("adc finds Google's credentials, and this provider takes a key", "say where its key is")
+    if kind not in ("caller", "none") and not re.fullmatch(r"[\x21-\x7e]+", secret):
         raise ValueError(
             "the key is empty or holds spaces, line ends or other than visible ASCII", "store the bare key"
         )
-    return kind, secret
+    return secret
+
+
+def _google_key(kind: Kind, text: str, read_file: Callable[[str], str]) -> str:
+    """A key for Google's OAuth as JSON; `text` may be that or the path of its file. Raises ValueError as `_key`."""
+    if kind in ("caller", "none"):
+        return text
+    try:
+        installed = find_spec("google.auth") is not None
+    except ModuleNotFoundError:
+        installed = False
+    if not installed:
+        raise ValueError("google-auth is not installed", "in streamproxy's source directory: pip install '.[google]'")
+    if kind == "machine":
+        return text
+    try:
+        key = text if text.startswith("{") else read_file(text)
+        google_credentials(key)
+    except OSError as error:
+        raise ValueError(f"its file cannot be read: {error.strerror}", "correct the path or its rights") from None
+    except ValueError:
+        fix = "give it one of type service_account or authorized_user, or use adc, which takes every other"
+        raise ValueError("it is no key for Google's OAuth", fix) from None
+    return key

@@ -277,10 +277,11 @@ def _model_names(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _credential(value: str) -> str:
-    if not re.fullmatch(r"env:[A-Za-z_][A-Za-z0-9_]*|file:[^\0]+|dir:[A-Za-z0-9_][A-Za-z0-9_.-]*|caller|none", value):
+    places = r"env:[A-Za-z_][A-Za-z0-9_]*|file:[^\0]+|dir:[A-Za-z0-9_][A-Za-z0-9_.-]*|caller|adc|none"
+    if not re.fullmatch(places, value):
         raise Refused(
             "it does not say where the credential is",
-            "write env:NAME, file:PATH, dir:NAME, caller or none; never the key",
+            "write env:NAME, file:PATH, dir:NAME, caller, adc or none; never the key",
         )
     return value
 

@@ -44,6 +44,8 @@ class Provider:
     stream. `serves`: owners whose models it has; "*" adds every name that nobody serves by owner. `models`: the
     operator's own list, same "*". `deployments`: (model, upstream name) pairs; with any, it serves no owner.
     `hosts`: other hosts of its own, like "*.bfl.ai", that may get the credential. `workflows`: (model, JSON) pairs.
+    `signing`: by a key in a header, or by an OAuth token that Google gives for the credential. `project` and `location`
+    stand in `base_url` as {project} and {location}; {region} is the location and a hyphen, nothing where it is global.
     """
 
     name: str
@@ -63,6 +65,9 @@ class Provider:
     deployments: tuple[tuple[str, str], ...] = ()
     hosts: tuple[str, ...] = ()
     workflows: tuple[tuple[str, str], ...] = ()
+    signing: Literal["key", "google"] = "key"
+    project: str = ""
+    location: str = ""
 
     @property
     def takes_everything(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Final
 
 import msgspec
@@ -94,13 +95,15 @@ _COMMAS: Final = 64 * 1024
 """In one event: more than that many members would be seconds of work. Base64 has none."""
 
 _PER_IMAGE: Final = ("b64_json", "url", "revised_prompt", "warning")
+_JOINED: Final = ("usage", "cost", "text", "parts")
 _EVENT_ONLY: Final = ("type", "created_at", "image_index", "partial_image_index", "error")
 
 
 def collected(events: Sequence[bytes], now: int) -> bytes:
     """The JSON answer that `completed` events amount to; what holds for all images is taken from the last.
 
-    Raises ProxyError(BAD_JSON).
+    What each job says of its own images is put together: `usage` and `cost` are sums, `text` and `parts` follow each
+    other. Raises ProxyError(BAD_JSON).
     """
     images = [_event_members(event) for event in events]
     last = images[-1]
@@ -110,7 +113,47 @@ def collected(events: Sequence[bytes], now: int) -> bytes:
         "data": [{name: image[name] for name in _PER_IMAGE if name in image} for image in images],
     }
     answer |= {name: value for name, value in last.items() if name not in (*_PER_IMAGE, *_EVENT_ONLY)}
+    if len(images) > 1:
+        answer |= _together(images)
     return msgspec.json.encode(answer)
+
+
+def _together(images: Sequence[Mapping[str, msgspec.Raw]]) -> Mapping[str, object]:
+    """What several jobs say of their images, as if one had made them all."""
+    said = [{name: _value(image[name]) for name in _JOINED if name in image} for image in images]
+    usages: list[Mapping[str, object]] = [value for each in said if isinstance(value := each.get("usage"), dict)]
+    together: dict[str, object] = {"usage": reduce(_sum, usages)} if usages else {}
+    if any("cost" in each for each in said):
+        unknown = any(each.get("cost") is None and _used(each.get("usage")) for each in said)
+        costs = [value for each in said if isinstance(value := each.get("cost"), int | float)]
+        together["cost"] = None if unknown or not costs else round(sum(costs), 6)
+    texts = [value for each in said if isinstance(value := each.get("text"), str)]
+    parts = [part for each in said if isinstance(value := each.get("parts"), list) for part in value]
+    return {**together, **({"text": "\n".join(texts)} if texts else {}), **({"parts": parts} if parts else {})}
+
+
+def _value(raw: msgspec.Raw) -> object:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _sum(left: Mapping[str, object], right: Mapping[str, object]) -> Mapping[str, object]:
+    """Two usages as one: numbers are added, what is no number is the right one's."""
+    total = {**left, **right}
+    for name in left.keys() & right.keys():
+        match left[name], right[name]:
+            case int() as first, int() as second:
+                total[name] = first + second
+            case dict() as first, dict() as second:
+                total[name] = _sum(first, second)
+    return total
+
+
+def _used(usage: object) -> bool:
+    """Whether a usage says that something was used: a job's other images have zeros."""
+    return isinstance(usage, dict) and usage.get("total_tokens") not in (0, None)
 
 
 def _event_members(event: bytes) -> Mapping[str, msgspec.Raw]:
@@ -184,11 +227,17 @@ def preview(job: Job, picture: Picture, number: int, *, image: int = 0) -> Frame
 
 
 def finals(
-    job: Job, pictures: Sequence[Picture], *, usage: Mapping[str, object] | None = None, paid: float | None = None
+    job: Job,
+    pictures: Sequence[Picture],
+    *,
+    usage: Mapping[str, object] | None = None,
+    paid: float | None = None,
+    said: Mapping[str, object] | None = None,
 ) -> Iterator[Frame]:
     """One `completed` event per picture. The last one has the job's `usage`, in OpenAI's terms, and what it cost.
 
-    `paid`: USD, where the provider says it; else it is computed from `usage` and the catalogue's price.
+    `paid`: USD, where the provider says it; else it is computed from `usage` and the catalogue's price. `said`: what
+    else the provider says, for the last event.
     """
     used = ZERO_USAGE if usage is None else usage
     total = cost(used, job.model.price, len(pictures)) if paid is None else paid
@@ -196,8 +245,9 @@ def finals(
         pictures = pictures[: job.n]  # the other indices are other jobs'
     for index, picture in enumerate(pictures):
         last = index == len(pictures) - 1
-        members = {"usage": used if last else ZERO_USAGE, "cost": total if last else None}
-        yield _frame(job, Role.COMPLETED, picture, index, {**members, "provider": job.provider.name}, len(pictures) > 1)
+        members: dict[str, object] = {"usage": used if last else ZERO_USAGE, "cost": total if last else None}
+        members |= {"provider": job.provider.name, **(said if said and last else {})}
+        yield _frame(job, Role.COMPLETED, picture, index, members, len(pictures) > 1)
 
 
 def _frame(

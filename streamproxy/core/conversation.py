@@ -21,13 +21,13 @@ import binascii
 import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeVar, cast
+from typing import Final, Literal, Protocol, TypeVar, cast
 
 import msgspec
 
 from streamproxy.core.catalogue import Model, Provider, Route
 from streamproxy.core.events import Frame
-from streamproxy.core.imagefile import media_type, probe
+from streamproxy.core.imagefile import media_type, probe, probe_base64
 from streamproxy.core.requests import (
     FileId,
     Head,
@@ -108,6 +108,17 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Convert:
+    """An image as another kind of file, made beside the event loop. Reply: Picture.
+
+    "mask" is a PNG that is white where `image` is transparent, and black elsewhere: how most providers read a mask.
+    """
+
+    image: Inline | Spooled | Picture = field(repr=False)
+    form: Literal["png", "jpeg", "mask"]
+
+
+@dataclass(frozen=True, slots=True)
 class Connect:
     """Open a WebSocket beside the exchanges. Reply: None."""
 
@@ -170,6 +181,7 @@ Step = (
     | Pour
     | Wait
     | Fetch
+    | Convert
     | Connect
     | Tell
     | Hear
@@ -342,6 +354,28 @@ def fetch(url: str) -> Conversation[Picture]:
     except ProxyError as error:
         yield Tolerated(error.failure.value.label)
         return Picture((), url=url, problem=error.message)
+
+
+def converted(image: Picture, form: Literal["png", "jpeg"]) -> Conversation[Picture]:
+    """A result as a file of this form. One that cannot be converted stays as it is: it has been paid for."""
+    info = probe_base64(image.base64[0]) if image.base64 else None
+    if info is not None and info.format == form:
+        return image
+    try:
+        return cast(Picture, (yield Convert(image, form)))
+    except ProxyError as error:
+        yield Tolerated(error.failure.value.label)
+        return image
+
+
+def white_mask(mask: Inline | Spooled) -> Conversation[Inline]:
+    """OpenAI's mask, transparent where the image is to change, as one that is white there."""
+    try:
+        made = cast(Picture, (yield Convert(mask, "mask")))
+    except ProxyError as error:
+        error.param = "mask"
+        raise
+    return Inline(memoryview(b"".join(made.base64)), made.media_type)
 
 
 def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, assert_never
 from urllib.parse import urlsplit
 
 import anyio
+from anyio import to_thread
 
 from streamproxy.core.catalogue import Provider
 from streamproxy.core.conversation import (
@@ -22,6 +23,7 @@ from streamproxy.core.conversation import (
     Body,
     Connect,
     Conversation,
+    Convert,
     Events,
     Fetch,
     Hear,
@@ -42,6 +44,7 @@ from streamproxy.core.events import Frame
 from streamproxy.core.requests import Head, UpstreamRequest
 from streamproxy.core.sse import Event
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.generation.converting import AT_ONCE, convert
 from streamproxy.generation.router import Plan
 from streamproxy.upstream import Answer
 from streamproxy.upstream.fetch import Fetcher
@@ -107,6 +110,7 @@ class Outside:
     connect: float
     """Seconds to open a WebSocket."""
     ssl_context: ssl.SSLContext
+    converting: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(AT_ONCE))
 
 
 class Driver:
@@ -188,6 +192,8 @@ class Driver:
                 await self._wait(seconds)
             case Fetch(url):
                 return await self._fetch(url)
+            case Convert(image, form):
+                return await to_thread.run_sync(convert, image, form, limiter=self._outside.converting)
             case Undo(request):
                 self._undo = request
             case Tolerated(label):

@@ -8,11 +8,13 @@ from streamproxy.core.conversation import Adapter
 from streamproxy.providers.comfyui import ComfyApi, ComfyWebSocket
 from streamproxy.providers.fal import Fal
 from streamproxy.providers.gemini import Gemini
+from streamproxy.providers.imagen import Imagen
 from streamproxy.providers.openai import OpenAI
 
 ADAPTERS: Final[dict[str, Adapter]] = {
     "openai": OpenAI(),
     "gemini": Gemini(),
+    "imagen": Imagen(),
     "fal": Fal(),
     "comfyui": ComfyApi(),
     "comfyui-websocket": ComfyWebSocket(),

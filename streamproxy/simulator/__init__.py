@@ -1,6 +1,7 @@
 """An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
 
-Below other paths it speaks others': /v1beta Gemini's, /fal the queue of fal, /comfy the Comfy API.
+Below other paths it speaks others': /v1beta Gemini's and Imagen's, and the same two below Vertex AI's path of a project;
+/fal the queue of fal, /comfy the Comfy API.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -17,6 +18,7 @@ from typing import Final, Protocol
 from streamproxy.simulator.comfyui import ComfyUI
 from streamproxy.simulator.fal import Fal
 from streamproxy.simulator.gemini import Gemini
+from streamproxy.simulator.imagen import Imagen
 from streamproxy.simulator.openai import MODELS, OpenAI
 from streamproxy.simulator.order import PREFIX
 from streamproxy.simulator.received import Handler, Received
@@ -38,9 +40,10 @@ def model_names() -> list[str]:
 
 
 class Form(Protocol):
-    """A wire other than OpenAI's: the handler of the paths that begin with `prefix`."""
+    """A wire other than OpenAI's: the handler of the paths that begin with `prefix`, or with one of several."""
 
-    prefix: str
+    @property
+    def prefix(self) -> str | tuple[str, ...]: ...
 
     async def __call__(self, received: Received) -> Script: ...
 
@@ -48,7 +51,7 @@ class Form(Protocol):
 def wires(pace: float) -> Handler:
     """The handler of all wires."""
     openai = OpenAI(pace)
-    others: tuple[Form, ...] = (Gemini(pace), Fal(pace), ComfyUI(pace))
+    others: tuple[Form, ...] = (Imagen(pace), Gemini(pace), Fal(pace), ComfyUI(pace))
 
     async def handler(received: Received) -> Script:
         for form in others:

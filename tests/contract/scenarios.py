@@ -44,6 +44,7 @@ COMFY: Final = "https://comfy.test/comfy"
 HOSTS: Final = {
     "openai": Host("https://openai.test/v1", "gpt-image-2"),
     "gemini": Host("https://gemini.test/v1beta", "gemini-3-pro-image"),
+    "imagen": Host("https://vertex.test/v1/projects/p/locations/l/publishers/google", "imagen-3.0-capability-001"),
     "fal": Host("https://fal.test", "fal-ai/flux/dev", "PUT https://fal.test/fal-ai/flux/requests/1/cancel"),
     "comfyui": Host(COMFY, "flux", f"POST {COMFY}/api/v2/jobs/1/cancel"),
     "comfyui-websocket": Host(COMFY, "flux", f"POST {COMFY}/api/jobs/01234567-89ab-cdef-0123-456789abcdef/cancel"),
@@ -92,7 +93,9 @@ class Scenario:
         n = self.of or self.n
         asked = {"model": "m", "prompt": PROMPT, "n": n, "stream": self.stream, "partial_images": 3}
         body = msgspec.json.encode({**asked, "extra_headers": {"x-note": HEADER}, **self.members})
-        return replace(PLAIN, n=n, stream=self.stream, images=self.images, mask=self.mask, body=parse(body))
+        format = self.members.get("output_format")
+        wanted = replace(PLAIN, n=n, stream=self.stream, images=self.images, mask=self.mask, body=parse(body))
+        return replace(wanted, output_format=format if isinstance(format, str) else None)
 
     @property
     def route(self) -> Route:
@@ -169,6 +172,18 @@ SCENARIOS: Final = (
     Scenario("gemini", "failed", failure=F.MODERATION_BLOCKED, proof="Let me"),
     Scenario("gemini", "cut", failure=F.UPSTREAM_INCOMPLETE, proof="Let me"),
     Scenario("gemini", "cut-json", failure=F.UPSTREAM_INCOMPLETE, proof=None, stream=False),
+    Scenario("gemini", "cut-at-the-end", "c0", proof="Let me"),
+    Scenario("gemini", "one-thought", "c0", members={"output_format": "jpeg"}),
+    Scenario("gemini", "language", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("imagen", "two", "c0 c1", n=2),
+    Scenario("imagen", "two", "c2 c3", n=2, first=2, of=4, stream=False, members={"output_format": "jpeg"}),
+    Scenario("imagen", "masked", "c0", images=(INPUT,), mask=INPUT),
+    Scenario("imagen", "some-filtered", "c0", F.MODERATION_BLOCKED, n=2),
+    Scenario("imagen", "filtered", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("imagen", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("imagen", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("imagen", "nothing", failure=F.NO_IMAGE, proof=None),
+    Scenario("imagen", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
     Scenario("fal", "one", "c0", images=(INPUT,)),
     Scenario("fal", "two", "c0 c1", n=2),
     Scenario("fal", "more-than-asked", "c1 c2", n=2, first=1, of=4),
