@@ -181,7 +181,7 @@ def warnings(settings: Settings, configured: Configured, catalogue: Catalogue, f
     for name in flags:
         if name == "secret" or (name == "store" and has_password):
             found.append(f"{name}: every user of this machine sees a command line; prefer {PREFIX}{name.upper()}")
-    return found
+    return list(dict.fromkeys(found))  # two rows may have the same host
 
 
 def place_of(store: str) -> str:

@@ -57,9 +57,10 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
         "botocore": "upstream.signing",
         "click": "cli",
         "httptools": "simulator.connection server.guard upstream.parsing",
-        "httpx": "upstream upstream.fetch upstream.transport",
+        "google": "upstream.signing",
+        "httpx": "upstream upstream.fetch upstream.signing upstream.transport",
         "itsdangerous": "auth",
-        "PIL": "simulator.pictures",
+        "PIL": "generation.converting simulator.pictures",
         "prometheus_client": "observe",
         "python_multipart": "simulator.multipart web.body",
         "redis": "hub.valkey_client",
@@ -90,7 +91,7 @@ IMPURE: Final = {
 }
 CLOCKS: Final = frozenset({"now", "today", "utcnow"})
 
-DISTRIBUTIONS: Final = {"pillow": "PIL"}
+DISTRIBUTIONS: Final = {"pillow": "PIL", "google-auth": "google", "google-genai": "google"}
 """Where a distribution's module has another name than the distribution."""
 
 NAMED: Final = {"uvloop": "server"}
@@ -236,7 +237,7 @@ def declared(extra: str | None = None) -> set[str]:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
     imported = {library for found, library in foreign() if not found.annotation}
-    extras = declared("valkey") | declared("aws")
+    extras = declared("valkey") | declared("aws") | declared("google")
     assert imported == (declared() | extras) - NAMED.keys()
 
 
