@@ -2,7 +2,7 @@
 
     instances[]        the prompt, and on Vertex AI an image to edit and its mask, as reference images
     parameters         number, aspect ratio, size, and the file's format
-    predictions[]      pictures; what was filtered is missing, and the last item says why
+    predictions[]      pictures; what was filtered is missing, and the last item says why: the `warning` of the last
 
 Google has turned the models off: the row is for those who still have them, or a gateway of the same wire.
 
@@ -40,7 +40,7 @@ from streamproxy.core.conversation import (
 from streamproxy.core.requests import Embedded, ImageRequest, UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.google import FORMATS, nearest, on_vertex, refusal, support_code
-from streamproxy.providers.refusals import moderated, no_image
+from streamproxy.providers.refusals import MESSAGE_LIMIT, moderated, no_image
 
 RATIOS: Final = ("1:1", "3:4", "4:3", "9:16", "16:9")
 LARGE: Final = 1536.0
@@ -90,17 +90,16 @@ class Imagen:
         answer = decoded((yield from body(job.limits.answer)), _Answer)
         pictures = [picture for item in answer.predictions or () if (picture := _picture(item)) is not None]
         reason = next((item.rai_filtered_reason for item in answer.predictions or () if item.rai_filtered_reason), None)
-        filtered = None if reason is None else moderated(job, reason, support_code(reason) or "raiFilteredReason")
+        if not pictures and reason is not None:
+            raise moderated(job, reason, support_code(reason) or "raiFilteredReason")
         if not pictures:
-            raise filtered or no_image(job, "", "")
+            raise no_image(job, "", "")
         yield Accepted()
         if (form := FORMATS.get(job.request.output_format or "")) is not None:
             for index, picture in enumerate(pictures):  # where it was not listened to
                 pictures[index] = yield from converted(picture, form)
-        told = {"warning": filtered.message} if filtered is not None else None
+        told = None if reason is None else {"warning": job.scrub(reason)[:MESSAGE_LIMIT]}
         yield from finals(job, pictures, said=told)
-        if filtered is not None and job.request.as_events:
-            raise filtered  # an answer in one piece shows how many there are, a stream must say that no more come
 
 
 def _picture(item: _Prediction) -> Picture | None:

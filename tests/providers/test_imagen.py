@@ -116,9 +116,7 @@ def test_what_was_filtered_is_said_beside_what_was_not() -> None:
     events = data(play(imagen(n=4), answer))
     assert [event.get("warning") for event in events] == [None, SOME]
     assert events[-1]["cost"] == 0.08
-    streamed = play(imagen(n=4, stream=True), answer)
-    assert [frame.image for frame in streamed.frames if frame.final] == [0, 1]
-    assert told(streamed).code == "moderation_blocked"
+    assert [event.get("warning") for event in data(play(imagen(n=4, stream=True), answer))] == [None, SOME]
 
 
 @pytest.mark.parametrize(
