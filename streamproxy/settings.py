@@ -65,7 +65,8 @@ class ProviderSettings:
     credential: Annotated[
         CredentialReference | None,
         "where its key is: env:NAME, file:PATH, dir:NAME (in $CREDENTIALS_DIRECTORY), caller (the caller's own), adc "
-        "(what Google's libraries find on this machine) or none; default: the catalogue's variable, from the environment or that directory",
+        "(what Google's libraries find on this machine) or none; default: the catalogue's variable, from the "
+        "environment or that directory",
     ] = None
     auth_header: Annotated[Token | None, "header that carries the key"] = None
     auth_scheme: Annotated[Text | None, 'what precedes the key, like "Bearer "'] = None

@@ -41,7 +41,7 @@ from streamproxy.core.conversation import (
     Wait,
 )
 from streamproxy.core.events import Frame
-from streamproxy.core.requests import Head, UpstreamRequest
+from streamproxy.core.requests import Head, Inline, Spooled, UpstreamRequest
 from streamproxy.core.sse import Event
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.converting import AT_ONCE, convert
@@ -193,7 +193,7 @@ class Driver:
             case Fetch(url):
                 return await self._fetch(url)
             case Convert(image, form):
-                return await to_thread.run_sync(convert, image, form, limiter=self._outside.converting)
+                return await self._convert(image, form)
             case Undo(request):
                 self._undo = request
             case Tolerated(label):
@@ -243,6 +243,12 @@ class Driver:
     async def _fetch(self, url: str) -> Picture:
         with anyio.CancelScope(deadline=self._ends_at):
             return await self._outside.fetcher.fetch(url)
+        raise self._late()
+
+    async def _convert(self, image: Inline | Spooled | Picture, form: str) -> Picture:
+        limiter = self._outside.converting
+        with anyio.CancelScope(deadline=self._ends_at):
+            return await to_thread.run_sync(convert, image, form, abandon_on_cancel=True, limiter=limiter)
         raise self._late()
 
     async def _wait(self, seconds: float) -> None:

@@ -380,7 +380,7 @@ class _Answer:
             return picture
         job, reason, message = self._job, self._reason, self._message
         if reason in _BLOCKED or support_code(message):
-            raise moderated(job, message or self._text(), reason)
+            raise moderated(job, message, reason)
         if reason in _REFUSED:
             details = {"provider_code": reason}
             # It has thought about the request, and thoughts are paid.

@@ -1,4 +1,4 @@
-"""What Google's two wires have in common: errors, aspect ratios, and the address that tells Vertex AI from the Gemini API.
+"""What Google's two wires have in common: errors, aspect ratios, and how Vertex AI is told from the Gemini API.
 
 Sources: google-genai 3.6.1; cloud.google.com/apis/design/errors; the support codes of Vertex AI's page on responsible
 AI and Imagen.
@@ -72,7 +72,7 @@ def support_code(text: str) -> str:
 
 
 def on_vertex(job: Job) -> bool:
-    """Whether the provider is Vertex AI, whose models are a publisher's; it takes some members that the other refuses."""
+    """Whether the provider is Vertex AI, where models are a publisher's: it takes members that the other refuses."""
     return "/publishers/" in job.provider.base_url
 
 

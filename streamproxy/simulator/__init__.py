@@ -1,7 +1,7 @@
 """An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
 
-Below other paths it speaks others': /v1beta Gemini's and Imagen's, and the same two below Vertex AI's path of a project;
-/fal the queue of fal, /comfy the Comfy API.
+Below other paths it speaks others': /v1beta Gemini's and Imagen's, /v1/projects/sim the same two on Vertex AI, /fal the
+queue of fal, /comfy the Comfy API.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}

@@ -103,7 +103,9 @@ def test_no_step_and_no_error_repeats_a_secret(scenario: Scenario) -> None:
 def test_one_job_makes_no_more_images_than_its_provider_does(adapter: str) -> None:
     for n in (1, 2, 10):
         row = Scenario(adapter, "one", n=n)
-        assert ADAPTERS[adapter].at_once(row.request, row.route) == min(n, {"openai": 2, "fal": 4, "imagen": 4}.get(adapter, 1))
+        assert ADAPTERS[adapter].at_once(row.request, row.route) == min(
+            n, {"openai": 2, "fal": 4, "imagen": 4}.get(adapter, 1)
+        )
 
 
 MASK: Final = Inline(memoryview(b"iVBORw0KGgoAAAANcanaryOfAMask"), "image/png")

@@ -188,6 +188,22 @@ async def test_a_picture_has_the_format_that_is_asked_for(
         assert len(setup.posts) == 1
 
 
+async def test_images_by_url_are_fetched_and_shown(tmp_path: Path) -> None:
+    kind = head(200, (("Content-Type", "image/png"),), length=len(PNG))
+    async with (
+        serve(lambda _: (Sending(kind), Sending(PNG))) as files,
+        wired("gemini", tmp_path, fetch_images=True) as setup,
+    ):
+        data_url = "data:image/png;base64," + base64.b64encode(PNG).decode()
+        body = {"model": MODELS["gemini"], "prompt": PROMPT, "image": [data_url, f"{files.url}/a.png"]}
+        answer = await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/generations", json=body)
+        assert answer.status_code == 200, answer.text
+        [turn] = orjson.loads(setup.server.received[0].body)["contents"]
+        shown = [part["inlineData"]["data"] for part in turn["parts"] if "inlineData" in part]
+        assert [base64.b64decode(text) for text in shown] == [PNG, PNG]
+        assert len(setup.posts) == 1
+
+
 async def test_words_and_the_sum_of_several_jobs(tmp_path: Path) -> None:
     async with wired("gemini", tmp_path, stream_n=True) as setup:
         made = await setup.client.images.generate(model="gemini-2.5-flash-image", prompt=PROMPT, n=2)

@@ -7,10 +7,19 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 
 import anyio
+import anyio.lowlevel
 import pytest
 from PIL import Image
 
-from streamproxy.core.conversation import Conversation, Convert, Picture, Tolerated, base64_slices, converted, white_mask
+from streamproxy.core.conversation import (
+    Conversation,
+    Convert,
+    Picture,
+    Tolerated,
+    base64_slices,
+    converted,
+    white_mask,
+)
 from streamproxy.core.requests import Inline, Spooled
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.converting import MAX_PIXELS, convert
@@ -20,7 +29,7 @@ BOUND = 60.0
 
 def picture(image: Image.Image, format: str, **options: object) -> Picture:
     file = BytesIO()
-    image.save(file, format, **options)  # type: ignore[arg-type]
+    image.save(file, format, **options)
     return Picture(tuple(base64_slices(file.getvalue())), f"image/{format.lower()}")
 
 
@@ -165,7 +174,7 @@ async def test_the_event_loop_goes_on_while_a_large_picture_is_converted() -> No
             async def count() -> None:
                 nonlocal turns
                 while True:
-                    await anyio.sleep(0)
+                    await anyio.lowlevel.checkpoint()
                     turns += 1
 
             tasks.start_soon(count)

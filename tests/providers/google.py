@@ -38,7 +38,8 @@ def job(
     """A job for one of a provider's models; `members` are the body's, of which the usual ones become fields."""
     wanted = of or n
     body = {"model": model, "prompt": "a lighthouse", "n": wanted, **members}
-    fields = ("stream", "partial_images", "size", "quality", "background", "output_format")
+    names = ("stream", "partial_images", "size", "quality", "background", "output_format")
+    fields: dict[str, Any] = {name: members.get(name, False if name == "stream" else None) for name in names}
     request = ImageRequest(
         operation=Operation.GENERATION,
         model=model,
@@ -49,7 +50,7 @@ def job(
         mask=mask,
         extra_headers=None,
         body=parse(msgspec.json.encode(body)),
-        **{name: members.get(name, False if name == "stream" else None) for name in fields},
+        **fields,
     )
     row = CATALOGUE.providers[provider]
     row = replace(row, base_url=VERTEX) if provider == "vertex" else row

@@ -51,7 +51,12 @@ def test_a_stream_is_asked_for_as_events() -> None:
 
 @pytest.mark.parametrize("provider", ["gemini", "vertex"])
 def test_googles_own_types_know_all_that_is_sent(provider: str) -> None:
-    members = {"size": "1536x1024", "output_format": "jpeg", "output_compression": 80, "thinking_level": "high"}
+    members: dict[str, Any] = {
+        "size": "1536x1024",
+        "output_format": "jpeg",
+        "output_compression": 80,
+        "thinking_level": "high",
+    }
     members |= {"media_resolution": "low", "response_modalities": ["image"], "image_config": {"image_size": "4K"}}
     _, body = asked(job(PRO, provider=provider, images=(INPUT,), **members))
     assert body.keys() == {"contents", "generationConfig"}
@@ -143,7 +148,7 @@ def test_options_as_a_form_writes_them() -> None:
         ({"response_modalities": ["text"]}, Failure.UNSUPPORTED_PARAMETER),
     ],
 )
-def test_an_option_of_another_type_is_refused(members: dict[str, object], failure: Failure) -> None:
+def test_an_option_of_another_type_is_refused(members: dict[str, Any], failure: Failure) -> None:
     run = play(job(PRO, **members), {})
     assert run.error is not None
     assert (run.error.failure, run.error.param, run.steps) == (failure, next(iter(members)), [])
@@ -161,7 +166,7 @@ def test_an_option_of_another_type_is_refused(members: dict[str, object], failur
         ("gemini", {"quality": "high", "moderation": "low", "user": "u"}, ("moderation", "quality", "user")),
     ],
 )
-def test_what_is_not_applied_is_named(provider: str, members: dict[str, object], expected: tuple[str, ...]) -> None:
+def test_what_is_not_applied_is_named(provider: str, members: dict[str, Any], expected: tuple[str, ...]) -> None:
     assert ADAPTERS["gemini"].not_applied(job(PRO, provider=provider, **members)) == expected
 
 
@@ -191,7 +196,13 @@ def test_which_picture_is_the_result(parts: list[dict[str, object]], expected: s
 
 
 def test_words_stand_beside_the_picture_and_in_order() -> None:
-    parts = [{"text": "Here "}, {"text": "it is."}, part(A), {"text": "hm", "thought": True}, {"text": "Good?"}]
+    parts: list[dict[str, object]] = [
+        {"text": "Here "},
+        {"text": "it is."},
+        part(A),
+        {"text": "hm", "thought": True},
+        {"text": "Good?"},
+    ]
     for chunks in ([candidate(*parts)], [candidate(one) for one in parts]):
         [event] = data(play(job(PRO, stream=True), chunks))
         assert event["text"] == "Here it is.Good?"
@@ -235,7 +246,10 @@ def test_jobs_side_by_side_are_one_answer() -> None:
     runs = [play(job(PRO, first=first, of=2), answer) for first in (0, 1)]
     together = whole(runs)
     assert len(together["data"]) == 2
-    assert (together["usage"]["total_tokens"], together["usage"]["input_tokens_details"]["image_tokens"]) == (4062, 1120)
+    assert (together["usage"]["total_tokens"], together["usage"]["input_tokens_details"]["image_tokens"]) == (
+        4062,
+        1120,
+    )
     assert together["cost"] == 2 * data(runs[0])[0]["cost"]
     assert together["text"] == "One.\nOne."
     assert [one["index"] for one in together["parts"] if one["type"] == "image"] == [0, 1]

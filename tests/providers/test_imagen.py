@@ -22,7 +22,9 @@ ALL: Final = "All images were filtered out. Support codes: 39322892, 29310472"
 
 
 def on_vertex(wanted: Job) -> Job:
-    return replace(wanted, route=Route(replace(wanted.provider, base_url=VERTEX), wanted.model, wanted.route.model.name))
+    return replace(
+        wanted, route=Route(replace(wanted.provider, base_url=VERTEX), wanted.model, wanted.route.model.name)
+    )
 
 
 def imagen(model: str = MODEL, *, vertex: bool = False, **members: Any) -> Job:
@@ -37,7 +39,9 @@ def item(picture: str = "iVBORw0KGgoAAAA") -> dict[str, object]:
 @pytest.mark.parametrize("vertex", [False, True])
 def test_a_request(vertex: bool) -> None:
     url, body = asked(imagen(vertex=vertex, n=3, size="1792x1024", output_format="jpeg", output_compression=80))
-    assert url == (VERTEX if vertex else "https://generativelanguage.googleapis.com/v1beta") + f"/models/{MODEL}:predict"
+    assert (
+        url == (VERTEX if vertex else "https://generativelanguage.googleapis.com/v1beta") + f"/models/{MODEL}:predict"
+    )
     assert body == {
         "instances": [{"prompt": "a lighthouse"}],
         "parameters": {
@@ -96,7 +100,7 @@ def test_an_edit_that_is_not_to_be_had_is_refused(vertex: bool, images: int) -> 
 
 
 def test_a_seed_wants_no_watermark_and_is_vertexs() -> None:
-    given = {"seed": 7, "negative_prompt": "fog", "guidance_scale": 3}
+    given: dict[str, Any] = {"seed": 7, "negative_prompt": "fog", "guidance_scale": 3}
     parameters = asked(imagen(vertex=True, **given))[1]["parameters"]
     assert {"seed": 7, "addWatermark": False, "negativePrompt": "fog", "guidanceScale": 3}.items() <= parameters.items()
     assert ADAPTERS["imagen"].not_applied(imagen(vertex=True, **given)) == ()

@@ -105,7 +105,6 @@ class Token:
 async def test_a_google_token_is_asked_for_once() -> None:
     token = Token()
     signer = GoogleSigner(lambda: token, None)  # type: ignore[arg-type, return-value]
-    assert signer.secrets == ()
     made = []
 
     async def sign() -> None:
@@ -165,7 +164,9 @@ async def test_a_service_account_signs_for_its_token() -> None:
             assert headers == (("authorization", "Bearer ya29.made-for-tests"),)
         asked = parse_qs(google.server.received[0].body.decode())
         assert asked["grant_type"] == [GRANT]
-        claims = jwt.decode(asked["assertion"][0], certs=public_key(google.key))
+        claims = jwt.decode(  # type: ignore[no-untyped-call]
+            asked["assertion"][0], certs=public_key(google.key)
+        )
         assert (claims["iss"], claims["scope"]) == (google.key["client_email"], SCOPES[0])
         assert "PRIVATE KEY" not in repr(google.signer)
 
