@@ -47,6 +47,10 @@ READ_AHEAD: Final = 64 * 1024
 TURN_EVENTS: Final = 1000
 """Events of one connection that are handled before others get a turn: some 2 ms of one-byte chunks."""
 
+TURN_BYTES: Final = 64 * 1024
+"""Bytes in one read, above which the connection waits for the next turn: libuv would go on with the same one, up to 32
+reads of 256 KB. Fifty callers who still send what was refused then had a turn of over 100 ms."""
+
 _CLOSE: Final = b"close"
 _ENDLESS: Final = 1 << 62
 
@@ -112,6 +116,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        if len(data) > TURN_BYTES:
+            self.transport.pause_reading()
+            self.loop.call_soon(self._read_on)
         if self._closing:
             self._discard(len(data))
             return
@@ -208,6 +215,10 @@ class GuardedProtocol(HttpToolsProtocol):
                     super().on_message_complete()
         self.flow.pause_reading()
         self.loop.call_soon(self._next_turn)
+
+    def _read_on(self) -> None:
+        if not self.flow.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def _next_turn(self) -> None:
         if not self._closing:

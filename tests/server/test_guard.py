@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import select
 import shutil
+import socket
 import subprocess
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -290,6 +295,39 @@ async def test_a_flood_of_tiny_chunks_lets_others_have_their_turn() -> None:
                     await anyio.lowlevel.checkpoint()
                     slowest = max(slowest, anyio.current_time() - began)
         assert slowest < 0.2  # 10 ms on a quiet machine
+
+
+async def test_a_connection_is_read_once_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has gathered on a socket would otherwise be read whole, some megabytes, before others have their turn."""
+    turns = 0
+    reads: Counter[int] = Counter()
+    received = guard.GuardedProtocol.data_received
+
+    def counted(self: guard.GuardedProtocol, data: bytes) -> None:
+        reads[turns] += 1
+        received(self, data)
+
+    monkeypatch.setattr(guard.GuardedProtocol, "data_received", counted)
+    async with proxied() as (_, proxy), calling(proxy.port) as caller:
+        await caller.send(post(b"x", path="/nope", length=50_000_000))
+        assert await caller.head() == 404
+        reads.clear()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(to_thread.run_sync, _send_all, caller.sock, b"x" * 10_000_000)
+            while sum(reads.values()) < 20:
+                time.sleep(0.01)  # noqa: ASYNC251  the bytes are to gather while the loop is busy
+                turns += 1
+                await anyio.lowlevel.checkpoint()
+            most = max(reads.values())
+    assert most == 1
+
+
+def _send_all(sock: socket.socket, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        select.select([], [sock], [], BOUND)
+        with contextlib.suppress(BlockingIOError):
+            view = view[sock.send(view) :]
 
 
 async def test_http_1_0_gets_no_chunks_and_every_answer_one_connection_field() -> None:
