@@ -70,7 +70,7 @@ def _decoded(text: memoryview) -> bytes:
 def _png(image: Image.Image, file: BytesIO) -> Format:
     shown = image if image.mode in ("RGB", "RGBA", "L", "LA", "P", "1") else image.convert("RGB")
     # Level 1: a quarter of the time of the default for a tenth more bytes.
-    shown.save(file, "PNG", compress_level=1, icc_profile=image.info.get("icc_profile"))
+    shown.save(file, "PNG", compress_level=1)
     return "png"
 
 
