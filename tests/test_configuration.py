@@ -408,7 +408,7 @@ def test_where_vertex_is(row: dict[str, str], environ: dict[str, str], expected:
     assert configured(chosen, account | environ).providers[0].base_url == expected
 
 
-def test_a_key_may_stand_in_a_variable_and_adc_wants_a_project() -> None:
+def test_a_key_in_a_variable_and_adc() -> None:
     in_text = provider("vertex", ProviderSettings(credential="env:ACCOUNT"))
     source = configured(in_text, {"ACCOUNT": json.dumps(ACCOUNT)}).credentials["vertex"]
     assert json.loads(source.signing_key or "") == ACCOUNT

@@ -1,4 +1,4 @@
-"""What Google's two wires have in common: errors, aspect ratios, and how Vertex AI is told from the Gemini API.
+"""Errors, aspect ratios and file formats of Google's two wires, and how Vertex AI is told from the Gemini API.
 
 Sources: google-genai 3.6.1; cloud.google.com/apis/design/errors; the support codes of Vertex AI's page on responsible
 AI and Imagen.

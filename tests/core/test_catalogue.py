@@ -381,7 +381,7 @@ def test_an_unknown_model_keeps_its_name_and_refuses_nothing(id: str) -> None:
     assert not model.formats
 
 
-def test_a_hosts_own_list_ends_with_its_models_and_an_operators_does_not() -> None:
+def test_a_hosts_own_list_ends_with_its_models() -> None:
     row, day = CATALOGUE.providers["imagen"], date(2026, 8, 17)
     assert CATALOGUE.listed([row], day) == []
     assert len(CATALOGUE.listed([row], date(2026, 8, 16))) == 3

@@ -201,7 +201,7 @@ def test_jobs_of_one_request_are_summed(costs: list[float | None], expected: flo
     assert (answer["cost"], answer["text"], answer["parts"]) == (expected, "a\na", [{"n": 1}, {"n": 1}])
 
 
-def test_the_images_of_one_job_cost_what_the_last_says() -> None:
+def test_images_of_one_job_cost_what_the_last_says() -> None:
     zero = {"total_tokens": 0}
     said = [{"b64_json": "", "usage": zero, "cost": None}, {"b64_json": "", "usage": zero, "cost": 0.08}]
     answer = msgspec.json.decode(collected([msgspec.json.encode(event) for event in said], 1))

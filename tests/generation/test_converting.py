@@ -164,7 +164,7 @@ def test_a_mask_that_cannot_be_converted_is_named() -> None:
 
 
 @pytest.mark.anyio
-async def test_the_event_loop_goes_on_while_a_large_picture_is_converted() -> None:
+async def test_the_event_loop_goes_on_meanwhile() -> None:
     source = picture(Image.effect_noise((2048, 2048), 40).convert("RGB"), "JPEG")
     turns = 0
     with anyio.fail_after(BOUND):

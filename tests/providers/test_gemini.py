@@ -76,7 +76,7 @@ def test_googles_own_types_know_all_that_is_sent(provider: str) -> None:
 
 
 @pytest.mark.parametrize("model", SHAPES)
-def test_each_size_that_a_model_makes_is_asked_for_as_such(model: str) -> None:
+def test_each_size_of_a_model_is_asked_for(model: str) -> None:
     shape = SHAPES[model]
     for ratio in shape.ratios:
         for tier in shape.tiers:

@@ -115,7 +115,7 @@ def test_pictures_and_their_price() -> None:
     assert [event["cost"] for event in events] == [None, 0.08]
 
 
-def test_what_was_filtered_is_said_beside_what_was_not() -> None:
+def test_what_was_filtered_is_said() -> None:
     answer = {"predictions": [item(), item(), {"raiFilteredReason": SOME}]}
     events = data(play(imagen(n=4), answer))
     assert [event.get("warning") for event in events] == [None, SOME]
