@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from streamproxy.configuration import Configured
     from streamproxy.core.catalogue import Catalogue
-    from streamproxy.settings import ConfigurationError, ConfigurationProblem, Settings
+    from streamproxy.settings import ConfigurationProblem, Settings
+    from streamproxy.settings.providers import Providers
 
 CTRL_C: Final = 130  # 128 + SIGINT, as shells report it
 SHORT_KEY: Final = 16  # characters; below, a leaked hash gives the key away by trying all
@@ -41,14 +41,14 @@ class _Commands(click.Group):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            click.echo(_said(error), err=True)
+            click.echo(_words(error), err=True)
             ctx.exit(1)
 
 
-def _said(error: BaseException) -> str:
-    """An exception for the terminal. One we do not know may hold anything, so only its type is shown."""
+def _words(error: BaseException) -> str:
+    """The words for an exception. An unknown one may hold anything, so only its type is shown."""
     from streamproxy.errors import ProxyError
-    from streamproxy.setting_types import ConfigurationError
+    from streamproxy.settings.values import ConfigurationError
 
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -86,7 +86,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: str | None) -> None
         ctx.ensure_object(dict)[param.name] = value
 
 
-class _Configured(click.Command):
+class _SettingsCommand(click.Command):
     """A command that reads the configuration. Each setting is an option of it, whose value goes into the context's obj.
 
     The options are made when the command is used: their rows stand in modules that `streamproxy --help` does not need.
@@ -121,30 +121,22 @@ CONFIG: Final = click.option(
 )
 
 
-def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalogue, Configured]:
+def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalogue, Providers]:
     """Settings, catalogue and providers. Raises ConfigurationError with the problems of all three together."""
-    from streamproxy.configuration import configure, read_catalogue
     from streamproxy.core.headers import HeaderPolicy
     from streamproxy.providers import ADAPTERS
-    from streamproxy.setting_sources import load
     from streamproxy.settings import ConfigurationError
+    from streamproxy.settings.providers import configure, read_catalogue
+    from streamproxy.settings.sources import load
 
     catalogue = read_catalogue()
-    refused: ConfigurationError | None = None
-    try:
-        settings = load(ctx.obj or {}, os.environ, config)
-    except ConfigurationError as error:
-        refused = error
-        if error.sound is None:
-            raise
-        settings = error.sound
+    settings, problems = load(ctx.obj or {}, os.environ, config)
     try:
         configured = configure(settings, catalogue, os.environ, HeaderPolicy.load(), adapters=ADAPTERS)
     except ConfigurationError as error:
-        earlier = refused.problems if refused else ()
-        raise ConfigurationError([*earlier, *_not_caused_by(earlier, error.problems)]) from None
-    if refused:
-        raise refused
+        raise ConfigurationError([*problems, *_not_caused_by(problems, error.problems)]) from None
+    if problems:
+        raise ConfigurationError(problems)
     return settings, catalogue, configured
 
 
@@ -169,7 +161,7 @@ def _run(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     return anyio.run(function, backend_options={"use_uvloop": find_spec("uvloop") is not None})  # none on PyPy
 
 
-@cli.command(cls=_Configured)
+@cli.command(cls=_SettingsCommand)
 @CONFIG
 @click.pass_context
 def serve(ctx: click.Context, config: Path | None) -> None:
@@ -177,12 +169,12 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     settings, catalogue, configured = _checked(ctx, config)
 
     from streamproxy.app import create_app
-    from streamproxy.configuration import warnings
     from streamproxy.observe import configure_logging, say
     from streamproxy.server import serve as serve_on
     from streamproxy.server.listening import listen
     from streamproxy.server.memory import tune_allocator
     from streamproxy.server.workers import supervise
+    from streamproxy.settings.providers import warnings
 
     several = settings.workers > 1
     configure_logging(settings.log_level, settings.log_format, pid=several)
@@ -201,13 +193,13 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     ctx.exit(_run(lambda: serve_on(app, settings, sock, ready=ready, drain=app.state.drain)))
 
 
-@cli.command(cls=_Configured)
+@cli.command(cls=_SettingsCommand)
 @CONFIG
 @click.pass_context
 def check(ctx: click.Context, config: Path | None) -> None:
     """Say whether the configuration is right, or everything that is wrong."""
-    from streamproxy.configuration import place_of, warnings
-    from streamproxy.setting_types import shown_origin
+    from streamproxy.settings.providers import place_of, warnings
+    from streamproxy.settings.values import shown_origin
 
     settings, catalogue, configured = _checked(ctx, config)
     callers = f"{len(settings.caller_keys)} keys" if settings.caller_keys else "anybody who can connect"
@@ -221,7 +213,7 @@ def check(ctx: click.Context, config: Path | None) -> None:
     click.echo("configuration is valid")
 
 
-@cli.command(cls=_Configured)
+@cli.command(cls=_SettingsCommand)
 @CONFIG
 @click.pass_context
 def models(ctx: click.Context, config: Path | None) -> None:
@@ -247,11 +239,13 @@ def models(ctx: click.Context, config: Path | None) -> None:
 @click.option("--pace", type=click.FloatRange(0, 100), default=1.0, show_default=True, help="1: as slow as a model.")
 def demo(prompt: str, output: Path, once: bool, port: int | None, pace: float) -> None:
     """Watch one picture arrive through the proxy. Needs no key: a simulator plays the provider."""
+    from streamproxy.demo import Options
     from streamproxy.demo import demo as run_demo
     from streamproxy.observe import configure_logging
 
     configure_logging("warning", "text")
-    _run(lambda: run_demo(prompt=prompt, output=output, port=port, pace=pace, once=once, say=click.echo))
+    options = Options(prompt=prompt, output=output, port=port, pace=pace, once=once)
+    _run(lambda: run_demo(options, click.echo))
 
 
 @cli.command()

@@ -22,8 +22,8 @@ import pytest
 from click.testing import CliRunner
 
 from streamproxy.cli import cli
-from streamproxy.setting_sources import load
 from streamproxy.settings import Settings, describe
+from streamproxy.settings.sources import load
 from streamproxy.simulator import running
 from tests.support.proxy import BOUND, running_proxy
 
@@ -256,7 +256,7 @@ def test_the_example_is_what_the_defaults_are() -> None:
     """Every setting stands in streamproxy.toml, and what is not behind a `#` is its default."""
     example = DEPLOY / "streamproxy.toml"
     text = example.read_text("utf-8")
-    assert load({}, {}, example) == Settings()
+    assert load({}, {}, example) == (Settings(), [])
     for row in describe():
         name = row.name.rpartition(".")[2]
         assert re.search(rf"^(# )?{name} = |^# \[{name}\.", text, re.MULTILINE), row.name

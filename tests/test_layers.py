@@ -32,21 +32,18 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
         "demo __init__",  # __init__: the public API, gives out `app` and `settings` when asked
         "server",  # the process, or several, that serve
         "app",
-        "web simulator configuration",  # configuration: settings and catalogue -> providers, credentials
+        "web simulator settings.providers",  # settings.providers: settings and catalogue -> providers, credentials
         "generation surfaces",  # surfaces: callers' wire forms; generation: who carries a request out, and how
         "providers hub upstream auth",  # providers: their wire forms
         "observe",
         "core",
-        "setting_sources",  # flags, environment, secret files, TOML -> settings
         "errors settings",
-        "setting_types",  # the annotated types that settings are made of
     )
 )
 """From the top. Imports point down, and neighbours on a line do not import each other."""
 
 ANNOTATED: Final = {
     ("upstream.signing", "google"),  # google-auth's credentials are handed through
-    ("setting_types", "streamproxy.settings"),  # ConfigurationError carries the Settings that remain sound
 }
 """Imports against the rules below for the sake of an annotation: they must stand under TYPE_CHECKING."""
 
@@ -76,8 +73,8 @@ WIDE: Final[dict[str, frozenset[str]]] = {
     library: frozenset(layers.split())
     for library, layers in {
         "anyio": "cli demo app server web simulator generation hub upstream",
-        "msgspec": "server web simulator surfaces core providers setting_types",
-        "orjson": "app configuration server web simulator core providers",
+        "msgspec": "server web simulator surfaces core providers settings",
+        "orjson": "app settings.providers server web simulator core providers",
         "starlette": "app server web",
     }.items()
 }
@@ -121,12 +118,13 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-def layer_of(module: str) -> str:
-    return module.partition(".")[0]
-
-
 SOURCES: Final = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 RANK: Final = {name: rank for rank, line in enumerate(LAYERS) for name in line}
+
+
+def layer_of(module: str) -> str:
+    """A module's own row, otherwise that of its folder."""
+    return module if module in RANK else module.partition(".")[0]
 
 
 def imports_of(path: Path, importer: str) -> Iterator[Import]:

@@ -21,7 +21,6 @@ import anyio
 import pytest
 
 from streamproxy.cli import cli
-from streamproxy.configuration import read_catalogue
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.demo import MODEL
 from streamproxy.errors import Failure
@@ -29,6 +28,7 @@ from streamproxy.observe import GAUGES, METRICS
 from streamproxy.server.framing import HEAD_BYTES
 from streamproxy.server.guard import HEAD_SECONDS
 from streamproxy.settings import describe
+from streamproxy.settings.providers import read_catalogue
 from streamproxy.simulator import running
 from streamproxy.simulator.received import Received, Server
 from streamproxy.simulator.script import Script, error_answer, json_answer

@@ -22,7 +22,7 @@ from typing import Final
 from urllib.parse import quote, urljoin
 
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.setting_types import HOST_NAME
+from streamproxy.settings.values import HOST_NAME
 
 MAX_URL: Final = 16 * 1024
 """Characters of a URL: signed ones have up to 3000, and h11 takes no header line over 100 KiB."""

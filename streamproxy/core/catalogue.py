@@ -23,7 +23,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from streamproxy.core.cost import Price
-from streamproxy.core.fields import MAX_PROMPT
+from streamproxy.core.schema import MAX_PROMPT
 from streamproxy.errors import Failure, ProxyError
 
 EVERYTHING: Final = "*"

@@ -17,7 +17,7 @@ import msgspec
 from streamproxy.core.conversation import Job, Picture
 from streamproxy.core.cost import Price, cost
 from streamproxy.core.events import Frame, Operation, Role, type_of
-from streamproxy.core.imagefile import probe_base64
+from streamproxy.core.images import probe_base64
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 
@@ -51,7 +51,7 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Stated:
+class AnswerFacts:
     """What an answer says of all its images, or else the request: empty strings where nobody says anything concrete."""
 
     created_at: int
@@ -62,7 +62,7 @@ class Stated:
 
 
 def completed(
-    operation: Operation, image: Image, stated: Stated, *, index: int, several: bool, ending: Mapping[str, object]
+    operation: Operation, image: Image, stated: AnswerFacts, *, index: int, several: bool, ending: Mapping[str, object]
 ) -> Frame:
     """One synthesized `completed` event. Format, size and transparency are read from the image's own bytes.
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeVar, cast
 
@@ -27,7 +27,7 @@ import msgspec
 
 from streamproxy.core.catalogue import Model, Provider, Route
 from streamproxy.core.events import Frame
-from streamproxy.core.imagefile import media_type, probe, probe_base64
+from streamproxy.core.images import media_type, probe, probe_base64
 from streamproxy.core.requests import (
     FileId,
     Head,
@@ -376,6 +376,13 @@ def white_mask(mask: Inline | Spooled) -> Conversation[Inline]:
         error.param = "mask"
         raise
     return Inline(memoryview(b"".join(made.base64)), made.media_type)
+
+
+def first_of(made: Sequence[Result], job: Job) -> Conversation[Sequence[Result]]:
+    """As many results as the job is for. What more a provider has made is not read."""
+    if len(made) > job.n:
+        yield Tolerated("more_images")
+    return made[: job.n]
 
 
 def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled]:

@@ -16,20 +16,20 @@ from typing import Final
 
 import msgspec
 
-from streamproxy.core.fields import (
+from streamproxy.core.rawjson import parse
+from streamproxy.core.schema import (
     MAX_EXTRA_HEADERS,
     MAX_IMAGES,
     MAX_PROMPT,
     RULES,
     Checklist,
     Fields,
-    Kind,
+    FieldType,
     Rule,
     extra_headers_too_large,
     lax_boolean,
     lax_integer,
 )
-from streamproxy.core.jsonbody import object_at
 
 _IMAGE: Final = re.compile(r"images?(?:\[\])?|image\[([0-9]{1,4})\]")
 
@@ -66,14 +66,10 @@ def form(
 def _field(checks: Checklist, rule: Rule, value: str) -> None:
     loc = (rule.name,)
     match rule.kind:
-        case Kind.STRING:
-            if not checks.length(loc, len(value), rule.low, rule.high):
-                return
-            if rule.name == "prompt":
-                checks.present(rule.name)
-            else:
+        case FieldType.STRING:
+            if checks.length(loc, len(value), rule.low, rule.high) and rule.name != "prompt":  # a prompt may be large
                 checks.text(rule.name, value)
-        case Kind.INTEGER:
+        case FieldType.INTEGER:
             if (digits := lax_integer(value)) is not None:
                 checks.number(rule, digits)
                 if digits != value:
@@ -82,14 +78,14 @@ def _field(checks: Checklist, rule: Rule, value: str) -> None:
                 checks.problem(
                     loc, "Input should be a valid integer, unable to parse string as an integer", "int_parsing"
                 )
-        case Kind.BOOLEAN:
+        case FieldType.BOOLEAN:
             if (flag := lax_boolean(value)) is not None:
                 checks.flag(rule.name, flag)
                 if value not in ("true", "false"):
                     checks.spelt(rule.name, "true" if flag else "false")
             else:
                 checks.problem(loc, "Input should be a valid boolean, unable to interpret input", "bool_parsing")
-        case Kind.OBJECT:
+        case FieldType.OBJECT:
             if not value.lstrip(" \t\r\n").startswith("{"):
                 checks.problem(loc, "Input should be a valid dictionary", "dict_type")
 
@@ -123,7 +119,7 @@ def _extra_headers(checks: Checklist, values: Sequence[str]) -> object:
     if len(raw) > MAX_EXTRA_HEADERS:
         raise extra_headers_too_large()
     if raw.startswith(b"{"):
-        headers = object_at(raw, "extra_headers")
+        headers = parse(raw, where="extra_headers")
         return {key: headers.decode(key) for key in headers.members}
     try:
         return msgspec.json.decode(raw)

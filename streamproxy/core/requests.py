@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from streamproxy.core.events import Operation
-from streamproxy.core.jsonbody import JsonObject
+from streamproxy.core.rawjson import JsonObject
 from streamproxy.errors import Failure, ProxyError
 
 

@@ -14,7 +14,7 @@ from typing import Final
 from PIL import Image
 
 from streamproxy.core.conversation import Picture, base64_slices
-from streamproxy.core.imagefile import Format, media_type, probe
+from streamproxy.core.images import Format, media_type, probe
 from streamproxy.core.requests import Inline, Spooled
 from streamproxy.errors import Failure, ProxyError
 
@@ -34,7 +34,7 @@ _SLICE: Final = 256 * 1024
 """Characters, a multiple of four."""
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF")
-"""What `core.imagefile` can measure beforehand."""
+"""What `core.images` can measure beforehand."""
 
 
 def convert(image: Inline | Spooled | Picture, form: str) -> Picture:

@@ -63,6 +63,12 @@ MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """One WebSocket message; ComfyUI's previews have some 100 kB, a final picture by this way a few MB."""
 
 
+FETCHES: Final = 8
+"""Images fetched at a time. Each is up to 67 MB of base64, so all of them have as much as two answers of the largest
+size (max_response_bytes). A picture of 4 MB takes about a second at 32 Mbit/s.
+"""
+
+
 class Sink(Protocol):
     """Where an attempt's outcome goes."""
 
@@ -110,6 +116,7 @@ class Outside:
     connect: float
     """Seconds to open a WebSocket."""
     ssl_context: ssl.SSLContext
+    fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(FETCHES))
     converting: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(AT_ONCE))
 
 
@@ -242,7 +249,8 @@ class Driver:
 
     async def _fetch(self, url: str) -> Picture:
         with anyio.CancelScope(deadline=self._ends_at):
-            return await self._outside.fetcher.fetch(url)
+            async with self._outside.fetching:
+                return await self._outside.fetcher.fetch(url)
         raise self._late()
 
     async def _convert(self, image: Inline | Spooled | Picture, form: str) -> Picture:

@@ -46,7 +46,7 @@ from streamproxy.core.conversation import (
 from streamproxy.core.events import Frame
 from streamproxy.core.requests import Embedded, Head, ImageRequest, UpstreamRequest
 from streamproxy.core.sse import Event
-from streamproxy.errors import Failure, ProxyError
+from streamproxy.errors import ErrorDetails, Failure, ProxyError
 from streamproxy.providers.google import (
     FORMATS,
     GoogleError,
@@ -382,9 +382,10 @@ class _Answer:
         if reason in _BLOCKED or support_code(message):
             raise moderated(job, message, reason)
         if reason in _REFUSED:
-            details = {"provider_code": reason}
-            # It has thought about the request, and thoughts are paid.
-            raise ProxyError(Failure.PROVIDER_REFUSED, _REFUSED[reason], details=details, charged=True)
+            details = ErrorDetails(members={"provider_code": reason})
+            error = ProxyError(Failure.PROVIDER_REFUSED, _REFUSED[reason], details=details)
+            error.charged = True  # it has thought about the request, and thoughts are paid
+            raise error
         raise no_image(job, message or self._text(), reason)
 
     def said(self) -> dict[str, object]:

@@ -9,7 +9,7 @@ import errno
 import socket
 from typing import Final
 
-from streamproxy.setting_types import ConfigurationError, ConfigurationProblem
+from streamproxy.settings.values import ConfigurationError, ConfigurationProblem
 
 BACKLOG: Final = 2048  # connections waiting for accept, uvicorn's default
 UNSENT_BYTES: Final = 128 * 1024  # of a connection, in the kernel: more would be previews that are old when they arrive

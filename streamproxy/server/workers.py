@@ -36,8 +36,8 @@ from streamproxy.observe import SHARED, configure_logging, worker_ended
 from streamproxy.server import SIGNALS, serve
 from streamproxy.server.listening import url_of
 from streamproxy.server.memory import tune_allocator
-from streamproxy.setting_types import ConfigurationError
 from streamproxy.settings import Settings
+from streamproxy.settings.values import ConfigurationError
 
 START_SECONDS: Final = 60.0  # from its start until a worker serves; it takes one or two
 STEADY_SECONDS: Final = 10.0  # having served that long, a worker that dies is replaced as if for the first time

@@ -15,13 +15,12 @@ from typing import Final
 
 import msgspec
 
-from streamproxy.core import validate
+from streamproxy.core import forms, schema
 from streamproxy.core.events import Frame, Operation
-from streamproxy.core.fields import MAX_IMAGES, Fields
-from streamproxy.core.forms import is_image_part
-from streamproxy.core.imagefile import SNIFFED, sniff
-from streamproxy.core.jsonbody import JsonObject, Member, elements, members
+from streamproxy.core.images import SNIFFED, sniff
+from streamproxy.core.rawjson import JsonObject, Member, elements, members, parse
 from streamproxy.core.requests import FileId, ImageRequest, Inline, Input, Part, Remote, Spooled
+from streamproxy.core.schema import MAX_IMAGES, Fields
 from streamproxy.core.sse import Piece
 
 _SCHEME: Final = 16
@@ -32,16 +31,16 @@ _SPACE: Final = b" \t\r\n\f"
 
 
 def generation(body: JsonObject, *, max_prompt: int) -> ImageRequest:
-    """Images from a prompt; with a non-null `image` it is an edit. Raises ProxyError as `core.validate.generation`."""
-    fields = validate.generation(body, max_prompt=max_prompt)
+    """Images from a prompt; with a non-null `image` it is an edit. Raises ProxyError as `core.schema.generation`."""
+    fields = schema.generation(body, max_prompt=max_prompt)
     images = tuple(_strings(body, "image")) if fields.edit else ()
     masks = tuple(_strings(body, "mask")) if fields.edit else ()
     return _request(fields, _canonical(body, fields), images, masks, prompt=_prompt(body), via_generations=fields.edit)
 
 
 def edit(body: JsonObject, *, max_prompt: int) -> ImageRequest:
-    """An edit as JSON, whose images are references. Raises ProxyError as `core.validate.edit`."""
-    fields = validate.edit(body, max_prompt=max_prompt)
+    """An edit as JSON, whose images are references. Raises ProxyError as `core.schema.edit`."""
+    fields = schema.edit(body, max_prompt=max_prompt)
     spans = elements(body, body.members["images"].value, limit=MAX_IMAGES, where="images")
     images = tuple(_reference(body, start) for start, _ in spans)
     mask = body.members.get("mask")
@@ -53,13 +52,13 @@ def edit(body: JsonObject, *, max_prompt: int) -> ImageRequest:
 def form(parts: tuple[Part, ...], *, max_prompt: int) -> ImageRequest:
     """An edit as a multipart form. Raises ProxyError as `core.forms.form`."""
     text = _text(parts)
-    fields = validate.form(text, _files(parts), max_prompt=max_prompt)
+    fields = forms.form(text, _files(parts), max_prompt=max_prompt)
     found = fields.canonical
     sent = tuple(
         Part(part.name, found[part.name].encode()) if part.name in found and part.filename is None else part
         for part in parts
     )
-    images = tuple(_spooled(part) for part in parts if part.filename is not None and is_image_part(part.name))
+    images = tuple(_spooled(part) for part in parts if part.filename is not None and forms.is_image_part(part.name))
     masks = tuple(_spooled(part) for part in parts if part.filename is not None and part.name == "mask")
     return _request(fields, sent, images, masks, prompt=text["prompt"][0])
 
@@ -108,7 +107,7 @@ def _canonical(body: JsonObject, fields: Fields) -> JsonObject:
     if not fields.canonical:
         return body
     replace = {name: value.encode() for name, value in fields.canonical.items()}
-    return JsonObject.of(body.edited(replace=replace))
+    return parse(body.edited(replace=replace))
 
 
 def _strings(body: JsonObject, name: str) -> Iterator[Input]:

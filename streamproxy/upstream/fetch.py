@@ -24,7 +24,7 @@ import httpx
 
 from streamproxy.core.addresses import Destination, destination, prohibited, refusal
 from streamproxy.core.conversation import Picture
-from streamproxy.core.imagefile import SNIFFED, sniff
+from streamproxy.core.images import SNIFFED, sniff
 from streamproxy.errors import Failure, ProxyError
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import streamproxy
 from streamproxy.core.catalogue import EVERYTHING, Catalogue, Model, Provider, Route, model_object, parse
 from streamproxy.core.cost import cost
-from streamproxy.core.fields import MAX_PROMPT
+from streamproxy.core.schema import MAX_PROMPT
 from streamproxy.errors import Failure, ProxyError
 
 TEXT = (Path(streamproxy.__file__).parent / "catalogue.toml").read_text(encoding="utf-8")

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamproxy.core import validate
-from streamproxy.core.fields import RULES, Fields
 from streamproxy.core.forms import form, is_image_part
+from streamproxy.core.schema import RULES, Fields
 from streamproxy.errors import Failure, ProxyError
 
 CANARY = "hunter2-canary"
@@ -24,11 +23,7 @@ def problems(text: dict[str, list[str]], files: dict[str, list[int]]) -> list[tu
     else:
         return []
     assert error.failure is Failure.INVALID_REQUEST
-    return [(problem.param, problem.type) for problem in error.problems]
-
-
-def test_validate_offers_it_too() -> None:
-    assert validate.form is form
+    return [(problem.param, problem.type) for problem in error.details.problems]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +134,7 @@ def test_what_is_read() -> None:
     text = TEXT | {"n": ["3"], "stream": ["true"], "partial_images": ["2"], "size": ["1x1"], "quality": ["q"]}
     text |= {"background": ["b"], "output_format": ["o"], "response_format": ["r"], "user": ["u"]}
     text |= {"extra_headers": ['{"X-A": "\\u0062"}'], "new": ["1", "2"]}
-    assert form(text, FILES) == Fields("m", True, 3, True, 2, "1x1", "q", "b", "o", "r", "u", True, {"X-A": "b"}, {})
+    assert form(text, FILES) == Fields("m", 3, True, 2, "1x1", "q", "b", "o", "r", True, {"X-A": "b"}, {})
 
 
 @pytest.mark.parametrize(("part", "value"), [("null", None), (" {} ", {}), ("[1]", [1]), ('"x"', "x")])
@@ -179,7 +174,7 @@ def test_nothing_but_a_proxy_error_and_never_a_value(text: dict[str, list[str]],
     try:
         form(text, files)
     except ProxyError as error:
-        shown = f"{error} {error.message} {error.param} {error.problems} {error.args}"
+        shown = f"{error} {error.message} {error.param} {error.details.problems} {error.args}"
     else:
         shown = ""
     assert CANARY not in shown

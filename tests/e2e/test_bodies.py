@@ -17,8 +17,8 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from streamproxy.core import validate
-from streamproxy.core.jsonbody import parse
+from streamproxy.core import schema
+from streamproxy.core.rawjson import parse
 from streamproxy.errors import ProxyError
 from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import Received, serve
@@ -416,7 +416,7 @@ BOMBS: Final[dict[str, Callable[[], bytes]]] = {
 
 def refused(raw: bytes) -> None:
     with pytest.raises(ProxyError):
-        validate.generation(parse(raw))
+        schema.generation(parse(raw))
 
 
 @pytest.mark.parametrize("name", BOMBS)

@@ -8,15 +8,15 @@ from typing import Any, Final
 
 import msgspec
 
-from streamproxy.configuration import read_catalogue
 from streamproxy.core.catalogue import Route
 from streamproxy.core.completion import collected
 from streamproxy.core.conversation import Job
 from streamproxy.core.events import Operation
-from streamproxy.core.jsonbody import parse
+from streamproxy.core.rawjson import parse
 from streamproxy.core.requests import Head, ImageRequest, Input, UpstreamRequest
 from streamproxy.errors import ProxyError
 from streamproxy.providers import ADAPTERS
+from streamproxy.settings.providers import read_catalogue
 from tests.contract.peer import LIMITS, Exchange, Peer, Run
 
 CATALOGUE: Final = read_catalogue()
@@ -117,7 +117,7 @@ class Told:
 def told(run: Run) -> Told:
     """What a run's error says."""
     assert run.error is not None
-    details: Mapping[str, object] = run.error.details
+    details: Mapping[str, object] = run.error.details.members
     return Told(run.error.code, run.error.status, details.get("provider_code"), run.error.charged)
 
 

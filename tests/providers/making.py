@@ -6,18 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from decimal import Decimal
 
-from streamproxy.configuration import read_catalogue
 from streamproxy.core.catalogue import Model, Provider, Route
 from streamproxy.core.completion import collected
 from streamproxy.core.conversation import Accepted, Job, Limits, Send, Tolerated
 from streamproxy.core.cost import Price
 from streamproxy.core.events import ANSWER, Frame, Operation
 from streamproxy.core.headers import HeaderPolicy
-from streamproxy.core.jsonbody import JsonObject, parse
+from streamproxy.core.rawjson import JsonObject, parse
 from streamproxy.core.requests import Head, ImageRequest, Inline, Input, Part, Remote, UpstreamRequest
 from streamproxy.errors import ProxyError
 from streamproxy.providers import ADAPTERS
 from streamproxy.providers.openai.events import Answer
+from streamproxy.settings.providers import read_catalogue
 
 CATALOGUE = read_catalogue()
 GPT = replace(CATALOGUE.models["openai/gpt-image-2"], price=Price(per_image=Decimal("0.02")))

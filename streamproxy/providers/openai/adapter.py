@@ -23,10 +23,10 @@ from streamproxy.core.conversation import (
     send,
 )
 from streamproxy.core.events import Operation
-from streamproxy.core.fields import MAX_IMAGES
-from streamproxy.core.imagefile import media_type, probe_base64
-from streamproxy.core.jsonbody import JsonObject, Member, Pieces, elements, members
+from streamproxy.core.images import media_type, probe_base64
+from streamproxy.core.rawjson import JsonObject, Member, Pieces, elements, members
 from streamproxy.core.requests import ImageRequest, Part, Remote, Segment, UpstreamRequest
+from streamproxy.core.schema import MAX_IMAGES
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.openai import errors
 from streamproxy.providers.openai.events import Answer

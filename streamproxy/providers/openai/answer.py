@@ -15,12 +15,23 @@ from typing import Final
 
 import msgspec
 
-from streamproxy.core.completion import ZERO_USAGE, Image, Stated, completed, ending, full_usage
+from streamproxy.core.completion import ZERO_USAGE, AnswerFacts, Image, completed, ending, full_usage
 from streamproxy.core.conversation import Job
 from streamproxy.core.events import ANSWER, Frame
-from streamproxy.core.jsonbody import JsonObject, elements, members, parse
-from streamproxy.core.jsonwalk import MAX_NODES, shown
-from streamproxy.core.outline import holds_text, says_error, text
+from streamproxy.core.rawjson import (
+    MAX_NODES,
+    NULLS,
+    JsonObject,
+    elements,
+    holds_text,
+    members,
+    parse,
+    present,
+    says_error,
+    shown,
+    text,
+    whole_number,
+)
 from streamproxy.core.requests import ImageRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.openai.errors import Scrub, error_in_answer, error_of, verdict, words
@@ -30,7 +41,6 @@ UNREAD: Final = "streamproxy_unread"
 
 _Item = dict[str, msgspec.Raw]
 _ABSENT: Final = msgspec.Raw()
-_NOTHING: Final = (b"", b"null")
 
 
 class _Answer(msgspec.Struct):
@@ -48,11 +58,6 @@ class _Answer(msgspec.Struct):
     cost: msgspec.Raw = _ABSENT
     provider: msgspec.Raw = _ABSENT
 
-    @property
-    def said_usage(self) -> bytes | None:
-        value = bytes(self.usage)
-        return None if value in _NOTHING else value
-
 
 @dataclass(frozen=True, slots=True)
 class _Read:
@@ -68,7 +73,7 @@ class _Read:
     def ending(self, job: Job) -> dict[str, object]:
         """`cost` and `provider`, where the provider has not said them. What cannot be read has no price."""
         return ending(
-            self.answer.said_usage,
+            present(self.answer.usage),
             price=job.model.price if self.items else None,
             images=len(self.items),
             provider=job.provider.name,
@@ -83,7 +88,6 @@ _ITEM: Final = msgspec.json.Decoder(_Item)
 _BACKSLASH: Final = re.compile(rb"\\")
 _DATA_URL: Final = re.compile(rb'"data:[^,"]{0,256},')
 _BASE64_URL: Final = re.compile(rb'"data:[^,"]{0,256};base64,')
-_DIGITS: Final = 12
 _IN_EVENTS: Final = frozenset(
     {"type", "b64_json", "url", "created_at", "size", "quality", "background", "output_format", "image_index"}
     | {"partial_image_index", "usage", "cost", "provider", "error", "data", "created"}
@@ -112,7 +116,7 @@ def answer_frame(raw: bytes, job: Job) -> Iterator[Frame]:
     An answer that holds its picture elsewhere goes on as well, with UNREAD. An array becomes the `data` of an object.
     """
     read = _read(raw, job)
-    body, usage = read.body, read.answer.said_usage
+    body, usage = read.body, present(read.answer.usage)
     replace = {} if usage is None else {"usage": full_usage(usage)}
     data = _unwrapped_items(body, as_url=asks_url(job.request)) if read.items else None
     if data is not None:
@@ -129,7 +133,7 @@ def image_frames(raw: bytes, job: Job) -> Iterator[Frame]:
         raise _no_image(read.body, job.scrub)
     answer, items, request = read.answer, read.items, job.request
     as_url = asks_url(request)
-    stated = Stated(
+    stated = AnswerFacts(
         created_at=whole_number(answer.created) or job.now,
         size=text(answer.size) or request.size or "",
         quality=_concrete(text(answer.quality)) or _concrete(request.quality),
@@ -138,11 +142,10 @@ def image_frames(raw: bytes, job: Job) -> Iterator[Frame]:
     )
     body = read.body
     last: dict[str, object] = {name: msgspec.Raw(body.value(name) or b"") for name in body.members.keys() - _IN_EVENTS}
-    last |= {"usage": msgspec.Raw(full_usage(answer.said_usage))}
+    last |= {"usage": msgspec.Raw(full_usage(present(answer.usage)))}
     last |= {name: getattr(answer, name) for name in ("cost", "provider")} | read.ending(job)
     share = job.n < request.n
-    if share:
-        items = items[: job.n]  # the other indices are other jobs'
+    items = items[: job.n]  # further indices are other jobs', or of images that were not asked for
     for index, item in enumerate(items):
         ends = last if index == len(items) - 1 else {"usage": ZERO_USAGE, "cost": None, "provider": last["provider"]}
         image = _image(item, as_url=as_url)
@@ -156,12 +159,6 @@ def read_object(raw: bytes) -> JsonObject:
         return parse(raw)
     except ProxyError:
         raise _bad_json() from None
-
-
-def whole_number(raw: msgspec.Raw) -> int | None:
-    """A member's integer, as a timestamp is one."""
-    value = bytes(memoryview(raw)[: _DIGITS + 1])
-    return int(value) if value.isdigit() and len(value) <= _DIGITS else None
 
 
 def asks_url(request: ImageRequest) -> bool:
@@ -220,7 +217,7 @@ def _read(raw: bytes, job: Job) -> _Read:
         if well is False or (well is None and not shows and words(said, job.scrub)):
             raise error_of(said, job.scrub)
         if not shows:
-            sound = raw.startswith(b"{") and (bytes(answer.data) in _NOTHING or bytes(answer.data).startswith(b"["))
+            sound = raw.startswith(b"{") and (bytes(answer.data) in NULLS or bytes(answer.data).startswith(b"["))
             raise _no_image(body, job.scrub) if sound and None not in listed else _bad_json()
     return _Read(body, answer, items)
 

@@ -1,16 +1,31 @@
-"""A body's promises: members byte for byte, the standard library's verdict on what is JSON, nothing lost in an edit."""
+"""Bodies as bytes: members byte for byte, the standard library's verdict on JSON, edits, bombs in bounded time."""
 
 from __future__ import annotations
 
 import json
+import time
 import tracemalloc
+from collections.abc import Callable
 from typing import NoReturn
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from streamproxy.core.jsonbody import elements, members, object_at, parse
+from streamproxy.core.rawjson import (
+    MAX_DEPTH,
+    MAX_KEY,
+    MAX_MEMBERS,
+    MAX_NODES,
+    MAX_PLAIN,
+    Walk,
+    elements,
+    holds_text,
+    members,
+    parse,
+    shown,
+)
 from streamproxy.errors import Failure, ProxyError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -212,12 +227,12 @@ def test_a_key_twice_is_refused_however_it_is_written(first: str, second: str) -
 def test_a_key_twice_that_may_be_a_secret_is_told_by_its_place(key: str) -> None:
     error = refusal(f'{{"model":"m","{key}":1,"{key}":2}}'.encode())
     assert (error.failure, error.param) == (Failure.DUPLICATE_KEY, "#3")
-    assert key not in repr((error.message, error.problems))
+    assert key not in repr((error.message, error.details.problems))
 
 
 def test_a_key_twice_in_an_object_of_its_own() -> None:
     with pytest.raises(ProxyError) as caught:
-        object_at(b'{"X-A":"1","X-A":"2"}', "extra_headers")
+        parse(b'{"X-A":"1","X-A":"2"}', where="extra_headers")
     assert (caught.value.failure, caught.value.param) == (Failure.DUPLICATE_KEY, "extra_headers.X-A")
     assert parse(b'{"metadata":{"a":1,"a":2}}').value("metadata") == b'{"a":1,"a":2}'
 
@@ -259,16 +274,6 @@ def test_blanks_behind_the_body_count_too() -> None:
     assert refusal(b'{"a":1}' + b" " * (1 << 20)).failure is Failure.INVALID_JSON
 
 
-@pytest.mark.parametrize(
-    ("limits", "raw"),
-    [({"max_members": 1}, b'{"a":1,"b":2}'), ({"max_nodes": 1}, b'{"a":[]}'), ({"max_depth": 1}, b'{"a":[]}')],
-)
-def test_a_caller_may_set_its_own_limits(limits: dict[str, int], raw: bytes) -> None:
-    with pytest.raises(ProxyError):
-        parse(raw, **limits)  # type: ignore[arg-type]
-    assert parse(raw, **{name: limit + 1 for name, limit in limits.items()})  # type: ignore[arg-type]
-
-
 @given(st.dictionaries(TEXT, VALUE, max_size=4), st.lists(VALUE, max_size=5))
 def test_inner_objects_and_arrays_are_found_in_place(inner: dict[str, object], array: list[object]) -> None:
     body = parse(json.dumps({"o": inner, "a": array}).encode())
@@ -299,3 +304,132 @@ def test_garbage_is_refused_like_anything_else(raw: bytes) -> None:
         assert refusal(raw).failure in (Failure.INVALID_JSON, Failure.DUPLICATE_KEY)
     else:
         assert parse(raw).members.keys() == expected.keys()
+
+
+MEBI = 1 << 20
+
+
+def walked(raw: bytes) -> Failure | None:
+    walk = Walk(raw, "body")
+    try:
+        walk.finish(walk.members(0)[1])
+    except ProxyError as error:
+        return error.failure
+    return None
+
+
+def numbered(count: int) -> bytes:
+    return b"{" + b",".join(b'"k%d":0' % i for i in range(count)) + b"}"
+
+
+@pytest.mark.parametrize(
+    ("fits", "over"),
+    [
+        pytest.param(numbered(MAX_MEMBERS), numbered(MAX_MEMBERS + 1), id="members"),
+        pytest.param(
+            b'{"a":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}",
+            b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}",
+            id="depth",
+        ),
+        pytest.param(
+            b'{"a":[' + b"{}" * (MAX_NODES // 2 - 1) + b"]}", b'{"a":[' + b"{}" * (MAX_NODES // 2) + b"]}", id="nodes"
+        ),
+        pytest.param(b'{"a":"' + b'\\"' * MAX_NODES + b'"}', b'{"a":"' + b'\\"' * (MAX_NODES + 1) + b'"}', id="quotes"),
+        pytest.param(b"{" + b" " * (MAX_PLAIN - 2) + b"}", b"{" + b" " * MAX_PLAIN + b"}", id="plain"),
+        pytest.param(b'{"' + b"k" * MAX_KEY + b'":1}', b'{"' + b"k" * (MAX_KEY + 1) + b'":1}', id="key"),
+    ],
+)
+def test_each_allowance_ends_exactly_where_it_says(fits: bytes, over: bytes) -> None:
+    assert walked(fits) is None
+    assert walked(over) is Failure.INVALID_JSON
+
+
+HOSTILE: dict[str, Callable[[int], bytes]] = {
+    "empty objects": lambda size: b'{"a":[' + b"{}," * (size // 3) + b"{}]}",
+    "open brackets": lambda size: b'{"a":' + b"[" * size,
+    "numbers": lambda size: b'{"a":[' + b"1," * (size // 2) + b"1]}",
+    "empty strings": lambda size: b'{"a":[' + b'"",' * (size // 3) + b'""]}',
+    "strings without commas": lambda size: b'{"a":[' + b'""' * (size // 2) + b"]}",
+    "duplicates": lambda size: b"{" + b'"a":1,"b":1,' * (size // 12) + b'"c":1}',
+    "members": lambda size: numbered(size // 12),
+    "blanks": lambda size: b'{"a":' + b" " * size + b"1}",
+    "blanks behind it": lambda size: b'{"a":1}' + b" " * size,
+    "digits": lambda size: b'{"a":' + b"1" * size + b"}",
+    "a key": lambda size: b'{"' + b"k" * size + b'":1}',
+    "escaped quotes": lambda size: b'{"a":"' + b'\\"' * (size // 2) + b'"}',
+    "backslashes before quotes": lambda size: b'{"a":"' + (b"\\" * 999 + b'"') * (size // 1000) + b'"}',
+    "short runs of backslashes": lambda size: b'{"a":"' + b'\\\\\\"' * (size // 4) + b'"}',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_bomb_is_refused_in_bounded_memory_and_time(name: str) -> None:
+    raw = HOSTILE[name](16 * MEBI)
+    started = time.process_time()
+    assert walked(raw) in (Failure.INVALID_JSON, Failure.DUPLICATE_KEY)
+    assert time.process_time() - started < 2  # tens of milliseconds; a second pass over each token would be minutes
+    tracemalloc.start()
+    try:
+        walked(raw)
+        assert tracemalloc.get_traced_memory()[1] < MEBI
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("rest", [b"x", b"}", b" x", b" {}", b","])
+def test_nothing_may_follow_the_object(rest: bytes) -> None:
+    for raw in (b"{}", b'{"a":1}', b'{"a":{}}'):
+        assert walked(raw + b" \r\n\t") is None
+        assert walked(raw + rest) is Failure.INVALID_JSON
+
+
+@pytest.mark.parametrize("run", [*range(131), 4095, 4096, 65_535, 65_536, 131_071, 131_072, 200_001])
+def test_a_quote_is_escaped_by_an_odd_run_of_backslashes(run: int) -> None:
+    raw = b'{"a":"x' + b"\\" * run + b'","b":1}'
+    if run % 2:
+        assert walked(raw) is Failure.INVALID_JSON  # the string goes on to the quote of "b", and b follows
+    else:
+        member = Walk(raw, "body").members(0)[0]["a"]
+        assert raw[member.value : member.end] == b'"x' + b"\\" * run + b'"'
+
+
+def test_a_run_of_backslashes_does_not_reach_behind_the_string() -> None:
+    raw = b'{"\\\\":"\\\\","":""}'
+    assert list(Walk(raw, "body").members(0)[0]) == ["\\", ""]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.lists(JSON, max_size=20), st.integers(1, 24), st.booleans(), st.integers(0, 5))
+def test_elements_are_exact_and_stop_at_the_limit(values: list[object], limit: int, ascii: bool, blanks: int) -> None:
+    try:
+        pieces = [json.dumps(value, ensure_ascii=ascii).encode() for value in values]
+    except UnicodeEncodeError:  # lone surrogates
+        return
+    blank = b" \n\t\r "[:blanks]
+    raw = b"[" + blank + (blank + b"," + blank).join(pieces) + blank + b"]"
+    spans = Walk(raw, "body", trusted=True).elements(0, limit)
+    assert [raw[start:end] for start, end in spans] == pieces[:limit]
+
+
+@pytest.mark.parametrize("key", ["n", "X-A", "x_odd_name", "output_compression", "extra_headers", "image_url"])
+def test_a_field_or_a_short_word_is_shown(key: str) -> None:
+    assert shown(key, 3) == key
+
+
+@pytest.mark.parametrize(
+    "key", ["", "hunter2", "xoxb-abcdefghij", "sk-abcdefghijklmnop", "a word", "\u00e9", "thirteen_char", "model\n"]
+)
+def test_any_other_key_may_be_a_secret_and_only_its_place_is_shown(key: str) -> None:
+    assert shown(key, 3) == "#3"
+
+
+@pytest.mark.parametrize("raw", [b"null", b'""', b"1", b"{}", b"", b"[]"])
+def test_holds_text_asks_for_a_string_with_something_in_it(raw: bytes) -> None:
+    assert not holds_text(msgspec.Raw(raw))
+    assert holds_text(msgspec.Raw(b'"x"'))

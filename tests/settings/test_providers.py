@@ -12,12 +12,12 @@ import pytest
 import trustme
 
 from streamproxy.auth import Credential
-from streamproxy.configuration import Configured, configure, place_of, read_catalogue, read_secret, warnings
 from streamproxy.core.catalogue import Provider
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.providers import ADAPTERS
-from streamproxy.setting_types import shown_origin
 from streamproxy.settings import ConfigurationError, ConfigurationProblem, ProviderSettings, Settings
+from streamproxy.settings.providers import Providers, configure, place_of, read_catalogue, read_secret, warnings
+from streamproxy.settings.values import shown_origin
 from tests.support.google import service_account
 
 CATALOGUE = read_catalogue()
@@ -29,7 +29,7 @@ HASH = "sha256:" + "0" * 64
 OPENAI = {"OPENAI_API_KEY": CANARY}
 
 
-def configured(settings: Settings, environ: dict[str, str]) -> Configured:
+def configured(settings: Settings, environ: dict[str, str]) -> Providers:
     return configure(settings, CATALOGUE, environ, POLICY, adapters=ADAPTERS)
 
 
@@ -444,6 +444,6 @@ def test_vertex_wants_callers_to_have_keys_too(account: dict[str, str]) -> None:
 
 
 def test_without_google_auth_it_says_what_to_install(account: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamproxy.configuration.find_spec", lambda name: None)
+    monkeypatch.setattr("streamproxy.settings.providers.find_spec", lambda name: None)
     [problem] = problems(Settings(), account)
     assert "pip install '.[google]'" in problem.fix

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamproxy.setting_types import (
+from streamproxy.settings.values import (
     EXPECTED,
     Bytes,
     CallerKeys,
@@ -81,13 +81,13 @@ def test_values_of_another_type_are_refused_in_words(hint: object, values: list[
     for value in values:
         with pytest.raises(Refused) as caught:
             converted(value, hint)
-        assert caught.value.happened == f"{word} is expected"
+        assert caught.value.happened == f"it must be {word}"
         assert caught.value.__context__ is None  # nothing leads back to the value
 
 
 def test_a_choice_says_its_words_and_not_the_value() -> None:
     for value in (CANARY, "jsonn", None, 1, ["json"]):
-        with pytest.raises(Refused, match=r"^it is none of json, text$") as caught:
+        with pytest.raises(Refused, match=r"^it must be one of json, text$") as caught:
             converted(value, Literal["json", "text"])
         assert caught.value.__context__ is None
 

@@ -1,10 +1,10 @@
 """Where settings come from: flags > environment > secret files > TOML > defaults.
 
-    settings = load(flags, environ, config)      or ConfigurationError with every problem of every layer
+    settings, problems = load(flags, environ, config)
 
-Strategy: each layer is read into a mapping, the mappings are merged name by name, and `Settings.of` judges the result.
-Two things are said here already: a STREAMPROXY_* name that is no setting's, which would else do nothing unnoticed, and
-a file that cannot be read. `OPENAI_BASE_URL` is never read: callers point it at this proxy, which would then call
+Strategy: each layer is read into a mapping, the mappings are merged name by name, and `read` checks the result. Two
+problems are found here: a file that cannot be read, and a STREAMPROXY_* name that is not a setting's, which would
+otherwise be ignored silently. `OPENAI_BASE_URL` is never read: callers point it at this proxy, which would then call
 itself.
 """
 
@@ -18,26 +18,28 @@ from functools import reduce
 from pathlib import Path
 from typing import Final
 
-from streamproxy.setting_types import MIB, ConfigurationError, ConfigurationProblem
-from streamproxy.settings import PREFIX, ROWS, Settings, meant
+from streamproxy.settings import PREFIX, ROWS, Settings, meant, read
+from streamproxy.settings.values import MIB, ConfigurationProblem
 
-LIMIT_OF_FILES: Final = MIB  # bytes; a configuration is a few KiB, so more is the wrong file: refused
+LIMIT_OF_FILES: Final = MIB  # bytes; a configuration has a few KiB, so a larger file is the wrong one
 
-# STREAMPROXY_CONFIG names the TOML file itself. The rest is what Kubernetes puts into every pod of a namespace that has
-# a Service called "streamproxy", "streamproxy-valkey" and the like (kubernetes.io, "Discovering services"). It is known
-# by its form and is not the operator's: neither read nor refused.
+# STREAMPROXY_CONFIG names the TOML file itself. The other two describe what Kubernetes puts into every pod of a
+# namespace with a Service called "streamproxy", "streamproxy-valkey" and the like (kubernetes.io, "Discovering
+# services"). The operator did not set these variables, so they are neither read nor refused.
 CONFIG_ENV: Final = PREFIX + "CONFIG"
 KUBERNETES: Final = re.compile(
     PREFIX + r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
 )
-SERVICE_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://")  # what a Service's ..._PORT holds, and no port of ours
+SERVICE_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://")  # the value of a Service's ..._PORT, which is not our port
 
 
-def load(flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None) -> Settings:
-    """Settings from all layers. A flag that is None and an empty environment value count as not given.
+def load(
+    flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None
+) -> tuple[Settings, list[ConfigurationProblem]]:
+    """Settings from all layers, without their wrong values, and every problem of every layer.
 
-    Secret files are those of `$CREDENTIALS_DIRECTORY` (systemd's LoadCredential=) that are named like the environment
-    names. Raises ConfigurationError with every problem of every layer.
+    A flag that is None and an empty environment value count as not given. Secret files are the files of
+    `$CREDENTIALS_DIRECTORY` (systemd's LoadCredential=) with the names of environment variables.
     """
     problems: list[ConfigurationProblem] = []
     layers: dict[str, dict[str, object]] = {
@@ -46,20 +48,14 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], config: Path |
         "a secret file": _named(_secret_files(environ, problems), "secret file", problems),
         "the TOML file": _toml(config, problems) if config else {},
     }
-    sound: Settings | None
-    try:
-        sound = Settings.of(reduce(_over, layers.values()))
-    except ConfigurationError as error:
-        sound = error.sound
-        for problem in error.problems:
-            problems.append(replace(problem, happened=f"{problem.happened}; it comes from {_origin(problem, layers)}"))
-    if problems or sound is None:
-        raise ConfigurationError(problems, sound)
-    return sound
+    settings, found = read(reduce(_over, layers.values()))
+    for problem in found:
+        problems.append(replace(problem, happened=f"{problem.happened}; it comes from {_origin(problem, layers)}"))
+    return settings, problems
 
 
 def _over(high: Mapping[str, object], low: Mapping[str, object]) -> dict[str, object]:
-    """Both layers; where both have a name the higher one's value, or where that is a table, both tables merged."""
+    """Merge two layers. Where both have a name, the higher one's value counts, and tables are merged."""
     merged = {**low, **high}
     for name in low.keys() & high.keys():
         above, below = high[name], low[name]
@@ -69,13 +65,13 @@ def _over(high: Mapping[str, object], low: Mapping[str, object]) -> dict[str, ob
 
 
 def _origin(problem: ConfigurationProblem, layers: Mapping[str, Mapping[str, object]]) -> str:
-    """The highest layer that says the setting, or the table that it is in."""
+    """The highest layer with the setting, or with the table that it is in."""
     at = problem.setting + "."
     return next(layer for layer, values in layers.items() if any(at.startswith(f"{name}.") for name in values))
 
 
 def _named(named: Mapping[str, str], kind: str, problems: list[ConfigurationProblem]) -> dict[str, object]:
-    """The values whose name is a setting's; each other STREAMPROXY_* name is a problem, not a value to ignore."""
+    """The values of known settings by name. Each other STREAMPROXY_* name is a problem."""
     names = {row.env: row.name for row in ROWS.values() if row.env}
     values: dict[str, object] = {}
     for name, value in named.items():
@@ -115,7 +111,7 @@ def _toml(config: Path, problems: list[ConfigurationProblem]) -> dict[str, objec
     except UnicodeDecodeError:
         happened = "the file is not UTF-8"
     except ValueError as error:
-        # tomllib says a place, never a value; a duplicate key's message does name the key.
+        # tomllib names a place, never a value; for a duplicate it names the key.
         happened = f"the file is not valid TOML: {error}"
     problems.append(ConfigurationProblem("--config", happened, "correct the file or its path", CONFIG_ENV))
     return {}

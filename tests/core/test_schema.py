@@ -1,19 +1,33 @@
-"""Each rule of the JSON bodies at both sides of its bounds; all problems at once; never a value in a message."""
+"""Each rule at both sides of its bounds, all problems at once, in order and bounded, never a value in a message."""
 
 from __future__ import annotations
 
 import json
 import tracemalloc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
-from streamproxy.core.fields import MAX_IMAGE_URL
-from streamproxy.core.jsonbody import parse
-from streamproxy.core.validate import Fields, edit, generation
+from streamproxy.core.rawjson import parse, shown
+from streamproxy.core.schema import (
+    FALSE,
+    MAX_IMAGE_URL,
+    MAX_PROBLEMS,
+    RULES,
+    TRUE,
+    Checklist,
+    Fields,
+    FieldType,
+    Rule,
+    edit,
+    generation,
+    lax_boolean,
+    lax_integer,
+)
 from streamproxy.errors import Failure, ProxyError
 
 Check = Callable[[dict[str, Any]], Fields]
@@ -41,17 +55,17 @@ def problems(check: Check, body: dict[str, Any]) -> Found:
     else:
         return []
     assert error.failure is Failure.INVALID_REQUEST
-    assert error.param == error.problems[0].param
-    assert error.message.startswith(f"{error.param}: {error.problems[0].msg}")
-    assert all(problem.loc[0] == "body" for problem in error.problems)
-    return [(problem.param, problem.type) for problem in error.problems]
+    assert error.param == error.details.problems[0].param
+    assert error.message.startswith(f"{error.param}: {error.details.problems[0].msg}")
+    assert all(problem.loc[0] == "body" for problem in error.details.problems)
+    return [(problem.param, problem.type) for problem in error.details.problems]
 
 
 def rows(name: str, type: str | None, *values: Any) -> list[tuple[str, Any, str | None]]:
     return [(name, value, type) for value in values]
 
 
-RULES = [
+CASES = [
     *rows("model", "string_type", None, 1, True, [], {}),
     *rows("model", None, "m", "m" * 256, "é" * 256, "😀" * 256),
     *rows("model", "string_too_short", ""),
@@ -83,7 +97,7 @@ RULES = [
 
 
 @pytest.mark.parametrize(("check", "base"), [(generated, GENERATION), (edited, EDIT)], ids=["generation", "edit"])
-@pytest.mark.parametrize(("name", "value", "type"), RULES, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(("name", "value", "type"), CASES, ids=lambda value: str(value)[:20])
 def test_each_rule_at_both_sides_of_its_bounds(
     check: Check, base: dict[str, Any], name: str, value: Any, type: str | None
 ) -> None:
@@ -211,7 +225,7 @@ def test_what_is_read() -> None:
     assert generated(
         {**GENERATION, "n": 3, "stream": True, "partial_images": 0, "size": "1x1", "quality": "q", "background": "b"}
         | {"output_format": "o", "response_format": "r", "user": "é\n", "new": {"x": [1]}, "extra_headers": {"A": "b"}}
-    ) == Fields(GENERATION["model"], True, 3, True, 0, "1x1", "q", "b", "o", "r", "é\n", False, {"A": "b"}, {})
+    ) == Fields(GENERATION["model"], 3, True, 0, "1x1", "q", "b", "o", "r", False, {"A": "b"}, {})
     nulls = dict.fromkeys(["n", "stream", "partial_images", *STRINGS, "metadata", "extra_headers", "image", "mask"])
     assert generated({**GENERATION, **nulls}) == generated(GENERATION)
 
@@ -245,7 +259,9 @@ def test_an_image_url_is_measured_in_characters(filler: bytes, beyond: int) -> N
     if beyond:
         with pytest.raises(ProxyError) as caught:
             edit(body)
-        assert [(p.param, p.type) for p in caught.value.problems] == [("images[0].image_url", "string_too_long")]
+        assert [(p.param, p.type) for p in caught.value.details.problems] == [
+            ("images[0].image_url", "string_too_long")
+        ]
     else:
         assert edit(body).edit
 
@@ -269,7 +285,7 @@ SPOILT = st.recursive(
     max_leaves=6,
 )
 NAMES = st.sampled_from(
-    [*dict.fromkeys(rule[0] for rule in RULES), "image", "images", "mask", "extra_headers", "other"]
+    [*dict.fromkeys(rule[0] for rule in CASES), "image", "images", "mask", "extra_headers", "other"]
 )
 
 
@@ -279,7 +295,7 @@ def test_nothing_but_a_proxy_error_and_never_a_value(body: dict[str, Any], check
     try:
         check({**GENERATION, **body})
     except ProxyError as error:
-        shown = f"{error} {error.message} {error.param} {error.problems} {error.args}"
+        shown = f"{error} {error.message} {error.param} {error.details.problems} {error.args}"
     else:
         shown = ""
     assert CANARY not in shown
@@ -287,6 +303,110 @@ def test_nothing_but_a_proxy_error_and_never_a_value(body: dict[str, Any], check
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=80), SPOILT, max_size=4))
 def test_unknown_fields_are_not_looked_at(unknown: dict[str, Any]) -> None:
-    known = {rule[0] for rule in RULES} | {"image", "images", "mask", "extra_headers"}
+    known = {rule[0] for rule in CASES} | {"image", "images", "mask", "extra_headers"}
     body = {key: value for key, value in unknown.items() if key not in known} | GENERATION
     assert generated(json.loads(json.dumps(body).replace("Infinity", "1"))) == generated(GENERATION)
+
+
+NUMBER = Rule("n", FieldType.INTEGER, -3, 10)
+
+
+def refusal(checks: Checklist) -> ProxyError:
+    with pytest.raises(ProxyError) as caught:
+        checks.fields(edit=False, extra_headers=None)
+    return caught.value
+
+
+def test_a_field_has_one_row_and_may_be_named() -> None:
+    names = [rule.name for rule in RULES]
+    assert [shown(name, 1) for name in (*names, "extra_headers")] == [*names, "extra_headers"]
+    assert len(names) == len(set(names))
+    assert all(rule.low <= rule.high for rule in RULES)
+
+
+@pytest.mark.parametrize(
+    ("digits", "type"),
+    [
+        ("-4", "greater_than_equal"),
+        ("11", "less_than_equal"),
+        ("-" + "9" * 18, "greater_than_equal"),
+        ("-" + "9" * 19, "greater_than_equal"),
+        ("-1" + "0" * 400_000, "greater_than_equal"),
+        ("9" * 19, "less_than_equal"),
+        ("9" * 20, "less_than_equal"),
+        ("1" + "0" * 400_000, "less_than_equal"),
+    ],
+)
+def test_a_number_out_of_its_bounds_however_long(digits: str, type: str) -> None:
+    checks = Checklist()
+    checks.number(NUMBER, digits)
+    assert [(p.loc, p.type) for p in refusal(checks).details.problems] == [(("body", "n"), type)]
+
+
+@pytest.mark.parametrize("digits", ["-3", "-0", "0", "10"])
+def test_a_number_within_its_bounds_is_kept(digits: str) -> None:
+    checks = Checklist()
+    checks.text("model", "m")
+    checks.number(NUMBER, digits)
+    assert checks.fields(edit=False, extra_headers=None).n == int(digits)
+
+
+def test_the_first_problem_speaks_and_the_others_are_counted() -> None:
+    checks = Checklist()
+    checks.missing("images", 0, "image_url")
+    error = refusal(checks)
+    assert (error.failure, error.status, error.param) == (Failure.INVALID_REQUEST, 422, "images[0].image_url")
+    assert error.message == "images[0].image_url: Field required"
+    checks.length(("prompt",), 0, 1, 5)
+    checks.items(("image",), 3, 0, 1)
+    error = refusal(checks)
+    assert error.message == "images[0].image_url: Field required (and 2 more)"
+    assert [problem.msg for problem in error.details.problems] == [
+        "Field required",
+        "String should have at least 1 character",
+        "List should have at most 1 item",
+    ]
+
+
+def test_a_flood_of_problems_is_cut() -> None:
+    checks = Checklist()
+    for index in range(MAX_PROBLEMS + 5):
+        checks.missing("images", index)
+    error = refusal(checks)
+    assert [problem.loc[-1] for problem in error.details.problems] == list(range(MAX_PROBLEMS))
+
+
+def test_what_was_not_given_has_its_default() -> None:
+    checks = Checklist()
+    checks.text("model", "m")
+    fields = checks.fields(edit=True, extra_headers={"a": "b"})
+    assert (fields.model, fields.n, fields.stream, fields.edit) == ("m", 1, False, True)
+    assert fields.extra_headers == {"a": "b"}
+    assert fields.partial_images is None
+    assert {fields.size, fields.quality, fields.background} == {None}
+    assert {fields.output_format, fields.response_format} == {None}
+
+
+LAX: Final = st.text(alphabet="0123456789+-_. eyYnNtTrRuUfFaAlLsSoO\n", max_size=8)
+
+
+@given(LAX | st.text(max_size=5))
+@example("1_0.00")
+@example("-01")
+@example(" 1\n")
+def test_integers_are_read_as_pydantic_reads_them(text: str) -> None:
+    try:
+        expected = TypeAdapter(int).validate_python(text)
+    except ValidationError:
+        expected = None
+    found = lax_integer(text)
+    assert (None if found is None else int(found)) == expected
+
+
+@given(LAX | st.sampled_from(sorted(TRUE | FALSE)).map(str.upper))
+def test_booleans_are_read_as_pydantic_reads_them(text: str) -> None:
+    try:
+        expected = TypeAdapter(bool).validate_python(text)
+    except ValidationError:
+        expected = None
+    assert lax_boolean(text) is expected

@@ -1,12 +1,13 @@
-"""Every setting, once: name, type with its limits, meaning and default.
+"""The table of settings: name, type with its limits, meaning and default.
 
-    Settings(...)          holds values; constructing one reads nothing but its arguments, converts and checks them
-    Settings.of(mapping)   the same where names may be wrong, and providers are mappings too
+    Settings(...)            values, converted and checked; nothing but the arguments is read
+    Settings.of(mapping)     the same for names that may be wrong, with providers as mappings
+    read(mapping)            the settings without their wrong values, and the problems
 
-A field is written `name: Annotated[type, "meaning"] = default`; its type brings its checks (setting_types).
+A field is written `name: Annotated[type, "meaning"] = default`. Its type carries its checks (settings/values.py).
 
-Wrong configuration is refused as a whole: each ConfigurationProblem says what happened, which setting it is by its TOML
-and its environment name, and the fix. It never says the value: that may be a misplaced key.
+A wrong configuration is refused as a whole. Each ConfigurationProblem says what happened, names the setting (in TOML
+and in the environment) and the fix, and never repeats the value, which may be a misplaced key.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from streamproxy.setting_types import (
+from streamproxy.settings.values import (
     GIB,
     MIB,
     Bytes,
@@ -51,14 +52,14 @@ from streamproxy.setting_types import (
     converted,
 )
 
-__all__ = ["ConfigurationError", "ConfigurationProblem", "ProviderSettings", "Settings", "describe"]
+__all__ = ["ConfigurationError", "ConfigurationProblem", "ProviderSettings", "Settings", "describe", "read"]
 
 PREFIX: Final = "STREAMPROXY_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderSettings:
-    """What configuration says about one provider. None leaves what the catalogue's row of that name says."""
+    """The configuration of one provider. None keeps the value of the catalogue's row of that name."""
 
     base_url: Annotated[Url | None, "address requests go to, path included"] = None
     adapter: Annotated[Token | None, "the wire form it speaks"] = None
@@ -98,8 +99,7 @@ class ProviderSettings:
 
     def __post_init__(self) -> None:
         """Convert and check. Raises ConfigurationError with every problem."""
-        if problems := _checked(self):
-            raise ConfigurationError(problems)
+        _check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,27 +167,28 @@ class Settings:
     log_format: Annotated[Literal["json", "text"], "form of a log line"] = "json"
 
     def __post_init__(self) -> None:
-        """Convert and check. Raises ConfigurationError with every problem, and itself with defaults in their places."""
-        if problems := _checked(self):
-            raise ConfigurationError(problems, self)
+        """Convert and check. Raises ConfigurationError with every problem."""
+        _check(self)
 
     @classmethod
     def of(cls, values: Mapping[str, object]) -> Settings:
-        """The settings that `values` say, providers as mappings too. Raises ConfigurationError with every problem."""
-        known, problems = _known(values, cls)
-        try:
-            settings = cls(**known)
-        except ConfigurationError as error:
-            raise ConfigurationError([*error.problems, *problems], error.sound) from None
+        """Read settings from a mapping, providers as mappings too. Raises ConfigurationError with every problem."""
+        settings, problems = read(values)
         if problems:
-            raise ConfigurationError(problems, settings)
+            raise ConfigurationError(problems)
         return settings
 
 
-class Described(NamedTuple):
-    """One setting as README and command line list it. `env` is "" where only TOML can say it.
+def read(values: Mapping[str, object]) -> tuple[Settings, list[ConfigurationProblem]]:
+    """Read settings from a mapping. Each wrong value is replaced by its default and listed as a problem."""
+    sound, problems = _converted(Settings, values)
+    return Settings(**sound), problems
 
-    `takes` is how its value is written as text, like `N` or `json|text`; `SWITCH` where it is on or off.
+
+class Described(NamedTuple):
+    """One setting as README and command line list it. `env` is "" where it can only be set in TOML.
+
+    `takes`: the form of its value as text, like `N` or `json|text`; `SWITCH` for a boolean.
     """
 
     name: str
@@ -223,7 +224,7 @@ def _shown(default: object) -> str:
 
 
 def _written(hint: Any) -> str:
-    """How text says a value of this type."""
+    """The form of a value of this type as text."""
     if get_origin(hint) in (Annotated, Union, UnionType):
         return _written(get_args(hint)[0])
     return "|".join(get_args(hint)) if get_origin(hint) is Literal else WRITTEN.get(hint, "TEXT")
@@ -234,72 +235,67 @@ HINTS: Final = {kind: get_type_hints(kind, include_extras=True) for kind in PLAC
 ROWS: Final = {row.name: row for row in describe()}
 
 
-def _checked(settings: Settings | ProviderSettings) -> list[ConfigurationProblem]:
-    """Convert every field where it stands; one that will not do becomes a problem and gets its default."""
+def _check(settings: Settings | ProviderSettings) -> None:
+    kind = type(settings)
+    values, problems = _converted(kind, {name: getattr(settings, name) for name in HINTS[kind]})
+    if problems:
+        raise ConfigurationError(problems)
+    for name, value in values.items():
+        object.__setattr__(settings, name, value)  # frozen from here on
+
+
+def _converted(kind: type, values: Mapping[str, object]) -> tuple[dict[str, Any], list[ConfigurationProblem]]:
+    """The values that are usable, converted, and a problem for each other value and each unknown name."""
+    sound: dict[str, Any] = {}
     problems: list[ConfigurationProblem] = []
-    for member in fields(settings):
-        value = getattr(settings, member.name)
+    hints = HINTS[kind]
+    for name, hint in hints.items():
+        if name not in values:
+            continue
         try:
-            if member.name == "providers":
-                value = _providers(value, problems)
-            else:
-                value = converted(value, HINTS[type(settings)][member.name])
+            value = values[name]
+            sound[name] = _providers(value, problems) if name == "providers" else converted(value, hint)
         except Refused as refused:
-            row = ROWS[PLACES[type(settings)] + member.name]
+            row = ROWS[PLACES[kind] + name]
             meaning = f"its meaning: {row.meaning}{f' (default {row.default})' if row.default else ''}"
-            problems.append(ConfigurationProblem(member.name, refused.happened, refused.fix or meaning, row.env))
-            value = {} if member.name == "providers" else member.default
-        object.__setattr__(settings, member.name, value)  # frozen for everybody else
-    return problems
+            problems.append(ConfigurationProblem(name, refused.happened, refused.fix or meaning, row.env))
+    for name in values:
+        if name not in hints:
+            problems.append(ConfigurationProblem(name, "no setting has this name", meant(name, hints)))
+    return sound, problems
 
 
 def _providers(value: object, problems: list[ConfigurationProblem]) -> dict[str, ProviderSettings]:
-    """The sound ones, by name."""
+    """The providers without a problem, by name."""
     if not isinstance(value, Mapping):
-        raise Refused("a table for each provider is expected")
+        raise Refused("it must be a table for each provider")
     sound: dict[str, ProviderSettings] = {}
     for name, row in value.items():
         found: list[ConfigurationProblem] = []
         try:
             place = f"providers.{converted(name, ProviderName)}"
         except Refused as refused:
-            place = "providers.<name>"  # what is no name may be a misplaced key
+            place = "providers.<name>"  # an invalid name may be a misplaced key
             found.append(ConfigurationProblem("providers", refused.happened, refused.fix))
         provider = _provider(row, place, found)
-        if provider and not found:
+        if not found:
             sound[name] = provider
         problems += found
     return sound
 
 
-def _provider(row: object, place: str, problems: list[ConfigurationProblem]) -> ProviderSettings | None:
+def _provider(row: object, place: str, problems: list[ConfigurationProblem]) -> ProviderSettings:
     if isinstance(row, ProviderSettings):
         return row
     if not isinstance(row, Mapping):
-        problems.append(ConfigurationProblem(place, "a table is expected", "write [providers.<name>] and its settings"))
-        return None
-    known, found = _known(row, ProviderSettings)
-    provider = None
-    try:
-        provider = ProviderSettings(**known)
-    except ConfigurationError as error:
-        found = [*error.problems, *found]
+        problems.append(ConfigurationProblem(place, "it must be a table", "write [providers.<name>] and its settings"))
+        return ProviderSettings()
+    values, found = _converted(ProviderSettings, row)
     problems += [replace(problem, setting=f"{place}.{problem.setting}") for problem in found]
-    return provider
-
-
-def _known(values: Mapping[str, object], kind: type) -> tuple[dict[str, Any], list[ConfigurationProblem]]:
-    """What has the name of a field, and a problem for each other name."""
-    hints = HINTS[kind]
-    problems = [
-        ConfigurationProblem(name, "no setting has this name", meant(name, hints))
-        for name in values
-        if name not in hints
-    ]
-    return {name: value for name, value in values.items() if name in hints}, problems
+    return ProviderSettings(**values)
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """The fix for a name that is not among the known ones."""
+    """The fix for a name that is not a known one."""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"did you mean {nearest[0]}? Otherwise remove it" if nearest else "remove it; README.md lists all settings"

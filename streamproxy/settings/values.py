@@ -1,8 +1,8 @@
-"""What the value of a setting may look like, one annotated type per kind of value, and what is said where it does not.
+"""The types of settings' values with their checks, and the errors for values that fail them.
 
-Strategy: `converted` has msgspec bring a value to the plain type, from text where need be, and then calls the checks
-that the annotation carries. Each refuses with what happened and the fix, and never repeats the value: it may be a key
-in the wrong place. For that reason msgspec's own words, which name it, are not used.
+Strategy: `converted` has msgspec bring a value to the plain type, from text if necessary, and then calls the checks in
+the annotation. Each check says what is wrong and the fix. No error repeats the value, which may be a misplaced key, so
+msgspec's own messages, which do, are not used.
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from stringprep import in_table_a1
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 import msgspec
 
-if TYPE_CHECKING:
-    from streamproxy.settings import Settings
-
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
-DAY: Final = 86_400  # seconds; a longer timeout is a unit mistaken (milliseconds)
+DAY: Final = 86_400  # seconds; a longer timeout was probably meant in milliseconds
 HOST_NAME: Final = r"([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z]([a-z0-9_-]{0,61}[a-z0-9_])?"
-"""A name in lower case whose last label starts with a letter: a number there is read as IPv4, octal and hexadecimal too
-(WHATWG URL 3.5)."""
+"""A name in lower case whose last label starts with a letter. A number there makes the whole an IPv4 address, octal and
+hexadecimal too (WHATWG URL 3.5)."""
 HASH_COMMAND: Final = "make its hash with `streamproxy hash-key` (it reads the key from stdin) and configure that"
 
 
@@ -46,16 +43,15 @@ class ConfigurationProblem:
 
 
 class ConfigurationError(Exception):
-    """Everything wrong with a configuration. `sound` is what remains without it, to look for further problems in."""
+    """Everything wrong with a configuration."""
 
-    def __init__(self, problems: Iterable[ConfigurationProblem], sound: Settings | None = None) -> None:
+    def __init__(self, problems: Iterable[ConfigurationProblem]) -> None:
         self.problems = tuple(problems)
-        self.sound = sound
         super().__init__("\n".join(map(str, self.problems)))
 
 
 class Refused(Exception):
-    """A value will not do. `fix` is "" where the meaning of the setting says it best."""
+    """An unusable value. `fix` is "" where the meaning of the setting is the best help."""
 
     def __init__(self, happened: str, fix: str = "") -> None:
         self.happened = happened
@@ -64,9 +60,9 @@ class Refused(Exception):
 
 
 def converted(value: object, hint: Any) -> Any:
-    """`value` as the annotation says: its type, converted from text where need be, and checked. Raises Refused.
+    """Convert a value to the annotation's type, from text if necessary, and check it. Raises Refused.
 
-    What stands in `Annotated` after the type is called with the converted value, in order, unless it is a text.
+    The functions in `Annotated` after the type are called with the converted value, in order. Texts there are ignored.
     """
     if get_origin(hint) is Annotated:
         hint, *checks = get_args(hint)
@@ -80,10 +76,10 @@ def converted(value: object, hint: Any) -> Any:
     try:
         return msgspec.convert(_read(value, hint) if isinstance(value, str) else value, hint, strict=False)
     except msgspec.ValidationError:
-        pass  # outside of this block, so that nothing that is raised leads back to the value
+        pass  # raised outside this block: an exception's context would hold the value
     if get_origin(hint) is Literal:
-        raise Refused(f"it is none of {', '.join(get_args(hint))}")
-    raise Refused(f"{EXPECTED[hint]} is expected")
+        raise Refused(f"it must be one of {', '.join(get_args(hint))}")
+    raise Refused(f"it must be {EXPECTED[hint]}")
 
 
 EXPECTED: Final[dict[object, str]] = {
@@ -95,11 +91,11 @@ EXPECTED: Final[dict[object, str]] = {
     dict[str, str]: "a table of texts",
 }
 SPOKEN: Final = {"yes": "true", "y": "true", "on": "true", "no": "false", "n": "false", "off": "false"}
-"""How else people say what msgspec knows as true, 1, false and 0."""
+"""Other spellings of booleans than those of msgspec: true, 1, false and 0."""
 
 
 def _read(text: str, hint: object) -> object:
-    """What environment and flags can only say as text, in the form that msgspec converts."""
+    """Text of the environment or a flag in the form that msgspec converts."""
     if hint == tuple[str, ...]:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if hint is bool:
@@ -107,13 +103,13 @@ def _read(text: str, hint: object) -> object:
     if hint in (int, float):
         return re.sub(r"(?<=\d)_(?=\d)", "", text.strip())  # 1_000, as TOML has it
     if get_origin(hint) is Literal:
-        return text.strip().lower()  # every choice is; LOG_LEVEL=INFO is how logging writes it
+        return text.strip().lower()  # choices are lower-case; logging writes LOG_LEVEL=INFO
     return text
 
 
 @dataclass(frozen=True, slots=True)
 class Within:
-    """Checks that a number is finite, at least `low` (with `above`: more than that) and at most `high`."""
+    """Check that a number is finite, at least `low` (with `above`: more than `low`) and at most `high`."""
 
     low: int
     high: int
@@ -131,19 +127,19 @@ class Within:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Checks that a text as a whole has this pattern; `expected` says the same in words."""
+    """Check that a whole text matches a pattern; `expected` is the pattern in words."""
 
     pattern: str
     expected: str
 
     def __call__(self, value: str) -> str:
         if not re.fullmatch(self.pattern, value):
-            raise Refused(f"{self.expected} is expected")
+            raise Refused(f"it must be {self.expected}")
         return value
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`: 127.0.0.0/8, ::1 or localhost."""
+    """Whether `host` is reachable from this machine only: 127.0.0.0/8, ::1 or localhost."""
     try:
         address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
@@ -152,10 +148,10 @@ def is_loopback(host: str) -> bool:
 
 
 def ascii_host(host: str) -> str:
-    """A host name as DNS and browsers write it: labels beyond ASCII become `xn--...`. Raises Refused.
+    """Convert a host name to the form of DNS and browsers: non-ASCII labels become `xn--...`. Raises Refused.
 
-    The standard library has IDNA 2003. Where IDNA 2008 leads to another host (the four deviations of UTS 46 section 4),
-    or the older standard does not know a character, the name must be given in its `xn--` form.
+    The standard library has IDNA 2003. Where IDNA 2008 gives another host (the four deviations of UTS 46 section 4), or
+    a character is newer than IDNA 2003, the name must be written in its `xn--` form.
     """
     if host.isascii():
         return host
@@ -164,14 +160,14 @@ def ascii_host(host: str) -> str:
             return host.encode("idna").decode("ascii")
     except UnicodeError:
         pass
-    raise Refused("its host name is not ASCII, and can be read in two ways", "write the host in its xn-- form")
+    raise Refused("its host name is ambiguous: two standards encode it differently", "write the host in its xn-- form")
 
 
 DEVIATIONS: Final = frozenset("\u00df\u03c2\u200c\u200d")
 
 
 def shown_origin(url: str) -> str:
-    """Scheme, host and port of an address, fit to be shown: no user, no path. Addresses of IPv6 stand in brackets."""
+    """Scheme, host and port of a URL, without the parts that may be secret. IPv6 addresses stand in brackets."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{f':{parts.port}' if parts.port else ''}"
@@ -189,23 +185,24 @@ def _base_url(value: str) -> str:
     if not whole or not re.fullmatch(r"[\x21-\x7e]+", value) or "\\" in value:
         raise Refused("it is not an http(s) address", "write it like https://api.example.com/v1")
     if "@" in url.netloc or "?" in value or "#" in value:
-        raise Refused(
-            "it holds a user, a query or a fragment", "leave only scheme, host and path; keys belong in `credential`"
-        )
+        fix = "leave only scheme, host and path; keys belong in `credential`"
+        raise Refused("it has a user, a query or a fragment", fix)
     return value.rstrip("/")
 
 
 def _host(value: str) -> str:
     value = ascii_host(value)
-    try:
-        whole = (
-            bool(ipaddress.ip_address(value)) if ":" in value else bool(re.fullmatch(r"[A-Za-z0-9._-]{1,253}", value))
-        )
-    except ValueError:
-        whole = False
-    if not whole:
+    if not (_is_ipv6(value) if ":" in value else re.fullmatch(r"[A-Za-z0-9._-]{1,253}", value)):
         raise Refused("it is not a host name or address", "write only the host, like 127.0.0.1 or ::, without a scheme")
     return value
+
+
+def _is_ipv6(value: str) -> bool:
+    try:
+        ipaddress.IPv6Address(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _caller_keys(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -217,7 +214,7 @@ def _caller_keys(value: tuple[str, ...]) -> tuple[str, ...]:
 
 def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
     if "*" in value and len(value) > 1:
-        raise Refused('"*" stands beside other origins', 'leave "*" alone, or list the origins without it')
+        raise Refused('it has "*" and other origins', 'write "*" alone, or list the origins without it')
     value = tuple(map(_ascii_origin, value))
     for place, origin in enumerate(value, 1):
         if origin != "*" and not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?", origin):
@@ -228,9 +225,8 @@ def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
 def _hosts(value: tuple[str, ...]) -> tuple[str, ...]:
     for place, name in enumerate(value, 1):
         if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*", name):
-            raise Refused(
-                f"entry {place} is not a host name", "write names without scheme and port, like app.example.com"
-            )
+            fix = "write names without scheme and port, like app.example.com"
+            raise Refused(f"entry {place} is not a host name", fix)
     return value
 
 
@@ -242,7 +238,7 @@ def _ascii_origin(value: str) -> str:
 
 def _query(value: str) -> str:
     if "#" in value:
-        raise Refused("it holds a fragment", "leave out the # and what follows it")
+        raise Refused("it has a fragment", "remove the # and everything after it")
     return value.lstrip("?&")
 
 
@@ -255,7 +251,7 @@ def _fetch_hosts(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _fetch_host(entry: str) -> str:
-    """An entry as the hosts of URLs are compared with it, IPv6 in its shortest form; "" where it is none."""
+    """An entry in the form that hosts of URLs are compared in, IPv6 at its shortest; "" where it is not a host."""
     name, v6, v4 = rf"(?P<name>(\*\.)?{HOST_NAME})", r"\[(?P<v6>[^]]*)\]", r"(?P<v4>[^:]*)"
     match = re.fullmatch(rf"({name}|{v6}|{v4})(?P<port>:[1-9][0-9]{{0,4}})?", entry)
     port = (match["port"] or "") if match else ""
@@ -272,42 +268,40 @@ def _fetch_host(entry: str) -> str:
 def _model_names(value: tuple[str, ...]) -> tuple[str, ...]:
     for place, name in enumerate(value, 1):
         if not re.fullmatch(r"[\x21-\x7e]+", name):
-            raise Refused(f"entry {place} is not a model's name", "write names as callers do, like openai/gpt-image-2")
+            raise Refused(f"entry {place} is not a model's name", "write names as in requests, like openai/gpt-image-2")
     return value
 
 
 def _credential(value: str) -> str:
     places = r"env:[A-Za-z_][A-Za-z0-9_]*|file:[^\0]+|dir:[A-Za-z0-9_][A-Za-z0-9_.-]*|caller|adc|none"
     if not re.fullmatch(places, value):
-        raise Refused(
-            "it does not say where the credential is",
-            "write env:NAME, file:PATH, dir:NAME, caller, adc or none; never the key",
-        )
+        fix = "write env:NAME, file:PATH, dir:NAME, caller, adc or none; never the key"
+        raise Refused("it does not say where the credential is", fix)
     return value
 
 
 def _provider_name(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,31}", value):
-        raise Refused("a provider has an unusable name", "use up to 32 lower case letters, digits, ., - and _")
+        raise Refused("the name of a provider is invalid", "use up to 32 lower case letters, digits, ., - and _")
     return value
 
 
 def _secret(value: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]{16,1024}", value):
-        raise Refused("it is too short, or not visible ASCII", "make one with `openssl rand -hex 32`")
+        raise Refused("it must be 16 to 1024 visible ASCII characters", "make one with `openssl rand -hex 32`")
     return value
 
 
 def _store(value: str) -> str:
     if value != "memory" and not re.fullmatch(r"(redis|rediss|valkey|valkeys)://[\x21-\x7e]+", value):
-        raise Refused("it is neither memory nor the address of a store", "write it like redis://127.0.0.1:6379/0")
+        raise Refused("it is neither memory nor a store's URL", "write it like redis://127.0.0.1:6379/0")
     return value
 
 
 Text = Annotated[str, Matching(r"[\x20-\x7e]{0,256}", "a line of at most 256 ASCII characters")]
 Query = Annotated[Text, _query]
 Token = Annotated[str, Matching(r"[A-Za-z0-9-]{0,64}", "a word of at most 64 letters, digits and -")]
-PathTemplate = Annotated[str, Matching(r"(/[\x21-\x7e]*)?", "a path in ASCII that starts with /, or nothing,")]
+PathTemplate = Annotated[str, Matching(r"(/[\x21-\x7e]*)?", "a path in ASCII that starts with /, or empty")]
 Url = Annotated[str, _base_url]
 Host = Annotated[str, _host]
 Hosts = Annotated[tuple[str, ...], _hosts]

@@ -1,0 +1,196 @@
+"""An event's JSON without its image.
+
+    outline(data)           what the event says besides its image
+    referenced(data, url)   the event with `image_url` in the place of `b64_json`: `?payload=ref`
+    image_bytes(data)       the image itself, decoded
+
+A GPT image event is a few hundred bytes of JSON around one base64 string of megabytes, which is neither copied, scanned
+nor parsed here. It is cut out where it lies in the chunks (two memchr), a mark takes its place, and the rest is parsed.
+Base64 has neither quotes nor backslashes, so the first quote after the opening one ends it.
+
+If the shortcut guessed wrong, the rest is not JSON or the mark is in another member. Then the whole event is parsed.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from streamproxy.core.rawjson import JsonObject, holds_text, parse, present, says_error, text, whole_number
+from streamproxy.core.sse import Piece
+from streamproxy.errors import ProxyError
+
+_IMAGE: Final = re.compile(rb'"b64_json"\s*:\s*"')
+_MARK: Final = b'"="'
+"""Stands for the image. No image is written like this."""
+
+_HEAD: Final = 4096
+"""How far from the event's start the image may begin for the shortcut."""
+
+_DATA_URL: Final = b"data:"
+
+APPENDED: Final = ("b64_json", "usage", "cost", "provider", "image_index")
+"""Members that callers rely on and providers may leave out."""
+
+
+class _Members(msgspec.Struct):
+    """The members that are read. Every other one is only checked to be JSON."""
+
+    type: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
+    b64_json: msgspec.Raw = msgspec.Raw()
+    url: msgspec.Raw = msgspec.Raw()
+    usage: msgspec.Raw = msgspec.Raw()
+    cost: msgspec.Raw = msgspec.Raw()
+    provider: msgspec.Raw = msgspec.Raw()
+    image_index: msgspec.Raw = msgspec.Raw()
+
+
+_DECODER: Final = msgspec.json.Decoder(_Members)
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """The small members of one event. `type` is "" when absent or not a string, `usage` raw JSON, None for null.
+
+    `error`: the raw member, None when absent. `failed`: whether it says anything, since some providers send `null` or
+    `{}` with every event. `has_b64`, `has_url`: an image as base64, as a URL. `wrapped`: either is a `data:` URL.
+    `has`: the members of APPENDED that the event has, even if null. `utf8`: everything but the image is valid UTF-8.
+    """
+
+    type: str
+    error: bytes | None
+    failed: bool
+    usage: bytes | None
+    has_b64: bool
+    has_url: bool
+    wrapped: bool
+    has: frozenset[str]
+    image_index: int | None
+    utf8: bool
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the event shows an image at all."""
+        return self.has_b64 or self.has_url
+
+
+def outline(data: tuple[Piece, ...]) -> Outline | None:
+    """Read one event's data; None when it is not a JSON object."""
+    raw = _without_image(data)
+    found = _members(raw)
+    if raw is None or found is None or bytes(memoryview(found.b64_json)[:3]) != _MARK:
+        raw = b"".join(data)  # another member's string was cut out
+        found = _members(raw)
+        if found is None:
+            return None
+        wrapped = _is_data_url(found.b64_json)
+    else:
+        wrapped = _image_is_data_url(data)
+    return Outline(
+        type=text(found.type),
+        error=bytes(found.error) or None,
+        failed=says_error(found.error),
+        usage=present(found.usage),
+        has_b64=holds_text(found.b64_json),
+        has_url=holds_text(found.url),
+        wrapped=wrapped or _is_data_url(found.url),
+        has=frozenset(name for name in APPENDED if bytes(memoryview(getattr(found, name))[:1])),
+        image_index=whole_number(found.image_index, digits=3),
+        utf8=_is_utf8(raw),
+    )
+
+
+def referenced(data: tuple[Piece, ...], url: str) -> bytes:
+    """The event's JSON with `image_url` instead of its image; unchanged where it holds none."""
+    found = _with_image(data)
+    if found is None:
+        return b"".join(data)
+    return found.edited(drop=("b64_json", "image_url"), append={"image_url": msgspec.json.encode(url)})
+
+
+class _Image(msgspec.Struct):
+    b64_json: str | None = None
+
+
+def image_bytes(data: Sequence[Piece]) -> bytes | None:
+    """The decoded image of an event, or of one item of an answer; None where it holds none."""
+    try:
+        base64 = msgspec.json.decode(b"".join(data), type=_Image).b64_json
+        return (binascii.a2b_base64(base64) or None) if base64 else None
+    except (msgspec.MsgspecError, ValueError, RecursionError):  # binascii.Error is a ValueError
+        return None
+
+
+def _with_image(data: tuple[Piece, ...]) -> JsonObject | None:
+    """The event, with its image or with the mark for it; None where it has none, or is not JSON that can be edited."""
+    try:
+        short = _without_image(data)
+        if short is not None and (body := parse(short)).value("b64_json") == _MARK:
+            return body
+    except ProxyError:
+        pass  # the string that was cut out was not the image
+    try:
+        body = parse(b"".join(data))
+    except ProxyError:
+        return None
+    return body if holds_text(msgspec.Raw(body.value("b64_json") or b"")) else None
+
+
+def _without_image(data: tuple[Piece, ...]) -> bytes | None:
+    """The event's JSON with _MARK for its base64 string; None where the shortcut is not certain."""
+    if not data:
+        return None
+    first = bytes(data[0][:_HEAD])
+    found = _IMAGE.search(first)
+    if found is None:
+        return None
+    start = found.end()
+    before = b""
+    for number, piece in enumerate(data):
+        whole = piece if isinstance(piece, bytes) else bytes(piece)
+        end = whole.find(b'"', start)
+        if end < 0:
+            start, before = 0, whole[-1:]
+            continue
+        if (whole[end - 1 : end] if end else before) == b'"':
+            return None  # empty
+        return b"".join((first[: found.end() - 1], _MARK[:-1], whole[end:], *data[number + 1 :]))
+    return None
+
+
+def _is_utf8(raw: bytes) -> bool:
+    if raw.isascii():
+        return True
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _members(raw: bytes | None) -> _Members | None:
+    try:
+        return None if raw is None else _DECODER.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _is_data_url(raw: msgspec.Raw) -> bool:
+    return bytes(memoryview(raw)[1 : 1 + len(_DATA_URL)]) == _DATA_URL
+
+
+def _image_is_data_url(data: tuple[Piece, ...]) -> bool:
+    """The same for the string that `_without_image` cuts out. It may begin at the very end of a piece."""
+    found = _IMAGE.search(bytes(data[0][:_HEAD]))
+    start = b"" if found is None else bytes(data[0][found.end() : found.end() + len(_DATA_URL)])
+    for piece in data[1:]:
+        if len(start) == len(_DATA_URL):
+            break
+        start += bytes(piece[: len(_DATA_URL) - len(start)])
+    return start == _DATA_URL
