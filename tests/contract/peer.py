@@ -145,7 +145,7 @@ class Peer:
                     raise ProxyError(Failure.FETCH_FAILED, "files.test: the status is 404.")
                 return Picture((base64.b64encode(found.body),), found.head.media_type)
             case steps.Convert(image):
-                return image if isinstance(image, Picture) else Picture((b"bWFzaw==",), "image/png")
+                return image if isinstance(image, Picture) else Picture((bytes(as_text(image)),), "image/png")
             case steps.Connect(url):
                 self._answer(f"CONNECT /{url.split('/', 3)[3]}")
             case steps.Hear():

@@ -83,7 +83,7 @@ def test_a_mask_is_a_reference_image_that_is_white() -> None:
     }
     assert (mask["referenceType"], mask["referenceId"]) == ("REFERENCE_TYPE_MASK", 2)
     assert mask["maskImageConfig"] == {"maskMode": "MASK_MODE_USER_PROVIDED"}
-    assert mask["referenceImage"]["bytesBase64Encoded"] == "bWFzaw=="
+    assert mask["referenceImage"]["bytesBase64Encoded"] == PICTURE.decode()
     assert body["parameters"]["editMode"] == "EDIT_MODE_INPAINT_INSERTION"
     assert [step.form for step in play(wanted, {}).steps if isinstance(step, Convert)] == ["mask"]
     assert ADAPTERS["imagen"].not_applied(wanted) == ("size",)
