@@ -42,7 +42,7 @@ from streamproxy.upstream import Decoder
 
 T = TypeVar("T")
 
-GOLDEN: Final = Path(__file__).parent / "golden"
+GOLDEN: Final = Path(__file__).parent.parent / "golden"
 LIMITS: Final = Limits(event=1 << 20, answer=1 << 20)
 INSTANT: Final = (steps.Accepted, steps.NotApplied, steps.Undo, steps.Progress, steps.Tolerated, Frame)
 """Steps that take no time: a driver neither fails nor is cancelled at them."""

@@ -1,4 +1,4 @@
-"""What every adapter is put through: one row each, over the recorded exchanges in `golden/`.
+"""What every adapter is put through: one row each, over the recorded exchanges in `tests/golden/`.
 
 Three canaries sing where they are repeated: the prompt and an image's base64 beside every provider's refusal, and the
 provider's own key in its words.

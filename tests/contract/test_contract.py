@@ -29,7 +29,7 @@ def test_every_adapter_goes_through_every_kind_of_scenario() -> None:
 
 
 @every_scenario
-def test_the_outcome_is_one_final_frame_for_each_image_in_order_or_an_error(scenario: Scenario) -> None:
+def test_the_outcome_is_a_final_frame_for_each_image_or_an_error(scenario: Scenario) -> None:
     run = scenario.play()
     assert (run.error and run.error.failure) is scenario.failure
     assert " ".join(map(_letter, run.frames)) == scenario.frames
@@ -59,7 +59,7 @@ def test_it_is_accepted_with_the_byte_that_proves_it_and_no_sooner(scenario: Sce
 
 
 @every_scenario
-def test_an_answer_that_ends_too_early_anywhere_makes_whole_frames_or_an_error(scenario: Scenario) -> None:
+def test_an_answer_that_ends_early_makes_whole_frames_or_an_error(scenario: Scenario) -> None:
     whole = list(map(_told_step, scenario.play().frames))
     for exchanges in cuts(scenario.exchanges, early=True):
         run = scenario.play(exchanges)

@@ -95,8 +95,6 @@ async def wired(wire: str, tmp_path: Path, handler: Handler | None = None, **set
             row["workflows"] = {name: str(tmp_path / f"{name}.json") for name in ("painter", "editor")}
         if wire == "sim":
             row["credential"] = "none"
-        if wire == "gemini":
-            row["models"] = [MODELS[wire], BLOCKED[wire]]
         chosen: dict[str, Any] = {"providers": {wire: row}, "fetch_hosts": ("127.0.0.1",), **settings}
         async with (
             running_proxy(server.url, environ={"KEY": KEY}, **chosen) as proxy,
