@@ -7,6 +7,9 @@
     yield Accepted()                      the provider works on it: from here on every failure may have been charged
     yield frame                           one event for the readers
 
+    yield Launch(request)                 a request that is long under way, while others ask how far it is
+    head = yield from join(seconds)       its answer's head, None where it is not there yet
+
 An adapter's `converse` is a generator of these steps. It reads like code that blocks and does none of the work: no
 socket, clock, credential or log is in it, so a test drives it with a list of replies. `generation/driver.py` performs
 the steps; a step that fails is thrown into the generator as ProxyError.
@@ -72,6 +75,20 @@ class Send:
     """One HTTP exchange. Reply: Head. The driver signs the request, and closes what was open before."""
 
     request: UpstreamRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Send a request and go on while it is under way, beside other exchanges. One at a time. Reply: None."""
+
+    request: UpstreamRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Wait for the launched request's answer. Reply: Head, and that answer is the open one; None after `seconds`."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +201,8 @@ Said = Accepted | Frame | Tolerated
 
 Step = (
     Send
+    | Launch
+    | Join
     | Body
     | NextEvent
     | Pour
@@ -307,6 +326,11 @@ def send(request: UpstreamRequest, *, redirects: bool = False) -> Conversation[H
             "Check the provider's base_url.",
         )
     return head
+
+
+def join(seconds: float) -> Conversation[Head | None]:
+    """The launched request's answer, None where its head has not come within `seconds`."""
+    return cast("Head | None", (yield Join(seconds)))
 
 
 def body(limit: int) -> Conversation[bytes]:

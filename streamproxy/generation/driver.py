@@ -28,6 +28,8 @@ from streamproxy.core.conversation import (
     Fetch,
     Hear,
     JobId,
+    Join,
+    Launch,
     Limits,
     NextEvent,
     NotApplied,
@@ -127,6 +129,18 @@ class Outside:
     converting: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(AT_ONCE))
 
 
+class _Launched:
+    """A request under way beside the other exchanges. `open` closes its answer."""
+
+    __slots__ = ("answer", "arrived", "error", "open")
+
+    def __init__(self) -> None:
+        self.open = AsyncExitStack()
+        self.arrived = anyio.Event()
+        self.answer: Answer | None = None
+        self.error: ProxyError | None = None
+
+
 class Driver:
     """Carries out one conversation; `async with` closes what it opened."""
 
@@ -140,6 +154,7 @@ class Driver:
         self._events: AsyncIterator[Event] | None = None
         self._socket: Socket | None = None
         self._beside = AsyncExitStack()
+        self._launched: _Launched | None = None
         self._undo: UpstreamRequest | None = None
         self._accepted = False
 
@@ -175,13 +190,57 @@ class Driver:
             try:
                 step = conversation.send(reply) if error is None else conversation.throw(error)
             except StopIteration:
-                return
+                return None
             reply = error = None
+            if isinstance(step, Launch):
+                return await self._accompanied(step.request, conversation)
             try:
                 reply = await self._perform(step)
             except ProxyError as failed:
                 error = failed
             del step  # a frame that lives on while the next event gathers would hold two of them
+
+    async def _accompanied(self, request: UpstreamRequest, conversation: Conversation[None]) -> None:
+        """Send a request, and perform the conversation's other steps meanwhile. Raises ProxyError."""
+        failure: ProxyError | None = None
+        launched = self._launched = _Launched()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._launch, request, launched)
+                try:
+                    await self._steps(conversation)
+                except ProxyError as error:  # a task group would wrap it
+                    failure = error
+                tasks.cancel_scope.cancel()
+        finally:
+            await launched.open.aclose()
+        if failure is not None:
+            raise failure
+
+    async def _launch(self, request: UpstreamRequest, launched: _Launched) -> None:
+        try:
+            signed = await self._signed(request)
+            opening = self._plan.service.upstream.open(signed, ends_at=self._ends_at)
+            launched.answer = await launched.open.enter_async_context(opening)
+        except ProxyError as error:
+            launched.error = error
+        launched.arrived.set()
+
+    async def _join(self, seconds: float) -> Head | None:
+        """The launched request's answer becomes the open one."""
+        launched = self._launched
+        if launched is None:
+            raise ProxyError(Failure.INTERNAL, "The adapter waited for a request that it has not launched.")
+        with anyio.move_on_after(seconds):
+            await launched.arrived.wait()
+        if launched.error is not None:
+            raise launched.error
+        if launched.answer is None:
+            return None
+        await self._open.aclose()
+        self._events = None
+        self._open, self._launched = launched.open.pop_all(), None
+        return self._opened_with(launched.answer)
 
     async def _perform(self, step: Step) -> object:
         match step:
@@ -189,6 +248,10 @@ class Driver:
                 await self._sink.frame(step)
             case Send(request):
                 return await self._send(request)
+            case Join(seconds):
+                return await self._join(seconds)
+            case Launch():
+                raise AssertionError("a decoder launches nothing")
             case Pour(decoder):
                 async for said in self._opened.frames(decoder):
                     await self._perform(said)
@@ -233,8 +296,10 @@ class Driver:
         self._events = None
         signed = await self._signed(request)
         upstream = self._plan.service.upstream
-        self._answer = await self._open.enter_async_context(upstream.open(signed, ends_at=self._ends_at))
-        head = self._answer.head
+        return self._opened_with(await self._open.enter_async_context(upstream.open(signed, ends_at=self._ends_at)))
+
+    def _opened_with(self, answer: Answer) -> Head:
+        self._answer, head = answer, answer.head
         if 200 <= head.status < 300:
             self._sink.answered(head.items)
         return head

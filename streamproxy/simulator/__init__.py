@@ -1,7 +1,8 @@
 """An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
 
 Below other paths it speaks others': /v1beta Gemini's and Imagen's, /v1/projects/sim the same two on Vertex AI,
-/queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /comfy the Comfy API.
+/queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /comfy the Comfy API,
+/a1111 AUTOMATIC1111's.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
+from streamproxy.simulator.automatic1111 import Automatic1111
 from streamproxy.simulator.bfl import Bfl
 from streamproxy.simulator.comfyui import ComfyUI
 from streamproxy.simulator.fal import Fal
@@ -53,7 +55,8 @@ class Form(Protocol):
 def wires(pace: float) -> Handler:
     """The handler of all wires."""
     openai = OpenAI(pace)
-    others: tuple[Form, ...] = (Imagen(pace), Gemini(pace), Fal(pace), Bfl(pace), Replicate(pace), ComfyUI(pace))
+    google, queues = (Imagen(pace), Gemini(pace)), (Fal(pace), Bfl(pace), Replicate(pace))
+    others: tuple[Form, ...] = (*google, *queues, ComfyUI(pace), Automatic1111(pace))
 
     async def handler(received: Received) -> Script:
         for form in others:

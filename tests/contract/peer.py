@@ -3,7 +3,7 @@
 A golden file holds one provider's exchanges in order. What was asked, and words about it: `paid`, the request that
 costs money; `over`, it comes when there is nothing left to cancel. Then status, media type, headers and words about the
 answer: `cut`, it breaks off here; `failed`, it never comes; `base64`, the body is binary. A message of a WebSocket is
-an exchange too.
+an exchange too, and so is a JOIN that waits for a launched request in vain.
 
     >>> POST /v1/images/generations paid
     <<< 200 text/event-stream cut
@@ -117,6 +117,7 @@ class Peer:
             self._left.setdefault(exchange.asked, []).append(exchange)
         self._n = n
         self._open: Exchange | None = None
+        self._launched: Exchange | None = None
         self._events: Iterator[Event] | None = None
         self._given = 0
         self._lost = False
@@ -128,6 +129,10 @@ class Peer:
         match step:
             case steps.Send(request):
                 return self._send(request)
+            case steps.Launch(request):
+                self._launched = self._found(request)
+            case steps.Join():
+                return self._join()
             case steps.Body():
                 raw = b"".join(self._chunks())
                 if self._lost:
@@ -158,7 +163,7 @@ class Peer:
 
     def lose(self, step: Step) -> None:
         """A step that fails on its way: a request that costs money may have arrived all the same."""
-        if isinstance(step, steps.Send):
+        if isinstance(step, steps.Send | steps.Launch):
             left = self._left.get(_asked(step.request))
             if left and "paid" in left[0].words:
                 assert not self.run.paid, "paid twice"
@@ -178,19 +183,32 @@ class Peer:
             case steps.Undo(request):
                 assert run.accepted_at is not None, "there is nothing to undo yet"
                 run.undo = request
-            case steps.Send() | steps.Fetch() | steps.Connect():
+            case steps.Send() | steps.Launch() | steps.Fetch() | steps.Connect():
                 assert run.finals < self._n, "sent after the last image"
 
     def _send(self, request: UpstreamRequest) -> Head:
-        self._open = found = self._answer(_asked(request))
+        self._open = found = self._found(request)
         self._events = None
+        return found.head
+
+    def _join(self) -> Head | None:
+        """The launched request is answered once all that was asked meanwhile has been."""
+        assert self._launched is not None, "nothing is launched"
+        if left := self._left.get("JOIN"):
+            left.pop(0)
+            return None
+        self._open, self._launched, self._events = self._launched, None, None
+        return self._open.head
+
+    def _found(self, request: UpstreamRequest) -> Exchange:
+        found = self._answer(_asked(request))
         if "paid" in found.words:
             self._given = 0
             assert not self.run.paid, "paid twice"
             self.run.paid += found.head.status < 400
         elif "over" in found.words:
             assert self.run.undo is None, "a result is read while the work can still be cancelled"
-        return found.head
+        return found
 
     def _answer(self, what: str) -> Exchange:
         left = self._left.get(what)
@@ -235,7 +253,7 @@ def byte_by_byte(exchanges: Answers) -> tuple[Exchange, ...]:
 def cuts(exchanges: Answers, *, early: bool = False) -> Iterator[tuple[Exchange, ...]]:
     """Every way to cut one of the answers in two; `early`: it ends there, as if that were all, or breaks off."""
     for number, one in enumerate(exchanges):
-        whole = one.asked.startswith(("HEAR", "FETCH", "CONNECT"))  # these do not arrive in pieces
+        whole = one.asked.startswith(("HEAR", "FETCH", "CONNECT", "JOIN"))  # these do not arrive in pieces
         for at in range(1 - early, 0 if whole else len(one.body)):
             if early and one.body[at - 1 : at + 1].isalnum():
                 continue  # inside a word, or base64

@@ -80,12 +80,14 @@ HOSTS: Final = {
     "fal": Host("https://fal.test/queue.fal", "fal-ai/flux/dev", "PUT https://fal.test/fal-ai/flux/requests/1/cancel"),
     "bfl": Host("https://bfl.test/v1", "flux-2-pro"),
     "replicate": Host(REPLICATE, "black-forest-labs/flux-dev", f"POST {REPLICATE}/predictions/1/cancel"),
+    "automatic1111": Host("http://a1111.test", "default", "POST http://a1111.test/sdapi/v1/interrupt"),
     "comfyui": Host(COMFY, "flux", f"POST {COMFY}/api/v2/jobs/1/cancel"),
     "comfyui-websocket": Host(COMFY, "flux", f"POST {COMFY}/api/jobs/01234567-89ab-cdef-0123-456789abcdef/cancel"),
 }
 
 MOST: Final = 200  # steps: the longest recorded conversation has under 30, and each repeated look costs three
 WHOLE: Final = "the whole answer"
+BESIDE: Final = "an answer to another request, before the paid one has begun"
 CATALOGUE: Final = read_catalogue()
 POLICY: Final = HeaderPolicy.load()
 PLAIN: Final = ImageRequest(
@@ -98,7 +100,7 @@ class Scenario:
     """One conversation and its outcome.
 
     `frames`: each a letter and its image, like "p0 c0": preview, completed; "a0" the JSON answer. `proof`: the text in
-    whose event, or WHOLE, the provider accepts the request; None where it does not.
+    whose event, or WHOLE, or BESIDE, the provider accepts the request; None where it does not.
     """
 
     adapter: str
@@ -333,6 +335,17 @@ SCENARIOS: Final = (
     Scenario("replicate", "failed", failure=F.PROVIDER_FAILED, stream=False),
     Scenario("replicate", "text", failure=F.NO_IMAGE, stream=False),
     Scenario("replicate", "cut", failure=F.UPSTREAM_INCOMPLETE, stream=False),
+    Scenario("automatic1111", "previews", "p0 p0 c0", proof=BESIDE),
+    Scenario("automatic1111", "previews", "p1 p1 c1", proof=BESIDE, first=1, of=3),
+    Scenario("automatic1111", "two", "c0 c1", n=2, about=FAST),
+    Scenario("automatic1111", "edited", "c0", images=(INPUT,), about=FAST),
+    Scenario("automatic1111", "edited", "c0", images=FILES[:1], mask=MASK, about=FAST),
+    Scenario("automatic1111", "others", "c0", about=FAST),
+    Scenario("automatic1111", "unwatched", "c0", about=FAST, members={"output_format": "png"}),
+    Scenario("automatic1111", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("automatic1111", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("automatic1111", "memory", "p0", F.PROVIDER_FAILED, proof=BESIDE),
+    Scenario("automatic1111", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
     Scenario("comfyui", "previews", "p0 p0 c0"),
     Scenario("comfyui", "redirected", "p0 p0 c0"),
     Scenario("comfyui", "more-than-asked", "p1 p1 c1", first=1, of=3),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from PIL import Image
 from structlog.testing import capture_logs
 
 from streamproxy.simulator import pictures
+from streamproxy.simulator.received import Received
 from tests.e2e.test_wires import KEY, MODELS, PNG, Setup, wired
 from tests.support.proxy import BOUND, PROMPT, events, until
 
@@ -62,9 +64,16 @@ FAULTS: Final[Mapping[tuple[str, str], Fault]] = {
     ("replicate", "aborted"): Fault(502, "provider_failed", "aborted"),
     ("replicate", "canceled"): Fault(502, "provider_failed", "canceled"),
     ("replicate", "no-output"): Fault(502, "no_image", "succeeded"),
+    ("automatic1111", "sampler"): Fault(404, "model_not_found", before_head=True),
+    ("automatic1111", "invalid"): Fault(422, "value_error", before_head=True),
 }
-FAULTY: Final = {"fal": "fal/fal-ai/fault-{}", "bfl": "bfl/fault-{}", "replicate": "replicate/sim/fault-{}"}
-QUEUES: Final = pytest.mark.parametrize("wire", FAULTY)
+FAULTY: Final = {
+    "fal": "fal/fal-ai/fault-{}",
+    "bfl": "bfl/fault-{}",
+    "replicate": "replicate/sim/fault-{}",
+    "automatic1111": "automatic1111/fault-{}",
+}
+QUEUES: Final = pytest.mark.parametrize("wire", ["fal", "bfl", "replicate"])
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -138,6 +147,7 @@ async def test_a_jobs_id_is_in_the_log(wire: str, tmp_path: Path) -> None:
 MASKED: Final = {
     "fal": "fal/fal-ai/flux-general/inpainting",
     "bfl": "bfl/flux-pro-1.0-fill",
+    "automatic1111": "automatic1111/default",
     "replicate": "replicate/stability-ai/sdxl",
 }
 
@@ -228,3 +238,49 @@ async def test_headers_about_money_are_the_proxys_own(name: str, tmp_path: Path)
         answer = await _asked(setup, MODELS["fal"], extra_headers={name: "0"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "reserved_header")
         assert setup.posts == []
+
+
+async def test_a_draft_is_shown_while_the_request_is_under_way(tmp_path: Path) -> None:
+    async with wired("automatic1111", tmp_path) as setup:
+        body = {"model": MODELS["automatic1111"], "prompt": PROMPT, "stream": True, "partial_images": 3}
+        answer = await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/generations", json=body)
+        kinds = [event.event.partition(".")[2] for event in events(answer.content)]
+        assert kinds == ["partial_image", "partial_image", "completed"]
+        assert setup.posts == ["/a1111/sdapi/v1/txt2img"]
+        asked, *looks = [orjson.loads(got.body) for got in setup.server.received]
+        assert {look["id_task"] for look in looks} == {asked["force_task_id"]}
+
+
+@pytest.mark.parametrize(("fault", "code"), [("memory", "OutOfMemoryError"), ("empty", "no_image")])
+async def test_a_failure_at_the_end_of_the_request(fault: str, code: str, tmp_path: Path) -> None:
+    async with wired("automatic1111", tmp_path) as setup:
+        answer = await _asked(setup, FAULTY["automatic1111"].format(fault))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, code)
+        assert len(setup.posts) == 1
+
+
+@pytest.mark.parametrize("fault", ["unwatched", "unknown-task", "no-drafts"])
+async def test_a_server_without_drafts_makes_the_picture(fault: str, tmp_path: Path) -> None:
+    async with wired("automatic1111", tmp_path) as setup:
+        answer = await _asked(setup, FAULTY["automatic1111"].format(fault), stream=True, partial_images=3)
+        assert [event.event for event in events(answer.content)] == ["image_generation.completed"]
+        assert len(setup.posts) == 1
+
+
+def _looks(received: Iterable[Received]) -> int:
+    return sum(got.target.endswith("/internal/progress") for got in received)
+
+
+@pytest.mark.parametrize(("fault", "interrupts"), [("never", 1), ("queued", 0)])
+async def test_only_ones_own_task_is_interrupted(fault: str, interrupts: int, tmp_path: Path) -> None:
+    """One that still waits is left alone, for what runs is another's."""
+    async with wired("automatic1111", tmp_path) as setup:
+        with anyio.move_on_after(BOUND):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(_asked, setup, FAULTY["automatic1111"].format(fault)))
+                await setup.server.wait_until(lambda server: _looks(server.received) >= 2, BOUND)
+                tasks.cancel_scope.cancel()
+        if interrupts:
+            await setup.server.wait_until(lambda server: server.received[-1].target.endswith("/interrupt"), BOUND)
+        await until(lambda: setup.server.open_connections <= 1)
+        assert sum(target.endswith("/interrupt") for target in setup.posts) == interrupts

@@ -47,6 +47,7 @@ MODELS: Final = {
     "fal": "fal/fal-ai/flux/dev",
     "bfl": "bfl/flux-2-pro",
     "replicate": "replicate/black-forest-labs/flux-dev",
+    "automatic1111": "automatic1111/default",
     "comfyui": "painter",
 }
 EDITORS: Final = MODELS | {"comfyui": "editor", "imagen": "imagen-3.0-capability-001"}
@@ -64,10 +65,20 @@ class Setup:
     @property
     def posts(self) -> list[str]:
         """Targets of the requests that ask for work."""
-        return [received.target for received in self.server.received if received.method == "POST"]
+        found = [received.target for received in self.server.received if received.method == "POST"]
+        return [target for target in found if not target.endswith("/internal/progress")]
 
 
-PREVIEWS: Final = {"gemini": 2, "vertex": 2, "imagen": 0, "fal": 2, "bfl": 0, "replicate": 0, "comfyui": 2}
+PREVIEWS: Final = {
+    "gemini": 2,
+    "vertex": 2,
+    "imagen": 0,
+    "fal": 2,
+    "bfl": 0,
+    "replicate": 0,
+    "automatic1111": 2,
+    "comfyui": 2,
+}
 PATHS: Final = {
     "sim": "/v1",
     "gemini": "/v1beta",
@@ -76,6 +87,7 @@ PATHS: Final = {
     "fal": "/queue.fal",
     "bfl": "/bfl/v1",
     "replicate": "/replicate/v1",
+    "automatic1111": "/a1111",
     "comfyui": "/comfy",
 }
 
@@ -180,7 +192,7 @@ async def test_several_images_are_one_job_or_several(wire: str, stream: bool, tm
             assert sorted(event.json["image_index"] for event in found) == [0, 1]  # type: ignore[type-var]
         else:
             assert len(answer.json()["data"]) == 2
-        assert len(setup.posts) == (1 if wire in ("fal", "imagen", "replicate") else 2)
+        assert len(setup.posts) == (1 if wire in ("fal", "imagen", "replicate", "automatic1111") else 2)
 
 
 @pytest.mark.parametrize("wire", ["gemini", "vertex"])
@@ -458,6 +470,7 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "fal": {"detail": "No."},
     "bfl": {"detail": "No."},
     "replicate": {"detail": "No."},
+    "automatic1111": {"error": "HTTPException", "detail": "No."},
     "comfyui": {"error": {"code": "c", "message": "No."}},
 }
 MODELS_OF: Final = {"sim": "sim/gpt-image", **MODELS}

@@ -18,6 +18,7 @@ from streamproxy.core.conversation import (
     Accepted,
     Conversation,
     Job,
+    Launch,
     Limits,
     Picture,
     Progress,
@@ -26,6 +27,7 @@ from streamproxy.core.conversation import (
     body,
     fetch,
     get,
+    join,
     next_event,
     send,
 )
@@ -428,3 +430,52 @@ async def test_an_answer_that_was_not_asked_for_is_our_own_mistake() -> None:
             outcome = await world.drive(conversation)
             assert outcome.error is not None
             assert outcome.error.failure is Failure.INTERNAL
+
+
+def _launched(world: World, looks: list[int]) -> Conversation[None]:
+    yield Launch(world.request("/long", "POST"))
+    while (head := (yield from join(0.01))) is None:
+        yield from send(world.request("/look"))
+        yield from body(1 << 20)
+        looks.append(len(looks))
+    yield Accepted()
+    assert head.status == 200
+    assert (yield from body(1 << 20)) == b"made"
+    yield STEP
+
+
+async def test_others_are_asked_while_a_launched_request_runs() -> None:
+    """Its answer comes once three others have been given."""
+    looked = anyio.Event()
+
+    async def handler(received: Received) -> Script:
+        if received.target == "/long":
+            await looked.wait()
+            return (Send(head(200, length=4)), Send(b"made"))
+        if sum(got.target == "/look" for got in world.server.received) == 3:
+            looked.set()
+        return json_answer(200, {})
+
+    async with peer(handler=handler) as world:
+        looks: list[int] = []
+        outcome = await world.drive(_launched(world, looks))
+        assert (outcome.error, outcome.frames, len(looks) >= 3) == (None, [STEP], True)
+        assert [target for target in asked(world.server) if "long" in target] == ["POST /long"]
+
+
+@pytest.mark.parametrize("end", [Fin(), Stall()])
+async def test_a_launched_request_that_fails_or_is_left(end: Fin | Stall) -> None:
+    def handler(received: Received) -> Script:
+        return (end,) if received.target == "/long" else json_answer(200, {})
+
+    async with peer(handler=handler) as world, anyio.create_task_group() as tasks:
+        looks: list[int] = []
+        if isinstance(end, Fin):
+            outcome = await world.drive(_launched(world, looks))
+            assert outcome.error is not None
+            assert (outcome.error.failure, outcome.frames) == (Failure.CONNECTION_TERMINATED, [])
+        else:
+            tasks.start_soon(world.drive, _launched(world, looks))
+            await world.server.wait_until(lambda server: server.calls >= 3, BOUND)
+            tasks.cancel_scope.cancel()
+    assert world.server.calls >= 1

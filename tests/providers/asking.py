@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from streamproxy.core.catalogue import Model
-from streamproxy.core.conversation import Convert, Job, Picture, Send
+from streamproxy.core.conversation import Convert, Job, Launch, Picture, Send
 from streamproxy.core.events import Operation
 from streamproxy.core.requests import Decoded, Encoded, Inline, Input, UpstreamRequest
 from streamproxy.errors import ProxyError
@@ -58,7 +58,7 @@ def paid(given: Job) -> tuple[UpstreamRequest, dict[str, object], list[Convert]]
         conversions.append(step)
         step = conversation.send(Picture((bytes(MADE.base64),), MADE.media_type))
     conversation.close()
-    assert isinstance(step, Send), step
+    assert isinstance(step, Send | Launch), step
     pieces = (part.base64 if isinstance(part, Decoded) else part for part in step.request.body)
     raw = b"".join(b"upload" if isinstance(piece, Encoded) else bytes(piece) for piece in pieces)  # type: ignore[arg-type]
     return step.request, msgspec.json.decode(raw), conversions
