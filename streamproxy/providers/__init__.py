@@ -12,6 +12,7 @@ from streamproxy.providers.fal import Fal
 from streamproxy.providers.gemini import Gemini
 from streamproxy.providers.imagen import Imagen
 from streamproxy.providers.openai import OpenAI
+from streamproxy.providers.openrouter import OpenRouter
 from streamproxy.providers.replicate import Replicate
 
 ADAPTERS: Final[dict[str, Adapter]] = {
@@ -21,6 +22,7 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "fal": Fal(),
     "bfl": Bfl(),
     "replicate": Replicate(),
+    "openrouter": OpenRouter(),
     "automatic1111": Automatic1111(),
     "comfyui": ComfyApi(),
     "comfyui-websocket": ComfyWebSocket(),

@@ -2,7 +2,7 @@
 
 Below other paths it speaks others': /v1beta Gemini's and Imagen's, /v1/projects/sim the same two on Vertex AI,
 /queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /comfy the Comfy API,
-/a1111 AUTOMATIC1111's.
+/a1111 AUTOMATIC1111's, /openrouter OpenRouter's.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -23,6 +23,7 @@ from streamproxy.simulator.fal import Fal
 from streamproxy.simulator.gemini import Gemini
 from streamproxy.simulator.imagen import Imagen
 from streamproxy.simulator.openai import MODELS, OpenAI
+from streamproxy.simulator.openrouter import OpenRouter
 from streamproxy.simulator.order import PREFIX
 from streamproxy.simulator.received import Handler, Received
 from streamproxy.simulator.replicate import Replicate
@@ -56,7 +57,7 @@ def wires(pace: float) -> Handler:
     """The handler of all wires."""
     openai = OpenAI(pace)
     google, queues = (Imagen(pace), Gemini(pace)), (Fal(pace), Bfl(pace), Replicate(pace))
-    others: tuple[Form, ...] = (*google, *queues, ComfyUI(pace), Automatic1111(pace))
+    others: tuple[Form, ...] = (*google, *queues, ComfyUI(pace), Automatic1111(pace), OpenRouter(pace))
 
     async def handler(received: Received) -> Script:
         for form in others:

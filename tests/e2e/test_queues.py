@@ -64,6 +64,10 @@ FAULTS: Final[Mapping[tuple[str, str], Fault]] = {
     ("replicate", "aborted"): Fault(502, "provider_failed", "aborted"),
     ("replicate", "canceled"): Fault(502, "provider_failed", "canceled"),
     ("replicate", "no-output"): Fault(502, "no_image", "succeeded"),
+    ("openrouter", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("openrouter", "no-credits"): Fault(402, "insufficient_quota", before_head=True),
+    ("openrouter", "key"): Fault(502, "provider_auth", before_head=True),
+    ("openrouter", "under-200"): Fault(402, "insufficient_quota", before_head=True),
     ("automatic1111", "sampler"): Fault(404, "model_not_found", before_head=True),
     ("automatic1111", "invalid"): Fault(422, "value_error", before_head=True),
 }
@@ -71,6 +75,7 @@ FAULTY: Final = {
     "fal": "fal/fal-ai/fault-{}",
     "bfl": "bfl/fault-{}",
     "replicate": "replicate/sim/fault-{}",
+    "openrouter": "openrouter/sim/fault-{}",
     "automatic1111": "automatic1111/fault-{}",
 }
 QUEUES: Final = pytest.mark.parametrize("wire", ["fal", "bfl", "replicate"])
@@ -249,6 +254,38 @@ async def test_a_draft_is_shown_while_the_request_is_under_way(tmp_path: Path) -
         assert setup.posts == ["/a1111/sdapi/v1/txt2img"]
         asked, *looks = [orjson.loads(got.body) for got in setup.server.received]
         assert {look["id_task"] for look in looks} == {asked["force_task_id"]}
+
+
+ENDINGS: Final = [
+    ("flagged", 400, "moderation_blocked", "violence", 1),
+    ("overloaded", 502, "provider_failed", None, 1),
+    ("empty", 502, "no_image", None, 1),
+    ("chat-blocked", 400, "moderation_blocked", "IMAGE_SAFETY", 2),
+    ("chat-text", 502, "no_image", "STOP", 2),
+]
+
+
+@pytest.mark.parametrize(("fault", "status", "code", "own", "posts"), ENDINGS)
+async def test_openrouters_refusals(
+    fault: str, status: int, code: str, own: str | None, posts: int, tmp_path: Path
+) -> None:
+    async with wired("openrouter", tmp_path) as setup:
+        answer = await _asked(setup, FAULTY["openrouter"].format(fault))
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error.get("provider_code")) == (status, code, own)
+        assert len(setup.posts) == posts
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_model_of_chats(stream: bool, tmp_path: Path) -> None:
+    """The images endpoint does not know it, which costs nothing."""
+    async with wired("openrouter", tmp_path) as setup:
+        answer = await _asked(setup, "openrouter/sim/chat", stream=stream, quality="high")
+        assert answer.status_code == 200, answer.text
+        assert [target.rpartition("/v1")[2] for target in setup.posts] == ["/images", "/chat/completions"]
+        assert answer.headers["streamproxy-not-applied"] == "quality"
+        said = events(answer.content)[-1].json if stream else answer.json()
+        assert (said["cost"], said["text"]) == (0.0387131, "Here you go: ")
 
 
 @pytest.mark.parametrize(("fault", "code"), [("memory", "OutOfMemoryError"), ("empty", "no_image")])

@@ -47,6 +47,7 @@ MODELS: Final = {
     "fal": "fal/fal-ai/flux/dev",
     "bfl": "bfl/flux-2-pro",
     "replicate": "replicate/black-forest-labs/flux-dev",
+    "openrouter": "openai/gpt-image-2",
     "automatic1111": "automatic1111/default",
     "comfyui": "painter",
 }
@@ -70,14 +71,8 @@ class Setup:
 
 
 PREVIEWS: Final = {
-    "gemini": 2,
-    "vertex": 2,
-    "imagen": 0,
-    "fal": 2,
-    "bfl": 0,
-    "replicate": 0,
-    "automatic1111": 2,
-    "comfyui": 2,
+    **{"gemini": 2, "vertex": 2, "imagen": 0, "fal": 2, "bfl": 0, "replicate": 0},
+    **{"openrouter": 2, "automatic1111": 2, "comfyui": 2},
 }
 PATHS: Final = {
     "sim": "/v1",
@@ -87,6 +82,7 @@ PATHS: Final = {
     "fal": "/queue.fal",
     "bfl": "/bfl/v1",
     "replicate": "/replicate/v1",
+    "openrouter": "/openrouter/api/v1",
     "automatic1111": "/a1111",
     "comfyui": "/comfy",
 }
@@ -192,7 +188,8 @@ async def test_several_images_are_one_job_or_several(wire: str, stream: bool, tm
             assert sorted(event.json["image_index"] for event in found) == [0, 1]  # type: ignore[type-var]
         else:
             assert len(answer.json()["data"]) == 2
-        assert len(setup.posts) == (1 if wire in ("fal", "imagen", "replicate", "automatic1111") else 2)
+        together = wire == "openrouter" and not stream
+        assert len(setup.posts) == (1 if together or wire in ("fal", "imagen", "replicate", "automatic1111") else 2)
 
 
 @pytest.mark.parametrize("wire", ["gemini", "vertex"])
@@ -470,6 +467,7 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "fal": {"detail": "No."},
     "bfl": {"detail": "No."},
     "replicate": {"detail": "No."},
+    "openrouter": {"error": {"code": 400, "message": "No."}},
     "automatic1111": {"error": "HTTPException", "detail": "No."},
     "comfyui": {"error": {"code": "c", "message": "No."}},
 }
