@@ -8,6 +8,7 @@ from streamproxy.core.conversation import Adapter
 from streamproxy.providers.automatic1111 import Automatic1111
 from streamproxy.providers.bfl import Bfl
 from streamproxy.providers.comfyui import ComfyApi, ComfyWebSocket
+from streamproxy.providers.dashscope import DashScope
 from streamproxy.providers.fal import Fal
 from streamproxy.providers.gemini import Gemini
 from streamproxy.providers.imagen import Imagen
@@ -22,6 +23,7 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "fal": Fal(),
     "bfl": Bfl(),
     "replicate": Replicate(),
+    "dashscope": DashScope(),
     "openrouter": OpenRouter(),
     "automatic1111": Automatic1111(),
     "comfyui": ComfyApi(),

@@ -2,7 +2,8 @@
 
 Below other paths it speaks others': /v1beta Gemini's and Imagen's, /v1/projects/sim the same two on Vertex AI,
 /queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /comfy the Comfy API,
-/a1111 AUTOMATIC1111's, /openrouter OpenRouter's.
+/a1111 AUTOMATIC1111's, /openrouter OpenRouter's,
+/dashscope Alibaba's.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -19,6 +20,7 @@ from typing import Final, Protocol
 from streamproxy.simulator.automatic1111 import Automatic1111
 from streamproxy.simulator.bfl import Bfl
 from streamproxy.simulator.comfyui import ComfyUI
+from streamproxy.simulator.dashscope import DashScope
 from streamproxy.simulator.fal import Fal
 from streamproxy.simulator.gemini import Gemini
 from streamproxy.simulator.imagen import Imagen
@@ -57,7 +59,7 @@ def wires(pace: float) -> Handler:
     """The handler of all wires."""
     openai = OpenAI(pace)
     google, queues = (Imagen(pace), Gemini(pace)), (Fal(pace), Bfl(pace), Replicate(pace))
-    others: tuple[Form, ...] = (*google, *queues, ComfyUI(pace), Automatic1111(pace), OpenRouter(pace))
+    others: tuple[Form, ...] = (*google, *queues, ComfyUI(pace), Automatic1111(pace), OpenRouter(pace), DashScope(pace))
 
     async def handler(received: Received) -> Script:
         for form in others:

@@ -73,6 +73,7 @@ class Host(NamedTuple):
 
 REPLICATE: Final = "https://replicate.test/v1"
 COMFY: Final = "https://comfy.test/comfy"
+DASH: Final = "https://dash.test/api/v1"
 HOSTS: Final = {
     "openai": Host("https://openai.test/v1", "gpt-image-2"),
     "gemini": Host("https://gemini.test/v1beta", "gemini-3-pro-image"),
@@ -80,6 +81,7 @@ HOSTS: Final = {
     "fal": Host("https://fal.test/queue.fal", "fal-ai/flux/dev", "PUT https://fal.test/fal-ai/flux/requests/1/cancel"),
     "bfl": Host("https://bfl.test/v1", "flux-2-pro"),
     "replicate": Host(REPLICATE, "black-forest-labs/flux-dev", f"POST {REPLICATE}/predictions/1/cancel"),
+    "dashscope": Host(DASH, "wan2.7-image", f"POST {DASH}/tasks/1/cancel"),
     "openrouter": Host("https://openrouter.test/api/v1", "openai/gpt-image-2"),
     "automatic1111": Host("http://a1111.test", "default", "POST http://a1111.test/sdapi/v1/interrupt"),
     "comfyui": Host(COMFY, "flux", f"POST {COMFY}/api/v2/jobs/1/cancel"),
@@ -336,6 +338,20 @@ SCENARIOS: Final = (
     Scenario("replicate", "failed", failure=F.PROVIDER_FAILED, stream=False),
     Scenario("replicate", "text", failure=F.NO_IMAGE, stream=False),
     Scenario("replicate", "cut", failure=F.UPSTREAM_INCOMPLETE, stream=False),
+    Scenario("dashscope", "task", "c0"),
+    Scenario("dashscope", "task", "c1", first=1, of=2, images=(INPUT, SECOND)),
+    Scenario("dashscope", "old-task", "c0 c1", n=2, model="wan2.5-t2i-preview"),
+    Scenario("dashscope", "partly", "c0", F.MODERATION_BLOCKED, n=2, model="wan2.5-t2i-preview"),
+    Scenario("dashscope", "two", "c0 c1", n=2, model="qwen-image-2.0", about=FAST),
+    Scenario("dashscope", "edited", "c0", images=FILES, model="qwen-image-2.0", about=FAST),
+    Scenario("dashscope", "text", failure=F.NO_IMAGE, proof=None, model="qwen-image-2.0", about=FAST),
+    Scenario("dashscope", "refused", failure=F.PROVIDER_REFUSED, proof=None, model="qwen-image-2.0", about=FAST),
+    Scenario("dashscope", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("dashscope", "refused-under-200", failure=F.PROVIDER_LIMIT, proof=None),
+    Scenario("dashscope", "failed", failure=F.PROVIDER_FAILED),
+    Scenario("dashscope", "flagged", failure=F.MODERATION_BLOCKED),
+    Scenario("dashscope", "lost", failure=F.PROVIDER_FAILED),
+    Scenario("dashscope", "cut", failure=F.UPSTREAM_INCOMPLETE),
     Scenario("openrouter", "previews", "p0 p0 c0", proof="image_generation.partial_image"),
     Scenario("openrouter", "previews", "p1 p1 c1", proof="image_generation.partial_image", first=1, of=2),
     Scenario("openrouter", "two", "c0 c1", n=2, stream=False),

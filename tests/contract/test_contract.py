@@ -137,16 +137,16 @@ def test_one_job_makes_no_more_images_than_its_provider_does(adapter: str) -> No
     for n in (1, 2, 10):
         row = Scenario(adapter, "one", n=n)
         assert ADAPTERS[adapter].at_once(row.request, row.route) == min(
-            n, {"openai": 2, "fal": 4, "imagen": 4, "replicate": 4}.get(adapter, 1)
+            n, {"openai": 2, "dashscope": 4, "fal": 4, "imagen": 4, "replicate": 4}.get(adapter, 1)
         )
 
 
 MASK: Final = Inline(memoryview(b"iVBORw0KGgoAAAANcanaryOfAMask"), "image/png")
 REMOTE: Final = Remote("https://canary.test/a.png")
 OTHERS: Final = tuple(name for name in ADAPTERS if name != "openai")
-INLINE: Final = tuple(name for name in OTHERS if name not in ("fal", "bfl", "replicate", "openrouter"))
+INLINE: Final = tuple(name for name in OTHERS if name not in ("fal", "bfl", "replicate", "dashscope", "openrouter"))
 MANY: Final = ("gemini", "openrouter")
-TAKES_ONE: Final = {"bfl": "flux-pro-1.1"}
+TAKES_ONE: Final = {"bfl": "flux-pro-1.1", "dashscope": "qwen-image-max"}
 CANNOT: Final = (
     Scenario("openai", "response_format", members={"response_format": "canary"}),
     *(Scenario(name, "style", members={"style": "canary"}) for name in OTHERS),

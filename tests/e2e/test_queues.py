@@ -64,6 +64,15 @@ FAULTS: Final[Mapping[tuple[str, str], Fault]] = {
     ("replicate", "aborted"): Fault(502, "provider_failed", "aborted"),
     ("replicate", "canceled"): Fault(502, "provider_failed", "canceled"),
     ("replicate", "no-output"): Fault(502, "no_image", "succeeded"),
+    ("dashscope", "submit-429"): Fault(429, "Throttling.RateQuota", before_head=True),
+    ("dashscope", "no-credits"): Fault(402, "Arrearage", before_head=True),
+    ("dashscope", "key"): Fault(502, "provider_auth", before_head=True),
+    ("dashscope", "unknown"): Fault(404, "ModelNotFound", before_head=True),
+    ("dashscope", "under-200"): Fault(422, "InvalidParameter", before_head=True),
+    ("dashscope", "lost"): Fault(502, "provider_failed", "not_found"),
+    ("dashscope", "failed"): Fault(502, "provider_failed", "InternalError"),
+    ("dashscope", "flagged"): Fault(400, "moderation_blocked", "DataInspectionFailed"),
+    ("dashscope", "cancelled"): Fault(502, "provider_failed", "CANCELED"),
     ("openrouter", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
     ("openrouter", "no-credits"): Fault(402, "insufficient_quota", before_head=True),
     ("openrouter", "key"): Fault(502, "provider_auth", before_head=True),
@@ -75,10 +84,11 @@ FAULTY: Final = {
     "fal": "fal/fal-ai/fault-{}",
     "bfl": "bfl/fault-{}",
     "replicate": "replicate/sim/fault-{}",
+    "dashscope": "dashscope/wan-fault-{}",
     "openrouter": "openrouter/sim/fault-{}",
     "automatic1111": "automatic1111/fault-{}",
 }
-QUEUES: Final = pytest.mark.parametrize("wire", ["fal", "bfl", "replicate"])
+QUEUES: Final = pytest.mark.parametrize("wire", ["fal", "bfl", "replicate", "dashscope"])
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -123,14 +133,14 @@ async def test_a_result_that_is_gone_keeps_its_url(wire: str, tmp_path: Path) ->
         assert "/files/missing" in image["url"]
 
 
-CANCELS: Final = {"fal": "PUT", "replicate": "POST"}
+CANCELS: Final = {"fal": "PUT", "replicate": "POST", "dashscope": "POST"}
 
 
 @pytest.mark.parametrize("wire", CANCELS)
 async def test_a_caller_who_leaves_cancels_the_job(wire: str, tmp_path: Path) -> None:
     async with wired(wire, tmp_path) as setup:
         with anyio.move_on_after(1.0):
-            await _asked(setup, FAULTY[wire].format("never"))
+            await _asked(setup, FAULTY[wire].format("waits" if wire == "dashscope" else "never"))
         await setup.server.wait_until(lambda server: any("/cancel" in got.target for got in server.received), BOUND)
         cancels = [got.method for got in setup.server.received if "/cancel" in got.target]
         assert cancels == [CANCELS[wire]]
@@ -254,6 +264,22 @@ async def test_a_draft_is_shown_while_the_request_is_under_way(tmp_path: Path) -
         assert setup.posts == ["/a1111/sdapi/v1/txt2img"]
         asked, *looks = [orjson.loads(got.body) for got in setup.server.received]
         assert {look["id_task"] for look in looks} == {asked["force_task_id"]}
+
+
+async def test_one_refused_picture_of_several(tmp_path: Path) -> None:
+    async with wired("dashscope", tmp_path) as setup:
+        answer = await _asked(setup, FAULTY["dashscope"].format("partly"), n=2, stream=True)
+        completed, error = events(answer.content)
+        assert (completed.event, completed.json["image_index"]) == ("image_generation.completed", 0)
+        assert orjson.loads(error.data)["error"]["code"] == "moderation_blocked"
+        assert len(setup.posts) == 1
+
+
+async def test_words_instead_of_a_picture(tmp_path: Path) -> None:
+    async with wired("dashscope", tmp_path) as setup:
+        answer = await _asked(setup, "dashscope/fault-text", stream=True)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["message"]) == (502, "no_image", "I cannot.")
 
 
 ENDINGS: Final = [

@@ -47,6 +47,7 @@ MODELS: Final = {
     "fal": "fal/fal-ai/flux/dev",
     "bfl": "bfl/flux-2-pro",
     "replicate": "replicate/black-forest-labs/flux-dev",
+    "dashscope": "dashscope/wan2.7-image",
     "openrouter": "openai/gpt-image-2",
     "automatic1111": "automatic1111/default",
     "comfyui": "painter",
@@ -72,7 +73,7 @@ class Setup:
 
 PREVIEWS: Final = {
     **{"gemini": 2, "vertex": 2, "imagen": 0, "fal": 2, "bfl": 0, "replicate": 0},
-    **{"openrouter": 2, "automatic1111": 2, "comfyui": 2},
+    **{"dashscope": 0, "openrouter": 2, "automatic1111": 2, "comfyui": 2},
 }
 PATHS: Final = {
     "sim": "/v1",
@@ -82,6 +83,7 @@ PATHS: Final = {
     "fal": "/queue.fal",
     "bfl": "/bfl/v1",
     "replicate": "/replicate/v1",
+    "dashscope": "/dashscope/api/v1",
     "openrouter": "/openrouter/api/v1",
     "automatic1111": "/a1111",
     "comfyui": "/comfy",
@@ -176,6 +178,9 @@ async def test_the_credential_goes_to_the_providers_own_host_only(wire: str, tmp
             assert any(KEY in value for _, value in received.headers) is not fetched, received.target
 
 
+TOGETHER: Final = ("fal", "imagen", "replicate", "dashscope", "automatic1111")
+
+
 @WIRES
 @pytest.mark.parametrize("stream", [True, False])
 async def test_several_images_are_one_job_or_several(wire: str, stream: bool, tmp_path: Path) -> None:
@@ -189,7 +194,9 @@ async def test_several_images_are_one_job_or_several(wire: str, stream: bool, tm
         else:
             assert len(answer.json()["data"]) == 2
         together = wire == "openrouter" and not stream
-        assert len(setup.posts) == (1 if together or wire in ("fal", "imagen", "replicate", "automatic1111") else 2)
+        assert len(setup.posts) == (
+            1 if together or wire in ("fal", "imagen", "replicate", "dashscope", "automatic1111") else 2
+        )
 
 
 @pytest.mark.parametrize("wire", ["gemini", "vertex"])
@@ -467,6 +474,7 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "fal": {"detail": "No."},
     "bfl": {"detail": "No."},
     "replicate": {"detail": "No."},
+    "dashscope": {"code": "InvalidParameter", "message": "No."},
     "openrouter": {"error": {"code": 400, "message": "No."}},
     "automatic1111": {"error": "HTTPException", "detail": "No."},
     "comfyui": {"error": {"code": "c", "message": "No."}},
