@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeVar, cast
 
@@ -37,6 +37,7 @@ from streamproxy.core.requests import (
     ImageRequest,
     Inline,
     Input,
+    Segment,
     Spooled,
     UpstreamRequest,
     as_bytes,
@@ -477,17 +478,29 @@ def post_json(job: Job, url: str, value: object, headers: tuple[tuple[str, str],
 
 def post_file(job: Job, url: str, name: str, image: Inline | Spooled) -> UpstreamRequest:
     """A POST of a form with one file."""
+    return post_form(job, url, {}, {name: image})
+
+
+def post_form(
+    job: Job, url: str, fields: Mapping[str, str], files: Mapping[str, Inline | Spooled], accept: str = ""
+) -> UpstreamRequest:
+    """A POST of a form: its texts, then its files, which are sent from where they are."""
     boundary = f"streamproxy-{job.token}".encode()
-    kind = image.media_type
-    head = b'--%b\r\nContent-Disposition: form-data; name="%b"; filename="%b.%b"\r\nContent-Type: %b\r\n\r\n' % (
-        boundary,
-        name.encode(),
-        job.token.encode(),
-        kind.removeprefix("image/").encode(),
-        kind.encode(),
-    )
+    pieces: list[Segment] = []
+    for name, value in fields.items():
+        pieces += (_part(boundary, name), value.encode(), b"\r\n")
+    for name, image in files.items():
+        kind = image.media_type
+        pieces += (_part(boundary, name, f"{job.token}.{kind.removeprefix('image/')}", kind), as_bytes(image), b"\r\n")
+    pieces.append(b"--%b--\r\n" % boundary)
     headers = (("content-type", f"multipart/form-data; boundary={boundary.decode()}"), *COMMON)
-    return UpstreamRequest("POST", url, headers, (head, as_bytes(image), b"\r\n--%b--\r\n" % boundary))
+    return UpstreamRequest("POST", url, (*headers, ("accept", accept)) if accept else headers, tuple(pieces))
+
+
+def _part(boundary: bytes, name: str, filename: str = "", kind: str = "") -> bytes:
+    """The head of a form's part. The names are ours."""
+    file = f'; filename="{filename}"\r\nContent-Type: {kind}' if filename else ""
+    return b"--%b\r\n" % boundary + f'Content-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode()
 
 
 def get(url: str) -> UpstreamRequest:

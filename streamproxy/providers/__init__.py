@@ -12,6 +12,7 @@ from streamproxy.providers.dashscope import DashScope
 from streamproxy.providers.fal import Fal
 from streamproxy.providers.gemini import Gemini
 from streamproxy.providers.imagen import Imagen
+from streamproxy.providers.mai import Mai
 from streamproxy.providers.openai import OpenAI
 from streamproxy.providers.openrouter import OpenRouter
 from streamproxy.providers.replicate import Replicate
@@ -23,6 +24,7 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "fal": Fal(),
     "bfl": Bfl(),
     "replicate": Replicate(),
+    "mai": Mai(),
     "dashscope": DashScope(),
     "openrouter": OpenRouter(),
     "automatic1111": Automatic1111(),

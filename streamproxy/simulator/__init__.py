@@ -3,7 +3,7 @@
 Below other paths it speaks others': /v1beta Gemini's and Imagen's, /v1/projects/sim the same two on Vertex AI,
 /queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /comfy the Comfy API,
 /a1111 AUTOMATIC1111's, /openrouter OpenRouter's,
-/dashscope Alibaba's.
+/dashscope Alibaba's, /azure Microsoft's MAI.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -24,6 +24,7 @@ from streamproxy.simulator.dashscope import DashScope
 from streamproxy.simulator.fal import Fal
 from streamproxy.simulator.gemini import Gemini
 from streamproxy.simulator.imagen import Imagen
+from streamproxy.simulator.mai import Mai
 from streamproxy.simulator.openai import MODELS, OpenAI
 from streamproxy.simulator.openrouter import OpenRouter
 from streamproxy.simulator.order import PREFIX
@@ -58,8 +59,9 @@ class Form(Protocol):
 def wires(pace: float) -> Handler:
     """The handler of all wires."""
     openai = OpenAI(pace)
-    google, queues = (Imagen(pace), Gemini(pace)), (Fal(pace), Bfl(pace), Replicate(pace))
-    others: tuple[Form, ...] = (*google, *queues, ComfyUI(pace), Automatic1111(pace), OpenRouter(pace), DashScope(pace))
+    google, queues = (Imagen(pace), Gemini(pace)), (Fal(pace), Bfl(pace), Replicate(pace), DashScope(pace))
+    own = ComfyUI(pace), Automatic1111(pace)
+    others: tuple[Form, ...] = (*google, *queues, *own, OpenRouter(pace), Mai(pace))
 
     async def handler(received: Received) -> Script:
         for form in others:

@@ -47,6 +47,7 @@ MODELS: Final = {
     "fal": "fal/fal-ai/flux/dev",
     "bfl": "bfl/flux-2-pro",
     "replicate": "replicate/black-forest-labs/flux-dev",
+    "mai": "mai/MAI-Image-2.6",
     "dashscope": "dashscope/wan2.7-image",
     "openrouter": "openai/gpt-image-2",
     "automatic1111": "automatic1111/default",
@@ -73,7 +74,7 @@ class Setup:
 
 PREVIEWS: Final = {
     **{"gemini": 2, "vertex": 2, "imagen": 0, "fal": 2, "bfl": 0, "replicate": 0},
-    **{"dashscope": 0, "openrouter": 2, "automatic1111": 2, "comfyui": 2},
+    **{"mai": 0, "dashscope": 0, "openrouter": 2, "automatic1111": 2, "comfyui": 2},
 }
 PATHS: Final = {
     "sim": "/v1",
@@ -83,6 +84,7 @@ PATHS: Final = {
     "fal": "/queue.fal",
     "bfl": "/bfl/v1",
     "replicate": "/replicate/v1",
+    "mai": "/azure",
     "dashscope": "/dashscope/api/v1",
     "openrouter": "/openrouter/api/v1",
     "automatic1111": "/a1111",
@@ -166,7 +168,7 @@ async def test_an_edit_of_an_uploaded_file(wire: str, stream: bool, tmp_path: Pa
             assert size_of(made.data[0].b64_json)
         assert len([target for target in setup.posts if "assets" not in target]) == 1
         sent = b"".join(received.body for received in setup.server.received if received.method == "POST")
-        assert (PNG if wire == "comfyui" else base64.b64encode(PNG)) in sent
+        assert (PNG if wire in ("comfyui", "mai") else base64.b64encode(PNG)) in sent
 
 
 @WIRES
@@ -474,6 +476,7 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "fal": {"detail": "No."},
     "bfl": {"detail": "No."},
     "replicate": {"detail": "No."},
+    "mai": {"error": {"code": "c", "message": "No."}},
     "dashscope": {"code": "InvalidParameter", "message": "No."},
     "openrouter": {"error": {"code": 400, "message": "No."}},
     "automatic1111": {"error": "HTTPException", "detail": "No."},
