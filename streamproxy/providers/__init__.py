@@ -16,6 +16,7 @@ from streamproxy.providers.mai import Mai
 from streamproxy.providers.openai import OpenAI
 from streamproxy.providers.openrouter import OpenRouter
 from streamproxy.providers.replicate import Replicate
+from streamproxy.providers.stability import Stability
 
 ADAPTERS: Final[dict[str, Adapter]] = {
     "openai": OpenAI(),
@@ -24,6 +25,7 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "fal": Fal(),
     "bfl": Bfl(),
     "replicate": Replicate(),
+    "stability": Stability(),
     "mai": Mai(),
     "dashscope": DashScope(),
     "openrouter": OpenRouter(),

@@ -3,7 +3,8 @@
 Below other paths it speaks others': /v1beta Gemini's and Imagen's, /v1/projects/sim the same two on Vertex AI,
 /queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /comfy the Comfy API,
 /a1111 AUTOMATIC1111's, /openrouter OpenRouter's,
-/dashscope Alibaba's, /azure Microsoft's MAI.
+/dashscope Alibaba's, /azure Microsoft's MAI,
+/stability Stability AI's.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -32,6 +33,7 @@ from streamproxy.simulator.received import Handler, Received
 from streamproxy.simulator.replicate import Replicate
 from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import Server, serve
+from streamproxy.simulator.stability import Stability
 
 __all__ = ["BANNER", "Form", "Server", "model_names", "running", "wires"]
 
@@ -61,7 +63,7 @@ def wires(pace: float) -> Handler:
     openai = OpenAI(pace)
     google, queues = (Imagen(pace), Gemini(pace)), (Fal(pace), Bfl(pace), Replicate(pace), DashScope(pace))
     own = ComfyUI(pace), Automatic1111(pace)
-    others: tuple[Form, ...] = (*google, *queues, *own, OpenRouter(pace), Mai(pace))
+    others: tuple[Form, ...] = (*google, *queues, *own, OpenRouter(pace), Mai(pace), Stability(pace))
 
     async def handler(received: Received) -> Script:
         for form in others:

@@ -64,6 +64,9 @@ FAULTS: Final[Mapping[tuple[str, str], Fault]] = {
     ("replicate", "aborted"): Fault(502, "provider_failed", "aborted"),
     ("replicate", "canceled"): Fault(502, "provider_failed", "canceled"),
     ("replicate", "no-output"): Fault(502, "no_image", "succeeded"),
+    ("stability", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("stability", "no-credits"): Fault(402, "payment_required", before_head=True),
+    ("stability", "key"): Fault(502, "provider_auth", before_head=True),
     ("mai", "submit-429"): Fault(429, "RateLimitReached", before_head=True),
     ("mai", "key"): Fault(502, "provider_auth", before_head=True),
     ("mai", "unknown"): Fault(404, "DeploymentNotFound", before_head=True),
@@ -87,6 +90,7 @@ FAULTY: Final = {
     "fal": "fal/fal-ai/fault-{}",
     "bfl": "bfl/fault-{}",
     "replicate": "replicate/sim/fault-{}",
+    "stability": "stability/fault-{}",
     "mai": "mai/fault-{}",
     "dashscope": "dashscope/wan-fault-{}",
     "openrouter": "openrouter/sim/fault-{}",
@@ -284,6 +288,25 @@ async def test_words_instead_of_a_picture(tmp_path: Path) -> None:
         answer = await _asked(setup, "dashscope/fault-text", stream=True)
         error = answer.json()["error"]
         assert (answer.status_code, error["code"], error["message"]) == (502, "no_image", "I cannot.")
+
+
+@pytest.mark.parametrize("model", ["fault-json", "creative", "inpaint"])
+async def test_bytes_json_and_what_comes_later(model: str, tmp_path: Path) -> None:
+    async with wired("stability", tmp_path) as setup:
+        files = {"image": ("in.png", PNG, "image/png")}
+        data = {"model": f"stability/{model}", "prompt": PROMPT}
+        answer = await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/edits", files=files, data=data)
+        assert answer.status_code == 200, answer.text
+        assert len(setup.posts) == 1
+
+
+@pytest.mark.parametrize(("fault", "own"), [("blocked", "content_moderation"), ("filtered", "CONTENT_FILTERED")])
+async def test_what_stability_refuses(fault: str, own: str, tmp_path: Path) -> None:
+    async with wired("stability", tmp_path) as setup:
+        answer = await _asked(setup, FAULTY["stability"].format(fault), stream=True)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["provider_code"]) == (400, "moderation_blocked", own)
+        assert len(setup.posts) == 1
 
 
 ENDINGS: Final = [

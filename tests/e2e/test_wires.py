@@ -47,6 +47,7 @@ MODELS: Final = {
     "fal": "fal/fal-ai/flux/dev",
     "bfl": "bfl/flux-2-pro",
     "replicate": "replicate/black-forest-labs/flux-dev",
+    "stability": "stability/sd3.5-large",
     "mai": "mai/MAI-Image-2.6",
     "dashscope": "dashscope/wan2.7-image",
     "openrouter": "openai/gpt-image-2",
@@ -74,7 +75,7 @@ class Setup:
 
 PREVIEWS: Final = {
     **{"gemini": 2, "vertex": 2, "imagen": 0, "fal": 2, "bfl": 0, "replicate": 0},
-    **{"mai": 0, "dashscope": 0, "openrouter": 2, "automatic1111": 2, "comfyui": 2},
+    **{"stability": 0, "mai": 0, "dashscope": 0, "openrouter": 2, "automatic1111": 2, "comfyui": 2},
 }
 PATHS: Final = {
     "sim": "/v1",
@@ -84,6 +85,7 @@ PATHS: Final = {
     "fal": "/queue.fal",
     "bfl": "/bfl/v1",
     "replicate": "/replicate/v1",
+    "stability": "/stability/v2beta",
     "mai": "/azure",
     "dashscope": "/dashscope/api/v1",
     "openrouter": "/openrouter/api/v1",
@@ -168,7 +170,7 @@ async def test_an_edit_of_an_uploaded_file(wire: str, stream: bool, tmp_path: Pa
             assert size_of(made.data[0].b64_json)
         assert len([target for target in setup.posts if "assets" not in target]) == 1
         sent = b"".join(received.body for received in setup.server.received if received.method == "POST")
-        assert (PNG if wire in ("comfyui", "mai") else base64.b64encode(PNG)) in sent
+        assert (PNG if wire in ("comfyui", "mai", "stability") else base64.b64encode(PNG)) in sent
 
 
 @WIRES
@@ -476,6 +478,7 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "fal": {"detail": "No."},
     "bfl": {"detail": "No."},
     "replicate": {"detail": "No."},
+    "stability": {"id": "1", "name": "bad_request", "errors": ["No."]},
     "mai": {"error": {"code": "c", "message": "No."}},
     "dashscope": {"code": "InvalidParameter", "message": "No."},
     "openrouter": {"error": {"code": 400, "message": "No."}},
