@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def _memory(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
     store = MemoryStore(max_bytes=max_bytes, linger=linger, now=time.monotonic)
-    yield Kept(store, store, MemoryMarks(now=time.monotonic))
+    yield Kept(store, store, MemoryMarks(now=time.monotonic), listing=store)
 
 
 @asynccontextmanager
@@ -32,7 +32,7 @@ async def _valkey(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept
     from streamproxy.hub.valkey import ValkeyStore  # needs the extra `valkey`
 
     async with ValkeyStore(url, linger=linger, replica=uuid.uuid4().hex).open() as store:
-        yield Kept(store, store, store, store)
+        yield Kept(store, store, store, store, store)
 
 
 StoreFactory = Callable[[str, int, float], AbstractAsyncContextManager[Kept]]

@@ -25,7 +25,7 @@ from anyio.abc import TaskGroup
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.mirrors import PRESENCE_SECONDS, Mirrors
 from streamproxy.hub.repeats import Repeats
-from streamproxy.hub.store import Claim, Fenced, Gone, Kept, Record, Shared, StoreError
+from streamproxy.hub.store import Claim, Fenced, Gone, Kept, Record, Shared, StoreError, Summary
 from streamproxy.hub.stream import Entry, Stream, Subscriber
 from streamproxy.observe import Observer
 
@@ -79,6 +79,7 @@ class Hub:
         self._store = kept.store
         self._claims = kept.claims
         self._shared = kept.shared
+        self._listing = kept.listing
         self._tasks = tasks
         self._limits = limits
         self._observer = observer
@@ -193,6 +194,15 @@ class Hub:
         if stored.finished or self._mirrors is None:
             return stored.mirror()
         return self._mirrors.get(id) or self._mirrors.start(stored)  # somebody else may have been as quick
+
+    async def owned(self, owner: str, after: str | None, limit: int) -> list[Summary] | None:
+        """An owner's streams, as `Listing.owned`. Raises ProxyError(OVERLOADED) where the store cannot say."""
+        if self._listing is None:
+            return []
+        listed = await self._stored(self._listing.owned(owner, after, limit))
+        if listed is None and self.store_failed:
+            raise ProxyError(Failure.OVERLOADED, UNREACHABLE, retry_after="2")
+        return listed
 
     def watch(self, stream: Stream, subscriber: Subscriber) -> None:
         """Count a viewer; raises ProxyError(TOO_MANY_VIEWERS) where the stream or its owner has too many."""

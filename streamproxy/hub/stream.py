@@ -234,6 +234,12 @@ class Stream(Retained):
             while not self.accepted and self.error is None and not self.finished:
                 await self._changed.wait()
 
+    async def ended(self, within: float) -> None:
+        """Return when no frame will follow here, or after `within` seconds."""
+        with anyio.move_on_after(within):
+            while not self.finished and not self.broken:
+                await self._changed.wait()
+
     def superseded(self, entry: Entry) -> bool:
         """Whether a half-written preview is of no more use because its image's outcome, or the stream's, is waiting."""
         return not entry.critical and (self.finished or entry.frame.image in self._outcomes)
@@ -286,6 +292,16 @@ class Subscriber:
         if stream._released:
             stream._let_go()
         return entry
+
+    @property
+    def ready(self) -> bool:
+        """Whether `next` returns at once."""
+        return self.stream.finished or self.stream.broken or self.stream.after(self.seq) is not None
+
+    async def readied(self) -> None:
+        """Return when `next` would return at once. It takes nothing, so that what waits longer is still conflated."""
+        while not self.ready:
+            await self.stream._changed.wait()
 
     def leave(self) -> None:
         """This reader is gone."""

@@ -30,7 +30,7 @@ from streamproxy.hub.hub import OnDisconnect
 from streamproxy.hub.stream import Stream, Subscriber
 from streamproxy.web.caller import unless_gone
 from streamproxy.web.endpoint import Context
-from streamproxy.web.headers import idempotency_key, is_retry, preferences
+from streamproxy.web.headers import idempotency_key, is_retry, preferences, wait_seconds
 from streamproxy.web.idempotency import Names, fingerprint, names
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import (
@@ -45,7 +45,7 @@ from streamproxy.web.responses import (
     posted,
     unfollowed,
 )
-from streamproxy.web.streams import status_of, urls
+from streamproxy.web.streams import LOOK_AGAIN, status_of, urls
 
 CLAIM_SECONDS = 2.0
 """How long a repeated request waits for the stream of the first to appear: another replica may be creating it."""
@@ -53,9 +53,13 @@ CLAIM_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class _Preferences:
-    """The caller's Prefer header, applied. `later`: the response is 202. `applied`: for Preference-Applied."""
+    """The caller's Prefer header, applied. `later`: the response is 202, unless the stream ends within `wait` seconds.
+
+    `applied`: for Preference-Applied.
+    """
 
     later: bool
+    wait: int
     policy: OnDisconnect
     applied: tuple[str, ...]
 
@@ -109,14 +113,17 @@ def _preferences(request: Request, finish: bool) -> _Preferences:
     """`finish`: the model's generations go on without their caller, where the header does not say otherwise."""
     prefer = preferences(request)
     later = "respond-async" in prefer
+    wait = wait_seconds(request) if later else None
     applied = ["respond-async"] if later else []
+    if wait is not None:
+        applied.append(f"wait={wait}")
     asked = prefer.get("on-disconnect")
     if asked in ("finish", "cancel"):
         applied.append(f"on-disconnect={asked}")
         finish = asked == "finish"
     else:
         finish = finish or later
-    return _Preferences(later, OnDisconnect.FINISH if finish else OnDisconnect.CANCEL, tuple(applied))
+    return _Preferences(later, wait or 0, OnDisconnect.FINISH if finish else OnDisconnect.CANCEL, tuple(applied))
 
 
 # The stream.
@@ -242,8 +249,10 @@ async def _respond(order: _Order, reading: _Reading) -> ASGIApp:
         if not order.wanted.as_events:
             return Delivery(await _whole(order, reading), reading)
         await _accepted(order, reading.stream)
-        if order.preferences.later:
+        if order.preferences.later and not await _ended(order, reading.stream):
             return Delivery(_where(order, reading.stream), reading)
+        if not order.wanted.stream:
+            return Delivery(await _whole(order, reading), reading)
         return _events(order, reading)
     except ProxyError as error:  # the stream's end, unless the caller is gone or it cannot be followed here any more
         reading.leave(had_all=error.failure not in (Failure.CALLER_GONE, Failure.OVERLOADED))
@@ -284,6 +293,12 @@ async def _accepted(order: _Order, stream: Stream) -> None:
     stream.commit()
 
 
+async def _ended(order: _Order, stream: Stream) -> bool:
+    """Whether all images are there within the time that the caller prefers to wait."""
+    await unless_gone(order.request.receive, partial(stream.ended, within=order.preferences.wait))
+    return order.preferences.wait > 0 and stream.finished and stream.error is None
+
+
 def _where(order: _Order, stream: Stream) -> Response:
     """202: where the stream is, in what forms, and what cancels it."""
     locations = _locations(order, stream)
@@ -297,7 +312,8 @@ def _where(order: _Order, stream: Stream) -> Response:
         "expires_at": int(time.time() + order.context.settings.token_seconds),
     }
     applied = {"preference-applied": ", ".join(order.preferences.applied)}
-    return json_response(body, status=202, headers={**locations, **applied, "cache-control": "no-store"})
+    again = {"retry-after": LOOK_AGAIN, "cache-control": "no-store"}
+    return json_response(body, status=202, headers={**locations, **applied, **again})
 
 
 def _locations(order: _Order, stream: Stream) -> dict[str, str]:

@@ -8,13 +8,14 @@ import gc
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
 import httpx
 import orjson
+from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from streamproxy.app import create_app
@@ -31,11 +32,15 @@ PROMPT = "a lighthouse at dusk"
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A running proxy. `url` has no path; `client` has no timeout below BOUND and follows nothing."""
+    """A running proxy. `url` has no path; `client` has no timeout below BOUND and follows nothing.
+
+    `drain` asks it to stop: it ends with the last stream.
+    """
 
     url: str
     port: int
     client: httpx.AsyncClient
+    drain: Callable[[], Awaitable[None]] | None = None
 
     async def metric(self, name: str, **labels: str) -> float:
         """A metric's value, 0 where it has not been counted yet."""
@@ -94,7 +99,9 @@ async def serving(app: ASGIApp, settings: Settings) -> AsyncIterator[Proxy]:
         with anyio.fail_after(BOUND):
             await ready.wait()
         async with httpx.AsyncClient(timeout=BOUND, trust_env=False) as client:
-            yield Proxy(f"http://127.0.0.1:{port}", port, client)
+            yield Proxy(
+                f"http://127.0.0.1:{port}", port, client, app.state.drain if isinstance(app, Starlette) else None
+            )
         tasks.cancel_scope.cancel()
 
 
