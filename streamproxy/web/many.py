@@ -259,11 +259,12 @@ class Turns:
                 self.after(place)
 
     def after(self, place: Place) -> None:
-        """The place has had its turn; the next one is at once if its stream has finished, else when it has more."""
+        """The place has had its turn. The next one is at once if its stream had finished before, else when it has more.
+
+        By a task in any case: one that always has more must not be faster than the others' tasks.
+        """
         if place.state is State.KEPT:
             self._ready.appendleft(place)
-        elif place.subscriber is not None and place.subscriber.ready:
-            self._add(place)
         elif place.subscriber is not None and self._tasks is not None:
             self._tasks.start_soon(self._wait, place, place.subscriber)
 
