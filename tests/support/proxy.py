@@ -8,7 +8,7 @@ import gc
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ class Proxy:
     url: str
     port: int
     client: httpx.AsyncClient
-    drain: Callable[[], Awaitable[None]] | None = None
+    drain: Callable[[], Coroutine[None, None, None]] | None = None
 
     async def metric(self, name: str, **labels: str) -> float:
         """A metric's value, 0 where it has not been counted yet."""
@@ -99,9 +99,8 @@ async def serving(app: ASGIApp, settings: Settings) -> AsyncIterator[Proxy]:
         with anyio.fail_after(BOUND):
             await ready.wait()
         async with httpx.AsyncClient(timeout=BOUND, trust_env=False) as client:
-            yield Proxy(
-                f"http://127.0.0.1:{port}", port, client, app.state.drain if isinstance(app, Starlette) else None
-            )
+            drain = getattr(app.state, "drain", None) if isinstance(app, Starlette) else None
+            yield Proxy(f"http://127.0.0.1:{port}", port, client, drain)
         tasks.cancel_scope.cancel()
 
 
