@@ -10,8 +10,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
-from typing import Final, Protocol, assert_never
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
 from urllib.parse import urlsplit
 
 import anyio
@@ -22,9 +22,11 @@ from streamproxy.core.conversation import (
     Body,
     Connect,
     Conversation,
+    Convert,
     Events,
     Fetch,
     Hear,
+    JobId,
     Limits,
     NextEvent,
     NotApplied,
@@ -42,10 +44,13 @@ from streamproxy.core.events import Frame
 from streamproxy.core.requests import Head, UpstreamRequest
 from streamproxy.core.sse import Event
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.generation.converting import Converter
 from streamproxy.generation.router import Plan
 from streamproxy.upstream import Answer
 from streamproxy.upstream.fetch import Fetcher
-from streamproxy.upstream.websocket import Socket, SocketLimits, connect
+
+if TYPE_CHECKING:
+    from streamproxy.upstream.websocket import Socket
 
 UNDO_SECONDS: Final = 5.0
 """How long telling a provider that its work is not wanted may take, also while the process is being stopped."""
@@ -58,6 +63,12 @@ room for an end marker and some blank lines, discarded unread.
 
 MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """One WebSocket message; ComfyUI's previews have some 100 kB, a final picture by this way a few MB."""
+
+
+FETCHES: Final = 8
+"""Images fetched at a time. Each is up to 67 MB of base64, so all of them have as much as two answers of the largest
+size (max_response_bytes). A picture of 4 MB takes about a second at 32 Mbit/s.
+"""
 
 
 class Sink(Protocol):
@@ -87,6 +98,10 @@ class Sink(Protocol):
         """Every image has its final frame."""
         ...
 
+    def job(self, id: str) -> None:
+        """The provider's own name for the work."""
+        ...
+
     def progress(self, step: Progress) -> None:
         """How far the provider says it is."""
         ...
@@ -107,6 +122,8 @@ class Outside:
     connect: float
     """Seconds to open a WebSocket."""
     ssl_context: ssl.SSLContext
+    converter: Converter = field(default_factory=Converter)
+    fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(FETCHES))
 
 
 class Driver:
@@ -188,8 +205,12 @@ class Driver:
                 await self._wait(seconds)
             case Fetch(url):
                 return await self._fetch(url)
+            case Convert():
+                return await self._outside.converter.convert(step)
             case Undo(request):
                 self._undo = request
+            case JobId(id):
+                self._sink.job(id)
             case Tolerated(label):
                 self._sink.tolerated(label)
             case Progress():
@@ -236,7 +257,8 @@ class Driver:
 
     async def _fetch(self, url: str) -> Picture:
         with anyio.CancelScope(deadline=self._ends_at):
-            return await self._outside.fetcher.fetch(url)
+            async with self._outside.fetching:
+                return await self._outside.fetcher.fetch(url)
         raise self._late()
 
     async def _wait(self, seconds: float) -> None:
@@ -250,6 +272,8 @@ class Driver:
 
     async def _on_socket(self, step: Connect | Tell | Hear) -> str | bytes | None:
         if isinstance(step, Connect):
+            from streamproxy.upstream.websocket import SocketLimits, connect  # 3 MB that few installations need
+
             signed = await self._signed(UpstreamRequest("GET", step.url))
             limits = SocketLimits(open=self._outside.connect, message=MESSAGE_BYTES)
             socket = connect(signed.url, signed.headers, limits=limits, ssl_context=self._outside.ssl_context)

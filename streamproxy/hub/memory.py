@@ -13,6 +13,7 @@ from math import ceil
 from typing import Final
 
 from streamproxy.core.events import ERROR
+from streamproxy.hub.log import Entry, Log, Record
 from streamproxy.hub.store import (
     MARK_SECONDS,
     OWN,
@@ -22,12 +23,10 @@ from streamproxy.hub.store import (
     Claim,
     Found,
     Gone,
-    Record,
     Standing,
     Stored,
     Summary,
 )
-from streamproxy.hub.stream import Entry, Retained
 
 REMEMBERED: Final = 10_000
 """Ids of purged streams, some 100 bytes each, and failures that are held; the oldest are forgotten first."""
@@ -44,15 +43,15 @@ class MemoryStore:
         self._max_bytes = max_bytes
         self._linger = linger
         self._now = now
-        self._live: dict[str, tuple[Record, Retained]] = {}
-        self._finished: OrderedDict[str, tuple[float, Record, Retained]] = OrderedDict()
+        self._live: dict[str, tuple[Record, Log]] = {}
+        self._finished: OrderedDict[str, tuple[float, Record, Log]] = OrderedDict()
         self._owned: dict[str, dict[str, None]] = {}
         self._purged: OrderedDict[str, None] = OrderedDict()
         self._claims: OrderedDict[str, tuple[float, Claim]] = OrderedDict()
         self.bytes = 0
 
     async def create(self, record: Record) -> None:
-        self._live[record.id] = record, Retained()
+        self._live[record.id] = record, Log()
         if record.owner is not None:
             self._owned.setdefault(record.owner, {})[record.id] = None
 
@@ -135,7 +134,7 @@ class MemoryStore:
             del self._finished[id]
             self._gone(record, kept)
 
-    def _gone(self, record: Record, kept: Retained) -> None:
+    def _gone(self, record: Record, kept: Log) -> None:
         self.bytes -= kept.bytes
         if record.owner is not None:
             ids = self._owned[record.owner]

@@ -34,13 +34,24 @@ from streamproxy.core.events import ANSWER, error_frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.hub import Hub
-from streamproxy.hub.stream import Entry, Stream, Subscriber
+from streamproxy.hub.log import Entry
+from streamproxy.hub.stream import Stream, Subscriber
 from streamproxy.web.endpoint import Context
-from streamproxy.web.following import RETRY, RETRY_OVERLOADED, SUPERSEDED, opening_words
 from streamproxy.web.headers import preferences, wants_events
 from streamproxy.web.jobs import list_streams
-from streamproxy.web.responses import HEARTBEAT, NO_REFERRER, SLICE, EventStream, Reader, empty_response, sliced
-from streamproxy.web.streams import Urls, away, choice, follows, inline, knows, urls
+from streamproxy.web.responses import NO_REFERRER, Reader, empty_response
+from streamproxy.web.slicing import LARGEST, Pieces, sliced
+from streamproxy.web.streams import Urls, away, choice, follows, inline, urls
+from streamproxy.web.writing import (
+    HEARTBEAT,
+    RETRY,
+    RETRY_OVERLOADED,
+    SUPERSEDED,
+    EventStream,
+    opening_words,
+    outline_of,
+    words,
+)
 
 MOST: Final = 64
 """Streams of one request: each takes 97 bytes of the query, and nginx takes a request line of 8 KiB (its default)."""
@@ -64,8 +75,7 @@ async def get_streams(request: Request, context: Context) -> ASGIApp:
     reading = Reading(places, _layout(request), context.settings.heartbeat)
     with ExitStack() as followed:
         followed.callback(reading.close, sent=False)
-        for place in places:
-            await place.open(from_now=reading.layout.from_now)
+        await _open(places, from_now=reading.layout.from_now)
         if reading.at_end:
             return empty_response(204, {"cache-control": "no-store", **NO_REFERRER})
         if (refused := _not_now(context, places)) is not None:
@@ -74,6 +84,23 @@ async def get_streams(request: Request, context: Context) -> ASGIApp:
             return away(context)
         followed.pop_all()
         return ManyStreams(reading, context.settings.drain_timeout)
+
+
+async def _open(places: list[Place], *, from_now: bool) -> None:
+    """Look for all of them at a time: one whose process is slow to answer shall not be waited for before the next."""
+    failures: list[ProxyError] = []
+
+    async def one(place: Place) -> None:
+        try:
+            await place.open(from_now=from_now)
+        except ProxyError as error:
+            failures.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        for place in places:
+            tasks.start_soon(one, place)
+    if failures:
+        raise failures[0]
 
 
 class State(Enum):
@@ -107,8 +134,8 @@ class Place:
         if stream is None:
             return
         if from_now and not self._given:
-            self.cursor = Cursor(stream.epoch, stream.last)
-        elif not knows(stream, self.cursor):
+            self.cursor = Cursor(stream.log.epoch, stream.log.last)
+        elif not stream.log.gave(self.cursor):
             self.cursor = START
         if not stream.finished:
             self._follow(stream)
@@ -140,13 +167,13 @@ class Place:
     def leave(self) -> None:
         """The stream is not followed any more."""
         if self.subscriber is not None:
-            self._hub.unwatch(self.subscriber.stream, self.subscriber)
+            self._hub.admission.unwatch(self.subscriber.stream, self.subscriber)
             self.subscriber = None
 
     def _follow(self, stream: Stream) -> None:
         subscriber = stream.subscribe(self.cursor)
         try:
-            self._hub.watch(stream, subscriber)
+            self._hub.admission.watch(stream, subscriber)
         except ProxyError as error:
             raise _named(error, self.id) from None
         self.subscriber = subscriber
@@ -207,7 +234,7 @@ _SHOWN: Final = 64
 
 def _not_now(context: Context, places: list[Place]) -> ProxyError | None:
     """Why the reader is to come back later instead: the process stops, or none of its streams can be reached."""
-    if context.hub.draining and any(place.state is State.LIVE for place in places):
+    if context.hub.admission.draining and any(place.state is State.LIVE for place in places):
         return ProxyError(Failure.DRAINING, "The proxy is shutting down.", retry_after="2")
     left = [place for place in places if place.state is not State.OVER]
     return left[0].error if all(place.state is State.AWAY for place in left) else None
@@ -302,44 +329,44 @@ class Reading(Reader):
         for place in self.places:
             place.leave()
 
-    async def written(self) -> AsyncGenerator[Piece, None]:
+    async def written(self) -> AsyncGenerator[Pieces, None]:
         """The bytes of all streams."""
-        yield opening_words(RETRY_OVERLOADED if self._any(State.AWAY) else RETRY)
+        yield words(opening_words(RETRY_OVERLOADED if self._any(State.AWAY) else RETRY))
         while self._any(State.LIVE, State.KEPT, State.GONE):
             if self._any(State.AWAY) and not self.turns:
                 return
             try:
                 place = await self.turns.next(self._heartbeat)
             except TimeoutError:
-                yield HEARTBEAT
+                yield words(HEARTBEAT)
                 continue
             if (entry := await place.take()) is not None:
-                for piece in self._frame(place, entry):
-                    yield piece
-                    del piece
-                del entry  # while the next event gathers, this one shall not be held
+                frame = self._frame(place, entry)
+                del entry  # from here on only what has yet to be sent is held
+                for part in frame:
+                    yield part
+                    del part
                 self.turns.after(place)
             if place.state is State.GONE and place.error is not None:
-                yield self._lost(place, place.error)
+                yield words(self._lost(place, place.error))
 
-    def _frame(self, place: Place, entry: Entry) -> Iterator[Piece]:
+    def _frame(self, place: Place, entry: Entry) -> Iterator[Pieces]:
         """One whole event; of a preview that is of no more use, what there is of it until then."""
         assert place.subscriber is not None
         stream, cursor = place.subscriber.stream, entry.cursor
-        body: list[Piece] = [b"data: ", *self.layout.data(place, entry)]
         end = self._end(entry.frame.type, place, cursor)
-        if entry.critical or not self.layout.preempt or sum(map(len, body)) <= SLICE:
-            yield from sliced([*body, end])
-        else:
-            for piece in sliced(body):
-                yield piece
-                if stream.superseded(entry):
-                    yield SUPERSEDED
-                    return
-            yield end
+        pieces: list[Piece] = [b"data: ", *self.layout.data(place, entry), end]
+        outline = outline_of(entry) if self.layout.preempt and not entry.critical else None
+        del entry
+        for part in sliced(pieces, LARGEST):
+            yield part
+            del part
+            if pieces and outline is not None and stream.superseded(outline):
+                yield words(SUPERSEDED)
+                return
         place.cursor = cursor
 
-    def _lost(self, place: Place, error: ProxyError) -> Piece:
+    def _lost(self, place: Place, error: ProxyError) -> bytes:
         """The event that tells of a stream that is not kept any more."""
         frame = error_frame(error, self.layout.request_id)
         end = self._end(frame.type, place, LOST)

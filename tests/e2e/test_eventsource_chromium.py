@@ -21,7 +21,7 @@ from PIL import Image
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Script, Send, event, head
 from streamproxy.simulator.server import serve
-from streamproxy.web import following
+from streamproxy.web import writing
 from tests.support.chromium import Chromium, Page, chromium, needs_chromium
 from tests.support.cutter import Asked, Cutter, Place, Then, cutting
 from tests.support.provider import COMPLETED, PREVIEW, USAGE
@@ -85,6 +85,7 @@ async def following_in(browser: Chromium, origin: str, url: str) -> AsyncIterato
         yield page.reports
 
 
+@pytest.mark.soak
 async def test_cuts_with_the_real_retry(browser: Chromium, origin: str) -> None:
     """Nothing is shortened here: the browser comes back when the proxy says so, and not before."""
     await survives_cuts(partial(following_in, browser, origin), (origin,))
@@ -93,8 +94,8 @@ async def test_cuts_with_the_real_retry(browser: Chromium, origin: str) -> None:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers are told to come back sooner: what they are told is what they do, whichever number it is."""
-    monkeypatch.setattr(following, "RETRY", (200, 400))
-    monkeypatch.setattr(following, "RETRY_OVERLOADED", (300, 500))
+    monkeypatch.setattr(writing, "RETRY", (200, 400))
+    monkeypatch.setattr(writing, "RETRY_OVERLOADED", (300, 500))
 
 
 @pytest.mark.usefixtures("soon")
@@ -224,7 +225,7 @@ def shown_as(stream: int, step: int) -> str:
 
 def frames_of(stream: int) -> tuple[bytes, ...]:
     """Two previews, and the picture."""
-    members = ({"partial_image_index": 0}, {"partial_image_index": 1}, {"usage": USAGE})
+    members: tuple[dict[str, object], ...] = ({"partial_image_index": 0}, {"partial_image_index": 1}, {"usage": USAGE})
     kinds = (PREVIEW, PREVIEW, COMPLETED)
     return tuple(
         event(kind, orjson.dumps({"type": kind, "b64_json": shown_as(stream, step), **more}))
@@ -260,7 +261,7 @@ async def twelve(origin: str, *places: Place) -> AsyncIterator[Dozen]:
 
     async with (
         serve(play) as upstream,
-        running_proxy(upstream.url, cors_origins=(origin,)) as proxy,
+        running_proxy(upstream.url, cors_origins=(origin,), commit_after=0.05) as proxy,
         cutting(proxy.port, *places) as cutter,
     ):
         pairs: list[str] = []

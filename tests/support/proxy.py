@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import anyio
 import httpx
@@ -28,6 +29,9 @@ BOUND = 30.0
 """Seconds that any one test step may take: far over what it needs, far under a hung CI."""
 
 PROMPT = "a lighthouse at dusk"
+
+NO_TRUST: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Accepts no certificate: these sockets are plain, and reading the public authorities takes longer than most tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ async def running_proxy(
     """
     row = {"base_url": f"{upstream}/v1", "credential": "none", **(provider or {})}
     chosen = Settings.of({"port": 0, "disconnect_grace": 0, "failure_hold": 0, "providers": {"sim": row}, **settings})
-    app = create_app(chosen, environ=environ or {}, ssl_context=ssl_context, resolver=resolver)
+    app = create_app(chosen, environ=environ or {}, ssl_context=ssl_context or NO_TRUST, resolver=resolver)
     async with serving(app, chosen) as proxy:
         yield proxy
 
@@ -98,7 +102,7 @@ async def serving(app: ASGIApp, settings: Settings) -> AsyncIterator[Proxy]:
         tasks.start_soon(lambda: serve(app, settings, sock, ready=lambda _: ready.set()))
         with anyio.fail_after(BOUND):
             await ready.wait()
-        async with httpx.AsyncClient(timeout=BOUND, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=BOUND, trust_env=False, verify=NO_TRUST) as client:
             drain = getattr(app.state, "drain", None) if isinstance(app, Starlette) else None
             yield Proxy(f"http://127.0.0.1:{port}", port, client, drain)
         tasks.cancel_scope.cancel()

@@ -10,14 +10,17 @@ import anyio
 import pytest
 
 from streamproxy.core.events import Frame
-from streamproxy.core.sse import Piece
-from streamproxy.hub.hub import Hub, HubLimits, OnDisconnect
+from streamproxy.hub.generation import Generation, OnDisconnect
+from streamproxy.hub.hub import Hub
+from streamproxy.hub.keys import Names
+from streamproxy.hub.limits import HubLimits
+from streamproxy.hub.log import Record
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
-from streamproxy.hub.store import Kept
+from streamproxy.hub.store import StoreBackend
 from streamproxy.hub.stream import Stream
 from streamproxy.observe import Observer
 from streamproxy.web.many import Layout, Place, Reading
-from streamproxy.web.responses import SLICE
+from streamproxy.web.slicing import SLICE, Pieces
 from streamproxy.web.streams import Urls
 from tests.support.streams import IDS, Followed, followed
 
@@ -38,19 +41,23 @@ class Made:
     """Streams of a hub."""
 
     hub: Hub
-    streams: list[Stream]
+    generations: list[Generation]
+
+    @property
+    def streams(self) -> list[Stream]:
+        return [generation.stream for generation in self.generations]
 
     async def preview(self, number: int, *, n: int = 0, size: int = 8, image: int = 0) -> None:
         """One more preview of a stream."""
-        await self.streams[number].append(Frame(PREVIEW, (data(n, size),), image))
+        await self.generations[number].append(Frame(PREVIEW, (data(n, size),), image))
 
     async def complete(self, number: int, *, n: int = 9, size: int = 8, image: int = 0) -> None:
         """An image of a stream is there."""
-        await self.streams[number].append(Frame(COMPLETED, (data(n, size),), image, final=True))
+        await self.generations[number].append(Frame(COMPLETED, (data(n, size),), image, final=True))
 
     async def end(self, number: int) -> None:
         """No frame will follow in a stream."""
-        await self.hub.conclude(self.streams[number])
+        await self.hub.conclude(self.generations[number])
 
     @asynccontextmanager
     async def reading(self, layout: Layout = INLINE, heartbeat: float = 60.0) -> AsyncIterator[Written]:
@@ -71,14 +78,14 @@ class Written:
     """What a reader has been sent, piece by piece as the test asks for it."""
 
     reading: Reading
-    pieces: AsyncGenerator[Piece, None]
+    pieces: AsyncGenerator[Pieces, None]
     body: bytearray = field(default_factory=bytearray)
 
     async def piece(self) -> int:
         """Take one more piece; its size."""
         with anyio.fail_after(5):
             piece = await anext(self.pieces)
-        self.body += piece
+        self.body += piece.joined()
         return len(piece)
 
     async def until(self, text: bytes, times: int = 1) -> None:
@@ -90,7 +97,7 @@ class Written:
         """Take all that is left; all events."""
         with anyio.fail_after(5):
             async for piece in self.pieces:
-                self.body += piece
+                self.body += piece.joined()
         return followed(bytes(self.body), IDS)
 
 
@@ -98,12 +105,15 @@ class Written:
 async def several(count: int) -> AsyncIterator[Made]:
     async with anyio.create_task_group() as tasks:
         store = MemoryStore(max_bytes=1 << 30, linger=60.0, now=anyio.current_time)
-        kept = Kept(store, store, MemoryMarks(now=anyio.current_time))
-        hub = Hub(kept=kept, tasks=tasks, limits=LIMITS, observer=Observer())
-        streams = [Stream(f"s{number}") for number in range(count)]
-        for stream in streams:
-            await hub.create(stream, policy=OnDisconnect.FINISH)
-        yield Made(hub, streams)
+        backend = StoreBackend(store, store, MemoryMarks(now=anyio.current_time))
+        hub = Hub(backend=backend, tasks=tasks, limits=LIMITS, observer=Observer())
+        generations = [
+            hub.prepare(Record(f"s{number}", n=9), policy=OnDisconnect.FINISH, names=Names("body"))
+            for number in range(count)
+        ]
+        for generation in generations:
+            await hub.register(generation)
+        yield Made(hub, generations)
         tasks.cancel_scope.cancel()
 
 
@@ -192,7 +202,7 @@ async def test_what_is_sent_is_not_held() -> None:
         await written.piece()
         for n in range(4):
             await made.preview(1, n=n, size=SLICE)
-        assert made.streams[1].bytes < 2 * SLICE
+        assert made.streams[1].log.bytes < 2 * SLICE
         await made.complete(2)
         await written.until(b"\n\n", 3)
         events = followed(bytes(written.body), IDS)

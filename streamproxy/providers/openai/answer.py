@@ -145,8 +145,7 @@ def image_frames(raw: bytes, job: Job) -> Iterator[Frame]:
     last |= {"usage": msgspec.Raw(full_usage(present(answer.usage)))}
     last |= {name: getattr(answer, name) for name in ("cost", "provider")} | read.ending(job)
     share = job.n < request.n
-    if share:
-        items = items[: job.n]  # the other indices are other jobs'
+    items = items[: job.n]  # further indices are other jobs', or of images that were not asked for
     for index, item in enumerate(items):
         ends = last if index == len(items) - 1 else {"usage": ZERO_USAGE, "cost": None, "provider": last["provider"]}
         image = _image(item, as_url=as_url)
