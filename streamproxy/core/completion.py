@@ -39,12 +39,14 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image of a JSON answer: base64 as raw JSON string content, or a URL, or both; `extra` are further members.
+    """One image of a JSON answer: base64 as raw JSON string content in pieces, or a URL, or both.
+
+    The first piece holds the image's header. `extra` are further members.
 
     Values in `extra`, and wherever members are given below, may be msgspec.Raw: the provider's bytes, which stay exact.
     """
 
-    b64: Piece
+    b64: tuple[Piece, ...]
     url: str | None
     extra: Mapping[str, object]
 
@@ -68,7 +70,7 @@ def completed(
     `several`: the request yields more than one image, so each event names its `image_index`. `ending` are the last
     members: usage, cost, provider and whatever else the provider said.
     """
-    info = probe_base64(image.b64)
+    info = probe_base64(image.b64[0]) if image.b64 else None
     values: dict[str, object] = {
         "created_at": stated.created_at,
         "size": f"{info.width}x{info.height}" if info else stated.size or "auto",
@@ -86,7 +88,7 @@ def completed(
     head = b'{"type":"' + kind.encode() + (b'","b64_json":"' if image.b64 else b'","b64_json":null,')
     tail = msgspec.json.encode(values)
     if image.b64:
-        return Frame(kind, (head, image.b64, b'",' + tail[1:]), image=index, final=True)
+        return Frame(kind, (head, *image.b64, b'",' + tail[1:]), image=index, final=True)
     return Frame(kind, (head + tail[1:],), image=index, final=True)
 
 

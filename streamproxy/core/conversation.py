@@ -123,6 +123,17 @@ class Convert:
 
 
 @dataclass(frozen=True, slots=True)
+class Inlining:
+    """A frame whose pictures are at `urls`. They are fetched, and `frame` makes it of them. Reply: None.
+
+    One that cannot be fetched keeps its URL: it has been paid for.
+    """
+
+    urls: tuple[str, ...] = field(repr=False)
+    frame: Callable[[tuple[Picture, ...]], Frame] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Connect:
     """Open a WebSocket beside the exchanges. Reply: None."""
 
@@ -182,7 +193,7 @@ class Tolerated:
     label: str
 
 
-Said = Accepted | Frame | Tolerated
+Said = Accepted | Frame | Inlining | Tolerated
 """What a decoder may yield: steps without a reply."""
 
 Step = (
@@ -192,6 +203,7 @@ Step = (
     | Pour
     | Wait
     | Fetch
+    | Inlining
     | Convert
     | Connect
     | Tell
@@ -232,11 +244,15 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bytes: of one event, and of a whole answer. `fetch_images`: whether callers' image URLs are fetched for them."""
+    """Bytes: of one event, and of a whole answer. `fetch_images`: whether callers' image URLs are fetched for them.
+
+    `inline_urls`: whether those of a provider's answer are, for callers who say nothing, or ask for base64.
+    """
 
     event: int
     answer: int
     fetch_images: bool = False
+    inline_urls: Literal["always", "asked", "never"] = "never"
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +282,12 @@ class Job:
     @property
     def model(self) -> Model:
         return self.route.model
+
+    @property
+    def inlines(self) -> bool:
+        """Whether the caller gets pictures as base64 that the provider has at URLs."""
+        asked = self.request.response_format == "b64_json"
+        return self.limits.inline_urls == "always" or (asked and self.limits.inline_urls == "asked")
 
 
 class Adapter(Protocol):

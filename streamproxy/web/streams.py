@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from streamproxy.auth import Right, owner_of
 from streamproxy.core.cursor import Cursor, parse_cursor
-from streamproxy.core.eventdata import image_bytes, referenced
+from streamproxy.core.eventdata import image_bytes, nth_image, referenced
 from streamproxy.core.events import ANSWER, ERROR, Frame, read_error
 from streamproxy.core.images import media_type, probe
 from streamproxy.core.sse import Piece
@@ -33,6 +33,9 @@ LOOK_AGAIN: Final = "2"
 """Seconds between looks at a stream that has not ended: previews come that often."""
 
 IMMUTABLE = "private, max-age=31536000, immutable"
+
+_INDEX: Final = 3
+"""Digits of an image's index: as many as are read of a provider's."""
 
 _VERSION: Final = re.compile(r"/v[0-9]+(?=/)")
 
@@ -164,6 +167,16 @@ def urls(request: Request, context: Context, id: str, given: str | None = None) 
     return Urls(base, given)
 
 
+def image_urls(request: Request, context: Context, id: str) -> Callable[[int], str]:
+    """The URL of each completed image of a stream: absolute where the name of the proxy is known.
+
+    It begins with `public_url`, or with the request's own host where the settings know that name.
+    """
+    places = urls(request, context, id)
+    known = "" if context.settings.public_url else context.origins.base_url(request.scope["scheme"], request.headers)
+    return lambda index: f"{known}{places.base}/images/{index}?token={places.token}"
+
+
 async def _as_json(request: Request, context: Context, stream: Stream) -> Response:
     """The stream as one object; `data` are the completed events."""
     applied = await _wait(request, context, stream)
@@ -255,6 +268,10 @@ async def _picture(request: Request, context: Context, *, preview: bool) -> ASGI
     candidates = [e for e in of_image if e.frame.type not in (ERROR, ANSWER)]
     wanted = [e for e in candidates if e.critical] or (candidates if preview else [])
     picture = image_bytes(wanted[-1].frame.data) if wanted else None
+    answers = [] if wanted else [entry for entry in stream.log.retained() if entry.frame.type == ANSWER]
+    if answers and index.isdecimal() and len(index) <= _INDEX:
+        wanted = answers
+        picture = nth_image(answers[-1].frame.data, int(index))
     if picture is None:
         raise ProxyError(Failure.NOT_FOUND, "This stream has no such image, or not yet.", param="image_index")
     info = probe(picture)

@@ -31,7 +31,7 @@ from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.log import Entry
 from streamproxy.hub.stream import Stream, Subscriber
-from streamproxy.surfaces.images import layout
+from streamproxy.surfaces.images import layout, linked_event
 from streamproxy.web.responses import NO_REFERRER, Reader
 from streamproxy.web.slicing import LARGEST, PIECES, Pieces, sliced
 
@@ -67,14 +67,18 @@ class Layout(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
 class Posted:
-    """For the caller who asked, or who asked again with the same key."""
+    """For the caller who asked, or who asked again with the same key. `url`: where each image is, if that is wanted."""
+
+    url: Callable[[int], str] | None = None
 
     def opening(self) -> bytes:
         return HEARTBEAT
 
     def pieces(self, entry: Entry) -> list[Piece]:
-        return [*layout(entry.frame)]
+        frame = entry.frame
+        return [*layout(frame if self.url is None else linked_event(frame, self.url(frame.image)))]
 
     def breaks_off(self, entry: Entry) -> bool:
         return False
