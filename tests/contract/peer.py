@@ -143,8 +143,8 @@ class Peer:
                     self._say(said)
             case steps.Fetch(url):
                 return self._fetched(url)
-            case steps.Convert():
-                return Inline(memoryview(as_text(step.image)), "image/png")
+            case steps.Convert(image):
+                return image if isinstance(image, Picture) else Picture((bytes(as_text(image)),), "image/png")
             case steps.Connect(url):
                 self._answer(f"CONNECT /{url.split('/', 3)[3]}")
             case steps.Hear():
