@@ -164,6 +164,11 @@ class Place:
             self.leave()
         return entry
 
+    @property
+    def ready(self) -> bool:
+        """Whether the stream is followed, and has something to send."""
+        return self.subscriber is not None and self.subscriber.ready
+
     def leave(self) -> None:
         """The stream is not followed any more."""
         if self.subscriber is not None:
@@ -333,7 +338,7 @@ class Reading(Reader):
         """The bytes of all streams."""
         yield words(opening_words(RETRY_OVERLOADED if self._any(State.AWAY) else RETRY))
         while self._any(State.LIVE, State.KEPT, State.GONE):
-            if self._any(State.AWAY) and not self.turns:
+            if self._any(State.AWAY) and not self.turns and not any(place.ready for place in self.places):
                 return
             try:
                 place = await self.turns.next(self._heartbeat)

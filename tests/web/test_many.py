@@ -16,13 +16,14 @@ from streamproxy.hub.keys import Names
 from streamproxy.hub.limits import HubLimits
 from streamproxy.hub.log import Record
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
-from streamproxy.hub.store import StoreBackend
+from streamproxy.hub.store import Gone, StoreBackend, Stored, StoreError
 from streamproxy.hub.stream import Stream
 from streamproxy.observe import Observer
-from streamproxy.web.many import Layout, Place, Reading
+from streamproxy.web.many import Layout, Place, Reading, State
 from streamproxy.web.slicing import SLICE, Pieces
 from streamproxy.web.streams import Urls
-from tests.support.streams import IDS, Followed, followed
+from streamproxy.web.writing import RETRY_OVERLOADED
+from tests.support.streams import IDS, Followed, followed, retry_of
 
 pytestmark = pytest.mark.anyio
 
@@ -101,10 +102,17 @@ class Written:
         return followed(bytes(self.body), IDS)
 
 
+class Away(MemoryStore):
+    """A store that cannot be reached by those who look for a stream."""
+
+    async def load(self, id: str) -> Stored | Gone | None:
+        raise StoreError("away")
+
+
 @asynccontextmanager
-async def several(count: int) -> AsyncIterator[Made]:
+async def several(count: int, kind: type[MemoryStore] = MemoryStore) -> AsyncIterator[Made]:
     async with anyio.create_task_group() as tasks:
-        store = MemoryStore(max_bytes=1 << 30, linger=60.0, now=anyio.current_time)
+        store = kind(max_bytes=1 << 30, linger=60.0, now=anyio.current_time)
         backend = StoreBackend(store, store, MemoryMarks(now=anyio.current_time))
         hub = Hub(backend=backend, tasks=tasks, limits=LIMITS, observer=Observer())
         generations = [
@@ -241,3 +249,17 @@ async def test_one_that_cannot_be_followed_here_ends_the_answer() -> None:
         made.streams[1].give_up()
         assert told(await written.rest()) == [("s0", "completed", 9, "1.1-0.0")]
         assert not written.reading.at_end
+
+
+async def test_what_runs_here_is_sent_while_the_store_is_away() -> None:
+    """A stream that has ended is only in the store. The reader is told to come back, not too soon."""
+    async with several(2, Away) as made:
+        await made.complete(0)
+        await made.end(0)
+        await made.complete(1)
+        async with made.reading() as written:
+            assert [place.state for place in written.reading.places] == [State.AWAY, State.LIVE]
+            assert told(await written.rest()) == [("s1", "completed", 9, "0.0-1.1")]
+            low, high = RETRY_OVERLOADED
+            assert low <= retry_of(bytes(written.body)) <= high
+            assert not written.reading.at_end
