@@ -309,7 +309,7 @@ def _locations(order: _Order, stream: Stream) -> dict[str, str]:
 
 
 def _links(order: _Order, stream: Stream) -> Callable[[int], str] | None:
-    """The URL of each image, where the caller wants URLs: absolute where we know by what name we are known."""
+    """The URL of each image, where the caller wants URLs."""
     if order.wanted.response_format != "url":
         return None
     return image_urls(order.request, order.context, stream.id)

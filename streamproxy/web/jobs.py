@@ -1,6 +1,6 @@
 """GET streams without `stream`: a caller's own streams as a list, newest first, in the form of OpenAI's lists.
 
-A stream belongs to the key that asked for it. What was asked for without a key is nobody's, and in no list.
+A stream belongs to the key that asked for it. One that was asked for without a key is in no list.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ A browser opens six connections to a host over HTTP/1.1, so a page that follows 
     event: image_generation.completed
     id: 1.5-1.3-0.0                     a cursor for each stream, in the order of the query
 
-Streams take turns, one frame each, in the order in which they have something to send. What a frame is, is decided at
-its turn: a stream that had to wait sends its newest preview. A finished stream is read from the store at its turn, and
-sent to its end, so that one of them is in memory at a time.
+Streams take turns, one frame each, in the order in which they have something to send. The frame is chosen at its turn:
+a stream that had to wait sends its newest preview. A finished stream is read from the store at its turn, and sent to
+its end, so that one of them is in memory at a time.
 
 A stream that is no longer kept is told by an `error` event of its own, with the cursor LOST, and the others go on. A
 stream that cannot be reached now ends the answer as soon as the others are silent: the reader comes back for it.
@@ -59,6 +59,10 @@ MOST: Final = 64
 INLINE: Final = 256 * 1024
 """Bytes of an event that is sent whole unless `payload` says otherwise: 0.2 s at 10 Mbit/s. The others wait for it."""
 
+OPENED: Final = 8
+"""Streams that are looked for at a time. Each may be a finished one, whose images are in memory until it is known which
+of them the reader has."""
+
 START: Final = Cursor(0, 0)
 LOST: Final = Cursor(0, 1)
 """The position in a stream whose loss the reader knows of. No producer has epoch 0."""
@@ -87,12 +91,14 @@ async def get_streams(request: Request, context: Context) -> ASGIApp:
 
 
 async def _open(places: list[Place], *, from_now: bool) -> None:
-    """Look for all of them at a time: one whose process is slow to answer shall not be waited for before the next."""
+    """Look for all of them, OPENED at a time: one whose process is slow to answer must not hold up the others."""
     failures: list[ProxyError] = []
+    limiter = anyio.CapacityLimiter(OPENED)
 
     async def one(place: Place) -> None:
         try:
-            await place.open(from_now=from_now)
+            async with limiter:
+                await place.open(from_now=from_now)
         except ProxyError as error:
             failures.append(error)
 
@@ -104,7 +110,7 @@ async def _open(places: list[Place], *, from_now: bool) -> None:
 
 
 class State(Enum):
-    """What is left of one stream for this reader."""
+    """How much of one stream is left for this reader."""
 
     LIVE = auto()  # it is followed
     KEPT = auto()  # it has finished, and is read at its turn
@@ -207,7 +213,7 @@ def _places(request: Request, context: Context) -> list[Place]:
     for text in asked:
         id, _, token = text.partition(":")
         if id in named:
-            raise ProxyError(Failure.INVALID_REQUEST, "A stream is named twice.", param=f"stream={id}")
+            raise ProxyError(Failure.INVALID_REQUEST, "A stream is named twice.", param=f"stream={id[:_SHOWN]}")
         named[id] = token
         try:
             context.tokens.check(id, token)
@@ -234,7 +240,7 @@ def _named(error: ProxyError, id: str) -> ProxyError:
 
 
 _SHOWN: Final = 64
-"""Characters of an id that an error repeats: ours have 36, and what a caller writes there may be anything."""
+"""Characters of an id that an error repeats: ours have 36, and a caller may write anything there."""
 
 
 def _not_now(context: Context, places: list[Place]) -> ProxyError | None:
@@ -301,7 +307,7 @@ class Turns:
             self._tasks.start_soon(self._wait, place, place.subscriber)
 
     async def next(self, within: float) -> Place:
-        """Whose turn it is. Raises TimeoutError after `within` seconds of silence."""
+        """The place whose turn it is. Raises TimeoutError after `within` seconds of silence."""
         if not self._ready:
             self._added = anyio.Event()
             with anyio.fail_after(within):
@@ -318,7 +324,7 @@ class Turns:
 
 
 class Reading(Reader):
-    """One reader of several streams: what it is sent, and when it has had all."""
+    """One reader of several streams: its bytes, and whether it has had all of them."""
 
     def __init__(self, places: list[Place], layout: Layout, heartbeat: float) -> None:
         self.places = places
@@ -379,7 +385,7 @@ class Reading(Reader):
         return b"".join((b"data: ", *appended(frame.data, {"stream": place.id}), end))
 
     def _end(self, type: str, place: Place, cursor: Cursor) -> bytes:
-        """What follows the data, with all cursors as they are after this event."""
+        """The lines behind the data, with all cursors as they are after this event."""
         cursors = "-".join(str(cursor if one is place else one.cursor) for one in self.places)
         return f"\nevent: {type}\nid: {cursors}\n\n".encode()
 

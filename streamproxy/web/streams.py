@@ -168,7 +168,7 @@ def urls(request: Request, context: Context, id: str, given: str | None = None) 
 
 
 def image_urls(request: Request, context: Context, id: str) -> Callable[[int], str]:
-    """The URL of each completed image of a stream: absolute where the name of the proxy is known.
+    """The URLs of a stream's completed images, absolute where the name of the proxy is known.
 
     It begins with `public_url`, or with the request's own host where the settings know that name.
     """

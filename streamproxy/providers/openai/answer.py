@@ -196,7 +196,7 @@ def unwrapped(image: JsonObject) -> bytes | None:
 
 
 def url_of(item: Mapping[str, msgspec.Raw]) -> str:
-    """Where the picture of an item is that comes without its bytes; "" for every other item."""
+    """The URL of an item's picture, where it comes without its bytes; "" for every other item."""
     url = text(item.get("url", _ABSENT))
     return url if url[:6].lower() in ("http:/", "https:") and not holds_text(item.get("b64_json", _ABSENT)) else ""
 
