@@ -91,12 +91,11 @@ class Model:
     """One model and what it can do.
 
     `streams`: it sends events itself; where false it is never sent `stream` or `partial_images`. `partial_images`: the
-    most previews one may ask it for. `max_n`: the most pictures of one request to it; `max_stream_n`: of one that
-    streams, 0 where nobody says. `formats`: what `output_format` may be; empty: not known, so nothing is refused.
-    `refuses`: members it answers with an error, so they are never sent. `retired`: the day its owner turned or turns
-    it off; gateways may serve it longer, so it is still resolved. `created`: seconds since 1970. `simulated`: only
-    ever found by its full id, and not listed by a provider's "*". `max_prompt`: characters of its prompt.
-    `unstreamed_formats`: output formats that it refuses to stream.
+    most previews of one request. `max_n`: the most pictures of one request; `max_stream_n`: of one that streams, 0
+    where that is not documented. `refuses`: members it answers with an error, so they are never sent. `retired`: the
+    day its owner turned or turns it off; gateways may serve it longer, so it is still resolved. `created`: seconds
+    since 1970. `simulated`: found by its full id only, and not listed by a provider's "*". `max_prompt`: characters of
+    its prompt. `unstreamed_formats`: output formats that it refuses to stream.
     """
 
     id: str
@@ -105,9 +104,7 @@ class Model:
     family: str
     streams: bool
     edits: bool
-    surfaces: tuple[Literal["images", "chat"], ...]
     max_n: int
-    formats: tuple[str, ...]
     partial_images: int
     remote_image_urls: bool
     aliases: tuple[str, ...] = ()
@@ -128,8 +125,9 @@ class Model:
         """
         owner, _, name = id.partition("/")
         owner, name = (owner, name) if owner and name else ("", id)
-        both: tuple[Literal["images", "chat"], ...] = ("images", "chat")
-        return cls(id, owner, name, UNKNOWN, True, True, both, 10, (), 3, True)
+        return cls(
+            id, owner, name, UNKNOWN, streams=True, edits=True, max_n=10, partial_images=3, remote_image_urls=True
+        )
 
     @property
     def spellings(self) -> tuple[str, ...]:

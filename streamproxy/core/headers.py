@@ -272,13 +272,6 @@ class HeaderPolicy:
             raise ProxyError(Failure.INTERNAL, f"The outgoing headers are inconsistent: {shown}.")
         return [*extra, *own]
 
-    def redact(self, headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Headers fit for a log: the value is hidden under a secret name, and where it holds a credential's shape.
-
-        Doubt hides it too: a name outside the charset (an underscore counts as a hyphen), or a value over the limit.
-        """
-        return [(name, REDACTED if self._is_secret(name, value) else value) for name, value in headers]
-
     def scrub(self, text: str) -> str:
         """Free text, such as a provider's error message, with every credential's shape replaced by `[redacted]`.
 
@@ -344,13 +337,6 @@ class HeaderPolicy:
         if name in self._allow or name.startswith(self.rules.allow_prefix) or not self._opaque.search(value):
             return False
         return not any(segment in self.rules.identifier for segment in name.split("-"))
-
-    def _is_secret(self, name: str, value: str) -> bool:
-        plain = name.replace("_", "-")
-        if not self._name.fullmatch(plain) or not SECRET.isdisjoint(self._classes(canonical(plain))):
-            return True
-        too_long = len(value) > self.rules.max_value_bytes
-        return too_long or any(self._spans(value)) or self._may_be_key(canonical(plain), value)
 
     def _spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Where credentials stand in bounded text; of a pattern with a group, only what the group holds."""

@@ -17,7 +17,7 @@ Source: WHATWG HTML, "Server-sent events", section "Interpreting an event stream
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -291,8 +291,3 @@ class Cutter:
 
 def _name(value: bytes) -> str:
     return value.removeprefix(b" ").decode("utf-8", "replace")
-
-
-def event_bytes(name: str, data: Iterable[Piece]) -> bytes:
-    """One whole event in the layout of the OpenAI surface: LF only, `event` line first, one `data` line, blank line."""
-    return b"".join((b"event: ", name.encode(), b"\ndata: ", *data, b"\n\n"))
