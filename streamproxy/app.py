@@ -1,4 +1,8 @@
-"""The composition root: settings -> one wired Starlette app. Nothing is shared between two apps of a process."""
+"""The composition root: settings -> one wired Starlette app. Nothing is shared between two apps of a process.
+
+create_app    what settings decide alone: providers, credentials, origins, routes
+_Wiring       what runs between the app's start and its end: connections, store, hub, producers
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,12 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import anyio
 import orjson
+from anyio.abc import TaskGroup
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -18,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streamproxy.auth import StreamTokens
-from streamproxy.core.catalogue import Provider
+from streamproxy.core.catalogue import Catalogue
 from streamproxy.core.conversation import Limits
 from streamproxy.core.events import error_body
 from streamproxy.core.headers import HeaderPolicy
@@ -32,16 +38,15 @@ from streamproxy.hub.hub import Hub, HubLimits
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
 from streamproxy.settings import ProviderSettings, Settings
-from streamproxy.settings.providers import Configured, configure, read_catalogue
+from streamproxy.settings.providers import Providers, configure, read_catalogue
 from streamproxy.upstream import Deadlines, Resolver, Upstream, default_ssl_context
 from streamproxy.upstream.fetch import Fetcher
 from streamproxy.web.body import Budget, Intake
-from streamproxy.web.context import Context
+from streamproxy.web.endpoint import Context
 from streamproxy.web.middleware import Cors, RequestContext
 from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.origins import Origins, hosts_of
 from streamproxy.web.outcome import note_failure
-from streamproxy.web.responses import Pace
 from streamproxy.web.routes import PREFIXES, ROUTES, routes
 
 
@@ -60,82 +65,140 @@ def create_app(
     """
     policy = HeaderPolicy.load()
     catalogue = read_catalogue()
-    found = os.environ if environ is None else environ
-    configured = configure(settings, catalogue, found, policy, adapters=ADAPTERS)
-    observer = Observer()
-    tokens = StreamTokens(settings.secret or secrets.token_urlsafe(32), settings.token_seconds)
-    origins = _origins(settings, configured)
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            services: dict[str, Service] = {}
-            trust = ssl_context or default_ssl_context()
-            for provider in configured.providers:
-                services[provider.name] = _service(settings, provider, configured, trust, resolver, observer)
-                stack.push_async_callback(services[provider.name].upstream.aclose)
-            tasks = await stack.enter_async_context(anyio.create_task_group())
-            kept = await stack.enter_async_context(
-                STORES[settings.store.partition(":")[0]](settings.store, settings.store_bytes, settings.linger)
-            )
-            hub_limits = HubLimits(
-                grace=settings.disconnect_grace,
-                hold=settings.failure_hold,
-                viewers=settings.max_viewers,
-                viewers_of_owner=settings.max_viewers_per_caller,
-                streams=settings.max_streams,
-            )
-            hub = Hub(kept=kept, tasks=tasks, limits=hub_limits, observer=observer)
-            tasks.start_soon(hub.tend)
-            fetcher = Fetcher(hosts=settings.fetch_hosts, ssl_context=trust)
-            stack.push_async_callback(fetcher.aclose)
-            limits = Limits(settings.max_event_bytes, settings.max_response_bytes, settings.fetch_images)
-            attempts = Attempts(
-                ADAPTERS,
-                Outside(fetcher, limits, settings.total_timeout, settings.connect_timeout, trust),
-                settings.stream_n,
-            )
-            producer = Producer(attempts=attempts, hub=hub, observer=observer, policy=policy, tasks=tasks)
-            pace = Pace(settings.heartbeat, settings.drain_timeout)
-            # On the app, not in the lifespan's state: that is lost where a parent app's lifespan does not hand it on.
-            app.state.context = Context(
-                settings,
-                catalogue,
-                configured.providers,
-                Router(catalogue, services, policy),
-                attempts,
-                producer,
-                observer,
-                hub,
-                tokens,
-                pace,
-                origins,
-                _intake(settings),
-                _keyed(configured),
-                ModelLists(services),
-            )
-            try:
-                yield
-            finally:
-                app.state.context = None
-                tasks.cancel_scope.cancel()
-
+    configured = configure(settings, catalogue, os.environ if environ is None else environ, policy, adapters=ADAPTERS)
+    wiring = _Wiring(
+        settings=settings,
+        catalogue=catalogue,
+        configured=configured,
+        policy=policy,
+        observer=Observer(),
+        tokens=StreamTokens(settings.secret or secrets.token_urlsafe(32), settings.token_seconds),
+        origins=_origins(settings, configured),
+        ssl_context=ssl_context,
+        resolver=resolver,
+    )
     app = Starlette(
         routes=routes(),
-        middleware=[Middleware(RequestContext, observer, origins, policy), Middleware(Cors, origins)],
-        lifespan=lifespan,
+        middleware=[
+            Middleware(RequestContext, wiring.observer, wiring.origins, policy),
+            Middleware(Cors, wiring.origins),
+        ],
+        lifespan=wiring.lifespan,
         exception_handlers={HTTPException: _not_routed},
     )
     app.router.redirect_slashes = False  # a redirect would name whatever host the caller said, and lose a POST's body
     app.state.context = None
-
-    async def drain() -> None:
-        context: Context | None = app.state.context
-        if context is not None:
-            await context.hub.drain(settings.drain_timeout)
-
-    app.state.drain = drain
+    app.state.drain = partial(_drain, app)
     return app
+
+
+async def _drain(app: Starlette) -> None:
+    context: Context | None = app.state.context
+    if context is not None:
+        await context.hub.drain(context.settings.drain_timeout)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wiring:
+    """The parts of an app that exist before it runs. `lifespan` starts the others from them."""
+
+    settings: Settings
+    catalogue: Catalogue
+    configured: Providers
+    policy: HeaderPolicy
+    observer: Observer
+    tokens: StreamTokens
+    origins: Origins
+    ssl_context: ssl.SSLContext | None
+    resolver: Resolver | None
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """All that runs, from the app's start to its end."""
+        async with AsyncExitStack() as running:
+            # On the app, not in the lifespan's state: that is lost where a parent app's lifespan does not hand it on.
+            app.state.context = await self._start(running)
+            try:
+                yield
+            finally:
+                app.state.context = None
+
+    async def _start(self, running: AsyncExitStack) -> Context:
+        """Start everything. What has to be ended is on `running`."""
+        trust = self.ssl_context or default_ssl_context()
+        services = self._connect(running, trust)
+        tasks = await running.enter_async_context(anyio.create_task_group())
+        hub = await self._start_hub(running, tasks)
+        attempts = self._attempts(running, trust)
+        running.callback(tasks.cancel_scope.cancel)
+        return Context(
+            settings=self.settings,
+            catalogue=self.catalogue,
+            providers=self.configured.providers,
+            router=Router(self.catalogue, services, self.policy),
+            attempts=attempts,
+            producer=Producer(attempts=attempts, hub=hub, observer=self.observer, policy=self.policy, tasks=tasks),
+            observer=self.observer,
+            hub=hub,
+            tokens=self.tokens,
+            origins=self.origins,
+            intake=_intake(self.settings),
+            keyed=_keyed(self.configured),
+            models=ModelLists(services),
+        )
+
+    def _connect(self, running: AsyncExitStack, trust: ssl.SSLContext) -> dict[str, Service]:
+        """Each provider with its connections, by its name."""
+        services: dict[str, Service] = {}
+        for provider in self.configured.providers:
+            row = self.settings.providers.get(provider.name, ProviderSettings())
+            upstream = Upstream(
+                deadlines=_deadlines(self.settings),
+                max_connections=self.settings.max_connections,
+                ssl_context=trust,
+                tolerated=partial(self.observer.tolerated, provider.name),
+                trust_env=self.settings.trust_env_proxies,
+                resolver=self.resolver,
+            )
+            running.push_async_callback(upstream.aclose)
+            credential = self.configured.credentials[provider.name]
+            services[provider.name] = Service(
+                provider, upstream, credential, row.strict_headers, tuple(row.allow_headers)
+            )
+        return services
+
+    async def _start_hub(self, running: AsyncExitStack, tasks: TaskGroup) -> Hub:
+        settings = self.settings
+        open_store = STORES[settings.store.partition(":")[0]]
+        kept = await running.enter_async_context(open_store(settings.store, settings.store_bytes, settings.linger))
+        limits = HubLimits(
+            grace=settings.disconnect_grace,
+            hold=settings.failure_hold,
+            viewers=settings.max_viewers,
+            viewers_of_owner=settings.max_viewers_per_caller,
+            streams=settings.max_streams,
+        )
+        hub = Hub(kept=kept, tasks=tasks, limits=limits, observer=self.observer)
+        tasks.start_soon(hub.tend)
+        return hub
+
+    def _attempts(self, running: AsyncExitStack, trust: ssl.SSLContext) -> Attempts:
+        settings = self.settings
+        fetcher = Fetcher(hosts=settings.fetch_hosts, ssl_context=trust)
+        running.push_async_callback(fetcher.aclose)
+        limits = Limits(settings.max_event_bytes, settings.max_response_bytes, settings.fetch_images)
+        outside = Outside(fetcher, limits, settings.total_timeout, settings.connect_timeout, trust)
+        return Attempts(ADAPTERS, outside, settings.stream_n)
+
+
+def _deadlines(settings: Settings) -> Deadlines:
+    return Deadlines(
+        connect=settings.connect_timeout,
+        first_byte=settings.first_byte_timeout,
+        idle=settings.idle_timeout,
+        total=settings.total_timeout,
+        pool=settings.pool_timeout,
+    )
 
 
 def _intake(settings: Settings) -> Intake:
@@ -148,8 +211,8 @@ def _intake(settings: Settings) -> Intake:
     )
 
 
-def _keyed(configured: Configured) -> bool:
-    """A key goes to every provider, and each is beyond this machine's networks: over plain HTTP some need none."""
+def _keyed(configured: Providers) -> bool:
+    """Whether every provider needs the caller's key. One over plain HTTP is in our own network, and may need none."""
     sources = configured.credentials
     return bool(configured.providers) and all(
         sources[provider.name].kind == "caller" and provider.base_url.startswith("https:")
@@ -157,39 +220,11 @@ def _keyed(configured: Configured) -> bool:
     )
 
 
-def _origins(settings: Settings, configured: Configured) -> Origins:
-    """Any host name will do unless a configured key can be spent by it without a caller's."""
+def _origins(settings: Settings, configured: Providers) -> Origins:
+    """The rules for pages and host names. Any name will do unless a configured key can be spent without a caller's."""
     exposed = not settings.caller_keys and any(source.credential for source in configured.credentials.values())
     hosts = hosts_of(settings.host, settings.allowed_hosts) if exposed else None
     return Origins(frozenset(settings.cors_origins), hosts)
-
-
-def _service(
-    settings: Settings,
-    provider: Provider,
-    configured: Configured,
-    trust: ssl.SSLContext,
-    resolver: Resolver | None,
-    observer: Observer,
-) -> Service:
-    row = settings.providers.get(provider.name, ProviderSettings())
-    upstream = Upstream(
-        deadlines=Deadlines(
-            connect=settings.connect_timeout,
-            first_byte=settings.first_byte_timeout,
-            idle=settings.idle_timeout,
-            total=settings.total_timeout,
-            pool=settings.pool_timeout,
-        ),
-        max_connections=settings.max_connections,
-        ssl_context=trust,
-        tolerated=partial(observer.tolerated, provider.name),
-        trust_env=settings.trust_env_proxies,
-        resolver=resolver,
-    )
-    return Service(
-        provider, upstream, configured.credentials[provider.name], row.strict_headers, tuple(row.allow_headers)
-    )
 
 
 async def _not_routed(request: Request, exception: Exception) -> Response:

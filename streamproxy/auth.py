@@ -1,10 +1,10 @@
-"""Who calls, and which key we present to a provider: two questions that never mix.
+"""The caller of a request, and the key that we present to a provider. The two never mix.
 
     authenticate(headers, caller_keys) -> Caller              each request, before anything else
     CredentialSource.present(headers)  -> Credential | None   the provider's: configured, the caller's own, or none
 
 Callers' keys are known by their SHA-256 hashes, so that no configuration file holds one. Only configuration says which
-source a provider has; what a request may decide is the value, and only where the source is "caller".
+source a provider has. A request decides the value, and only where the source is "caller".
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ from itsdangerous import BadSignature, TimestampSigner
 
 from streamproxy.errors import Failure, ProxyError
 
-KEY_HEADERS: Final = (
-    "authorization",
-    "x-api-key",
-    "api-key",
-)  # in this order; the latter two are Anthropic's and Azure's
+KEY_HEADERS: Final = ("authorization", "x-api-key", "api-key")
+"""In this order. The latter two are Anthropic's and Azure's."""
+
 ID_DIGITS: Final = 12  # 48 bits of a hash: enough to tell callers apart in logs, too few to find the key by
 
 Headers = Sequence[tuple[bytes, bytes]]
-Kind = Literal["environment", "file", "directory", "caller", "none"]
+SourceKind = Literal["environment", "file", "directory", "caller", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request. `key_id`: a short hash of the key, safe to log; None where no keys are configured."""
+    """The sender of a request. `key_id`: a short hash of the key, safe to log; None where no keys are configured."""
 
     key_id: str | None = None
 
@@ -52,7 +50,7 @@ class Caller:
 class CredentialSource:
     """Where one provider's credential comes from; `credential` is the configured one, if any."""
 
-    kind: Kind
+    kind: SourceKind
     header: str
     scheme: str
     credential: Credential | None = None
@@ -73,7 +71,7 @@ class CredentialSource:
 
 
 def authenticate(headers: Headers, caller_keys: tuple[str, ...]) -> Caller:
-    """The caller with one of these keys (`sha256:<hex>`); anybody where there are none.
+    """The caller with one of these keys (`sha256:<hex>`); without any keys, an unnamed caller.
 
     The key is in `Authorization: Bearer`, `x-api-key` or `api-key`. Every hash is compared, so that the time taken says
     nothing about which. Raises ProxyError(INVALID_API_KEY).
@@ -98,7 +96,7 @@ def has_key(headers: Headers) -> bool:
 
 
 def owner_of(headers: Headers, caller_keys: tuple[str, ...]) -> str | None:
-    """Whose streams these headers may see: a hash of the presented key, in whichever header, None without one.
+    """The owner of the streams that these headers may see: a hash of the presented key, None without one.
 
     Raises ProxyError(INVALID_API_KEY) where keys are configured and this is none of them.
     """
@@ -110,14 +108,14 @@ def owner_of(headers: Headers, caller_keys: tuple[str, ...]) -> str | None:
 
 
 class Right(Enum):
-    """What a stream's token allows: to read it, or to end it too. The value is what sets its signatures apart."""
+    """The rights that a stream's token gives: to read it, or to end it too. The value salts its signatures."""
 
     READ = "streamproxy.stream"
     ALL = "streamproxy.stream.all"
 
 
 class StreamTokens:
-    """Signs and checks what lets a page follow one stream without a key: a time and an HMAC of it and the stream's id.
+    """Signs and checks the tokens that open one stream without a key: a time, and an HMAC of it and the stream's id.
 
     `secret` signs, `seconds` is how long a token holds. Source: itsdangerous, TimestampSigner.
     """
@@ -133,7 +131,7 @@ class StreamTokens:
         return self._signers[right].sign(stream_id).decode().removeprefix(stream_id + ".")
 
     def check(self, stream_id: str, token: str) -> Right:
-        """What `token` allows. Raises ProxyError(STREAM_TOKEN) unless it is for this stream and has not expired."""
+        """The right that `token` gives. Raises ProxyError(STREAM_TOKEN) for another stream's, or an expired one."""
         for right, signer in self._signers.items():
             made = _made(signer, stream_id, token)
             if made is None:

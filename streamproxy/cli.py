@@ -21,7 +21,7 @@ import click
 if TYPE_CHECKING:
     from streamproxy.core.catalogue import Catalogue
     from streamproxy.settings import ConfigurationProblem, Settings
-    from streamproxy.settings.providers import Configured
+    from streamproxy.settings.providers import Providers
 
 CTRL_C: Final = 130  # 128 + SIGINT, as shells report it
 SHORT_KEY: Final = 16  # characters; below, a leaked hash gives the key away by trying all
@@ -41,12 +41,12 @@ class _Commands(click.Group):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            click.echo(_said(error), err=True)
+            click.echo(_words(error), err=True)
             ctx.exit(1)
 
 
-def _said(error: BaseException) -> str:
-    """An exception for the terminal. One we do not know may hold anything, so only its type is shown."""
+def _words(error: BaseException) -> str:
+    """The words for an exception. An unknown one may hold anything, so only its type is shown."""
     from streamproxy.errors import ProxyError
     from streamproxy.settings.values import ConfigurationError
 
@@ -86,7 +86,7 @@ def _keep(ctx: click.Context, param: click.Parameter, value: str | None) -> None
         ctx.ensure_object(dict)[param.name] = value
 
 
-class _Configured(click.Command):
+class _SettingsCommand(click.Command):
     """A command that reads the configuration. Each setting is an option of it, whose value goes into the context's obj.
 
     The options are made when the command is used: their rows stand in modules that `streamproxy --help` does not need.
@@ -121,7 +121,7 @@ CONFIG: Final = click.option(
 )
 
 
-def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalogue, Configured]:
+def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalogue, Providers]:
     """Settings, catalogue and providers. Raises ConfigurationError with the problems of all three together."""
     from streamproxy.core.headers import HeaderPolicy
     from streamproxy.providers import ADAPTERS
@@ -161,7 +161,7 @@ def _run(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     return anyio.run(function, backend_options={"use_uvloop": find_spec("uvloop") is not None})  # none on PyPy
 
 
-@cli.command(cls=_Configured)
+@cli.command(cls=_SettingsCommand)
 @CONFIG
 @click.pass_context
 def serve(ctx: click.Context, config: Path | None) -> None:
@@ -193,7 +193,7 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     ctx.exit(_run(lambda: serve_on(app, settings, sock, ready=ready, drain=app.state.drain)))
 
 
-@cli.command(cls=_Configured)
+@cli.command(cls=_SettingsCommand)
 @CONFIG
 @click.pass_context
 def check(ctx: click.Context, config: Path | None) -> None:
@@ -213,7 +213,7 @@ def check(ctx: click.Context, config: Path | None) -> None:
     click.echo("configuration is valid")
 
 
-@cli.command(cls=_Configured)
+@cli.command(cls=_SettingsCommand)
 @CONFIG
 @click.pass_context
 def models(ctx: click.Context, config: Path | None) -> None:
@@ -239,11 +239,13 @@ def models(ctx: click.Context, config: Path | None) -> None:
 @click.option("--pace", type=click.FloatRange(0, 100), default=1.0, show_default=True, help="1: as slow as a model.")
 def demo(prompt: str, output: Path, once: bool, port: int | None, pace: float) -> None:
     """Watch one picture arrive through the proxy. Needs no key: a simulator plays the provider."""
+    from streamproxy.demo import Options
     from streamproxy.demo import demo as run_demo
     from streamproxy.observe import configure_logging
 
     configure_logging("warning", "text")
-    _run(lambda: run_demo(prompt=prompt, output=output, port=port, pace=pace, once=once, say=click.echo))
+    options = Options(prompt=prompt, output=output, port=port, pace=pace, once=once)
+    _run(lambda: run_demo(options, click.echo))
 
 
 @cli.command()

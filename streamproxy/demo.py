@@ -1,7 +1,7 @@
 """The demo: one picture from the simulator, through a real proxy, over real HTTP, with its previews on the way.
 
 Nothing is special about the proxy: it is what `serve` runs, with one provider, whose address is the simulator's. The
-client is the standard library's, on purpose: what it does is what anybody's program would do.
+client is the standard library's, on purpose: any program could do the same.
 """
 
 from __future__ import annotations
@@ -44,12 +44,27 @@ class Picture:
     ms: int
 
 
-async def demo(*, prompt: str, output: Path, port: int | None, pace: float, once: bool, say: Say) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The picture, its file, the proxy's port, the simulator's pace, and whether to end after the picture.
+
+    `port` None takes 8080, or any free port if that is taken.
+    """
+
+    prompt: str
+    output: Path
+    port: int | None
+    pace: float
+    once: bool
+
+
+async def demo(options: Options, say: Say) -> None:
     """Run simulator and proxy, write one picture to `output`, then serve until a signal; with `once`, end.
 
-    `port` None takes 8080, or any free port if that is taken. Raises ConfigurationError, ProxyError, OSError.
+    Raises ConfigurationError, ProxyError, OSError.
     """
-    async with simulator.running(pace=pace) as upstream:
+    port, prompt = options.port, options.prompt
+    async with simulator.running(pace=options.pace) as upstream:
         sim = ProviderSettings(base_url=f"{upstream.url}/v1", credential="none")
         settings = Settings(port=port or 0, providers={"sim": sim}, log_level="warning", log_format="text")
         try:
@@ -72,9 +87,9 @@ async def demo(*, prompt: str, output: Path, port: int | None, pace: float, once
             say(simulator.BANNER.rstrip())
             say(f"API base URL: {url}/v1   (no key needed)\nAsking {MODEL} for: {prompt}")
             picture = await anyio.to_thread.run_sync(_follow, url, prompt, say, abandon_on_cancel=True)
-            await anyio.Path(output).write_bytes(picture)
-            say(f"The completed picture is in {output}")
-            if once:
+            await anyio.Path(options.output).write_bytes(picture)
+            say(f"The completed picture is in {options.output}")
+            if options.once:
                 tasks.cancel_scope.cancel()
             else:
                 say(_snippets(url))

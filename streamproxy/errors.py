@@ -4,15 +4,15 @@
       raised before our head   -> that row's HTTP status with a JSON body
       raised after it          -> one final `error` event with the same fields
 
-The row decides the status, OpenAI's error `type`, the metric label, and whether the provider may already have charged:
-only where it cannot have, may anybody send the same request again.
+The row decides the status, OpenAI's error `type`, the metric label, and whether the provider may already have charged.
+Only where it cannot have, may the same request be sent again.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -143,13 +143,30 @@ class Problem:
         return path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorDetails:
+    """The rest of a failure, beyond its row and its message.
+
+    `code`, `type` and `status` replace the row's where the provider said better ones. `problems` are the rejected
+    fields, `members` further members of the provider's error object, `as_sent` its own error event where that can go
+    on, and `noted` is for the log only.
+    """
+
+    code: str | None = None
+    type: str | None = None
+    status: int | None = None
+    problems: tuple[Problem, ...] = ()
+    members: Mapping[str, object] = field(default_factory=dict)
+    as_sent: tuple[bytes | memoryview, ...] = ()
+    noted: Mapping[str, str] = field(default_factory=dict)
+
+
 class ProxyError(Exception):
     """A failure on its way to the caller.
 
-    `message` never holds a secret, a prompt, image bytes or an offending value. `status`, `code` and `type` replace the
-    row's where the provider said better ones; `retry_after` is in seconds; `problems` are the rejected fields;
-    `details` further members of the provider's error object; `charged` whether the provider may have charged, else as
-    the row says; `as_sent` its own error event where that can go on; `noted` is for the log only.
+    `message` never holds a secret, a prompt, image bytes or an offending value. `retry_after` is in seconds, or an HTTP
+    date. `charged`: the provider may have charged. It begins as the row says, and is set once the provider has accepted
+    the request.
     """
 
     def __init__(
@@ -158,35 +175,37 @@ class ProxyError(Exception):
         message: str,
         *,
         param: str | None = None,
-        code: str | None = None,
-        type: str | None = None,
-        status: int | None = None,
         retry_after: str | None = None,
-        problems: tuple[Problem, ...] = (),
-        details: Mapping[str, object] | None = None,
-        charged: bool | None = None,
-        as_sent: tuple[bytes | memoryview, ...] = (),
-        noted: Mapping[str, str] | None = None,
+        details: ErrorDetails | None = None,
     ) -> None:
         super().__init__(message)
-        row = failure.value
         self.failure = failure
         self.message = message
         self.param = param
-        self.code = code or row.code
-        self.type = type or row.type
-        self.status = status or row.status
         self.retry_after = retry_after
-        self.problems = problems
-        self.details = details or {}
-        self.charged = row.charged if charged is None else charged
-        self.as_sent = as_sent
-        self.noted = noted or {}
+        self.details = details or ErrorDetails()
+        # A 503 with Retry-After says that the request was not handled (RFC 9110, 15.6.4).
+        self.charged = failure.value.charged and not (self.status == 503 and retry_after is not None)
+
+    @property
+    def code(self) -> str:
+        """OpenAI's `code`."""
+        return self.details.code or self.failure.value.code
+
+    @property
+    def type(self) -> str:
+        """OpenAI's `type`."""
+        return self.details.type or self.failure.value.type
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self.details.status or self.failure.value.status
 
     @property
     def retryable(self) -> bool:
         """Whether the same request may be sent again without any risk of paying twice."""
-        return not self.charged or (self.status == 503 and self.retry_after is not None)
+        return not self.charged
 
 
 def descriptors_exhausted(error: BaseException) -> ProxyError | None:
@@ -198,5 +217,5 @@ def descriptors_exhausted(error: BaseException) -> ProxyError | None:
         Failure.DESCRIPTORS_EXHAUSTED,
         "The proxy can open no more files or connections. Raise its limit of open files (ulimit -n, LimitNOFILE).",
         retry_after="2",
-        noted={"errno": errno.errorcode[number]},
+        details=ErrorDetails(noted={"errno": errno.errorcode[number]}),
     )

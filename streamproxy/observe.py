@@ -1,4 +1,4 @@
-"""What operators see: log lines and metrics. Names and sizes, never payloads, prompts or keys.
+"""Log lines and metrics, for operators. Names and sizes, never payloads, prompts or keys.
 
 One `Observer` per app owns its registry, so that nothing is shared between two apps of a process. The log is structlog
 over the standard library: one line per request, one per failure, as JSON or as text.
@@ -70,7 +70,7 @@ class Observer:
         log("request", route=route, status=status, **({} if status == sent else {"sent": sent}), **outcome, **given)
 
     def failure(self, error: ProxyError, request_id: str) -> None:
-        """A generation failed that no request waits for any more."""
+        """Log the failure of a generation that no request waits for any more."""
         self.log.warning("failure", request_id=request_id, **self._counted(error))
 
     def _counted(self, error: ProxyError) -> dict[str, object]:
@@ -82,10 +82,10 @@ class Observer:
             "code": _identifier(error.code),
             "param": _identifier(error.param),
         }
-        return {**said, **error.noted}
+        return {**said, **error.details.noted}
 
     def unexpected(self, error: BaseException, request_id: str) -> ProxyError:
-        """An exception that nobody foresaw: its type and place are logged, not its text, which may hold anything."""
+        """Log an unforeseen exception: its type and place, but not its text, which may hold anything."""
         place = error.__traceback__
         while place is not None and place.tb_next is not None:
             place = place.tb_next

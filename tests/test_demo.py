@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from streamproxy import simulator
-from streamproxy.demo import demo, stream
+from streamproxy.demo import Options, demo, stream
 from streamproxy.errors import ProxyError
 from streamproxy.server.listening import listen
 from streamproxy.settings import ConfigurationError
@@ -42,7 +42,7 @@ async def test_the_callers_port_is_not_replaced_by_another(tmp_path: Path) -> No
     with listen("127.0.0.1", 0) as taken, anyio.fail_after(SECONDS):
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError):
-            await demo(prompt="a", output=tmp_path / "a.png", port=port, pace=0, once=True, say=said.append)
+            await demo(Options(prompt="a", output=tmp_path / "a.png", port=port, pace=0, once=True), said.append)
     assert said == []
 
 
@@ -53,7 +53,7 @@ async def test_a_usual_port_that_is_taken_is_said_with_the_one_that_is_used(
     with listen("127.0.0.1", 0) as taken, anyio.fail_after(SECONDS):
         port = taken.getsockname()[1]
         monkeypatch.setattr("streamproxy.demo.USUAL_PORT", port)
-        await demo(prompt="a", output=tmp_path / "a.png", port=None, pace=0, once=True, say=said.append)
+        await demo(Options(prompt="a", output=tmp_path / "a.png", port=None, pace=0, once=True), said.append)
     match = re.fullmatch(
         rf"Port {port} is taken by another program, .* at (http://127\.0\.0\.1:(\d+)) instead\.", said[0]
     )

@@ -50,7 +50,7 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Stated:
+class AnswerFacts:
     """What an answer says of all its images, or else the request: empty strings where nobody says anything concrete."""
 
     created_at: int
@@ -61,7 +61,7 @@ class Stated:
 
 
 def completed(
-    operation: Operation, image: Image, stated: Stated, *, index: int, several: bool, ending: Mapping[str, object]
+    operation: Operation, image: Image, stated: AnswerFacts, *, index: int, several: bool, ending: Mapping[str, object]
 ) -> Frame:
     """One synthesized `completed` event. Format, size and transparency are read from the image's own bytes.
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar, cast
 
@@ -342,6 +342,13 @@ def fetch(url: str) -> Conversation[Picture]:
     except ProxyError as error:
         yield Tolerated(error.failure.value.label)
         return Picture((), url=url, problem=error.message)
+
+
+def first_of(made: Sequence[Result], job: Job) -> Conversation[Sequence[Result]]:
+    """As many results as the job is for. What more a provider has made is not read."""
+    if len(made) > job.n:
+        yield Tolerated("more_images")
+    return made[: job.n]
 
 
 def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled]:

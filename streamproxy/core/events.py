@@ -1,6 +1,6 @@
-"""The events that we know, one row each, and the frame: what every part behind the adapters works with.
+"""The known events, one row each, and the frame: the currency of every part behind the adapters.
 
-Nothing else in the project may spell an event's name.
+No other module may spell an event's name.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import msgspec
 import orjson
 
 from streamproxy.core.sse import Piece
-from streamproxy.errors import Failure, ProxyError
+from streamproxy.errors import ErrorDetails, Failure, ProxyError
 
 
 class Operation(Enum):
-    """What a caller asks for. It decides the family of events: by endpoint, or by an image in the body."""
+    """The kind of work asked for: by endpoint, or by an image in the body. It decides the family of events."""
 
     GENERATION = "generation"
     EDIT = "edit"
 
 
 class Role(Enum):
-    """What an event means for its image."""
+    """The meaning of an event for its image."""
 
     PREVIEW = "preview"
     COMPLETED = "completed"
@@ -32,7 +32,7 @@ class Role(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class EventKind:
     """One event type that GPT image models send. Source: openai-openapi, ImageGen*Event and ImageEdit*Event."""
 
     type: str
@@ -40,15 +40,15 @@ class Kind:
     role: Role
 
 
-KINDS: Final[dict[str, Kind]] = {
+KINDS: Final[dict[str, EventKind]] = {
     kind.type: kind
     for kind in (
-        Kind("image_generation.partial_image", Operation.GENERATION, Role.PREVIEW),
-        Kind("image_generation.completed", Operation.GENERATION, Role.COMPLETED),
-        Kind("image_generation.failed", Operation.GENERATION, Role.FAILED),
-        Kind("image_edit.partial_image", Operation.EDIT, Role.PREVIEW),
-        Kind("image_edit.completed", Operation.EDIT, Role.COMPLETED),
-        Kind("image_edit.failed", Operation.EDIT, Role.FAILED),
+        EventKind("image_generation.partial_image", Operation.GENERATION, Role.PREVIEW),
+        EventKind("image_generation.completed", Operation.GENERATION, Role.COMPLETED),
+        EventKind("image_generation.failed", Operation.GENERATION, Role.FAILED),
+        EventKind("image_edit.partial_image", Operation.EDIT, Role.PREVIEW),
+        EventKind("image_edit.completed", Operation.EDIT, Role.COMPLETED),
+        EventKind("image_edit.failed", Operation.EDIT, Role.FAILED),
     )
 }
 
@@ -56,7 +56,7 @@ ERROR: Final = "error"
 """The final event of a stream that failed."""
 
 ANSWER: Final = "answer"
-"""Not an event: the frame that holds the whole JSON answer for a caller who did not ask for a stream."""
+"""Not an event: the frame with the whole JSON answer, for a request without `stream`."""
 
 
 def type_of(operation: Operation, role: Role) -> str:
@@ -89,21 +89,21 @@ def error_body(error: ProxyError, request_id: str, *, status: bool = False) -> d
     """
     said = {"status": error.status} if status else {}
     body: dict[str, object] = {
-        "error": {**error.details, **_named(error), **said},
+        "error": {**error.details.members, **_named(error), **said},
         "request_id": request_id,
     }
-    if error.problems:
-        body["detail"] = [{"loc": p.loc, "msg": p.msg, "type": p.type} for p in error.problems]
+    if error.details.problems:
+        body["detail"] = [{"loc": p.loc, "msg": p.msg, "type": p.type} for p in error.details.problems]
     return body
 
 
 def error_frame(error: ProxyError, request_id: str) -> Frame:
     """The final `error` event: nested, because SDKs recognise only that; `status` is what HTTP would have said."""
-    if error.as_sent:
-        return Frame(ERROR, error.as_sent, final=True)
+    if error.details.as_sent:
+        return Frame(ERROR, error.details.as_sent, final=True)
     data = {
         "type": ERROR,
-        "error": {**error.details, **_named(error), "status": error.status},
+        "error": {**error.details.members, **_named(error), "status": error.status},
         "request_id": request_id,
     }
     return Frame(ERROR, (orjson.dumps(data),), final=True)
@@ -135,9 +135,11 @@ def read_error(frame: Frame) -> ProxyError:
         _OURS.get((said.code or "", said.status), Failure.PROVIDER_STREAM_ERROR),
         said.message,
         param=said.param,
-        code=said.code,
-        type=said.type,
-        status=said.status if 400 <= said.status <= 599 else 502,
+        details=ErrorDetails(
+            code=said.code,
+            type=said.type,
+            status=said.status if 400 <= said.status <= 599 else 502,
+        ),
     )
 
 

@@ -24,7 +24,7 @@ from streamproxy.core.schema import (
     RULES,
     Checklist,
     Fields,
-    Kind,
+    FieldType,
     Rule,
     extra_headers_too_large,
     lax_boolean,
@@ -66,10 +66,10 @@ def form(
 def _field(checks: Checklist, rule: Rule, value: str) -> None:
     loc = (rule.name,)
     match rule.kind:
-        case Kind.STRING:
+        case FieldType.STRING:
             if checks.length(loc, len(value), rule.low, rule.high) and rule.name != "prompt":  # a prompt may be large
                 checks.text(rule.name, value)
-        case Kind.INTEGER:
+        case FieldType.INTEGER:
             if (digits := lax_integer(value)) is not None:
                 checks.number(rule, digits)
                 if digits != value:
@@ -78,14 +78,14 @@ def _field(checks: Checklist, rule: Rule, value: str) -> None:
                 checks.problem(
                     loc, "Input should be a valid integer, unable to parse string as an integer", "int_parsing"
                 )
-        case Kind.BOOLEAN:
+        case FieldType.BOOLEAN:
             if (flag := lax_boolean(value)) is not None:
                 checks.flag(rule.name, flag)
                 if value not in ("true", "false"):
                     checks.spelt(rule.name, "true" if flag else "false")
             else:
                 checks.problem(loc, "Input should be a valid boolean, unable to interpret input", "bool_parsing")
-        case Kind.OBJECT:
+        case FieldType.OBJECT:
             if not value.lstrip(" \t\r\n").startswith("{"):
                 checks.problem(loc, "Input should be a valid dictionary", "dict_type")
 

@@ -24,7 +24,7 @@ from typing import Final
 
 import msgspec
 
-from streamproxy.errors import Failure, Problem, ProxyError
+from streamproxy.errors import ErrorDetails, Failure, Problem, ProxyError
 
 REDACTED: Final = "[redacted]"
 SCRUB_CHARS: Final = 4096  # of a provider's text; their messages have a few hundred characters
@@ -354,7 +354,9 @@ class HeaderPolicy:
     def _refused(self, failure: Failure, problem: str, name: object = None) -> ProxyError:
         loc = ("body", "extra_headers") if name is None else ("body", "extra_headers", self._shown(name))
         detail = Problem(loc, problem[0].upper() + problem[1:], failure.value.code)
-        return ProxyError(failure, f"{detail.param}: {problem}", param=detail.param, problems=(detail,))
+        return ProxyError(
+            failure, f"{detail.param}: {problem}", param=detail.param, details=ErrorDetails(problems=(detail,))
+        )
 
 
 def _size(value: object) -> int:

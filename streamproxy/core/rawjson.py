@@ -30,7 +30,7 @@ from typing import Final
 
 import msgspec
 
-from streamproxy.errors import Failure, Problem, ProxyError
+from streamproxy.errors import ErrorDetails, Failure, Problem, ProxyError
 
 MAX_MEMBERS: Final = 256
 """Members of one object. OpenAI's generation body documents 19. Unknown ones are forwarded and need room."""
@@ -343,7 +343,9 @@ class Walk:
         inside = () if self.where == "body" else (self.where,)
         problem = Problem(("body", *inside, shown(key, place)), "Duplicate key", Failure.DUPLICATE_KEY.value.code)
         message = f"{self.where} has the key {problem.param} twice"
-        return ProxyError(Failure.DUPLICATE_KEY, message, param=problem.param, problems=(problem,))
+        return ProxyError(
+            Failure.DUPLICATE_KEY, message, param=problem.param, details=ErrorDetails(problems=(problem,))
+        )
 
     def _malformed(self, at: int) -> ProxyError:
         return _invalid(self.where, f"is not valid JSON, or not within the limits (after byte {at})")

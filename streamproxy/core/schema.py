@@ -28,7 +28,7 @@ import msgspec
 
 from streamproxy.core.images import is_readable
 from streamproxy.core.rawjson import JsonObject, elements, members, shown
-from streamproxy.errors import Failure, Problem, ProxyError
+from streamproxy.errors import ErrorDetails, Failure, Problem, ProxyError
 
 MAX_IMAGES: Final = 16
 """Input images of one edit, in all three forms (OpenAI's EditImageBodyJsonParam: maxItems 16)."""
@@ -57,7 +57,7 @@ _DIGITS: Final = re.compile(rb"-?[0-9]++\Z")
 Loc = tuple[str | int, ...]
 
 
-class Kind(Enum):
+class FieldType(Enum):
     """What JSON type a field has. In multipart every part is text."""
 
     STRING = "string"
@@ -71,28 +71,28 @@ class Rule:
     """One field. `low` and `high` bound an integer's value, or a string's length in characters, both included."""
 
     name: str
-    kind: Kind
+    kind: FieldType
     low: int = 0
     high: int = MAX_TEXT
     required: bool = False
 
 
 RULES: Final = (
-    Rule("model", Kind.STRING, 1, MAX_MODEL, required=True),
-    Rule("prompt", Kind.STRING, 1, MAX_PROMPT, required=True),
-    Rule("n", Kind.INTEGER, 1, 10),
-    Rule("size", Kind.STRING),
-    Rule("user", Kind.STRING),
-    Rule("metadata", Kind.OBJECT),
-    Rule("quality", Kind.STRING),
-    Rule("response_format", Kind.STRING),
-    Rule("stream", Kind.BOOLEAN),
-    Rule("partial_images", Kind.INTEGER, 0, 3),
-    Rule("output_compression", Kind.INTEGER, 0, 100),
-    Rule("background", Kind.STRING),
-    Rule("output_format", Kind.STRING),
-    Rule("moderation", Kind.STRING),
-    Rule("input_fidelity", Kind.STRING),
+    Rule("model", FieldType.STRING, 1, MAX_MODEL, required=True),
+    Rule("prompt", FieldType.STRING, 1, MAX_PROMPT, required=True),
+    Rule("n", FieldType.INTEGER, 1, 10),
+    Rule("size", FieldType.STRING),
+    Rule("user", FieldType.STRING),
+    Rule("metadata", FieldType.OBJECT),
+    Rule("quality", FieldType.STRING),
+    Rule("response_format", FieldType.STRING),
+    Rule("stream", FieldType.BOOLEAN),
+    Rule("partial_images", FieldType.INTEGER, 0, 3),
+    Rule("output_compression", FieldType.INTEGER, 0, 100),
+    Rule("background", FieldType.STRING),
+    Rule("output_format", FieldType.STRING),
+    Rule("moderation", FieldType.STRING),
+    Rule("input_fidelity", FieldType.STRING),
 )
 
 
@@ -210,7 +210,12 @@ class Checklist:
             message = f"{first.param}: {first.msg}" + (f" (and {more} more)" if more else "")
             if (first.param, first.type) == ("model", "missing"):
                 message += ". The setting default_model gives one to requests without."
-            raise ProxyError(Failure.INVALID_REQUEST, message, param=first.param, problems=tuple(self._problems))
+            raise ProxyError(
+                Failure.INVALID_REQUEST,
+                message,
+                param=first.param,
+                details=ErrorDetails(problems=tuple(self._problems)),
+            )
         texts = self._texts
         return Fields(
             model=texts["model"],
@@ -284,10 +289,10 @@ class _JsonReader:
         start, end = span
         loc = (rule.name,)
         match rule.kind:
-            case Kind.STRING:
+            case FieldType.STRING:
                 if self.string(loc, span, rule.low, rule.high) and rule.name != "prompt":  # a prompt may be large
                     self.checks.text(rule.name, msgspec.json.decode(self.raw[start:end], type=str))
-            case Kind.INTEGER:
+            case FieldType.INTEGER:
                 if _DIGITS.match(self.raw, start, end):
                     self.checks.number(rule, self.raw[start : min(end, start + 32)].decode())
                 elif (digits := self.integer(span)) is not None:
@@ -295,7 +300,7 @@ class _JsonReader:
                     self.checks.spelt(rule.name, digits)
                 else:
                     self.checks.problem(loc, "Input should be a valid integer", "int_type")
-            case Kind.BOOLEAN:
+            case FieldType.BOOLEAN:
                 if self.raw.startswith((b"true", b"false"), start):
                     self.checks.flag(rule.name, self.raw.startswith(b"true", start))
                 elif (flag := self.boolean(span)) is not None:
@@ -303,7 +308,7 @@ class _JsonReader:
                     self.checks.spelt(rule.name, "true" if flag else "false")
                 else:
                     self.checks.problem(loc, "Input should be a valid boolean", "bool_type")
-            case Kind.OBJECT:
+            case FieldType.OBJECT:
                 if not self.raw.startswith(b"{", start):
                     self.checks.problem(loc, "Input should be a valid dictionary", "dict_type")
 
@@ -422,7 +427,9 @@ def extra_headers_too_large() -> ProxyError:
     msg = f"At most {MAX_EXTRA_HEADERS} bytes of JSON"
     problem = Problem(("body", "extra_headers"), msg, Failure.EXTRA_HEADERS_TOO_LARGE.value.code)
     message = f"extra_headers: {msg}"
-    return ProxyError(Failure.EXTRA_HEADERS_TOO_LARGE, message, param=problem.param, problems=(problem,))
+    return ProxyError(
+        Failure.EXTRA_HEADERS_TOO_LARGE, message, param=problem.param, details=ErrorDetails(problems=(problem,))
+    )
 
 
 def _count(number: int, noun: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, assert_never
 from urllib.parse import urlsplit
 
@@ -60,6 +60,12 @@ MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """One WebSocket message; ComfyUI's previews have some 100 kB, a final picture by this way a few MB."""
 
 
+FETCHES: Final = 8
+"""Images fetched at a time. Each is up to 67 MB of base64, so all of them have as much as two answers of the largest
+size (max_response_bytes). A picture of 4 MB takes about a second at 32 Mbit/s.
+"""
+
+
 class Sink(Protocol):
     """Where an attempt's outcome goes."""
 
@@ -107,6 +113,7 @@ class Outside:
     connect: float
     """Seconds to open a WebSocket."""
     ssl_context: ssl.SSLContext
+    fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(FETCHES))
 
 
 class Driver:
@@ -236,7 +243,8 @@ class Driver:
 
     async def _fetch(self, url: str) -> Picture:
         with anyio.CancelScope(deadline=self._ends_at):
-            return await self._outside.fetcher.fetch(url)
+            async with self._outside.fetching:
+                return await self._outside.fetcher.fetch(url)
         raise self._late()
 
     async def _wait(self, seconds: float) -> None:

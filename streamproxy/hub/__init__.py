@@ -35,9 +35,9 @@ async def _valkey(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept
         yield Kept(store, store, store, store)
 
 
-Opened = Callable[[str, int, float], AbstractAsyncContextManager[Kept]]
+StoreFactory = Callable[[str, int, float], AbstractAsyncContextManager[Kept]]
 
-STORES: Final[dict[str, Opened]] = {
+STORES: Final[dict[str, StoreFactory]] = {
     "memory": _memory,
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey),
 }

@@ -38,6 +38,7 @@ from streamproxy.core.conversation import (
     body,
     decoded,
     fetch,
+    first_of,
     get,
     hear,
     look,
@@ -135,9 +136,9 @@ class ComfyApi:
             error = state.error or _JobError()
             raise failed(job, error.message, error.code or state.status)
         pictures = []
-        for output in state.outputs or ():
-            if output.type == "image" and output.url is not None:
-                pictures.append((yield from _content(job, urljoin(base, output.url))))
+        made = [output.url for output in state.outputs or () if output.type == "image" and output.url is not None]
+        for url in (yield from first_of(made, job)):
+            pictures.append((yield from _content(job, urljoin(base, url))))
         if not pictures:
             raise no_image(job, "The workflow has no output of type image.", "")
         yield from finals(job, pictures)
@@ -285,7 +286,7 @@ class ComfyWebSocket:
         files = yield from _files(f"{base}/history/{id}", id)
         yield Undo(None)
         pictures = []
-        for file in files:
+        for file in (yield from first_of(files, job)):
             where = urlencode({"filename": file.filename, "subfolder": file.subfolder, "type": file.type})
             pictures.append((yield from _content(job, f"{base}/view?{where}")))
         if not pictures:

@@ -31,6 +31,7 @@ from streamproxy.core.conversation import (
     body,
     decoded,
     fetch,
+    first_of,
     get,
     look,
     pauses,
@@ -125,7 +126,7 @@ class Fal:
         if not result.files:
             raise no_image(job, "", "")
         pictures = []
-        for file in result.files:
+        for file in (yield from first_of(result.files, job)):
             pictures.append((yield from fetch(file.url)))
         yield from finals(job, pictures)
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from streamproxy.core.conversation import Job
 from streamproxy.core.requests import Head
-from streamproxy.errors import Failure, ProxyError
+from streamproxy.errors import ErrorDetails, Failure, ProxyError
 
 MESSAGE_LIMIT: Final = 4096
 """Characters of a provider's text that are passed on."""
@@ -56,23 +56,23 @@ def bad_credential(status: int) -> ProxyError:
 def moderated(job: Job, message: str, code: str) -> ProxyError:
     """A refusal for what the prompt or the picture shows, under whatever status it came. `code`: the provider's own."""
     text = job.scrub(message)[:MESSAGE_LIMIT] or "The provider's moderation blocked the request."
-    details = {"provider_code": job.scrub(code)[:_CODE_LIMIT]}
-    return ProxyError(Failure.MODERATION_BLOCKED, text, details=details)
+    return ProxyError(Failure.MODERATION_BLOCKED, text, details=_with_code(job, code))
 
 
 def no_image(job: Job, message: str, code: str) -> ProxyError:
     """An answer that should hold a picture and holds none."""
     text = job.scrub(message)[:MESSAGE_LIMIT] or "The provider's answer holds no image."
-    return ProxyError(
-        Failure.NO_IMAGE, text, details={"provider_code": job.scrub(code)[:_CODE_LIMIT]} if code else None
-    )
+    return ProxyError(Failure.NO_IMAGE, text, details=_with_code(job, code) if code else None)
 
 
 def failed(job: Job, message: str, code: str) -> ProxyError:
     """The provider says that its work has failed."""
     text = job.scrub(message)[:MESSAGE_LIMIT] or "The provider reported an error without a message."
-    details = {"provider_code": job.scrub(code)[:_CODE_LIMIT]} if code else None
-    return ProxyError(Failure.PROVIDER_FAILED, text, details=details)
+    return ProxyError(Failure.PROVIDER_FAILED, text, details=_with_code(job, code) if code else None)
+
+
+def _with_code(job: Job, code: str) -> ErrorDetails:
+    return ErrorDetails(members={"provider_code": job.scrub(code)[:_CODE_LIMIT]})
 
 
 def _error(job: Job, failure: Failure, said: Refusal, otherwise: str, status: int, after: str | None) -> ProxyError:
@@ -80,9 +80,11 @@ def _error(job: Job, failure: Failure, said: Refusal, otherwise: str, status: in
         failure,
         job.scrub(said.message)[:MESSAGE_LIMIT] or otherwise,
         param=None if said.param is None else job.scrub(said.param),
-        code=None if said.code is None else job.scrub(said.code)[:_CODE_LIMIT],
-        status=status,
         retry_after=after,
+        details=ErrorDetails(
+            code=None if said.code is None else job.scrub(said.code)[:_CODE_LIMIT],
+            status=status,
+        ),
     )
 
 

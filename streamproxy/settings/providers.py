@@ -1,6 +1,6 @@
 """Providers and credentials from settings, catalogue and environment.
 
-    configure(settings, catalogue, environ, policy, adapters=...)    Configured, or ConfigurationError
+    configure(settings, catalogue, environ, policy, adapters=...)    Providers, or ConfigurationError
 
 A provider is the catalogue's row of its name with the configuration's values over it. Secrets are read, stripped and
 checked at start: otherwise the HTTP library would find a newline in a key, and print the key. This module also refuses
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from streamproxy.auth import Credential, CredentialSource, Kind
+from streamproxy.auth import Credential, CredentialSource, SourceKind
 from streamproxy.core.catalogue import Catalogue, Provider, parse
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.settings import PREFIX, ProviderSettings, Settings
@@ -36,7 +36,7 @@ UPSTREAM: Final = "upstream"  # the provider made by the setting of that name, a
 
 
 @dataclass(frozen=True, slots=True)
-class Configured:
+class Providers:
     """All providers in the order of the configuration, and the source of each one's credential by its name."""
 
     providers: tuple[Provider, ...]
@@ -64,7 +64,7 @@ def configure(
     policy: HeaderPolicy,
     *,
     adapters: Collection[str],
-) -> Configured:
+) -> Providers:
     """Providers and credentials, ready to use. `adapters`: the known wire forms.
 
     Raises ConfigurationError with every problem of the settings, the catalogue and the environment together.
@@ -83,7 +83,7 @@ def configure(
     problems += _trust_problems(environ)
     if problems:
         raise ConfigurationError(problems)
-    return Configured(providers, credentials)
+    return Providers(providers, credentials)
 
 
 def _problem(provider: Provider, field: str, happened: str, fix: str, env: str = "") -> ConfigurationProblem:
@@ -158,7 +158,7 @@ def _trust_problems(environ: Mapping[str, str]) -> list[ConfigurationProblem]:
     return []
 
 
-def warnings(settings: Settings, configured: Configured, catalogue: Catalogue, flags: Collection[str]) -> list[str]:
+def warnings(settings: Settings, configured: Providers, catalogue: Catalogue, flags: Collection[str]) -> list[str]:
     """Lines about settings that work but are probably mistakes. `flags`: names of the settings on the command line."""
     found = []
     for provider in configured.providers:
@@ -176,7 +176,7 @@ def warnings(settings: Settings, configured: Configured, catalogue: Catalogue, f
 
 
 def place_of(store: str) -> str:
-    """Kind and host of the setting `store`, without the parts that may be secret."""
+    """SourceKind and host of the setting `store`, without the parts that may be secret."""
     if store == MEMORY:
         return MEMORY
     return shown_origin(store).replace("://", "  ", 1)
@@ -302,11 +302,11 @@ def _variable(reference: str) -> str:
     return name if scheme == "env" and VARIABLE.fullmatch(name) else ""
 
 
-def _secret(reference: str, environ: Mapping[str, str]) -> tuple[Kind, str]:
+def _secret(reference: str, environ: Mapping[str, str]) -> tuple[SourceKind, str]:
     """A credential's kind, and the secret or "". Raises Refused, without the secret in its texts."""
     scheme, _, name = reference.partition(":")
     directory = environ.get("CREDENTIALS_DIRECTORY", "")
-    kind: Kind
+    kind: SourceKind
     match scheme:
         case "caller":
             return "caller", ""

@@ -1,6 +1,6 @@
 """One accepted connection of the simulator: requests in through httptools, scripts out as raw bytes.
 
-While a script plays, reading goes on, so that a peer who leaves is noticed in the same turn of the loop.
+Reading goes on while a script plays, so that a peer's leaving is noticed in the same turn of the loop.
 """
 
 from __future__ import annotations
@@ -30,6 +30,71 @@ LINGER_SECONDS: Final = 1.0
 RST_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
+class _Incoming:
+    """One request as it is read. httptools tells it what comes, and it tells its connection what that amounts to.
+
+    There is a parser for each request: what a peer sent behind the last one cannot leak into this one's state.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.keeps_alive = False
+        self.unread = False
+        """Something of what was sent is not read, so that the connection is of no use for another request."""
+        self._connection = connection
+        self._parser = httptools.HttpRequestParser(self)
+        self._target = b""
+        self._headers: list[tuple[str, str]] = []
+        self._head_size: int | None = 0
+        self._body: list[bytes] = []
+        self._body_size = 0
+
+    def feed(self, data: bytes) -> None:
+        """Read on. Not to be called once the request has its answer."""
+        if self._head_size is not None:
+            self._head_size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._connection.refuse(400, "The request is not HTTP/1.1 this server understands.")
+        if self._head_size is not None and self._head_size > MAX_HEAD_BYTES:
+            self._connection.refuse(431, "The request's head is too large.")
+
+    def received(self) -> Received:
+        """The request, as far as it has been read."""
+        method = self._parser.get_method().decode("latin-1")
+        target = self._target.decode("latin-1")
+        body = b"".join(self._body)
+        return Received(method, target, tuple(self._headers), body, self._body_size, self._connection.number)
+
+    # What the parser tells. Once a script plays, the rest of the same read is not this request's.
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
+
+    def on_headers_complete(self) -> None:
+        if not self._connection.answering:
+            self._head_size = None
+            self._connection.take_head(self.received())
+
+    def on_body(self, data: bytes) -> None:
+        if self._connection.answering:
+            return
+        self._body_size += len(data)
+        if self._body_size > self._connection.server.max_body_bytes:
+            self._connection.refuse(413, "The request's body is too large.")
+        else:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        if not self._connection.answering:
+            # Only now: llhttp forgets it as soon as the message is over.
+            self.keeps_alive = self._parser.should_keep_alive()
+            self._connection.start(self.received(), None)
+
+
 class Connection(asyncio.Protocol):
     """One accepted connection: requests in, one at a time, and the script of each."""
 
@@ -41,19 +106,13 @@ class Connection(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._next = bytearray()
-        self._begin()
-
-    def _begin(self) -> None:
-        # A parser per request: whatever a peer sent behind the last one cannot leak into this one's state.
-        self._parser = httptools.HttpRequestParser(self)
-        self._target = b""
-        self._headers: list[tuple[str, str]] = []
-        self._head_size: int | None = 0
-        self._body: list[bytes] = []
-        self._body_size = 0
-        self._keeps_alive = False
-        self._unread = False
+        self._incoming = _Incoming(self)
         self._ending = False
+
+    @property
+    def answering(self) -> bool:
+        """Whether a script plays."""
+        return self.task is not None
 
     # What the transport tells.
 
@@ -69,20 +128,12 @@ class Connection(asyncio.Protocol):
         self.server.change()
 
     def data_received(self, data: bytes) -> None:
-        if self.task is not None:
-            if len(self._next) + len(data) > MAX_NEXT_BYTES:
-                self._unread = True
-            elif not self._unread:
-                self._next += data
-            return
-        if self._head_size is not None:
-            self._head_size += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._refuse(400, "The request is not HTTP/1.1 this server understands.")
-        if self._head_size is not None and self._head_size > MAX_HEAD_BYTES:
-            self._refuse(431, "The request's head is too large.")
+        if not self.answering:
+            self._incoming.feed(data)
+        elif len(self._next) + len(data) > MAX_NEXT_BYTES:
+            self._incoming.unread = True
+        elif not self._incoming.unread:
+            self._next += data
 
     def eof_received(self) -> bool:
         # Also after a half-close: a caller of an image API that ends its direction has left.
@@ -103,64 +154,32 @@ class Connection(asyncio.Protocol):
         self._writable.set()
 
     def _leave(self) -> None:
-        if self.task is not None and not self._ending and not self._gone.is_set():
+        if self.answering and not self._ending and not self._gone.is_set():
             self.server.disconnects.append(time.monotonic())
         self._gone.set()
         self._writable.set()
         self.server.change()
 
-    # What the parser tells. Once a script plays, the rest of the same read is not this request's.
-
-    def on_url(self, url: bytes) -> None:
-        self._target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
-
-    def on_headers_complete(self) -> None:
-        if self.task is not None:
-            return
-        self._head_size = None
-        received = self._received()
-        if self.server.early is not None:
-            script = self.server.early(received.target, received.headers)
-            if script is not None:
-                self._unread = True
-                self._start(received, script)
-                return
-        if (received.header("expect") or "").lower() == "100-continue":
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def on_body(self, data: bytes) -> None:
-        if self.task is not None:
-            return
-        self._body_size += len(data)
-        if self._body_size > self.server.max_body_bytes:
-            self._refuse(413, "The request's body is too large.")
-        else:
-            self._body.append(data)
-
-    def on_message_complete(self) -> None:
-        if self.task is None:
-            # Only now: llhttp forgets it as soon as the message is over.
-            self._keeps_alive = self._parser.should_keep_alive()
-            self._start(self._received(), None)
-
-    def _received(self) -> Received:
-        method = self._parser.get_method().decode("latin-1")
-        target = self._target.decode("latin-1")
-        body = b"".join(self._body)
-        return Received(method, target, tuple(self._headers), body, self._body_size, self.number)
-
     # Answering.
 
-    def _refuse(self, status: int, message: str) -> None:
-        if self.task is None:
-            self._unread = True
-            script = (*error_answer(status, message, headers=(("Connection", "close"),)), Fin())
-            self._start(None, script)
+    def take_head(self, received: Received) -> None:
+        """The head is there: answer from it alone where that is asked for, else let the body come."""
+        script = None if self.server.early is None else self.server.early(received.target, received.headers)
+        if script is not None:
+            self._incoming.unread = True
+            self.start(received, script)
+        elif (received.header("expect") or "").lower() == "100-continue":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _start(self, received: Received | None, script: Script | None) -> None:
+    def refuse(self, status: int, message: str) -> None:
+        """Answer with an error and close, unless a script plays already."""
+        if not self.answering:
+            self._incoming.unread = True
+            script = (*error_answer(status, message, headers=(("Connection", "close"),)), Fin())
+            self.start(None, script)
+
+    def start(self, received: Received | None, script: Script | None) -> None:
+        """Play a script, the handler's where none is given."""
         self.task = asyncio.get_running_loop().create_task(self._answer(received, script))
         if received is not None:
             self.server.record(received)
@@ -171,7 +190,7 @@ class Connection(asyncio.Protocol):
             if script is None and received is not None:
                 made = self.server.handler(received)
                 script = await made if inspect.isawaitable(made) else made
-            stays = await self._play(script or ()) and self._keeps_alive and not self._unread
+            stays = await self._play(script or ()) and self._incoming.keeps_alive and not self._incoming.unread
         except Exception:
             # A broken handler must not pass for a fault that was asked for: the peer sees a bare end, the log why.
             log.exception("simulator handler failed")
@@ -180,7 +199,7 @@ class Connection(asyncio.Protocol):
             if not stays:
                 self.transport.close()
         if stays:
-            self._begin()
+            self._incoming = _Incoming(self)
             if self._next:
                 data, self._next = bytes(self._next), bytearray()
                 self.data_received(data)

@@ -21,7 +21,7 @@ from anyio.to_thread import run_sync
 
 from streamproxy.simulator import pictures
 from streamproxy.simulator.received import Received
-from streamproxy.simulator.script import Script, Send, Wait, head, json_answer
+from streamproxy.simulator.script import Fin, Script, Send, Wait, head, json_answer
 
 PREFIX: Final = "/fal/"
 JOB: Final = re.compile(r"([^/]+/[^/]+)/requests/([0-9a-f]+)(/status|/cancel)?")
@@ -121,7 +121,7 @@ class Fal:
         if "fault-poll-503" in job.path and job.looks < DONE_AT:
             return json_answer(503, {"detail": "Unavailable"})
         if "fault-killed-poll" in job.path:
-            return ()
+            return (Fin(),)
         if "fault-never" in job.path or job.looks < DONE_AT:
             state = "IN_QUEUE" if job.looks == 1 else "IN_PROGRESS"
             answer = json_answer(202, {"status": state, "queue_position": max(0, DONE_AT - job.looks)})

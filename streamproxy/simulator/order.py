@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from streamproxy.errors import Failure, ProxyError
+from streamproxy.errors import ErrorDetails, Failure, ProxyError
 from streamproxy.simulator.multipart import parts
 from streamproxy.simulator.pictures import MAX_EDGE, MAX_PIXELS, Format
 
@@ -117,7 +117,7 @@ class Order:
 
 def refusal(message: str, param: str | None, code: str = "invalid_value") -> ProxyError:
     """A 400 as OpenAI words it."""
-    return ProxyError(Failure.INVALID_REQUEST, message, param=param, code=code, status=400)
+    return ProxyError(Failure.INVALID_REQUEST, message, param=param, details=ErrorDetails(code=code, status=400))
 
 
 def unknown(name: str) -> ProxyError:

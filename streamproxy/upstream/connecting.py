@@ -23,7 +23,7 @@ from urllib.request import getproxies, proxy_bypass
 import anyio
 from aiohappyeyeballs import AddrInfoType, start_connection
 
-from streamproxy.errors import Failure, ProxyError, descriptors_exhausted
+from streamproxy.errors import ErrorDetails, Failure, ProxyError, descriptors_exhausted
 from streamproxy.upstream.connection import Connection
 from streamproxy.upstream.parsing import MAX_HEAD_BYTES
 
@@ -260,7 +260,7 @@ async def _tunnel(loop: asyncio.AbstractEventLoop, sock: socket.socket, origin: 
         raise ProxyError(
             Failure.CONNECTION_REFUSED,
             "The environment's proxy did not open a way to the provider. The setting is trust_env_proxies.",
-            noted={"proxy_status": status},
+            details=ErrorDetails(noted={"proxy_status": status}),
         )
 
 
@@ -283,8 +283,8 @@ def _failed(step: _Step, error: Exception) -> ProxyError:
                 Failure.TLS_PROTOCOL_ERROR, "The provider does not speak TLS there. Check the provider's base_url."
             )
         case _:
-            noted = {"errno": _errno_name(error)}
-            return ProxyError(Failure.CONNECTION_REFUSED, "The provider refused the connection.", noted=noted)
+            details = ErrorDetails(noted={"errno": _errno_name(error)})
+            return ProxyError(Failure.CONNECTION_REFUSED, "The provider refused the connection.", details=details)
 
 
 def _exhausted(step: _Step, error: Exception) -> ProxyError | None:
@@ -317,7 +317,7 @@ def _timed_out(step: _Step) -> ProxyError:
                 Failure.TLS_PROTOCOL_ERROR,
                 "The provider took the connection but does not answer with TLS. Check the provider's base_url; the "
                 "setting is connect_timeout.",
-                status=Failure.CONNECTION_TIMEOUT.value.status,
+                details=ErrorDetails(status=Failure.CONNECTION_TIMEOUT.value.status),
             )
         case _:
             return ProxyError(

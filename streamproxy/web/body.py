@@ -68,6 +68,24 @@ class Budget:
 
 
 @dataclass(slots=True)
+class Share:
+    """One body's part of the budget, until `close`."""
+
+    budget: Budget
+    size: int = 0
+
+    def grow(self, size: int) -> None:
+        """Take `size` bytes in all. Raises ProxyError(OVERLOADED) where there is no room for them."""
+        if size > self.size:
+            self.budget.take(size - self.size)
+            self.size = size
+
+    def close(self) -> None:
+        self.budget.held -= self.size
+        self.size = 0
+
+
+@dataclass(slots=True)
 class JsonBody:
     """A whole JSON body. `close` gives back what it takes of the budget."""
 
@@ -107,25 +125,23 @@ class Intake:
         Content-Length says so; BODY_TIMEOUT; UNSUPPORTED_MEDIA_TYPE for one that is compressed.
         """
         announced = _announced(request)
-        taken = announced if announced is not None and announced <= self.json else 0
-        self.budget.take(taken)
+        share = Share(self.budget)
+        share.grow(announced if announced is not None and announced <= self.json else 0)
         body = io.BytesIO()  # getvalue hands over what it holds: joined chunks would be there twice
         try:
             async for chunk in self._chunks(request, self.json, "max_json_bytes"):
                 size = body.tell() + len(chunk)
-                if size > taken:
-                    self.budget.take(size - taken)
-                    taken = size
-                if body.tell() < LARGE <= size < taken:
-                    await self._reserve(body, taken)
+                share.grow(size)
+                if body.tell() < LARGE <= size < share.size:
+                    await self._reserve(body, share.size)
                 body.write(chunk)
             if body.tell() >= LARGE:
                 await self._turn()
             body.truncate()
         except BaseException:
-            self.budget.held -= taken
+            share.close()
             raise
-        return JsonBody(body.getvalue(), _once(lambda: self._give_back(taken)))
+        return JsonBody(body.getvalue(), share.close)
 
     async def _turn(self) -> None:
         """Wait for a turn of the event loop in which no other large body is reserved or parsed."""
@@ -139,9 +155,6 @@ class Intake:
         body.seek(size - 1)
         body.write(b"\0")
         body.seek(at)
-
-    def _give_back(self, size: int) -> None:
-        self.budget.held -= size
 
     async def read_form(self, request: Request) -> Form:
         """Parse a multipart body.
@@ -209,12 +222,6 @@ def _announced(request: Request) -> int | None:
 
 def _too_slow(how: str) -> ProxyError:
     return ProxyError(Failure.BODY_TIMEOUT, f"The request body {how}")
-
-
-def _once(action: Callable[[], None]) -> Callable[[], None]:
-    """`action` at the first call, and nothing at any later one."""
-    left = [action]
-    return lambda: left.pop()() if left else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +352,7 @@ def _extension(kind: str | None) -> str:
 
 
 def _text(upload: SpooledUpload) -> bytes | None:
-    """What a part without a file name holds, if that is text."""
+    """The content of a part without a file name, if that is text."""
     if upload.size > MAX_TEXT:
         return None
     raw = upload.read(0, upload.size)

@@ -1,16 +1,15 @@
-"""One POST for images, from its checked fields to its answer.
+"""One POST for images, from its checked fields to its response.
 
-plan, and all refusals that need no provider
-a request that comes again: the stream that answers it already, else
-a stream, a producer for it, and this caller as its first subscriber
-answer: events, one JSON object, or 202 with where the stream is
+order         plan, and all refusals that need no provider
+reading       the stream of an earlier request that this one repeats, else a new stream and a producer for it
+response      events, one JSON object, or 202 with where the stream is
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
@@ -29,22 +28,22 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.router import Plan
 from streamproxy.hub.hub import OnDisconnect
 from streamproxy.hub.stream import Stream, Subscriber
-from streamproxy.web.context import Context
-from streamproxy.web.idempotency import fingerprint, idempotency_key, is_retry, names
+from streamproxy.web.caller import unless_gone
+from streamproxy.web.endpoint import Context
+from streamproxy.web.headers import idempotency_key, is_retry, preferences
+from streamproxy.web.idempotency import Names, fingerprint, names
 from streamproxy.web.outcome import note_failure
-from streamproxy.web.prefer import preferences
 from streamproxy.web.responses import (
     NO_REFERRER,
     NOT_APPLIED,
-    Answer,
     Delivery,
     EventStream,
-    PaddedAnswer,
+    PaddedResponse,
     Reader,
+    Response,
     json_response,
     posted,
     unfollowed,
-    unless_gone,
 )
 from streamproxy.web.streams import status_of, urls
 
@@ -52,22 +51,10 @@ CLAIM_SECONDS = 2.0
 """How long a repeated request waits for the stream of the first to appear: another replica may be creating it."""
 
 
-@dataclass(slots=True)
-class Asked:
-    """What a caller asks for. `release` frees the body's files: the producer's to call once it is `handed_over`."""
-
-    wanted: ImageRequest
-    release: Callable[[], None] = lambda: None
-    handed_over: bool = False
-
-
 @dataclass(frozen=True, slots=True)
-class _Wish:
-    """How the caller wants it: its Prefer header, whether this is a retry, its Idempotency-Key, and who it is."""
+class _Preferences:
+    """The caller's Prefer header, applied. `later`: the response is 202. `applied`: for Preference-Applied."""
 
-    owner: str | None
-    key: str | None
-    retry: bool
     later: bool
     policy: OnDisconnect
     applied: tuple[str, ...]
@@ -75,81 +62,74 @@ class _Wish:
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """One request, checked: what is wanted, how, and where it would go."""
+    """One request, checked: what is wanted, how, where it would go, and what it is known by."""
 
     request: Request
     context: Context
     wanted: ImageRequest
-    wish: _Wish
     plan: Plan
+    preferences: _Preferences
+    owner: str | None
+    names: Names
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """A stream, and this caller's place in it until `leave`, which is told whether the caller has had all of it."""
+async def generate(request: Request, context: Context, wanted: ImageRequest, files: ExitStack) -> ASGIApp:
+    """The response to the POST. Raises ProxyError for all that is refused.
 
-    stream: Stream
-    subscriber: Subscriber
-    leave: Callable[[bool], None]
-
-
-async def generate(request: Request, context: Context, asked: Asked) -> ASGIApp:
-    """Answer the POST; raises ProxyError for all that is refused."""
-    plan = context.router.plan(asked.wanted.model, request.scope["headers"])
-    plan = plan.with_headers(asked.wanted.extra_headers, request.state.trace)
-    request.state.provider = plan.route.provider.name
-    request.state.model = None if plan.route.model.family == UNKNOWN else plan.route.model.id  # else it is their words
-    wish = _wish(request, context, asked.wanted.model, plan)
-    wanted = replace(asked.wanted, later=wish.later)
-    context.attempts.check(asked.wanted, plan)
-    order = _Order(request, context, wanted, wish, plan)
+    `files` free what the body takes. They are the producer's as soon as there is one.
+    """
+    order = await _order(request, context, wanted)
     stream = Stream(
         f"str_{uuid.uuid4().hex}",
         request_id=request.state.request_id,
-        owner=wish.owner,
+        owner=order.owner,
         created=int(time.time()),
         n=order.wanted.n,
     )
-    called = names(wish.owner, wish.key, await fingerprint(request, wanted.body))
-    if called.key is not None:
-        earlier = await _earlier(context, called.key, called.body, stream.id)
-    elif called.mark is not None:
-        earlier = await context.hub.repeats.find(called.mark, stream.id, retry=wish.retry)
-    if earlier is not None:
-        return await _attached(order, earlier, called.mark)
-    try:
-        context.hub.admit()
-    except ProxyError:
-        await context.hub.withdraw(stream.id, called.key, called.mark)
-        raise
-    subscriber = stream.subscribe(asker=not wish.later)  # first: who has the same key may come and leave meanwhile
-    await context.hub.create(stream, policy=wish.policy, key=called.key, mark=called.mark)
-    context.producer.start(order.wanted, plan, stream, asked.release)
-    asked.handed_over = True
-    unknown = called.key is None and not order.wanted.as_events
-
-    def leave(had_all: bool) -> None:
-        subscriber.leave()
-        context.hub.left(stream, called.mark, own=True, had_all=had_all)
-        if had_all and unknown:
-            context.hub.discard(stream)
-
-    return await _respond(order, _Reading(stream, subscriber, leave))
+    earlier = await _find_earlier(order, stream.id)
+    reading = await _begin(order, stream, files) if earlier is None else _attach(order, earlier)
+    return await _respond(order, reading)
 
 
-def _wish(request: Request, context: Context, model: str, plan: Plan) -> _Wish:
+async def _order(request: Request, context: Context, wanted: ImageRequest) -> _Order:
+    plan = context.router.plan(wanted.model, request.scope["headers"])
+    plan = plan.with_headers(wanted.extra_headers, request.state.trace)
+    model = plan.route.model
+    request.state.provider = plan.route.provider.name
+    request.state.model = None if model.family == UNKNOWN else model.id  # an unknown one is in the caller's words
     owner = owner_of(request.scope["headers"], context.settings.caller_keys)
+    preferred = _preferences(request, any(name in context.settings.finish_models for name in (model.id, wanted.model)))
+    key = idempotency_key(request)
+    context.attempts.check(wanted, plan)
+    called = names(owner, key, await fingerprint(request, wanted.body))
+    return _Order(request, context, replace(wanted, later=preferred.later), plan, preferred, owner, called)
+
+
+def _preferences(request: Request, finish: bool) -> _Preferences:
+    """`finish`: the model's generations go on without their caller, where the header does not say otherwise."""
     prefer = preferences(request)
     later = "respond-async" in prefer
-    names = (plan.route.model.id, model)
-    finish = later or any(name in context.settings.finish_models for name in names)
     applied = ["respond-async"] if later else []
-    asked_policy = prefer.get("on-disconnect")
-    if asked_policy in ("finish", "cancel"):
-        finish = asked_policy == "finish"
-        applied.append(f"on-disconnect={asked_policy}")
-    policy = OnDisconnect.FINISH if finish else OnDisconnect.CANCEL
-    return _Wish(owner, idempotency_key(request), is_retry(request), later, policy, tuple(applied))
+    asked = prefer.get("on-disconnect")
+    if asked in ("finish", "cancel"):
+        applied.append(f"on-disconnect={asked}")
+        finish = asked == "finish"
+    else:
+        finish = finish or later
+    return _Preferences(later, OnDisconnect.FINISH if finish else OnDisconnect.CANCEL, tuple(applied))
+
+
+# The stream.
+
+
+async def _find_earlier(order: _Order, id: str) -> Stream | None:
+    """The stream of an earlier request that this one repeats. None: `id` is this request's own."""
+    called, hub = order.names, order.context.hub
+    if called.key is not None:
+        return await _earlier(order.context, called.key, called.body, id)
+    if called.mark is not None:
+        return await hub.repeats.find(called.mark, id, retry=is_retry(order.request))
+    return None
 
 
 async def _earlier(context: Context, key: str, mark: str, id: str) -> Stream | None:
@@ -168,8 +148,23 @@ async def _earlier(context: Context, key: str, mark: str, id: str) -> Stream | N
     return None
 
 
-async def _attached(order: _Order, stream: Stream, mark: str | None) -> ASGIApp:
-    """The answer from the stream of an earlier request, with the same key or with the same mark."""
+async def _begin(order: _Order, stream: Stream, files: ExitStack) -> _Reading:
+    """A producer for `stream`, and its caller as the first reader."""
+    hub, called = order.context.hub, order.names
+    try:
+        hub.admit()
+    except ProxyError:
+        await hub.withdraw(stream.id, called.key, called.mark)
+        raise
+    later = order.preferences.later
+    subscriber = stream.subscribe(asker=not later)  # first: a repeated request may come and leave meanwhile
+    await hub.create(stream, policy=order.preferences.policy, key=called.key, mark=called.mark)
+    order.context.producer.start(order.wanted, order.plan, stream, files.pop_all().close)
+    return _FirstReading(order, subscriber)
+
+
+def _attach(order: _Order, stream: Stream) -> _Reading:
+    """This caller as a reader of the stream of an earlier request, with the same key or with the same mark."""
     hub = order.context.hub
     try:
         done = [entry for entry in stream.retained() if entry.critical]
@@ -178,73 +173,118 @@ async def _attached(order: _Order, stream: Stream, mark: str | None) -> ASGIApp:
         subscriber = stream.subscribe()
         hub.watch(stream, subscriber)
     except ProxyError:
-        hub.left(stream, mark, own=False, had_all=False)
+        hub.left(stream, order.names.mark, own=False, had_all=False)
         raise
+    return _RepeatReading(order, subscriber)
 
-    def leave(had_all: bool) -> None:
-        hub.unwatch(stream, subscriber)
-        hub.left(stream, mark, own=False, had_all=had_all)
 
-    return await _respond(order, _Reading(stream, subscriber, leave))
+class _Reading(Reader):
+    """The caller's place in the stream that answers it, until `leave`.
+
+    It holds nothing of the order but what it needs: a response lasts longer than the request's body is needed.
+    """
+
+    def __init__(self, order: _Order, subscriber: Subscriber) -> None:
+        self.stream = subscriber.stream
+        self.subscriber = subscriber
+        self._hub = order.context.hub
+        self._mark = order.names.mark
+        self._later = order.preferences.later
+        self._scope = order.request.scope
+
+    @property
+    def at_end(self) -> bool:
+        return self.subscriber.at_end or self.stream.broken
+
+    def left(self, error: ProxyError) -> None:
+        note_failure(self._scope, error)
+
+    def close(self, *, sent: bool) -> None:
+        """As Reader.close. A 202 is all that its caller waits for; others have all once they are at the end."""
+        if self.stream.error is not None and not self._later:
+            note_failure(self._scope, self.stream.error)
+        self.leave(had_all=sent and (self._later or self.subscriber.at_end))
+
+    def leave(self, *, had_all: bool) -> None:
+        """This caller has been answered, or has left before."""
+        raise NotImplementedError
+
+
+class _FirstReading(_Reading):
+    """The place of the caller whose request began the stream."""
+
+    def __init__(self, order: _Order, subscriber: Subscriber) -> None:
+        super().__init__(order, subscriber)
+        self._unknown = order.names.key is None and not order.wanted.as_events
+
+    def leave(self, *, had_all: bool) -> None:
+        """As _Reading.leave. Where no other caller can know the stream, it is not kept."""
+        self.subscriber.leave()
+        self._hub.left(self.stream, self._mark, own=True, had_all=had_all)
+        if had_all and self._unknown:
+            self._hub.discard(self.stream)
+
+
+class _RepeatReading(_Reading):
+    """The place of a caller whose request came again."""
+
+    def leave(self, *, had_all: bool) -> None:
+        self._hub.unwatch(self.stream, self.subscriber)
+        self._hub.left(self.stream, self._mark, own=False, had_all=had_all)
+
+
+# The response.
 
 
 async def _respond(order: _Order, reading: _Reading) -> ASGIApp:
-    """The answer; `reading` is left with it, however it ends."""
-    context, stream, subscriber = order.context, reading.stream, reading.subscriber
-    left = partial(note_failure, order.request.scope)
+    """The response. `reading` is left with it, however it ends."""
     try:
         if not order.wanted.as_events:
-            whole = await _whole(order, reading)
-            return Delivery(whole, over=lambda sent: reading.leave(sent and subscriber.at_end), left=left)
-        await _accepted(order, stream)
-        if order.wish.later:
-            return Delivery(_where(order, stream), over=reading.leave, left=left)
-        headers = {**_headers(order, stream), "stream-id": stream.id, **_locations(order, stream)}
+            return Delivery(await _whole(order, reading), reading)
+        await _accepted(order, reading.stream)
+        if order.preferences.later:
+            return Delivery(_where(order, reading.stream), reading)
+        return _events(order, reading)
     except ProxyError as error:  # the stream's end, unless the caller is gone or it cannot be followed here any more
-        reading.leave(error.failure not in (Failure.CALLER_GONE, Failure.OVERLOADED))
+        reading.leave(had_all=error.failure not in (Failure.CALLER_GONE, Failure.OVERLOADED))
         raise
     except BaseException:
-        reading.leave(False)
+        reading.leave(had_all=False)
         raise
-    reader = Reader(
-        at_end=lambda: subscriber.at_end or stream.broken,
-        left=partial(note_failure, order.request.scope),
-        close=lambda: _closed(order, reading),
-    )
-    return EventStream(posted(subscriber, context.settings.heartbeat), headers, context.pace, reader)
 
 
-def _closed(order: _Order, reading: _Reading) -> None:
-    """The stream has been written to its caller, as far as it was."""
-    if reading.stream.error is not None:
-        note_failure(order.request.scope, reading.stream.error)
-    reading.leave(reading.subscriber.at_end)
+def _events(order: _Order, reading: _Reading) -> ASGIApp:
+    """200: the stream, as it comes."""
+    settings, stream = order.context.settings, reading.stream
+    headers = {**_headers(order, stream), "stream-id": stream.id, **_locations(order, stream)}
+    return EventStream(posted(reading.subscriber, settings.heartbeat), headers, settings.drain_timeout, reading)
 
 
 async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
-    """The JSON answer once it is there; after `json_heartbeat` one that begins without it."""
+    """The JSON response once it is there; after `json_heartbeat` one that begins without it."""
     gathering = _Gathering(reading.subscriber)
     interval = order.context.settings.json_heartbeat
     body = None
     with anyio.move_on_after(interval or None):
-        body = await unless_gone(order.request.receive, gathering.result())
+        body = await unless_gone(order.request.receive, gathering.result)
     headers = _headers(order, reading.stream)
     if body is not None:
-        return Answer(200, "application/json", body, headers)
+        return Response(200, "application/json", body, headers)
     reading.stream.commit()
-    return PaddedAnswer(gathering.result, headers, interval=interval, request_id=order.request.state.request_id)
+    return PaddedResponse(gathering.result, headers, interval=interval, request_id=order.request.state.request_id)
 
 
 async def _accepted(order: _Order, stream: Stream) -> None:
     """Wait for the provider's head while a refusal can still be an HTTP status; raises that refusal."""
     if not stream.committed:
-        await unless_gone(order.request.receive, stream.opened(within=order.context.settings.commit_after))
+        opened = partial(stream.opened, within=order.context.settings.commit_after)
+        await unless_gone(order.request.receive, opened)
         if stream.error is not None and not stream.committed:
             raise stream.error
     stream.commit()
 
 
-def _where(order: _Order, stream: Stream) -> Answer:
+def _where(order: _Order, stream: Stream) -> Response:
     """202: where the stream is, in what forms, and what cancels it."""
     locations = _locations(order, stream)
     body = {
@@ -256,7 +296,7 @@ def _where(order: _Order, stream: Stream) -> Answer:
         "cancel_url": locations["cancel-location"],
         "expires_at": int(time.time() + order.context.settings.token_seconds),
     }
-    applied = {"preference-applied": ", ".join(order.wish.applied)}
+    applied = {"preference-applied": ", ".join(order.preferences.applied)}
     return json_response(body, status=202, headers={**locations, **applied, "cache-control": "no-store"})
 
 
@@ -296,10 +336,10 @@ class _Gathering:
 
 
 def _headers(order: _Order, stream: Stream) -> dict[str, str]:
-    """The provider's headers that pass, and what of the caller's wishes was applied and what not."""
+    """The provider's headers that pass, and what of the caller's preferences was applied and what not."""
     headers = dict(stream.headers)
     if stream.not_applied:
         headers[NOT_APPLIED] = ", ".join(stream.not_applied)
-    if order.wish.applied:
-        headers["preference-applied"] = ", ".join(order.wish.applied)
+    if order.preferences.applied:
+        headers["preference-applied"] = ", ".join(order.preferences.applied)
     return headers

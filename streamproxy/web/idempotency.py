@@ -1,14 +1,13 @@
-"""How a request that comes again is known: by its Idempotency-Key, or by what it asks for.
+"""The names of a request that may come again: its Idempotency-Key, or a hash of all it asks for.
 
 The same key with the same body is the same generation (draft-ietf-httpapi-idempotency-key-header). No SDK sends one by
-itself, but those of OpenAI number their retries, and a retry finds what its own lost request left behind by its mark.
-Keys, owners and bodies are kept as hashes only: none can be read back.
+itself, but those of OpenAI number their retries. A retry finds the generation of its own lost request by its mark.
+Keys, owners and bodies are kept as hashes only. None can be read back.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,14 +18,12 @@ from streamproxy.core.rawjson import JsonObject
 from streamproxy.core.requests import Part, Upload
 from streamproxy.errors import Failure, ProxyError
 
-_KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
-_RETRIES: Final = re.compile(r"0*[1-9][0-9]{0,5}")
 _PIECE: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What one request is known by: `key` where it has an Idempotency-Key, else `mark`; `body` hashes what it asks."""
+    """The names of one request: `key` where it has an Idempotency-Key, else `mark`. `body` is its fingerprint."""
 
     body: str
     key: str | None = None
@@ -37,7 +34,7 @@ def names(owner: str | None, key: str | None, body: str) -> Names:
     """The names of a caller's request. `key` is the caller's Idempotency-Key, `body` the fingerprint.
 
     Callers without a key of their own cannot be told apart, so that an Idempotency-Key of theirs counts together with
-    the body: two of them that happen to choose the same one for different bodies do not get in each other's way.
+    the body. Two of them may choose the same one for different bodies.
     """
     if key is None:
         return Names(body, mark=_hash("mark", owner, body))
@@ -46,25 +43,6 @@ def names(owner: str | None, key: str | None, body: str) -> Names:
 
 def _hash(*parts: str | None) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def idempotency_key(request: Request) -> str | None:
-    """The caller's Idempotency-Key; raises ProxyError(INVALID_REQUEST) for one that cannot be a key."""
-    given = request.headers.getlist("idempotency-key")
-    if not given:
-        return None
-    if len(given) > 1 or not _KEY.fullmatch(given[0]):
-        raise ProxyError(
-            Failure.INVALID_REQUEST,
-            "Idempotency-Key must be one header of 1 to 255 visible ASCII characters.",
-            param="Idempotency-Key",
-        )
-    return given[0]
-
-
-def is_retry(request: Request) -> bool:
-    """Whether the caller's SDK says that it sends this request again (x-stainless-retry-count, OpenAI's SDKs)."""
-    return _RETRIES.fullmatch(request.headers.get("x-stainless-retry-count", "")) is not None
 
 
 async def fingerprint(request: Request, body: JsonObject | tuple[Part, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from typing import Final, Protocol
 
@@ -14,8 +15,8 @@ from streamproxy.core.rawjson import JsonObject, parse
 from streamproxy.core.requests import ImageRequest, Part
 from streamproxy.surfaces import images as surface
 from streamproxy.web.body import media_type, unsupported
-from streamproxy.web.context import Context
-from streamproxy.web.generation import Asked, generate
+from streamproxy.web.endpoint import Context
+from streamproxy.web.generation import generate
 
 CHECKED_HERE: Final = 4 * 1024 * 1024
 """Bytes of a body that is checked at once: at 0.5 to 3 ms per MiB, by how much of it is escapes, at most 12 ms."""
@@ -36,17 +37,13 @@ async def edits(request: Request, context: Context) -> ASGIApp:
     if kind != "multipart/form-data":
         raise unsupported("application/json or multipart/form-data")
     context.ask_for_key(request)
-    form = await context.intake.read_form(request)
-    asked: Asked | None = None
-    try:
+    with ExitStack() as files:
+        form = await context.intake.read_form(request)
+        files.callback(form.close)
         parts = _with_model(form.parts, _model(request, context))
         named = next((part.value for part in parts if part.name == "model" and isinstance(part.value, bytes)), b"")
         limit = context.catalogue.max_prompt(named.decode())
-        asked = Asked(surface.form(parts, max_prompt=limit), form.close)
-        return await generate(request, context, asked)
-    finally:
-        if asked is None or not asked.handed_over:
-            form.close()
+        return await generate(request, context, surface.form(parts, max_prompt=limit), files)
 
 
 class _Read(Protocol):
@@ -55,20 +52,16 @@ class _Read(Protocol):
 
 async def _json(request: Request, context: Context, read: _Read) -> ASGIApp:
     context.ask_for_key(request)
-    held = await context.intake.read_json(request)
-    asked: Asked | None = None
-    try:
+    with ExitStack() as room:
+        held = await context.intake.read_json(request)
+        room.callback(held.close)
         body = parse(held.raw)
         model = _model(request, context)
         if model and (body.value("model") or b"null") == b"null":
             body = parse(body.edited(drop=("model",), append={"model": orjson.dumps(model)}))
         reading = partial(read, body, max_prompt=context.catalogue.max_prompt(body.decode("model")))
         wanted = reading() if len(body.raw) <= CHECKED_HERE else await to_thread.run_sync(reading)
-        asked = Asked(wanted, held.close)
-        return await generate(request, context, asked)
-    finally:
-        if asked is None or not asked.handed_over:
-            held.close()
+        return await generate(request, context, wanted, room)
 
 
 def _model(request: Request, context: Context) -> str | None:

@@ -19,7 +19,7 @@ from streamproxy.web.outcome import failure_of, note_failure
 from streamproxy.web.responses import NOT_APPLIED, error_response
 
 CALLER_LEFT: Final = Failure.CALLER_GONE.value.status
-"""What is logged of a request that got no answer at all."""
+"""The status in the log for a request without any response."""
 
 EXPOSED = (
     "x-request-id",
@@ -116,6 +116,7 @@ class Cors(CORSMiddleware):
     """Starlette's, with a refusal that says what to change."""
 
     def __init__(self, app: ASGIApp, origins: Origins) -> None:
+        self._origins = origins
         super().__init__(
             app,
             allow_origins=origins.allowed,
@@ -125,6 +126,10 @@ class Cors(CORSMiddleware):
             expose_headers=EXPOSED,
             max_age=600,
         )
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        """Starlette's question, answered where all that concerns origins is."""
+        return self._origins.allows(origin)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope) if scope["type"] == "http" and scope["method"] == "OPTIONS" else Headers()

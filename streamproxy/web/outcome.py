@@ -1,6 +1,6 @@
-"""How a request ended, noted where it is known and told once, in the request's log line.
+"""The failure of a request, noted where it happens and logged once, in the request's log line.
 
-The state of an ASGI scope holds it: what answers a request may be a handler, a middleware, or the writer of a stream.
+The state of an ASGI scope holds it, because a handler, a middleware or the writer of a stream may fail.
 """
 
 from __future__ import annotations
@@ -24,6 +24,6 @@ def note_failure(scope: Scope, error: ProxyError) -> None:
 
 
 def failure_of(scope: Scope) -> ProxyError | None:
-    """What was noted."""
+    """The failure that was noted, if any."""
     found: ProxyError | None = scope["state"].get(FAILURE)
     return found

@@ -1,10 +1,10 @@
-"""Answers: errors, JSON, and event streams. The only module that imports sse-starlette.
+"""Responses: errors, JSON, and event streams. The only module that imports sse-starlette.
 
 An event stream has one writer, the generator below: frames in slices, and heartbeats between frames, never inside one.
 sse-starlette watches the caller; its own pings would land inside frames.
 
-A caller is gone when its connection is reset or closed, and also when it is half closed: who ends its own direction
-after the request is not told apart from who left, so its stream ends and its generation is cancelled.
+A caller is gone when its connection is reset or closed, and also when it is half closed. A caller that only ends its
+own direction cannot be told from one that left, so its stream ends and its generation is cancelled.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from functools import partial
+from typing import Final
 
 import anyio
 import orjson
+import starlette.responses
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,9 +26,8 @@ from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.stream import Subscriber
 from streamproxy.surfaces.images import layout
+from streamproxy.web import caller
 from streamproxy.web.outcome import note_failure
-
-Result = TypeVar("Result")
 
 SLICE: Final = 64 * 1024
 """Bytes handed to the server at a time: uvicorn copies and buffers each whole, and a stuck reader holds one."""
@@ -50,10 +50,10 @@ _CLOSING: Final = (
     Failure.UPLOAD_CUT,
     Failure.DRAINING,
 )
-"""What ends the connection too, mostly because the rest of a request is not waited for."""
+"""Failures that end the connection too, mostly because the rest of the request is not waited for."""
 
 
-class Answer:
+class Response:
     """A response with a known body, sent in slices so that a slow caller holds little of it. `body`: its pieces."""
 
     def __init__(self, status: int, content_type: str, body: Sequence[Piece], headers: Mapping[str, str]) -> None:
@@ -75,12 +75,17 @@ class Answer:
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
-def json_response(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+def empty_response(status: int, headers: Mapping[str, str]) -> ASGIApp:
+    """A response without a body, and without a length: 204 has none (RFC 9110, 8.6), of a 304 it is the file's."""
+    return starlette.responses.Response(status_code=status, headers=headers)
+
+
+def json_response(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """`value` as JSON."""
-    return Answer(status, "application/json", (orjson.dumps(value),), headers or {})
+    return Response(status, "application/json", (orjson.dumps(value),), headers or {})
 
 
-def error_response(error: ProxyError, request_id: str) -> Answer:
+def error_response(error: ProxyError, request_id: str) -> Response:
     """The HTTP form of a failure: status, JSON body, and for upstream failures RFC 9209's Proxy-Status."""
     headers: dict[str, str] = {"cache-control": "no-store", **NO_REFERRER}
     if error.retry_after is not None and error.retry_after.isascii() and error.retry_after.isprintable():
@@ -97,57 +102,40 @@ def error_response(error: ProxyError, request_id: str) -> Answer:
     return json_response(error_body(error, request_id), status=error.status, headers=headers)
 
 
-async def unless_gone(receive: Receive, result: Awaitable[Result]) -> Result:
-    """Wait for `result` while the caller is there; raises ProxyError(CALLER_GONE) as soon as it is not."""
-    outcome: list[Result] = []
-    failure: list[ProxyError] = []
+class Reader:
+    """A caller's place in what it reads, as the writer of its response sees it. This one has nothing to lose."""
 
-    async with anyio.create_task_group() as tasks:
+    @property
+    def at_end(self) -> bool:
+        """Whether all there is has been taken to be written."""
+        return True
 
-        async def wait() -> None:
-            try:
-                outcome.append(await result)
-            except ProxyError as error:
-                failure.append(error)
-            tasks.cancel_scope.cancel()
+    def left(self, error: ProxyError) -> None:
+        """The caller left before the end."""
 
-        tasks.start_soon(wait)
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        tasks.cancel_scope.cancel()
-    if failure:
-        raise failure[0]
-    if not outcome:
-        raise ProxyError(Failure.CALLER_GONE, "The caller left before its answer.")
-    return outcome[0]
+    def close(self, *, sent: bool) -> None:
+        """The response is over. `sent`: it was written to its end."""
 
 
 class Delivery:
-    """An answer, and then the news of whether it was sent whole: `over` is told that, `left` that the caller left."""
+    """A response that is watched: its reader is told whether it was sent to its end, or that the caller left."""
 
-    def __init__(self, answer: ASGIApp, *, over: Callable[[bool], None], left: Callable[[ProxyError], None]) -> None:
-        self._answer = answer
-        self._over = over
-        self._left = left
+    def __init__(self, response: ASGIApp, reader: Reader) -> None:
+        self._response = response
+        self._reader = reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        whole = False
+        sent = False
         try:
-            await unless_gone(receive, self._answer(scope, _silent, send))
-            whole = True
+            await caller.unless_gone(receive, partial(self._response, scope, caller.unheard, send))
+            sent = True
         except ProxyError as error:
-            self._left(error)
+            self._reader.left(error)
         finally:
-            self._over(whole)
+            self._reader.close(sent=sent)
 
 
-async def _silent() -> Message:
-    """What an answer hears of its caller where somebody else listens already."""
-    await anyio.sleep_forever()
-    raise AssertionError
-
-
-class PaddedAnswer:
+class PaddedResponse:
     """A JSON answer whose head is sent before there is a body: white space every `interval` seconds, then the body.
 
     A failure can be no status any more: it is the JSON body of an error, with that status in it.
@@ -183,18 +171,10 @@ class PaddedAnswer:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def deliver(
-    answer: ASGIApp,
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-    *,
-    send_timeout: float,
-    stalled: Callable[[ProxyError], None],
-) -> None:
-    """Send an answer to a caller who has `send_timeout` seconds for each slice; `stalled` is told of one who stops.
+async def deliver(response: ASGIApp, scope: Scope, receive: Receive, send: Send, send_timeout: float) -> None:
+    """Send a response. The caller has `send_timeout` seconds to take each slice.
 
-    Such a connection is aborted: an ordinary close would wait for the caller to take what is still buffered.
+    After that its connection is aborted. An ordinary close would wait for the caller to take what is buffered.
     """
 
     with anyio.CancelScope() as taking:  # one for all slices: its deadline moves
@@ -204,38 +184,21 @@ async def deliver(
             await send(message)
             taking.deadline = math.inf
 
-        await answer(scope, receive, timed)
+        await response(scope, receive, timed)
     if taking.cancelled_caught:
-        stalled(ProxyError(Failure.CALLER_STALLED, "The caller stopped reading. The setting is send_timeout."))
+        stalled = ProxyError(Failure.CALLER_STALLED, "The caller stopped reading. The setting is send_timeout.")
+        note_failure(scope, stalled)
         abort = scope.get("extensions", {}).get(ABORT)
         if abort is not None:
             abort()
-            while (await receive())["type"] != "http.disconnect":
-                pass  # until the server knows, too
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Seconds: between heartbeats, and for streams to end when the process is stopped."""
-
-    heartbeat: float
-    drain_timeout: float
-
-
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """What a stream's writer asks and tells: whether the reader has had all, that it left before, that it is over."""
-
-    at_end: Callable[[], bool] = lambda: True
-    left: Callable[[ProxyError], None] = lambda _: None
-    close: Callable[[], None] = lambda: None
+            await caller.gone(receive)  # until the server knows, too
 
 
 class EventStream(EventSourceResponse):
-    """Event stream bytes to one reader, slice by slice."""
+    """Event stream bytes to one reader, slice by slice. `grace`: seconds to end in when the process is stopped."""
 
     def __init__(
-        self, content: AsyncGenerator[Piece, None], headers: Mapping[str, str], pace: Pace, reader: Reader
+        self, content: AsyncGenerator[Piece, None], headers: Mapping[str, str], grace: float, reader: Reader
     ) -> None:
         self._content = content
         super().__init__(
@@ -244,17 +207,19 @@ class EventStream(EventSourceResponse):
             ping=0,
             sep="\n",
             shutdown_event=anyio.Event(),  # with a grace, SIGTERM lets the stream end instead of cutting it
-            shutdown_grace_period=pace.drain_timeout,
+            shutdown_grace_period=grace,
         )
         self._reader = reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sent = False
         try:
             await super().__call__(scope, receive, send)
-            if not self._reader.at_end():
+            sent = self._reader.at_end
+            if not sent:
                 self._reader.left(ProxyError(Failure.CALLER_GONE, "The caller left before the end of the stream."))
         finally:
-            self._reader.close()
+            self._reader.close(sent=sent)
             del self._reader  # sse-starlette leaves reference cycles: until they are collected, a stream would be held
 
     async def _stream_response(self, send: Send) -> None:

@@ -1,15 +1,15 @@
-"""GET and DELETE streams/{id}, and its images: for those who come back, who only watch, and who change their mind."""
+"""GET and DELETE streams/{id}, and its images: to come back to a stream, to watch it, to cancel it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 import orjson
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from streamproxy.auth import Right, owner_of
@@ -19,61 +19,75 @@ from streamproxy.core.events import ANSWER, ERROR, read_error
 from streamproxy.core.images import media_type, probe
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub.stream import Entry, Stream
-from streamproxy.web.context import Context
+from streamproxy.hub.hub import Hub
+from streamproxy.hub.stream import Entry, Stream, Subscriber
+from streamproxy.web.endpoint import Context
 from streamproxy.web.following import come_back, followed
-from streamproxy.web.prefer import preferences, wants_events
-from streamproxy.web.ranges import partial
-from streamproxy.web.responses import NO_REFERRER, Answer, EventStream, Reader, json_response
+from streamproxy.web.headers import byte_range, has_version, preferences, wants_events
+from streamproxy.web.responses import NO_REFERRER, EventStream, Reader, Response, empty_response, json_response
 
 IMMUTABLE = "private, max-age=31536000, immutable"
 
 _VERSION: Final = re.compile(r"/v[0-9]+(?=/)")
 
 
-async def stream(request: Request, context: Context) -> ASGIApp:
+async def get_stream(request: Request, context: Context) -> ASGIApp:
     """As events, or as one JSON object where that is what is accepted."""
     strict = preferences(request).get("handling") == "strict"
     events = wants_events(request) and request.method != "HEAD"
     try:
-        found, _ = await _authorised(request, context)
-        if events and context.hub.draining and not found.finished:
+        stream, _ = await _authorised(request, context)
+        if events and context.hub.draining and not stream.finished:
             raise ProxyError(Failure.DRAINING, "The proxy is shutting down.", retry_after="2")
     except ProxyError as error:
         if not events or strict or error.status != 503:
             raise
-        away = EventStream(come_back(), {}, context.pace, Reader())
+        away = EventStream(come_back(), {}, context.settings.drain_timeout, Reader())
         away.headers["connection"] = "close"  # on a new connection, a balancer can choose another process
         return away
     if not events:
-        return _as_json(request, context, found)
-    return _events(request, context, found)
+        return _as_json(request, context, stream)
+    return _events(request, context, stream)
 
 
-async def status(request: Request, context: Context) -> ASGIApp:
+async def get_status(request: Request, context: Context) -> ASGIApp:
     """Its status and its results so far, whatever is accepted."""
-    found, _ = await _authorised(request, context)
-    return _as_json(request, context, found)
+    stream, _ = await _authorised(request, context)
+    return _as_json(request, context, stream)
 
 
-def _events(request: Request, context: Context, found: Stream) -> ASGIApp:
+def _events(request: Request, context: Context, stream: Stream) -> ASGIApp:
     begin = _choice(request, "from", ("latest", "start", "now"))
     ref = _choice(request, "payload", ("inline", "ref")) == "ref"
     preempt = _choice(request, "preempt", ("1", "0")) == "1"
-    after = _cursor(request, found, begin)
-    if found.finished and not _follows(found, after):
-        return Response(status_code=204, headers={"cache-control": "no-store", **NO_REFERRER})
-    subscriber = found.subscribe(after)
-    context.hub.watch(found, subscriber)
-    places = urls(request, context, found.id, request.query_params.get("token"))
+    after = _cursor(request, stream, begin)
+    if stream.finished and not _follows(stream, after):
+        return empty_response(204, {"cache-control": "no-store", **NO_REFERRER})
+    subscriber = stream.subscribe(after)
+    context.hub.watch(stream, subscriber)
+    places = urls(request, context, stream.id, request.query_params.get("token"))
     content = followed(
         subscriber,
         places.referenced if ref else _inline,
         heartbeat=context.settings.heartbeat,
         preempt=preempt,
     )
-    reader = Reader(at_end=lambda: subscriber.at_end, close=lambda: context.hub.unwatch(found, subscriber))
-    return EventStream(content, {}, context.pace, reader)
+    return EventStream(content, {}, context.settings.drain_timeout, _Viewer(context.hub, subscriber))
+
+
+class _Viewer(Reader):
+    """A counted viewer of a stream."""
+
+    def __init__(self, hub: Hub, subscriber: Subscriber) -> None:
+        self._hub = hub
+        self._subscriber = subscriber
+
+    @property
+    def at_end(self) -> bool:
+        return self._subscriber.at_end
+
+    def close(self, *, sent: bool) -> None:
+        self._hub.unwatch(self._subscriber.stream, self._subscriber)
 
 
 def _choice(request: Request, name: str, values: tuple[str, ...]) -> str:
@@ -84,20 +98,20 @@ def _choice(request: Request, name: str, values: tuple[str, ...]) -> str:
     return given
 
 
-def _follows(found: Stream, after: Cursor | None) -> bool:
+def _follows(stream: Stream, after: Cursor | None) -> bool:
     """Whether there are events behind this position; a JSON answer is none."""
     seq = 0 if after is None else after.seq
-    return any(entry.cursor.seq > seq and entry.frame.type != ANSWER for entry in found.retained())
+    return any(entry.cursor.seq > seq and entry.frame.type != ANSWER for entry in stream.retained())
 
 
-def _cursor(request: Request, found: Stream, begin: str) -> Cursor | None:
+def _cursor(request: Request, stream: Stream, begin: str) -> Cursor | None:
     """Where to begin: the header before the query; an id that is not this stream's means from the start."""
     query = request.query_params
     given = request.headers.get("last-event-id") or query.get("last_event_id") or query.get("lastEventId")
     cursor = parse_cursor(given)
-    if cursor is not None and 0 < cursor.epoch <= found.epoch and cursor.seq <= found.last:
+    if cursor is not None and 0 < cursor.epoch <= stream.epoch and cursor.seq <= stream.last:
         return cursor
-    return Cursor(found.epoch, found.last) if given is None and begin == "now" else None
+    return Cursor(stream.epoch, stream.last) if given is None and begin == "now" else None
 
 
 def _inline(entry: Entry) -> tuple[Piece, ...]:
@@ -142,19 +156,19 @@ def urls(request: Request, context: Context, id: str, given: str | None = None) 
     return Urls(base, given)
 
 
-def _as_json(request: Request, context: Context, found: Stream) -> Answer:
+def _as_json(request: Request, context: Context, stream: Stream) -> Response:
     """The stream as one object; `data` are the completed events."""
-    places = urls(request, context, found.id, request.query_params.get("token"))
+    places = urls(request, context, stream.id, request.query_params.get("token"))
     ref = _choice(request, "payload", ("inline", "ref")) == "ref"
-    done = [entry for entry in found.retained() if entry.critical]
+    done = [entry for entry in stream.retained() if entry.critical]
     images = [e for e in done if e.frame.type not in (ERROR, ANSWER)]
     errors = [e for e in done if e.frame.type == ERROR]
     answers = [e for e in done if e.frame.type == ANSWER]
     head: dict[str, object] = {
-        "id": found.id,
+        "id": stream.id,
         "object": "image.stream",
-        "status": status_of(found),
-        "created_at": found.created,
+        "status": status_of(stream),
+        "created_at": stream.created,
         "stream_url": places.stream,
         "status_url": places.status,
     }
@@ -162,15 +176,15 @@ def _as_json(request: Request, context: Context, found: Stream) -> Answer:
     for number, entry in enumerate(images):
         pieces += [b"," if number else b"", *(places.referenced(entry) if ref else entry.frame.data)]
     pieces += [b'],"error":', _error_of(errors), b',"response":', *(answers[-1].frame.data if answers else (b"null",))]
-    return Answer(200, "application/json", [*pieces, b"}"], {"cache-control": "no-store", **NO_REFERRER})
+    return Response(200, "application/json", [*pieces, b"}"], {"cache-control": "no-store", **NO_REFERRER})
 
 
-def status_of(found: Stream) -> str:
+def status_of(stream: Stream) -> str:
     """in_progress, completed, failed or cancelled."""
-    error = next((entry for entry in found.retained() if entry.frame.type == ERROR), None)
+    error = next((entry for entry in stream.retained() if entry.frame.type == ERROR), None)
     if error is not None:
         return "cancelled" if read_error(error.frame).code == Failure.CANCELLED.value.code else "failed"
-    return "completed" if found.finished else "in_progress"
+    return "completed" if stream.finished else "in_progress"
 
 
 def _error_of(errors: list[Entry]) -> bytes:
@@ -182,51 +196,68 @@ class _Failed(msgspec.Struct):
     error: msgspec.Raw
 
 
-async def delete(request: Request, context: Context) -> ASGIApp:
-    """Cancel it for everybody while it runs; once it has ended, forget it."""
-    found, right = await _authorised(request, context)
+async def delete_stream(request: Request, context: Context) -> ASGIApp:
+    """Cancel the stream for all readers while it runs; once it has ended, forget it."""
+    stream, right = await _authorised(request, context)
     if right is not Right.ALL:
         message = "This token only reads. Send the one of cancel_url, or the key that asked for the stream."
         raise ProxyError(Failure.READ_ONLY_TOKEN, message)
-    forgotten = await context.hub.end(found)
-    body = {"id": found.id, "object": "image.stream", "deleted": forgotten, "cancelled": not forgotten}
+    forgotten = await context.hub.end(stream)
+    body = {"id": stream.id, "object": "image.stream", "deleted": forgotten, "cancelled": not forgotten}
     return json_response(body, headers={"cache-control": "no-store", **NO_REFERRER})
 
 
-async def image(request: Request, context: Context) -> ASGIApp:
+async def get_image(request: Request, context: Context) -> ASGIApp:
     """The completed image as the file it is."""
     return await _picture(request, context, preview=False)
 
 
-async def preview(request: Request, context: Context) -> ASGIApp:
+async def get_preview(request: Request, context: Context) -> ASGIApp:
     """The newest preview as the file it is; the completed image once that is there."""
     return await _picture(request, context, preview=True)
 
 
 async def _picture(request: Request, context: Context, *, preview: bool) -> ASGIApp:
-    found, _ = await _authorised(request, context)
+    stream, _ = await _authorised(request, context)
     index: str = request.path_params["image_index"]
-    candidates = [e for e in found.retained() if str(e.frame.image) == index and e.frame.type not in (ERROR, ANSWER)]
+    candidates = [e for e in stream.retained() if str(e.frame.image) == index and e.frame.type not in (ERROR, ANSWER)]
     wanted = [e for e in candidates if e.critical] or (candidates if preview else [])
     picture = image_bytes(wanted[-1].frame.data) if wanted else None
     if picture is None:
         raise ProxyError(Failure.NOT_FOUND, "This stream has no such image, or not yet.", param="image_index")
     info = probe(picture)
     headers = {
-        "etag": f'"{found.id}-{wanted[-1].cursor}"',
+        "etag": f'"{stream.id}-{wanted[-1].cursor}"',
         "cache-control": IMMUTABLE if wanted[-1].critical and not preview else "no-store",
         "x-content-type-options": "nosniff",
         **NO_REFERRER,
         "content-security-policy": "default-src 'none'",
     }
     kind = media_type(info.format) if info else "application/octet-stream"
-    return partial(request, picture, kind, headers)
+    return partial_response(request, picture, kind, headers)
+
+
+def partial_response(request: Request, body: bytes, content_type: str, headers: Mapping[str, str]) -> ASGIApp:
+    """200, 304 where the caller has it, 206 for one range, 416 for one beyond the end. `headers` hold the etag."""
+    etag = headers["etag"]
+    if has_version(request, etag):
+        return empty_response(304, headers)
+    size = len(body)
+    ranged = {**headers, "accept-ranges": "bytes"}
+    span = byte_range(request, size, etag)
+    if span is None:
+        return Response(200, content_type, (body,), ranged)
+    start, end = span
+    if start >= end:
+        return Response(416, content_type, (), {**ranged, "content-range": f"bytes */{size}"})
+    view = memoryview(body)[start:end]
+    return Response(206, content_type, (view,), {**ranged, "content-range": f"bytes {start}-{end - 1}/{size}"})
 
 
 async def _authorised(request: Request, context: Context) -> tuple[Stream, Right]:
-    """The stream and what may be done with it, by its token or the caller's key.
+    """The stream and the right to it, by its token or the caller's key.
 
-    Another caller's stream does not exist. One that was asked for without a key is nobody's: only its tokens open it.
+    Another caller's stream does not exist. A stream asked for without a key has no owner, so only its tokens open it.
     """
     id: str = request.path_params["id"]
     token = request.query_params.get("token")
@@ -234,7 +265,7 @@ async def _authorised(request: Request, context: Context) -> tuple[Stream, Right
         right = context.tokens.check(id, token)
         return await context.hub.find(id), right
     owner = owner_of(request.scope["headers"], context.settings.caller_keys)
-    found = await context.hub.find(id)
-    if owner is None or found.owner != owner:
+    stream = await context.hub.find(id)
+    if owner is None or stream.owner != owner:
         raise ProxyError(Failure.NOT_FOUND, "No such stream.")
-    return found, Right.ALL
+    return stream, Right.ALL

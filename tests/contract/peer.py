@@ -25,7 +25,17 @@ from typing import Final, TypeVar
 import streamproxy.core.conversation as steps
 from streamproxy.core.conversation import Events, Limits, Picture, Step
 from streamproxy.core.events import Frame
-from streamproxy.core.requests import Decoded, Head, UpstreamRequest
+from streamproxy.core.requests import (
+    Decoded,
+    Encoded,
+    Head,
+    Inline,
+    Input,
+    Segment,
+    Spooled,
+    UpstreamRequest,
+    as_base64,
+)
 from streamproxy.core.sse import Event
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.upstream import Decoder
@@ -144,6 +154,14 @@ class Peer:
                 return heard.body if "base64" in heard.words else heard.body.decode()
         return None
 
+    def lose(self, step: Step) -> None:
+        """A step that fails on its way: a request that costs money may have arrived all the same."""
+        if isinstance(step, steps.Send):
+            left = self._left.get(_asked(step.request))
+            if left and "paid" in left[0].words:
+                assert not self.run.paid, "paid twice"
+                self.run.paid += 1
+
     def _say(self, step: Step) -> None:
         run = self.run
         run.steps.append(step)
@@ -162,7 +180,7 @@ class Peer:
                 assert run.finals < self._n, "sent after the last image"
 
     def _send(self, request: UpstreamRequest) -> Head:
-        self._open = found = self._answer(f"{request.method} /{request.url.split('/', 3)[3]}")
+        self._open = found = self._answer(_asked(request))
         self._events = None
         if "paid" in found.words:
             self._given = 0
@@ -198,6 +216,10 @@ class Peer:
             raise broken()
 
 
+def _asked(request: UpstreamRequest) -> str:
+    return f"{request.method} /{request.url.split('/', 3)[3]}"
+
+
 def broken() -> ProxyError:
     """What a lost connection looks like."""
     return ProxyError(Failure.UPSTREAM_INCOMPLETE, "The provider closed the connection in the middle of its answer.")
@@ -223,6 +245,21 @@ def cuts(exchanges: Answers, *, early: bool = False) -> Iterator[tuple[Exchange,
 
 def sent(request: UpstreamRequest) -> bytes:
     """A request as it goes out, but for what the driver adds; an uploaded image as base64."""
-    pieces = (segment.base64 if isinstance(segment, Decoded) else segment for segment in request.body)
-    body = b"".join(piece for piece in pieces if isinstance(piece, bytes | memoryview))
-    return repr((request.method, request.url, request.headers)).encode() + body
+    return repr((request.method, request.url, request.headers)).encode() + b"".join(map(_text, request.body))
+
+
+def as_text(image: Input) -> bytes | memoryview:
+    """An input image's base64."""
+    assert isinstance(image, Inline | Spooled)
+    return _text(as_base64(image))
+
+
+def _text(segment: Segment) -> bytes | memoryview:
+    match segment:
+        case bytes() | memoryview():
+            return segment
+        case Decoded(text):
+            return text
+        case Encoded(upload):
+            return base64.b64encode(upload.read(0, upload.size))
+    return base64.b64encode(segment.read(0, segment.size))

@@ -6,6 +6,8 @@ provider's own key in its words.
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -17,11 +19,11 @@ from streamproxy.core.conversation import Job
 from streamproxy.core.events import Operation
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.core.rawjson import parse
-from streamproxy.core.requests import ImageRequest, Inline, Input
+from streamproxy.core.requests import ImageRequest, Inline, Input, Part, Spooled
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers import ADAPTERS
 from streamproxy.settings.providers import read_catalogue
-from tests.contract.peer import INSTANT, LIMITS, Answers, Peer, Run, broken, recorded
+from tests.contract.peer import INSTANT, LIMITS, Answers, Peer, Run, recorded
 from tests.golden.shapes import PICTURE
 
 KEY: Final = "sk-canary-0123456789abcdefghij"
@@ -29,7 +31,30 @@ PROMPT: Final = "a canary in a coal mine"
 HEADER: Final = "canary-of-an-extra-header"
 PNG: Final = "iVBORw0KGgoAAAANSUhEUgAA"  # how every recorded image begins
 INPUT: Final = Inline(memoryview(PICTURE), "image/png")
+SECOND: Final = Inline(memoryview(b"iVBORw0KGgoAAAANSUhEUgAAAAFmaXJzdCBvZiBtYW55"), "image/png")
+OVER: Final = Inline(memoryview(b"iVBORw0KGgoAAAANSUhEUgAAAAFhIHRyYW5zcGFyZW50"), "image/png")
+"""A second input image and a mask. They are no pictures behind their first bytes, and no adapter looks there."""
+
 WORKFLOW: Final = '{"1":{"text":"{prompt}","width":"{width}","height":"{height}","image":"{image}"}}'
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """An upload that is held in memory: see `core.requests.Upload`."""
+
+    data: bytes = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.data[offset : offset + length]
+
+
+def spooled(image: Inline) -> Spooled:
+    """The same image as an uploaded file."""
+    return Spooled(Uploaded(base64.b64decode(image.base64)), image.media_type)
 
 
 class Host(NamedTuple):
@@ -79,6 +104,14 @@ class Scenario:
     mask: Input | None = None
     members: dict[str, object] = field(default_factory=dict)
     model: str | None = None
+    edit: bool = False
+    form: bool = False
+    """Whether the request is an edit, which adapters of OpenAI's wire care for, and whether it came as a form."""
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The images that the caller gives, in order, the mask last."""
+        return (*self.images, *((self.mask,) if self.mask is not None else ()))
 
     @property
     def exchanges(self) -> Answers:
@@ -90,9 +123,15 @@ class Scenario:
     @property
     def request(self) -> ImageRequest:
         n = self.of or self.n
-        asked = {"model": "m", "prompt": PROMPT, "n": n, "stream": self.stream, "partial_images": 3}
-        body = msgspec.json.encode({**asked, "extra_headers": {"x-note": HEADER}, **self.members})
-        return replace(PLAIN, n=n, stream=self.stream, images=self.images, mask=self.mask, body=parse(body))
+        asked: dict[str, object] = {"model": "m", "prompt": PROMPT, "n": n, "stream": self.stream, "partial_images": 3}
+        asked |= {"extra_headers": {"x-note": HEADER}, **self.members}
+        if self.edit and not self.form:
+            asked |= {"images": [_reference(image) for image in self.images]}
+            asked |= {"mask": _reference(self.mask)} if self.mask is not None else {}
+        body = parse(msgspec.json.encode(asked))
+        operation = Operation.EDIT if self.edit else Operation.GENERATION
+        wanted = replace(PLAIN, operation=operation, n=n, stream=self.stream, images=self.images, mask=self.mask)
+        return replace(wanted, body=tuple(_parts(asked, self)) if self.form else body)
 
     @property
     def route(self) -> Route:
@@ -114,10 +153,11 @@ class Scenario:
         throw_at: int = -1,
         lost_from: int = MOST,
         close_at: int = -1,
+        failure: Failure = Failure.UPSTREAM_INCOMPLETE,
     ) -> Run:
         """Carry it out, with these answers instead of the recorded ones, until it ends or is closed at a step.
 
-        Steps are the conversation's own, from 0; from `lost_from` on every one fails that takes time.
+        Steps are the conversation's own, from 0; from `lost_from` on every one fails that takes time. `failure`: how.
         """
         conversation = ADAPTERS[self.adapter].converse(self.job)
         peer = Peer(self.exchanges if exchanges is None else exchanges, self.n)
@@ -135,16 +175,35 @@ class Scenario:
                 conversation.close()  # RuntimeError where it yields once more
                 return run
             lost = len(run.waits) >= lost_from and not isinstance(step, INSTANT)
-            reply, error = None, broken() if lost or throw_at == len(run.waits) else None
+            reply, error = None, ProxyError(failure, "Thrown in.") if lost or throw_at == len(run.waits) else None
             run.waits.append(step)
-            if error is None:
-                try:
-                    reply = peer.perform(step)
-                except ProxyError as failed:
-                    error = failed
+            if error is not None:
+                peer.lose(step)
+                continue
+            try:
+                reply = peer.perform(step)
+            except ProxyError as failed:
+                error = failed
+
+
+def _reference(image: Input) -> object:
+    assert isinstance(image, Inline)
+    return {"image_url": f"data:{image.media_type};base64,{bytes(image.base64).decode()}"}
+
+
+def _parts(asked: dict[str, object], scenario: Scenario) -> Iterator[Part]:
+    """The request as a form, its files last."""
+    for name, value in asked.items():
+        text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        yield Part(name, text.encode())
+    for image in scenario.inputs:
+        assert isinstance(image, Spooled)
+        yield Part("mask" if image is scenario.mask else "image[]", image.upload, "in.png", image.media_type)
 
 
 F = Failure
+FILE: Final = spooled(OVER)
+FILES: Final = (spooled(INPUT), spooled(SECOND))
 SCENARIOS: Final = (
     Scenario("openai", "previews", "p0 p0 c0", proof="event"),
     Scenario("openai", "two", "p0 p1 c0 c1", proof="event", n=2),
@@ -156,6 +215,13 @@ SCENARIOS: Final = (
     Scenario("openai", "invalid", failure=F.PROVIDER_REFUSED, proof=None),
     Scenario("openai", "refused-under-200", failure=F.PROVIDER_STREAM_ERROR, proof=None),
     Scenario("openai", "refused-as-event", failure=F.PROVIDER_STREAM_ERROR, proof=None),
+    Scenario("openai", "json", "c0"),
+    Scenario("openai", "edited", "p0 c0", proof="event", images=(INPUT,), edit=True),
+    Scenario("openai", "edited", "p0 c0", proof="event", images=(INPUT, SECOND), mask=OVER, edit=True),
+    Scenario("openai", "edited", "p0 c0", proof="event", images=FILES, mask=FILE, edit=True, form=True),
+    Scenario("openai", "edited", "p1 c1", proof="event", images=FILES, edit=True, form=True, first=1, of=2),
+    Scenario("openai", "edited-json", "c0", images=(INPUT, SECOND), edit=True),
+    Scenario("openai", "edited-json", "a0", images=FILES, edit=True, form=True, stream=False),
     Scenario("openai", "failed", "p0", F.PROVIDER_STREAM_ERROR, proof="event"),
     Scenario("openai", "cut", "p0", F.UPSTREAM_INCOMPLETE, proof="event"),
     Scenario("openai", "cut-json", failure=F.UPSTREAM_INCOMPLETE, proof=None),
@@ -163,6 +229,8 @@ SCENARIOS: Final = (
     Scenario("gemini", "array", "p0 c0"),
     Scenario("gemini", "json", "c0", stream=False),
     Scenario("gemini", "json", "c1", stream=False, first=1, of=2, images=(INPUT, INPUT)),
+    Scenario("gemini", "json", "c0", stream=False, images=FILES),
+    Scenario("gemini", "previews", "p0 p0 c0", proof="Let me", images=(INPUT, *FILES)),
     Scenario("gemini", "refused", failure=F.PROVIDER_REFUSED, proof=None),
     Scenario("gemini", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
     Scenario("gemini", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
@@ -170,7 +238,13 @@ SCENARIOS: Final = (
     Scenario("gemini", "cut", failure=F.UPSTREAM_INCOMPLETE, proof="Let me"),
     Scenario("gemini", "cut-json", failure=F.UPSTREAM_INCOMPLETE, proof=None, stream=False),
     Scenario("fal", "one", "c0", images=(INPUT,)),
+    Scenario("fal", "one", "c0", images=FILES[:1], mask=FILE),
+    Scenario("fal", "one", "c0", images=(INPUT,), mask=OVER),
+    Scenario("fal", "several-inputs", "c0", images=(INPUT, SECOND), model="fal-ai/nano-banana/edit"),
+    Scenario("fal", "several-inputs", "c0", images=FILES, model="fal-ai/nano-banana/edit"),
     Scenario("fal", "two", "c0 c1", n=2),
+    Scenario("fal", "two", "c2 c3", n=2, first=2, of=4),
+    Scenario("fal", "more-than-asked", "c0"),
     Scenario("fal", "more-than-asked", "c1 c2", n=2, first=1, of=4),
     Scenario("fal", "gone", "c0"),
     Scenario("fal", "refused", failure=F.PROVIDER_REFUSED, proof=None),
@@ -182,12 +256,16 @@ SCENARIOS: Final = (
     Scenario("comfyui", "redirected", "p0 p0 c0"),
     Scenario("comfyui", "more-than-asked", "p1 p1 c1", first=1, of=3),
     Scenario("comfyui", "uploaded", "p0 p0 c0", images=(INPUT,)),
+    Scenario("comfyui", "more-than-asked", "p0 p0 c0"),
+    Scenario("comfyui", "uploaded", "p0 p0 c0", images=FILES[:1]),
     Scenario("comfyui", "refused", failure=F.PROVIDER_REFUSED, proof=None),
     Scenario("comfyui", "failed", "p0", F.PROVIDER_FAILED),
     Scenario("comfyui", "cut", "p0", F.UPSTREAM_INCOMPLETE),
     Scenario("comfyui-websocket", "previews", "p0 p0 c0"),
     Scenario("comfyui-websocket", "more-than-asked", "c1", first=1, of=3),
     Scenario("comfyui-websocket", "uploaded", "c0", images=(INPUT,)),
+    Scenario("comfyui-websocket", "more-than-asked", "c0"),
+    Scenario("comfyui-websocket", "uploaded", "c0", images=FILES[:1]),
     Scenario("comfyui-websocket", "refused", failure=F.PROVIDER_REFUSED, proof=None),
     Scenario("comfyui-websocket", "failed", "p0", F.PROVIDER_FAILED),
     Scenario("comfyui-websocket", "cut", "p0", F.UPSTREAM_INCOMPLETE),

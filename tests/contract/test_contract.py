@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -11,7 +12,7 @@ from streamproxy.core.events import ANSWER, KINDS, Frame
 from streamproxy.core.requests import FileId, Inline, Remote
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers import ADAPTERS
-from tests.contract.peer import INSTANT, Run, byte_by_byte, cuts, sent
+from tests.contract.peer import INSTANT, Run, as_text, byte_by_byte, cuts, sent
 from tests.contract.scenarios import HEADER, HOSTS, INPUT, KEY, PNG, PROMPT, SCENARIOS, WHOLE, Scenario
 
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
@@ -66,12 +67,43 @@ def test_an_answer_that_ends_too_early_anywhere_makes_whole_frames_or_an_error(s
         assert [frame for frame in previews if frame not in whole] == []
 
 
+THROWN: Final = (
+    Failure.UPSTREAM_INCOMPLETE,
+    Failure.CONNECTION_REFUSED,
+    Failure.FETCH_FAILED,
+    Failure.FOREIGN_HOST,
+    Failure.DEADLINE,
+    Failure.RESPONSE_BODY_SIZE,
+)
+"""One of each kind: broken off, never sent, not to be had, and three that lasts."""
+
+
 @every_scenario
-def test_an_error_thrown_in_anywhere_ends_it_or_is_mended(scenario: Scenario) -> None:
-    """Once, or at every step from there on, as when the provider is gone for good."""
+@pytest.mark.parametrize("failure", THROWN)
+def test_an_error_thrown_in_anywhere_ends_it_or_is_mended(scenario: Scenario, failure: Failure) -> None:
+    """Once, or at every step from there on, as when the provider is gone for good. Nothing is paid twice."""
     for at in range(len(scenario.play().waits)):
-        for run in (scenario.play(throw_at=at), scenario.play(lost_from=at)):
+        for run in (scenario.play(throw_at=at, failure=failure), scenario.play(lost_from=at, failure=failure)):
             assert run.error is not None or run.finals == scenario.n or run.frames[0].type == ANSWER
+
+
+@every_scenario
+def test_each_input_goes_out_once_and_in_order(scenario: Scenario) -> None:
+    told = b"".join(sent(step.request) for step in scenario.play().steps if isinstance(step, Send))
+    given = [bytes(as_text(image)) for image in scenario.inputs]
+    tries = {told.count(text) // given.count(text) for text in given}
+    assert tries in (set(), {1})
+    if scenario.adapter.startswith("comfyui"):
+        return  # its slots have an order of their own
+    places = [told.find(text) for text in dict.fromkeys(given)]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("row", [row for row in SCENARIOS if row.failure is None and row.of], ids=str)
+def test_jobs_side_by_side_share_no_image(row: Scenario) -> None:
+    """The other jobs of the same request, each by the same answers."""
+    found = [frame.image for first in (0, row.n) for frame in replace(row, first=first).play().frames if frame.final]
+    assert found == list(range(2 * row.n))
 
 
 @every_scenario
@@ -172,4 +204,6 @@ def _told_step(step: Step) -> bytes:
 
 def _everything(error: ProxyError) -> str:
     said = (error.failure, error.message, error.param, error.code, error.type, error.status, error.retry_after)
-    return repr((*said, error.problems, error.details, b"".join(error.as_sent), error.noted))
+    return repr(
+        (*said, error.details.problems, error.details.members, b"".join(error.details.as_sent), error.details.noted)
+    )

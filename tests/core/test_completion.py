@@ -19,8 +19,8 @@ from PIL import Image as Picture
 from streamproxy.core.completion import (
     USAGE_BYTES,
     ZERO_USAGE,
+    AnswerFacts,
     Image,
-    Stated,
     appended,
     completed,
     decoded_usage,
@@ -51,12 +51,12 @@ def make(
     b64: bytes | memoryview = b"",
     *,
     url: str | None = None,
-    stated: Stated | None = None,
+    stated: AnswerFacts | None = None,
     several: bool = False,
     **ending: object,
 ) -> Frame:
     image = Image(b64, url, {"revised_prompt": "r"})
-    stated = stated or Stated(created_at=7)
+    stated = stated or AnswerFacts(created_at=7)
     return completed(Operation.GENERATION, image, stated, index=2, several=several, ending=ending)
 
 
@@ -72,7 +72,7 @@ def make(
 )
 def test_a_synthesized_event_is_labelled_by_its_own_bytes(format: str, mode: str, name: str, background: str) -> None:
     b64 = encoded(format, mode)
-    wrong = Stated(created_at=7, size="1024x1024", quality="high", output_format="gif")
+    wrong = AnswerFacts(created_at=7, size="1024x1024", quality="high", output_format="gif")
     frame = make(b64, stated=wrong, usage=ZERO_USAGE)
     assert parsed(frame) == {
         "type": "image_generation.completed",
@@ -101,7 +101,7 @@ def test_what_nobody_says() -> None:
 
 
 def test_an_image_at_a_url() -> None:
-    said = parsed(make(url="https://host/p", stated=Stated(7, size="8x8", output_format="webp"), several=True))
+    said = parsed(make(url="https://host/p", stated=AnswerFacts(7, size="8x8", output_format="webp"), several=True))
     assert said["b64_json"] is None
     assert (said["url"], said["size"], said["output_format"]) == ("https://host/p", "8x8", "webp")
     assert said["image_index"] == 2
@@ -113,7 +113,7 @@ def test_raw_members_stay_exact() -> None:
 
 
 def test_edits_have_their_own_type() -> None:
-    frame = completed(Operation.EDIT, Image(b"", "u", {}), Stated(1), index=0, several=False, ending={})
+    frame = completed(Operation.EDIT, Image(b"", "u", {}), AnswerFacts(1), index=0, several=False, ending={})
     assert frame.type == parsed(frame)["type"] == "image_edit.completed"
 
 

@@ -13,7 +13,7 @@ from openai.types import (
 from pydantic import BaseModel
 
 from streamproxy.core.events import ERROR, KINDS, Frame, Operation, Role, error_body, error_frame, type_of
-from streamproxy.errors import Failure, Problem, ProxyError
+from streamproxy.errors import ErrorDetails, Failure, Problem, ProxyError
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_frames_size_is_its_data() -> None:
 
 def _error() -> ProxyError:
     problem = Problem(("body", "images", 0, "image_url"), "Field required", "missing")
-    return ProxyError(Failure.INVALID_REQUEST, "m", param="p", problems=(problem,))
+    return ProxyError(Failure.INVALID_REQUEST, "m", param="p", details=ErrorDetails(problems=(problem,)))
 
 
 def test_the_http_form() -> None:
@@ -58,9 +58,11 @@ def test_the_final_event_is_nested_and_says_the_status() -> None:
     error = ProxyError(
         Failure.PROVIDER_STREAM_ERROR,
         "m",
-        code="moderation_blocked",
-        status=400,
-        details={"moderation_details": {"categories": ["x"]}, "message": "not this one"},
+        details=ErrorDetails(
+            code="moderation_blocked",
+            status=400,
+            members={"moderation_details": {"categories": ["x"]}, "message": "not this one"},
+        ),
     )
     frame = error_frame(error, "req_1")
     assert (frame.type, frame.final) == (ERROR, True)
@@ -80,4 +82,5 @@ def test_the_final_event_is_nested_and_says_the_status() -> None:
 
 def test_a_providers_own_error_event_goes_on_as_it_is() -> None:
     sent = (b'{"type":"error",', b'"error":{}}')
-    assert error_frame(ProxyError(Failure.PROVIDER_STREAM_ERROR, "m", as_sent=sent), "r").data is sent
+    error = ProxyError(Failure.PROVIDER_STREAM_ERROR, "m", details=ErrorDetails(as_sent=sent))
+    assert error_frame(error, "r").data is sent

@@ -23,7 +23,7 @@ def problems(text: dict[str, list[str]], files: dict[str, list[int]]) -> list[tu
     else:
         return []
     assert error.failure is Failure.INVALID_REQUEST
-    return [(problem.param, problem.type) for problem in error.problems]
+    return [(problem.param, problem.type) for problem in error.details.problems]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_nothing_but_a_proxy_error_and_never_a_value(text: dict[str, list[str]],
     try:
         form(text, files)
     except ProxyError as error:
-        shown = f"{error} {error.message} {error.param} {error.problems} {error.args}"
+        shown = f"{error} {error.message} {error.param} {error.details.problems} {error.args}"
     else:
         shown = ""
     assert CANARY not in shown

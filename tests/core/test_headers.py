@@ -173,7 +173,7 @@ def test_each_exact_name_is_refused_with_its_classes_code(kind: HeaderClass, nam
             assert error.failure is REFUSAL[kind][0], spelling
             assert f"({kind})" in error.message
             assert error.param == f"extra_headers.{name}"
-            assert [(p.loc, p.type) for p in error.problems] == [(("body", "extra_headers", name), error.code)]
+            assert [(p.loc, p.type) for p in error.details.problems] == [(("body", "extra_headers", name), error.code)]
 
 
 @pytest.mark.parametrize(("kind", "prefix"), PREFIXES)
@@ -303,7 +303,7 @@ def test_the_shape_of_a_credential_is_refused_under_any_name(value: str) -> None
     for name in ("x-zebra", *RULES.allow[:3]):
         error = refusal({name: value})
         assert error.failure is Failure.CREDENTIAL_VALUE
-        assert value not in error.message + repr(error.problems)
+        assert value not in error.message + repr(error.details.problems)
     if " " not in value:
         assert refusal({"x-zebra": f"zebra;{value}"}).failure is Failure.CREDENTIAL_VALUE
 
@@ -328,7 +328,7 @@ def test_what_may_be_a_key_or_an_identifier_is_decided_by_the_name(value: str) -
     for name in ("x-zebra", "x-api", "x-user-data", "x-fal-runner-hint", "x-grid", "x-idea"):
         error = refusal({name: value})
         assert error.failure is Failure.CREDENTIAL_VALUE
-        assert value not in error.message + repr(error.problems)
+        assert value not in error.message + repr(error.details.problems)
     identifiers = (
         "x-job-id",
         "x-b3-traceid",

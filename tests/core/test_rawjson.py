@@ -227,7 +227,7 @@ def test_a_key_twice_is_refused_however_it_is_written(first: str, second: str) -
 def test_a_key_twice_that_may_be_a_secret_is_told_by_its_place(key: str) -> None:
     error = refusal(f'{{"model":"m","{key}":1,"{key}":2}}'.encode())
     assert (error.failure, error.param) == (Failure.DUPLICATE_KEY, "#3")
-    assert key not in repr((error.message, error.problems))
+    assert key not in repr((error.message, error.details.problems))
 
 
 def test_a_key_twice_in_an_object_of_its_own() -> None:

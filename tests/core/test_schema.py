@@ -21,7 +21,7 @@ from streamproxy.core.schema import (
     TRUE,
     Checklist,
     Fields,
-    Kind,
+    FieldType,
     Rule,
     edit,
     generation,
@@ -55,10 +55,10 @@ def problems(check: Check, body: dict[str, Any]) -> Found:
     else:
         return []
     assert error.failure is Failure.INVALID_REQUEST
-    assert error.param == error.problems[0].param
-    assert error.message.startswith(f"{error.param}: {error.problems[0].msg}")
-    assert all(problem.loc[0] == "body" for problem in error.problems)
-    return [(problem.param, problem.type) for problem in error.problems]
+    assert error.param == error.details.problems[0].param
+    assert error.message.startswith(f"{error.param}: {error.details.problems[0].msg}")
+    assert all(problem.loc[0] == "body" for problem in error.details.problems)
+    return [(problem.param, problem.type) for problem in error.details.problems]
 
 
 def rows(name: str, type: str | None, *values: Any) -> list[tuple[str, Any, str | None]]:
@@ -259,7 +259,9 @@ def test_an_image_url_is_measured_in_characters(filler: bytes, beyond: int) -> N
     if beyond:
         with pytest.raises(ProxyError) as caught:
             edit(body)
-        assert [(p.param, p.type) for p in caught.value.problems] == [("images[0].image_url", "string_too_long")]
+        assert [(p.param, p.type) for p in caught.value.details.problems] == [
+            ("images[0].image_url", "string_too_long")
+        ]
     else:
         assert edit(body).edit
 
@@ -293,7 +295,7 @@ def test_nothing_but_a_proxy_error_and_never_a_value(body: dict[str, Any], check
     try:
         check({**GENERATION, **body})
     except ProxyError as error:
-        shown = f"{error} {error.message} {error.param} {error.problems} {error.args}"
+        shown = f"{error} {error.message} {error.param} {error.details.problems} {error.args}"
     else:
         shown = ""
     assert CANARY not in shown
@@ -306,7 +308,7 @@ def test_unknown_fields_are_not_looked_at(unknown: dict[str, Any]) -> None:
     assert generated(json.loads(json.dumps(body).replace("Infinity", "1"))) == generated(GENERATION)
 
 
-NUMBER = Rule("n", Kind.INTEGER, -3, 10)
+NUMBER = Rule("n", FieldType.INTEGER, -3, 10)
 
 
 def refusal(checks: Checklist) -> ProxyError:
@@ -338,7 +340,7 @@ def test_a_field_has_one_row_and_may_be_named() -> None:
 def test_a_number_out_of_its_bounds_however_long(digits: str, type: str) -> None:
     checks = Checklist()
     checks.number(NUMBER, digits)
-    assert [(p.loc, p.type) for p in refusal(checks).problems] == [(("body", "n"), type)]
+    assert [(p.loc, p.type) for p in refusal(checks).details.problems] == [(("body", "n"), type)]
 
 
 @pytest.mark.parametrize("digits", ["-3", "-0", "0", "10"])
@@ -359,7 +361,7 @@ def test_the_first_problem_speaks_and_the_others_are_counted() -> None:
     checks.items(("image",), 3, 0, 1)
     error = refusal(checks)
     assert error.message == "images[0].image_url: Field required (and 2 more)"
-    assert [problem.msg for problem in error.problems] == [
+    assert [problem.msg for problem in error.details.problems] == [
         "Field required",
         "String should have at least 1 character",
         "List should have at most 1 item",
@@ -371,7 +373,7 @@ def test_a_flood_of_problems_is_cut() -> None:
     for index in range(MAX_PROBLEMS + 5):
         checks.missing("images", index)
     error = refusal(checks)
-    assert [problem.loc[-1] for problem in error.problems] == list(range(MAX_PROBLEMS))
+    assert [problem.loc[-1] for problem in error.details.problems] == list(range(MAX_PROBLEMS))
 
 
 def test_what_was_not_given_has_its_default() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import anyio
 import orjson
 import pytest
+from openai import AsyncOpenAI
 
 from tests.e2e.test_wires import EDIT_GRAPH, GRAPH, KEY, PNG, size_of
 from tests.support.comfyui import Comfy, comfyui
@@ -84,3 +85,26 @@ async def test_a_caller_who_leaves_cancels_the_job(tmp_path: Path) -> None:
         with anyio.fail_after(BOUND):
             await server.told.wait()
         assert server.cancelled == [server.prompts[0]["prompt_id"]]
+
+
+@pytest.mark.parametrize("edit", [True, False])
+async def test_previews_reach_the_sdk(edit: bool, tmp_path: Path) -> None:
+    server = Comfy()
+    async with (
+        painting(server, tmp_path) as proxy,
+        AsyncOpenAI(base_url=f"{proxy.url}/v1", api_key="callers", max_retries=0) as client,
+    ):
+        kinds: list[tuple[str, tuple[int, int]]]
+        if edit:
+            edits = await client.images.edit(
+                model="editor", image=("in.png", PNG, "image/png"), prompt=PROMPT, stream=True, partial_images=2
+            )
+            kinds = [(event.type, size_of(event.b64_json)) async for event in edits]
+        else:
+            made = await client.images.generate(model="painter", prompt=PROMPT, stream=True, partial_images=2)
+            kinds = [(event.type, size_of(event.b64_json)) async for event in made]
+        family = "image_edit" if edit else "image_generation"
+        types = [f"{family}.partial_image"] * 2 + [f"{family}.completed"]
+        assert kinds == list(zip(types, [(32, 32), (32, 32), (64, 48)], strict=True))
+        assert len(server.prompts) == 1
+        assert server.uploads == ([PNG] if edit else [])

@@ -21,7 +21,7 @@ from streamproxy.simulator.script import sse
 from streamproxy.simulator.server import serve
 from streamproxy.web import streams
 from streamproxy.web.following import come_back
-from streamproxy.web.responses import EventStream, Pace, Reader
+from streamproxy.web.responses import EventStream, Reader
 from tests.support.provider import completed, data_of, passed_on, preview
 from tests.support.proxy import serving
 from tests.support.streams import EVENTS, LATER, Stage, followed, following, holds, retry_of, staged
@@ -285,7 +285,7 @@ async def test_every_event_that_a_simple_decoder_sees_has_data(state: str, monke
         stage.go.set()
         await stage.until(url, "completed")
         if state == "draining":
-            monkeypatch.setattr(streams, "_events", lambda *_: EventStream(come_back(), {}, Pace(5, 5), Reader()))
+            monkeypatch.setattr(streams, "_events", lambda *_: EventStream(come_back(), {}, 5, Reader()))
         expected = [] if state == "draining" else ["image_generation.completed"]
         async with aconnect_sse(stage.proxy.client, "GET", url) as source:
             assert [event.json()["type"] async for event in source.aiter_sse()] == expected

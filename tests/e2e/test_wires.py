@@ -13,13 +13,14 @@ from typing import Any, Final
 import anyio
 import orjson
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, BadRequestError
 
+from streamproxy.core.conversation import TRIES
 from streamproxy.core.images import probe
 from streamproxy.simulator import wires
 from streamproxy.simulator.pictures import draw, encode
-from streamproxy.simulator.received import Received
-from streamproxy.simulator.script import LAST_CHUNK, Script, Wait, chunk, head
+from streamproxy.simulator.received import Handler, Received
+from streamproxy.simulator.script import LAST_CHUNK, Script, Wait, chunk, head, json_answer
 from streamproxy.simulator.script import Send as Sending
 from streamproxy.simulator.server import Server, serve
 from tests.support.proxy import BOUND, PROMPT, Proxy, events, no_leaks, running_proxy
@@ -54,17 +55,22 @@ class Setup:
         return [received.target for received in self.server.received if received.method == "POST"]
 
 
-PATHS: Final = {"gemini": "/v1beta", "fal": "/fal", "comfyui": "/comfy"}
+PREVIEWS: Final = {"gemini": 2, "fal": 0, "comfyui": 2}
+PATHS: Final = {"sim": "/v1", "gemini": "/v1beta", "fal": "/fal", "comfyui": "/comfy"}
 
 
 @asynccontextmanager
-async def wired(wire: str, tmp_path: Path, **settings: object) -> AsyncIterator[Setup]:
-    async with no_leaks(), serve(wires(0)) as server:
+async def wired(wire: str, tmp_path: Path, handler: Handler | None = None, **settings: object) -> AsyncIterator[Setup]:
+    async with no_leaks(), serve(handler or wires(0)) as server:
         row: dict[str, object] = {"base_url": server.url + PATHS[wire], "credential": "env:KEY"}
         if wire == "comfyui":
             for name, graph in (("painter", GRAPH), ("editor", EDIT_GRAPH)):
                 (tmp_path / f"{name}.json").write_bytes(orjson.dumps(graph))
             row["workflows"] = {name: str(tmp_path / f"{name}.json") for name in ("painter", "editor")}
+        if wire == "sim":
+            row["credential"] = "none"
+        if wire == "gemini":
+            row["models"] = [MODELS[wire], BLOCKED[wire]]
         chosen: dict[str, Any] = {"providers": {wire: row}, "fetch_hosts": ("127.0.0.1",), **settings}
         async with (
             running_proxy(server.url, environ={"KEY": KEY}, **chosen) as proxy,
@@ -101,9 +107,7 @@ async def test_a_streamed_generation(wire: str, tmp_path: Path) -> None:
             model=MODELS[wire], prompt=PROMPT, size="512x512", stream=True, partial_images=2
         )
         seen = [event async for event in stream]
-        assert [event.type for event in seen[:-1]] == ["image_generation.partial_image"] * (
-            {"gemini": 2, "fal": 0, "comfyui": 2}[wire]
-        )
+        assert [event.type for event in seen[:-1]] == ["image_generation.partial_image"] * (PREVIEWS[wire])
         assert seen[-1].type == "image_generation.completed"
         assert all(size_of(event.b64_json) for event in seen)
         assert len(setup.posts) == 1
@@ -206,25 +210,129 @@ async def test_a_caller_who_leaves_cancels_the_job(tmp_path: Path) -> None:
         assert [got.target.rpartition("/")[2] for got in setup.server.received if got.method == "PUT"] == ["cancel"]
 
 
-REFUSAL: Final = {"error": {"message": "No.", "type": "t", "param": None, "code": "c"}}
+async def test_a_look_that_is_cut_ends_as_a_paid_failure(tmp_path: Path) -> None:
+    """Both forms beside each other, for the looks' pauses are long."""
+    answers: dict[bool, tuple[int, bytes, str | None]] = {}
+    async with wired("fal", tmp_path) as setup:
+
+        async def one(stream: bool) -> None:
+            answer = await setup.proxy.generate(model="fal/fal-ai/fault-killed-poll", stream=stream)
+            answers[stream] = answer.status_code, answer.content, answer.headers.get("x-should-retry")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one, True)
+            tasks.start_soon(one, False)
+        status, content, retry = answers[False]
+        assert (status, orjson.loads(content)["error"]["code"], retry) == (502, "connection_terminated", "false")
+        status, content, _ = answers[True]
+        error = events(content)[-1].json["error"]
+        assert isinstance(error, dict)
+        assert (status, error["code"]) == (200, "connection_terminated")
+        assert len(setup.posts) == 2
+        looks = [received for received in setup.server.received if received.target.endswith("/status")]
+        assert len(looks) == 2 * TRIES
+
+
+BLOCKED: Final = {"gemini": "fault-image-safety", "fal": "fal/fal-ai/fault-nsfw"}
+
+
+@pytest.mark.parametrize("wire", BLOCKED)
+async def test_a_moderated_result_is_the_sdks_bad_request(wire: str, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        with pytest.raises(BadRequestError) as refused:
+            await setup.client.images.generate(model=BLOCKED[wire], prompt=PROMPT)
+        assert refused.value.code == "moderation_blocked"
+        assert refused.value.response.headers["x-should-retry"] == "false"
+        assert PROMPT not in refused.value.response.text
+        assert len(setup.posts) == 1
+
+
+def _queue(received: Received, result: str) -> Script:
+    """A queue whose one job is done, with a picture at `result`."""
+    url = f"http://{received.header('host')}/fal/fal-ai/b/requests/1"
+    urls = {"response_url": url, "status_url": f"{url}/status", "cancel_url": f"{url}/cancel"}
+    if received.method == "POST":
+        return json_answer(200, {"request_id": "1", **urls})
+    if received.target.endswith("/status"):
+        return json_answer(200, {"status": "COMPLETED"})
+    return json_answer(200, {"images": [{"url": result}]})
+
+
+FOREIGN: Final = {
+    "listed": ("http://127.0.0.1", ("127.0.0.1",), True),
+    "plain": ("http://127.0.0.1", (), False),
+    "private": ("https://127.0.0.1", (), False),
+    "metadata": ("http://169.254.169.254", ("169.254.169.254",), False),
+}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("place", FOREIGN)
+async def test_a_result_elsewhere_is_fetched_without_a_key(place: str, stream: bool, tmp_path: Path) -> None:
+    origin, hosts, fetched = FOREIGN[place]
+    file = (Sending(head(200, (("Content-Type", "image/png"),), length=len(PNG)) + PNG),)
+    async with serve(partial(_play, file)) as other:
+        result = f"{origin}:{other.port}/a.png"
+        async with wired("fal", tmp_path, partial(_queue, result=result), fetch_hosts=hosts) as setup:
+            images, model = setup.client.images, "fal/fal-ai/b"
+            found: list[tuple[str | None, str | None]]
+            if stream:
+                seen = await images.generate(model=model, prompt=PROMPT, stream=True)
+                found = [(event.b64_json, getattr(event, "url", None)) async for event in seen]
+            else:
+                made = await images.generate(model=model, prompt=PROMPT)
+                found = [(image.b64_json, image.url) for image in made.data or ()]
+            assert found == [(base64.b64encode(PNG).decode(), None) if fetched else (None, result)]
+            assert other.calls == fetched
+            assert len(setup.posts) == 1
+        told = [value for received in other.received for _, value in received.headers]
+        assert not any(KEY in value or "callers" in value for value in told)
+
+
+@WIRES
+async def test_a_streamed_edit_has_previews(wire: str, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        given = ("in.png", PNG, "image/png")
+        stream = await setup.client.images.edit(
+            model=EDITORS[wire], image=given, prompt=PROMPT, stream=True, partial_images=2
+        )
+        seen = [event async for event in stream]
+        previews = [event for event in seen if event.type == "image_edit.partial_image"]
+        assert [event.partial_image_index for event in previews] == list(range(PREVIEWS[wire]))
+        assert seen[-1].type == "image_edit.completed"
+        assert all(size_of(event.b64_json) for event in seen)
+        assert len([target for target in setup.posts if "assets" not in target]) == 1
+
+
+REFUSALS: Final[dict[str, dict[str, object]]] = {
+    "sim": {"error": {"message": "No.", "type": "t", "param": None, "code": "c"}},
+    "gemini": {"error": {"code": 400, "message": "No.", "status": "INVALID_ARGUMENT"}},
+    "fal": {"detail": "No."},
+    "comfyui": {"error": {"code": "c", "message": "No."}},
+}
+MODELS_OF: Final = {"sim": "sim/gpt-image", **MODELS}
 
 
 def _play(script: Script, _: Received) -> Script:
     return script
 
 
-@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("form", ["json", "sse"])
-async def test_a_refusal_under_200_is_one_status_whatever_the_packets_borders(form: str, stream: bool) -> None:
-    body = orjson.dumps(REFUSAL)
+@pytest.mark.parametrize("wire", REFUSALS)
+async def test_a_refusal_under_200_is_one_status(wire: str, form: str, tmp_path: Path) -> None:
+    """Streamed or not, and wherever the packets' borders are."""
+    body = orjson.dumps(REFUSALS[wire])
     data = body if form == "json" else b"event: error\ndata: " + body + b"\n\n"
     kind = ("Content-Type", "application/json" if form == "json" else "text/event-stream")
-    whole = head(200, (kind,), chunked=True), chunk(data) + LAST_CHUNK
-    answers = []
-    for script in ((Sending(whole[0] + whole[1]),), (Sending(whole[0]), Wait(0.05), Sending(whole[1]))):
-        async with no_leaks(), serve(partial(_play, script)) as server, running_proxy(server.url) as proxy:
-            answer = await proxy.generate(stream=stream)
-            answers.append((answer.status_code, answer.json()["error"]["code"], answer.headers["content-type"]))
-    assert len(set(answers)) == 1
-    assert answers[0][0] >= 400
-    assert answers[0][1:] == ("c", "application/json")
+    top, rest = head(200, (kind,), chunked=True), chunk(data) + LAST_CHUNK
+    scripts = [(Sending(top + rest),), (Sending(top), Wait(0.05), Sending(rest))] * 2
+    left = list(scripts)
+    async with wired(wire, tmp_path, lambda _: left.pop()) as setup:
+        answers = set()
+        for stream in (True, True, False, False):
+            answer = await setup.proxy.generate(model=MODELS_OF[wire], stream=stream)
+            answers.add((answer.status_code, answer.json()["error"]["code"], answer.headers["content-type"]))
+        assert (len(answers), len(setup.posts), left) == (1, len(scripts), [])
+        [(status, _, media_type)] = answers
+        assert status >= 400
+        assert media_type == "application/json"

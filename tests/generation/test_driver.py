@@ -41,7 +41,7 @@ from streamproxy.simulator.script import Fin, Script, Send, Stall, chunk, error_
 from streamproxy.simulator.script import Wait as Delay
 from streamproxy.simulator.server import Server, serve
 from streamproxy.upstream import Deadlines, Upstream, default_ssl_context
-from streamproxy.upstream.fetch import Fetcher
+from streamproxy.upstream.fetch import Fetcher, FetchLimits
 from streamproxy.upstream.signing import KeySigner
 from tests.contract.scenarios import KEY, SCENARIOS, Scenario
 from tests.golden.shapes import PICTURE, C, P
@@ -156,7 +156,7 @@ async def peer(
     async with no_leaks(), serve(play) as server:
         deadlines = Deadlines(connect=BOUND, first_byte=first_byte, idle=idle, total=total, pool=BOUND)
         upstream = Upstream(deadlines=deadlines, max_connections=4, ssl_context=trust, tolerated=lambda _: None)
-        fetcher = Fetcher(hosts=("127.0.0.1",), ssl_context=trust)
+        fetcher = Fetcher(hosts=("127.0.0.1",), ssl_context=trust, limits=FetchLimits(pause=SHORT / 10))
         yield World(server, upstream, Outside(fetcher, Limits(1_000_000, 1_000_000), total, BOUND, trust))
         await fetcher.aclose()
         await upstream.aclose()

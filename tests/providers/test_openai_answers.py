@@ -193,7 +193,7 @@ def test_an_error_event_goes_on_as_it_was_sent() -> None:
     sent = b'{"type":"error","error":{"message":"m \xc3\xa4","type":"t","param":null,"code":"c"},"more":[1E2]}'
     _, error = decoded(wanted(), [named(sent, b"error")])
     assert error is not None
-    assert b"".join(error.as_sent) == sent
+    assert b"".join(error.details.as_sent) == sent
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_an_error_event_goes_on_as_it_was_sent() -> None:
 def test_an_error_event_that_is_not_whole_or_holds_a_key_is_written_anew(sent: bytes) -> None:
     _, error = decoded(wanted(), [named(sent, b"error")])
     assert error is not None
-    assert error.as_sent == ()
+    assert error.details.as_sent == ()
     assert "sk-abc" not in error.message
 
 

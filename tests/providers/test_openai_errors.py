@@ -115,11 +115,11 @@ def test_when_to_come_back_is_a_number_or_a_date(given: str, passed: str | None)
 def test_a_path_that_is_not_there_is_told() -> None:
     error = refused(404, {"error": {"message": "Not Found"}})
     assert error.message == "Not Found (The provider was asked for /v1/x: check the provider's base_url.)"
-    assert error.noted == {"path": "/v1/x"}
+    assert error.details.noted == {"path": "/v1/x"}
     head = Head(404, ())
     secret = refusal(head, b"", path=f"/{KEY}/x", callers_credential=False, scrub=SCRUB)
-    assert KEY not in secret.message + repr(secret.noted)
-    assert refused(400, b"").noted == {}
+    assert KEY not in secret.message + repr(secret.details.noted)
+    assert refused(400, b"").details.noted == {}
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -142,17 +142,17 @@ def test_fastapis_detail_is_passed_on_without_the_value() -> None:
         {"loc": ["body", "n"], "msg": "Too many", "type": "less_than"},
     ]
     error = refused(422, {"detail": detail})
-    assert [(problem.loc, problem.type) for problem in error.problems] == [
+    assert [(problem.loc, problem.type) for problem in error.details.problems] == [
         (("body", "images", 0, "url"), "value_error"),
         (("body", "n"), "less_than"),
     ]
-    assert error.message == f"images[0].url: {error.problems[0].msg}"
+    assert error.message == f"images[0].url: {error.details.problems[0].msg}"
     assert error.param == "images[0].url"
     assert KEY not in error.message
-    assert "SECRET" not in repr(error.problems)
+    assert "SECRET" not in repr(error.details.problems)
     both = refused(422, {"detail": detail, "error": {"message": "said", "param": "p"}})
-    assert (both.message, both.param, len(both.problems)) == ("said", "p", 2)
-    assert len(refused(422, {"detail": detail * 1000}).problems) <= 32
+    assert (both.message, both.param, len(both.details.problems)) == ("said", "p", 2)
+    assert len(refused(422, {"detail": detail * 1000}).details.problems) <= 32
 
 
 def test_texts_are_scrubbed_and_bounded() -> None:
@@ -168,17 +168,19 @@ def test_every_string_of_an_error_is_scrubbed_however_deep() -> None:
     details = {"stage": KEY, KEY: [{"more": [KEY, 1, None, True]}]}
     body = {"detail": [problem], "error": {"message": "m", "moderation_details": details, "status": KEY}}
     error = refused(400, body)
-    assert error.details == {
+    assert error.details.members == {
         "moderation_details": {"stage": "[redacted]", "[redacted]": [{"more": ["[redacted]", 1, None, True]}]}
     }
-    assert KEY not in repr((error.message, error.problems, error.details, error.code, error.type, error.param))
+    assert KEY not in repr(
+        (error.message, error.details.problems, error.details.members, error.code, error.type, error.param)
+    )
     assert KEY not in repr(refused(400, {"errors": [{"message": KEY}, KEY], "title": KEY}).__dict__)
 
 
 @pytest.mark.parametrize("details", [{"x": ["y"] * 300}, {"x": [[[[[[[[[1]]]]]]]]]}], ids=["wide", "deep"])
 def test_details_over_the_limits_do_not_go_along(details: object) -> None:
     error = refused(400, {"error": {"message": "m", "moderation_details": details}})
-    assert (error.message, error.details) == ("m", {})
+    assert (error.message, error.details.members) == ("m", {})
 
 
 def test_a_key_in_an_error_event_is_found_however_it_is_written() -> None:
@@ -186,7 +188,7 @@ def test_a_key_in_an_error_event_is_found_however_it_is_written() -> None:
     escaped = KEY.replace("k", "\\u006b", 1)
     for raw in (body % ("fine", ""), body % (KEY, ""), body % (escaped, ""), body % (KEY, ',"more":[]')):
         error = error_in_answer(raw.encode(), SCRUB, (raw.encode(),))
-        assert (error.as_sent != ()) is ("fine" in raw)
+        assert (error.details.as_sent != ()) is ("fine" in raw)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +217,7 @@ def test_what_an_answer_says_of_itself(value: dict[str, object], well: bool | No
 def test_moderation_details_go_along() -> None:
     details = {"moderation_stage": "input", "categories": ["violence"]}
     error = refused(400, {"error": {"message": "m", "code": "moderation_blocked", "moderation_details": details}})
-    assert error.details == {"moderation_details": details}
+    assert error.details.members == {"moderation_details": details}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from streamproxy.core.catalogue import Provider
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.providers import ADAPTERS
 from streamproxy.settings import ConfigurationError, ConfigurationProblem, ProviderSettings, Settings
-from streamproxy.settings.providers import Configured, configure, place_of, read_catalogue, read_secret, warnings
+from streamproxy.settings.providers import Providers, configure, place_of, read_catalogue, read_secret, warnings
 from streamproxy.settings.values import shown_origin
 
 CATALOGUE = read_catalogue()
@@ -26,7 +26,7 @@ HASH = "sha256:" + "0" * 64
 OPENAI = {"OPENAI_API_KEY": CANARY}
 
 
-def configured(settings: Settings, environ: dict[str, str]) -> Configured:
+def configured(settings: Settings, environ: dict[str, str]) -> Providers:
     return configure(settings, CATALOGUE, environ, POLICY, adapters=ADAPTERS)
 
 

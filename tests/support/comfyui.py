@@ -117,7 +117,7 @@ async def comfyui(server: Comfy) -> AsyncIterator[None]:
     config = uvicorn.Config(Starlette(routes=routes), ws="websockets-sansio", log_level="error", lifespan="off")
     running = uvicorn.Server(config)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: running._serve([sock]))
+        tasks.start_soon(lambda: running._serve([sock]))  # noqa: SLF001 - `serve` takes the process's signals
         with anyio.fail_after(BOUND):
             while not running.started:  # noqa: ASYNC110 - uvicorn has no event for it
                 await anyio.sleep(0.01)

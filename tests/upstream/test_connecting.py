@@ -221,7 +221,7 @@ async def test_a_proxy_that_opens_no_way_is_a_refused_connection(
             error = await refused(upstream, f"https://{HOST}")
         assert error.failure is Failure.CONNECTION_REFUSED
         assert "trust_env_proxies" in error.message
-        assert error.noted == {"proxy_status": "407" if b"407" in answer else "none"}
+        assert error.details.noted == {"proxy_status": "407" if b"407" in answer else "none"}
         assert server.calls == 0
 
 
@@ -257,7 +257,7 @@ async def test_a_machine_out_of_descriptors_is_not_a_provider_that_refuses() -> 
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert (error.failure, error.status) == (Failure.DESCRIPTORS_EXHAUSTED, 503)
-        assert error.noted == {"errno": "EMFILE"}
+        assert error.details.noted == {"errno": "EMFILE"}
         assert await asked(upstream, server.url) == b"{}"
         assert server.calls == 1
 
@@ -267,7 +267,7 @@ async def test_a_refused_connection_notes_its_errno() -> None:
         with socket.socket() as nothing:
             nothing.bind(("127.0.0.1", 0))
             error = await refused(upstream, f"http://127.0.0.1:{nothing.getsockname()[1]}")
-    assert (error.failure, error.noted) == (Failure.CONNECTION_REFUSED, {"errno": "ECONNREFUSED"})
+    assert (error.failure, error.details.noted) == (Failure.CONNECTION_REFUSED, {"errno": "ECONNREFUSED"})
 
 
 async def test_an_answer_that_begins_before_its_request_has_ended_cuts_neither_off() -> None:

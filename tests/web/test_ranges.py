@@ -6,7 +6,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from streamproxy.web.ranges import partial
+from streamproxy.web.streams import partial_response
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +26,9 @@ async def answered(**headers: str) -> tuple[int, dict[str, str], bytes]:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
-    await partial(Request(scope), BODY, "image/png", {"etag": ETAG, "cache-control": "x"})(scope, receive, send)
+    await partial_response(Request(scope), BODY, "image/png", {"etag": ETAG, "cache-control": "x"})(
+        scope, receive, send
+    )
     head = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     assert head["etag"] == ETAG
     assert head["cache-control"] == "x"

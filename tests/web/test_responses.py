@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Sequence
+from functools import cached_property
 
 import anyio
 import orjson
@@ -17,17 +18,19 @@ from starlette.types import Message, Receive, Scope, Send
 from streamproxy.core.events import Frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub.stream import Stream
+from streamproxy.hub.stream import Stream, Subscriber
 from streamproxy.surfaces.images import layout
+from streamproxy.web.outcome import failure_of
 from streamproxy.web.responses import (
     ABORT,
     SLICE,
-    Answer,
+    Delivery,
     EventStream,
-    Pace,
     Reader,
+    Response,
     deliver,
     error_response,
+    json_response,
     posted,
     sliced,
 )
@@ -101,12 +104,13 @@ class Sending:
         self.sent.append(message)
 
     async def receive(self) -> Message:
-        await self.aborted.wait()
+        if not self.aborted.is_set():  # else at once, as uvicorn
+            await self.aborted.wait()
         return {"type": "http.disconnect"}
 
-    @property
+    @cached_property
     def scope(self) -> Scope:
-        return {"type": "http", "method": "POST", "extensions": {ABORT: self.aborted.set}}
+        return {"type": "http", "method": "POST", "state": {}, "extensions": {ABORT: self.aborted.set}}
 
     @property
     def head(self) -> dict[str, str]:
@@ -117,11 +121,31 @@ class Sending:
         return b"".join(message["body"] for message in self.sent[1:])
 
 
+class Following(Reader):
+    """A reader that notes what it is told."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self.subscriber = subscriber
+        self.told: list[ProxyError] = []
+        self.sent: list[bool] = []
+
+    @property
+    def at_end(self) -> bool:
+        return self.subscriber.at_end
+
+    def left(self, error: ProxyError) -> None:
+        self.told.append(error)
+
+    def close(self, *, sent: bool) -> None:
+        self.subscriber.leave()
+        self.sent.append(sent)
+
+
 @pytest.mark.anyio
 async def test_an_answer_says_its_length_and_comes_in_slices() -> None:
     sending = Sending()
     body = (bytes(SLICE), memoryview(b"x" * (2 * SLICE)), b"end")
-    await Answer(201, "application/json", body, {"X-Extra": "1"})(sending.scope, sending.receive, sending.send)
+    await Response(201, "application/json", body, {"X-Extra": "1"})(sending.scope, sending.receive, sending.send)
     assert sending.sent[0]["status"] == 201
     assert sending.head == {
         "content-type": "application/json",
@@ -175,12 +199,13 @@ def test_retry_after_is_passed_where_it_is_a_header_value(said: str, passed: str
 @pytest.mark.parametrize("takes", [0, 1, 2], ids=["no head", "head", "all but the end"])
 async def test_a_caller_who_takes_nothing_is_aborted_whichever_message_it_is(takes: int) -> None:
     sending = Sending(takes)
-    told: list[ProxyError] = []
-    answer = Answer(200, "application/json", (bytes(SLICE), bytes(SLICE)), {})
+    answer = Response(200, "application/json", (bytes(SLICE), bytes(SLICE)), {})
     with anyio.fail_after(5):
-        await deliver(answer, sending.scope, sending.receive, sending.send, send_timeout=0.05, stalled=told.append)
+        await deliver(answer, sending.scope, sending.receive, sending.send, 0.05)
     assert sending.aborted.is_set()
-    assert [error.failure for error in told] == [Failure.CALLER_STALLED]
+    noted = failure_of(sending.scope)
+    assert noted is not None
+    assert noted.failure is Failure.CALLER_STALLED
 
 
 @pytest.mark.anyio
@@ -191,13 +216,28 @@ async def test_a_caller_who_stops_at_the_end_of_a_stream_is_aborted_too() -> Non
     stream.commit()
     stream.finish()
     sending = Sending(takes=2)  # the head and the first heartbeat
-    told: list[ProxyError] = []
-    reader = Reader(at_end=lambda: subscriber.at_end, left=told.append, close=subscriber.leave)
-    answer = EventStream(posted(subscriber, 15), {}, Pace(15, 1), reader)
+    reader = Following(subscriber)
+    answer = EventStream(posted(subscriber, 15), {}, 1, reader)
     with anyio.fail_after(5):
-        await deliver(answer, sending.scope, sending.receive, sending.send, send_timeout=0.05, stalled=told.append)
+        await deliver(answer, sending.scope, sending.receive, sending.send, 0.05)
+    assert (reader.told, reader.sent) == ([], [False])  # it has been given all, and has not taken it
     assert sending.aborted.is_set()
-    assert [error.failure for error in told] == [Failure.CALLER_STALLED]
+    noted = failure_of(sending.scope)
+    assert noted is not None
+    assert noted.failure is Failure.CALLER_STALLED
+
+
+@pytest.mark.anyio
+async def test_the_reader_of_a_delivery_is_told_how_it_went() -> None:
+    sending = Sending()
+    sent, left = (Following(Stream("s").subscribe()) for _ in range(2))
+    with anyio.fail_after(5):
+        await Delivery(json_response({}), sent)(sending.scope, sending.receive, sending.send)
+        sending.aborted.set()
+        await Delivery(json_response({}), left)(sending.scope, sending.receive, sending.send)
+    assert (sent.told, sent.sent) == ([], [True])
+    assert ([error.failure for error in left.told], left.sent) == ([Failure.CALLER_GONE], [False])
+    assert len(sending.sent) == 2  # nothing is sent to a caller who has left
 
 
 @pytest.mark.anyio
@@ -207,22 +247,22 @@ async def test_our_headers_of_a_stream_win_over_the_providers() -> None:
     stream.finish()
     sending = Sending()
     theirs = {"cache-control": "public", "x-accel-buffering": "yes", "openai-version": "2020-10-01"}
-    left: list[ProxyError] = []
-    reader = Reader(at_end=lambda: subscriber.at_end, left=left.append, close=subscriber.leave)
-    answer = EventStream(posted(subscriber, 15), theirs, Pace(15, 1), reader)
+    reader = Following(subscriber)
+    answer = EventStream(posted(subscriber, 15), theirs, 1, reader)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await answer(scope, receive, send)
 
     with anyio.fail_after(5):
-        await deliver(app, sending.scope, sending.receive, sending.send, send_timeout=1, stalled=left.append)
+        await deliver(app, sending.scope, sending.receive, sending.send, 1)
     assert sending.head["cache-control"] == "no-store, no-transform"
     assert sending.head["x-accel-buffering"] == "no"
     assert sending.head["openai-version"] == "2020-10-01"
     assert sending.head["content-type"] == "text/event-stream; charset=utf-8"
     assert "content-length" not in sending.head
     assert sending.body == b":\n"
-    assert left == []
+    assert (reader.told, reader.sent) == ([], [True])
+    assert failure_of(sending.scope) is None
 
 
 def test_the_private_method_that_we_replace_is_still_the_one_that_sends() -> None:

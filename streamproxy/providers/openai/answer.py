@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from streamproxy.core.completion import ZERO_USAGE, Image, Stated, completed, ending, full_usage
+from streamproxy.core.completion import ZERO_USAGE, AnswerFacts, Image, completed, ending, full_usage
 from streamproxy.core.conversation import Job
 from streamproxy.core.events import ANSWER, Frame
 from streamproxy.core.rawjson import (
@@ -133,7 +133,7 @@ def image_frames(raw: bytes, job: Job) -> Iterator[Frame]:
         raise _no_image(read.body, job.scrub)
     answer, items, request = read.answer, read.items, job.request
     as_url = asks_url(request)
-    stated = Stated(
+    stated = AnswerFacts(
         created_at=whole_number(answer.created) or job.now,
         size=text(answer.size) or request.size or "",
         quality=_concrete(text(answer.quality)) or _concrete(request.quality),
@@ -145,8 +145,7 @@ def image_frames(raw: bytes, job: Job) -> Iterator[Frame]:
     last |= {"usage": msgspec.Raw(full_usage(present(answer.usage)))}
     last |= {name: getattr(answer, name) for name in ("cost", "provider")} | read.ending(job)
     share = job.n < request.n
-    if share:
-        items = items[: job.n]  # the other indices are other jobs'
+    items = items[: job.n]  # further indices are other jobs', or of images that were not asked for
     for index, item in enumerate(items):
         ends = last if index == len(items) - 1 else {"usage": ZERO_USAGE, "cost": None, "provider": last["provider"]}
         image = _image(item, as_url=as_url)

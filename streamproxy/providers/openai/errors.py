@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC
 from email.utils import format_datetime, parsedate_to_datetime
 from itertools import islice
@@ -19,7 +20,7 @@ import msgspec
 
 from streamproxy.core.requests import Head
 from streamproxy.core.sse import Piece
-from streamproxy.errors import Failure, Problem, ProxyError
+from streamproxy.errors import ErrorDetails, Failure, Problem, ProxyError
 
 MESSAGE_LIMIT: Final = 4096
 """Characters of a provider's text that are passed on."""
@@ -74,7 +75,7 @@ Scrub = Callable[[str], str]
 
 def refusal(head: Head, body: bytes, *, path: str, callers_credential: bool, scrub: Scrub) -> ProxyError:
     """The error that a non-2xx answer means for the caller. `path`: what was asked for, without a query."""
-    said = _Said(_json(body), scrub)
+    said = _ProviderError(_json(body), scrub)
     status = head.status
     retry_after = _retry_after(head.headers.get("retry-after", ""))
     if status in (401, 403) and not callers_credential:
@@ -140,13 +141,13 @@ def error_in_answer(raw: bytes, scrub: Scrub, as_sent: tuple[Piece, ...] = ()) -
     if as_sent and whole and given["message"] == error.message:
         sent = raw.decode()
         clean = scrub(sent) == sent and _scrubbed(value, scrub) == value  # as it is written, and as it is read
-        error.as_sent = as_sent if clean else ()
+        error.details = replace(error.details, as_sent=as_sent if clean else ())
     return error
 
 
 def error_of(value: Mapping[str, object], scrub: Scrub) -> ProxyError:
     """The same, of members that have been decoded."""
-    said = _Said(value, scrub)
+    said = _ProviderError(value, scrub)
     message = said.message or said.problem or "The provider reported an error without a message."
     return said.error(Failure.PROVIDER_STREAM_ERROR, message, said.status, None)
 
@@ -174,10 +175,10 @@ def verdict(value: Mapping[str, object]) -> bool | None:
 
 def words(value: Mapping[str, object], scrub: Scrub) -> str:
     """An answer's own words, scrubbed; "" where it has none."""
-    return _Said(value, scrub).message
+    return _ProviderError(value, scrub).message
 
 
-class _Said:
+class _ProviderError:
     """An error object in any of its shapes, scrubbed."""
 
     def __init__(self, value: Mapping[str, object], scrub: Scrub) -> None:
@@ -241,13 +242,15 @@ class _Said:
             failure,
             message,
             param=self._text("param") or next((problem.param for problem in self.problems), None),
-            code=self._text(*_CODES),
-            type=type_ if type_ != "error" else None,
-            status=status,
             retry_after=retry_after,
-            problems=self.problems,
-            details={} if details is None else {"moderation_details": details},
-            noted=noted,
+            details=ErrorDetails(
+                code=self._text(*_CODES),
+                type=type_ if type_ != "error" else None,
+                status=status,
+                problems=self.problems,
+                members={} if details is None else {"moderation_details": details},
+                noted=noted or {},
+            ),
         )
 
 

@@ -24,7 +24,7 @@ from streamproxy.core.events import ERROR, KINDS, Frame, Role, type_of
 from streamproxy.core.rawjson import JsonObject
 from streamproxy.core.requests import Head
 from streamproxy.core.sse import Cutter, Event, Piece
-from streamproxy.errors import Failure, ProxyError
+from streamproxy.errors import ErrorDetails, Failure, ProxyError
 from streamproxy.providers.openai.answer import (
     answer_frame,
     asks_url,
@@ -112,7 +112,7 @@ class Answer:
         return ProxyError(
             Failure.UNEXPECTED_CONTENT_TYPE,
             "The provider answered with neither JSON nor an event stream. Check the provider's base_url.",
-            noted={name: scrub(text)[:_NOTED] for name, text in said.items() if text},
+            details=ErrorDetails(noted={name: scrub(text)[:_NOTED] for name, text in said.items() if text}),
         )
 
 

@@ -1,4 +1,12 @@
-"""How a caller would like its answer: the Prefer header (RFC 7240), and what it accepts (RFC 9110, 12.5.1)."""
+"""A caller's headers about its request, and about the response it prefers.
+
+preferences        Prefer (RFC 7240)
+wants_events       Accept (RFC 9110, 12.5.1)
+has_version        If-None-Match (13.1.2)
+byte_range         Range and If-Range (14.2, 13.1.5), for bytes that never change
+idempotency_key    Idempotency-Key (draft-ietf-httpapi-idempotency-key-header)
+is_retry           x-stainless-retry-count: OpenAI's SDKs number their retries
+"""
 
 from __future__ import annotations
 
@@ -7,6 +15,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from starlette.requests import Request
+
+from streamproxy.errors import Failure, ProxyError
 
 _ELEMENT: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[^",])++', re.DOTALL)
 """One element of the list. A comma inside a quoted string does not end it; a string without an end has all the rest.
@@ -21,6 +31,12 @@ _PREFERENCE: Final = re.compile(
 )
 
 _WEIGHT: Final = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
+
+_RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
+"""One range of bytes; several, or longer numbers, are answered as if none had been asked for."""
+
+_KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
+_RETRIES: Final = re.compile(r"0*[1-9][0-9]{0,5}")
 
 
 def preferences(request: Request) -> Mapping[str, str]:
@@ -61,3 +77,43 @@ def _weight(ranges: list[tuple[str, float]], kind: str) -> tuple[float, int]:
         if found:
             return max(found), exactness
     return 0.0, 0
+
+
+def has_version(request: Request, etag: str) -> bool:
+    """Whether the caller has this version already. Compared weakly: edges weaken the tag of what they compress."""
+    given = ",".join(request.headers.getlist("if-none-match"))
+    has = {tag.strip().removeprefix("W/") for tag in given.split(",")}
+    return etag in has or "*" in has
+
+
+def byte_range(request: Request, size: int, etag: str) -> tuple[int, int] | None:
+    """The bytes asked for as [start, end); None for all of them, which a server may always send."""
+    found = _RANGE.fullmatch(request.headers.get("range", ""))
+    if found is None or request.headers.get("if-range", etag) != etag:
+        return None
+    first, last = found.groups()
+    if first:
+        end = min(int(last) + 1, size) if last else size
+        return None if last and int(last) < int(first) else (int(first), end)
+    if not last:
+        return None
+    return max(0, size - int(last)), size if int(last) else 0
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The caller's Idempotency-Key. Raises ProxyError(INVALID_REQUEST) for one that cannot be a key."""
+    given = request.headers.getlist("idempotency-key")
+    if not given:
+        return None
+    if len(given) > 1 or not _KEY.fullmatch(given[0]):
+        raise ProxyError(
+            Failure.INVALID_REQUEST,
+            "Idempotency-Key must be one header of 1 to 255 visible ASCII characters.",
+            param="Idempotency-Key",
+        )
+    return given[0]
+
+
+def is_retry(request: Request) -> bool:
+    """Whether the caller's SDK says that it sends this request again."""
+    return _RETRIES.fullmatch(request.headers.get("x-stainless-retry-count", "")) is not None

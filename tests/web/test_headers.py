@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from streamproxy.web.prefer import preferences, wants_events
+from streamproxy.web.headers import preferences, wants_events
 
 
 def preferred(*lines: str) -> dict[str, str]:

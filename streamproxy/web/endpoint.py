@@ -1,7 +1,7 @@
-"""What every handler may touch, and how it is called.
+"""How a route's handler is called, and what it may touch.
 
 A handler is `async (Request, Context) -> ASGI response`. `Endpoint` is what Starlette routes to: it knows the caller
-before the handler runs, and turns every failure into an answer.
+before the handler runs, and turns every failure into a response.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from streamproxy.web.body import Intake
 from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.origins import Origins
 from streamproxy.web.outcome import note_failure
-from streamproxy.web.responses import Pace, deliver, error_response
+from streamproxy.web.responses import deliver, error_response
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The wired app, as handlers see it. `ready` says whether new work is taken."""
+    """The wired app, as handlers see it."""
 
     settings: Settings
     catalogue: Catalogue
@@ -41,7 +41,6 @@ class Context:
     observer: Observer
     hub: Hub
     tokens: StreamTokens
-    pace: Pace
     origins: Origins
     intake: Intake
     keyed: bool
@@ -85,30 +84,28 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         context = context_of(request)
-        request_id: str = request.state.request_id
         try:
-            context.origins.check_origin(request.method, request.headers, follows=self._follows)
-            if self._keys:
-                caller: Caller = authenticate(scope["headers"], context.settings.caller_keys)
-                request.state.caller = caller.key_id
-            handler = self._handlers["GET" if request.method == "HEAD" else request.method]
-            response = await handler(request, context)
-        except ProxyError as error:
-            note_failure(scope, error)
-            response = error_response(error, request_id)
-        except ClientDisconnect:
-            gone = ProxyError(Failure.CALLER_GONE, "The caller left before its request was complete.")
-            note_failure(scope, gone)
-            response = error_response(gone, request_id)
+            response = await self._handled(request, context)
         except Exception as error:
-            failed = context.observer.unexpected(error, request_id)
-            note_failure(scope, failed)
-            response = error_response(failed, request_id)
-        await deliver(
-            response,
-            scope,
-            receive,
-            send,
-            send_timeout=context.settings.send_timeout,
-            stalled=lambda error: note_failure(scope, error),
-        )
+            request_id: str = request.state.request_id
+            failure = _failure(error, context.observer, request_id)
+            note_failure(scope, failure)
+            response = error_response(failure, request_id)
+        await deliver(response, scope, receive, send, context.settings.send_timeout)
+
+    async def _handled(self, request: Request, context: Context) -> ASGIApp:
+        context.origins.check_origin(request.method, request.headers, follows=self._follows)
+        if self._keys:
+            caller: Caller = authenticate(request.scope["headers"], context.settings.caller_keys)
+            request.state.caller = caller.key_id
+        return await self._handlers["GET" if request.method == "HEAD" else request.method](request, context)
+
+
+def _failure(error: Exception, observer: Observer, request_id: str) -> ProxyError:
+    match error:
+        case ProxyError():
+            return error
+        case ClientDisconnect():
+            return ProxyError(Failure.CALLER_GONE, "The caller left before its request was complete.")
+        case _:
+            return observer.unexpected(error, request_id)

@@ -1,7 +1,7 @@
-"""GET models, models/{id} and images/models: what the configured providers serve.
+"""The proxy about itself: the models it serves, and for operators its health and its metrics.
 
-The catalogue says it for the hosts it knows. An upstream that takes every name is asked itself; where it does not say,
-the catalogue's models stand in for its own, and the answer's `notes` say so.
+The catalogue says which models there are for the hosts it knows. An upstream that takes every name is asked itself.
+Where it does not say, the catalogue's models stand in for its own, and the response's `notes` say so.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from starlette.types import ASGIApp
 
 from streamproxy.core.catalogue import Catalogue, Provider, model_object
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.web.context import Context
-from streamproxy.web.model_lists import Listed
-from streamproxy.web.responses import json_response
+from streamproxy.web.endpoint import Context
+from streamproxy.web.model_lists import ListedModel
+from streamproxy.web.responses import Response, json_response
 
 UNAUTHORIZED: Final = (401, 403)
 
 
 @dataclass(slots=True)
-class _Found:
+class _Listing:
     """The entries by their ids, in order, and where the catalogue had to stand in."""
 
     entries: dict[str, dict[str, object]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add(self, catalogue: Catalogue, providers: list[Provider], today: date) -> None:
-        """What the catalogue says of these providers."""
+        """Add the catalogue's models of these providers."""
         for model, id in catalogue.listed(providers, today):
             self.entries.setdefault(id, model_object(model, id))
 
 
-async def _listed(request: Request, context: Context) -> _Found:
+async def _listed(request: Request, context: Context) -> _Listing:
     today = datetime.now(UTC).date()
-    found = _Found()
+    found = _Listing()
     found.add(context.catalogue, [provider.only_named() for provider in context.providers], today)
     for provider in (provider for provider in context.providers if provider.unlisted):
         try:
@@ -53,8 +53,8 @@ async def _listed(request: Request, context: Context) -> _Found:
     return found
 
 
-def _merged(listed: Listed, catalogue: Catalogue) -> dict[str, object]:
-    """One model in OpenAI's shape: what its host says of it, with what the catalogue knows."""
+def _merged(listed: ListedModel, catalogue: Catalogue) -> dict[str, object]:
+    """One model in OpenAI's shape: the host's entry, completed from the catalogue."""
     known = catalogue.find(listed.id)
     entry = {"id": listed.id, "object": "model", "created": 0, "owned_by": ""}
     if known is not None:
@@ -86,3 +86,24 @@ async def model(request: Request, context: Context) -> ASGIApp:
             param="id",
         )
     return json_response(known)
+
+
+async def livez(request: Request, context: Context) -> ASGIApp:
+    """200 while the event loop turns. Nothing else is asked."""
+    return json_response({"status": "ok"})
+
+
+async def readyz(request: Request, context: Context) -> ASGIApp:
+    """200 while new requests are taken. A failed store is named, but streams of this process go on without it."""
+    draining = context.hub.draining
+    body = {
+        "status": "draining" if draining else "ok",
+        "store": "failed" if context.hub.store_failed else "ok",
+    }
+    return json_response(body, status=503 if draining else 200)
+
+
+async def metrics(request: Request, context: Context) -> ASGIApp:
+    """Prometheus' text format."""
+    body, content_type = context.observer.exposition()
+    return Response(200, content_type, (body,), {})
