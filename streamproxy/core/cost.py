@@ -1,8 +1,8 @@
-"""What a generation cost, in US dollars: the provider's token counts times the catalogue's prices.
+"""The cost of a generation in US dollars: the provider's token counts times the catalogue's prices.
 
-Strategy: a figure that might be wrong is worse than none. Counts that are missing, negative, not integers, absurd or
-all zero (which is how unknown usage is filled in for clients that require the object) give None, and so does a kind of
-token that has no price. Decimal arithmetic: 19 x 5 and 272 x 40 millionths are 0.010975, as billed, nothing near it.
+Strategy: a wrong figure is worse than none. Counts that are missing, negative, not integers, absurd or all zero (the
+filling for unknown usage, which clients require) give None, and so do tokens without a price. Arithmetic is decimal:
+19 x 5 and 272 x 40 millionths are exactly 0.010975, as billed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_IMAGES: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One model's price list: USD per million tokens of each kind, and/or USD per picture. None: not known."""
+    """One model's prices: USD per million tokens of each kind, USD per picture, or both. None: not known."""
 
     text_input: Decimal | None = None
     image_input: Decimal | None = None
@@ -39,11 +39,11 @@ class Price:
 
 
 def cost(usage: Mapping[str, object] | None, price: Price | None, images: int) -> float | None:
-    """The cost of `images` completed pictures in USD, to six places, or None where it cannot be known. Never raises.
+    """The cost of `images` completed pictures in USD, to six places, or None where that is unknown. Never raises.
 
     `usage` has OpenAI's shape: `input_tokens`, `output_tokens`, and per direction optional `*_tokens_details` with
-    `text_tokens` and `image_tokens`. Tokens that the details leave unexplained are text on the way in (a generation
-    has no other) and picture on the way out (OpenAI's `completed` event has no output details at all).
+    `text_tokens` and `image_tokens`. Tokens without details are text on the way in (a generation has no other) and
+    picture on the way out (OpenAI's `completed` event has no output details).
     """
     if price is None or not 0 <= images <= MAX_IMAGES:
         return None
@@ -81,7 +81,7 @@ def _token_cost(usage: Mapping[str, object], price: Price) -> Decimal | None:
 
 
 def _kinds(usage: Mapping[str, object], key: str, *, rest_is_text: bool) -> tuple[int | None, int | None]:
-    """Text and image tokens of one direction; (None, None) where the usage does not say or cannot be believed."""
+    """Text and image tokens of one direction; (None, None) where the usage has none or is inconsistent."""
     total = _count(usage.get(key))
     if total is None:
         return None, None

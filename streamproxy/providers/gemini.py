@@ -28,7 +28,6 @@ from streamproxy.core.conversation import (
     Conversation,
     Job,
     Picture,
-    base64_text,
     inlined,
     next_event,
     pixels,
@@ -38,6 +37,7 @@ from streamproxy.core.conversation import (
     unapplied,
 )
 from streamproxy.core.events import Frame
+from streamproxy.core.rawjson import base64_text
 from streamproxy.core.requests import Embedded, Head, ImageRequest, UpstreamRequest
 from streamproxy.core.sse import Event
 from streamproxy.errors import Failure, ProxyError
