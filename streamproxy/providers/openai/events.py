@@ -132,7 +132,7 @@ class _Events:
         self.done = False
 
     def _faults(self) -> Iterator[Tolerated]:
-        """The stream's faults: invalid UTF-8 in a relayed event or a lone CR as a line end; events that are not JSON."""
+        """The stream's faults: invalid UTF-8 in a relayed event, a lone CR as a line end, events that are not JSON."""
         if self._mended or self._cutter.lone_cr:
             yield Tolerated("sse_odd")
         if self._noise:
