@@ -34,7 +34,8 @@ from streamproxy.generation.driver import Outside
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router, Service
 from streamproxy.hub import STORES
-from streamproxy.hub.hub import Hub, HubLimits
+from streamproxy.hub.hub import Hub
+from streamproxy.hub.limits import HubLimits
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
 from streamproxy.settings import ProviderSettings, Settings
@@ -170,7 +171,7 @@ class _Wiring:
     async def _start_hub(self, running: AsyncExitStack, tasks: TaskGroup) -> Hub:
         settings = self.settings
         open_store = STORES[settings.store.partition(":")[0]]
-        kept = await running.enter_async_context(open_store(settings.store, settings.store_bytes, settings.linger))
+        backend = await running.enter_async_context(open_store(settings.store, settings.store_bytes, settings.linger))
         limits = HubLimits(
             grace=settings.disconnect_grace,
             hold=settings.failure_hold,
@@ -178,7 +179,7 @@ class _Wiring:
             viewers_of_owner=settings.max_viewers_per_caller,
             streams=settings.max_streams,
         )
-        hub = Hub(kept=kept, tasks=tasks, limits=limits, observer=self.observer)
+        hub = Hub(backend=backend, tasks=tasks, limits=limits, observer=self.observer)
         tasks.start_soon(hub.tend)
         return hub
 

@@ -95,7 +95,8 @@ class Model:
     where that is not documented. `refuses`: members it answers with an error, so they are never sent. `retired`: the
     day its owner turned or turns it off; gateways may serve it longer, so it is still resolved. `created`: seconds
     since 1970. `simulated`: found by its full id only, and not listed by a provider's "*". `max_prompt`: characters of
-    its prompt. `unstreamed_formats`: output formats that it refuses to stream.
+    its prompt. `unstreamed_formats`: output formats that it refuses to stream. `fast`: it takes a second or two, so
+    that a provider with a queue is asked to answer in one exchange.
     """
 
     id: str
@@ -116,6 +117,7 @@ class Model:
     max_stream_n: int = 0
     max_prompt: int = MAX_PROMPT
     unstreamed_formats: tuple[str, ...] = ()
+    fast: bool = False
 
     @classmethod
     def unknown(cls, id: str) -> Model:
@@ -208,7 +210,8 @@ class Catalogue:
             return known
         model = Model.unknown(name)
         # "openai/gemini-3-pro-image" is a mistake, not a new model of OpenAI.
-        return replace(model, owner="") if self.find(model.name) is not None else model
+        # A name with a slash is the path of a model at a host: "replicate/openai/gpt-image-2".
+        return replace(model, owner="") if "/" not in model.name and self.find(model.name) is not None else model
 
     def _not_found(self, name: str, providers: Sequence[Provider]) -> ProxyError:
         # Models with an announced end are not recommended. The caller's own text is not repeated: it may be a secret.

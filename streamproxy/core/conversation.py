@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeVar, cast
+from typing import Final, Literal, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -35,6 +35,7 @@ from streamproxy.core.requests import (
     Input,
     Spooled,
     UpstreamRequest,
+    as_bytes,
     json_segments,
 )
 from streamproxy.core.sse import Cutter, Event
@@ -107,6 +108,20 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Convert:
+    """An input image in another form. Reply: Inline. ProxyError(UNSUPPORTED_PARAMETER) where it cannot be read.
+
+    `marks`: the image is a mask, and the reply is black and white: what is to be edited has the colour that is named.
+    That is where it is transparent; a mask without transparency is taken as one that has white there.
+    """
+
+    image: Inline | Spooled = field(repr=False)
+    format: Literal["png", "jpeg", "webp"] = "png"
+    marks: Literal["", "white", "black"] = ""
+    param: str = "image"
+
+
+@dataclass(frozen=True, slots=True)
 class Connect:
     """Open a WebSocket beside the exchanges. Reply: None."""
 
@@ -145,6 +160,13 @@ class Undo:
 
 
 @dataclass(frozen=True, slots=True)
+class JobId:
+    """The provider's own name for the work, for the log: by it an operator finds a job that was paid for."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """The provider's progress: a fraction from 0 to 1, or a place in its queue."""
 
@@ -169,12 +191,14 @@ Step = (
     | Pour
     | Wait
     | Fetch
+    | Convert
     | Connect
     | Tell
     | Hear
     | Accepted
     | NotApplied
     | Undo
+    | JobId
     | Progress
     | Tolerated
     | Frame
@@ -361,6 +385,14 @@ def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled
     return Inline(memoryview(b"".join(found.base64)), found.media_type)
 
 
+def mask(job: Job, marks: Literal["white", "black"]) -> Conversation[Inline | None]:
+    """The caller's mask in black and white, None where there is none. `marks`: the colour of what is to be edited."""
+    if job.request.mask is None:
+        return None
+    given = yield from inlined(job.request.mask, job, "mask")
+    return cast(Inline, (yield Convert(given, marks=marks, param="mask")))
+
+
 def look(request: UpstreamRequest, limit: int = SMALL) -> Conversation[tuple[Head, bytes]]:
     """Send a request that is safe to repeat; repeat it with pauses while the provider is busy or unreachable."""
     for pause in (*(2.0**number / 4 for number in range(TRIES - 1)), None):
@@ -395,6 +427,21 @@ def post_json(job: Job, url: str, value: object, headers: tuple[tuple[str, str],
     """A POST of JSON. Images embedded in `value` are not copied into it."""
     own = (("content-type", "application/json"), *COMMON, *headers)
     return UpstreamRequest("POST", url, own, json_segments(value, job.token))
+
+
+def post_file(job: Job, url: str, name: str, image: Inline | Spooled) -> UpstreamRequest:
+    """A POST of a form with one file."""
+    boundary = f"streamproxy-{job.token}".encode()
+    kind = image.media_type
+    head = b'--%b\r\nContent-Disposition: form-data; name="%b"; filename="%b.%b"\r\nContent-Type: %b\r\n\r\n' % (
+        boundary,
+        name.encode(),
+        job.token.encode(),
+        kind.removeprefix("image/").encode(),
+        kind.encode(),
+    )
+    headers = (("content-type", f"multipart/form-data; boundary={boundary.decode()}"), *COMMON)
+    return UpstreamRequest("POST", url, headers, (head, as_bytes(image), b"\r\n--%b--\r\n" % boundary))
 
 
 def get(url: str) -> UpstreamRequest:
@@ -460,6 +507,10 @@ class Events:
                     "The setting max_response_bytes allows larger ones.",
                 )
             self._json.append(chunk)
+
+    def gather(self, chunk: bytes) -> bool:
+        """As Cutter.gather."""
+        return self._cutter is not None and self._cutter.gather(chunk)
 
     def finish(self) -> Iterator[Event]:
         """Take the answer's end, and yield the rest as the last event. Raises ProxyError(BAD_JSON) if it is not whole.

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol, assert_never
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
 from urllib.parse import urlsplit
 
 import anyio
@@ -22,9 +22,11 @@ from streamproxy.core.conversation import (
     Body,
     Connect,
     Conversation,
+    Convert,
     Events,
     Fetch,
     Hear,
+    JobId,
     Limits,
     NextEvent,
     NotApplied,
@@ -42,10 +44,13 @@ from streamproxy.core.events import Frame
 from streamproxy.core.requests import Head, UpstreamRequest
 from streamproxy.core.sse import Event
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.generation.converting import Converter
 from streamproxy.generation.router import Plan
 from streamproxy.upstream import Answer
 from streamproxy.upstream.fetch import Fetcher
-from streamproxy.upstream.websocket import Socket, SocketLimits, connect
+
+if TYPE_CHECKING:
+    from streamproxy.upstream.websocket import Socket
 
 UNDO_SECONDS: Final = 5.0
 """How long telling a provider that its work is not wanted may take, also while the process is being stopped."""
@@ -93,6 +98,10 @@ class Sink(Protocol):
         """Every image has its final frame."""
         ...
 
+    def job(self, id: str) -> None:
+        """The provider's own name for the work."""
+        ...
+
     def progress(self, step: Progress) -> None:
         """How far the provider says it is."""
         ...
@@ -113,6 +122,7 @@ class Outside:
     connect: float
     """Seconds to open a WebSocket."""
     ssl_context: ssl.SSLContext
+    converter: Converter = field(default_factory=Converter)
     fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(FETCHES))
 
 
@@ -195,8 +205,12 @@ class Driver:
                 await self._wait(seconds)
             case Fetch(url):
                 return await self._fetch(url)
+            case Convert():
+                return await self._outside.converter.convert(step)
             case Undo(request):
                 self._undo = request
+            case JobId(id):
+                self._sink.job(id)
             case Tolerated(label):
                 self._sink.tolerated(label)
             case Progress():
@@ -258,6 +272,8 @@ class Driver:
 
     async def _on_socket(self, step: Connect | Tell | Hear) -> str | bytes | None:
         if isinstance(step, Connect):
+            from streamproxy.upstream.websocket import SocketLimits, connect  # 3 MB that few installations need
+
             signed = await self._signed(UpstreamRequest("GET", step.url))
             limits = SocketLimits(open=self._outside.connect, message=MESSAGE_BYTES)
             socket = connect(signed.url, signed.headers, limits=limits, ssl_context=self._outside.ssl_context)

@@ -125,7 +125,7 @@ def _store_problems(settings: Settings) -> list[ConfigurationProblem]:
         fix = "make one with `openssl rand -hex 32`, and give STREAMPROXY_SECRET to every process"
         problems.append(ConfigurationProblem("secret", happened, fix, "STREAMPROXY_SECRET"))
     try:
-        from streamproxy.hub.valkey_client import parse_address
+        from streamproxy.hub.valkey.client import parse_address
 
         parse_address(settings.store)
     except ModuleNotFoundError as error:

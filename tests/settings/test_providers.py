@@ -55,7 +55,7 @@ def test_each_known_host_comes_with_its_variable(name: str) -> None:
     assert credential == Credential(row.auth_header, row.auth_scheme + CANARY)
 
 
-def test_configured_providers_leave_no_room_for_others_of_the_environment() -> None:
+def test_configured_providers_exclude_those_of_the_environment() -> None:
     sim = ProviderSettings(base_url="http://127.0.0.1:1/v1")
     assert [row.name for row in configured(provider("sim", sim), OPENAI).providers] == ["sim"]
     assert [row.name for row in configured(Settings(upstream="http://gateway/v1"), OPENAI).providers] == ["upstream"]
@@ -266,7 +266,7 @@ def test_an_unusable_store_is_refused_and_not_shown(store: str) -> None:
 def test_a_store_without_its_client_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "streamproxy.hub.valkey_client", raising=False)
+    monkeypatch.delitem(sys.modules, "streamproxy.hub.valkey.client", raising=False)
     monkeypatch.setitem(sys.modules, "redis", None)  # what makes an import fail as if it were not there
     [problem] = problems(sharing(STORE), {})
     assert problem.setting == "store"

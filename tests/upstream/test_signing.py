@@ -92,7 +92,7 @@ async def test_a_google_token_is_asked_for_once() -> None:
     assert (token.asked, signer.secrets) == (1, ("ya29.secret",))
 
 
-async def test_a_token_that_cannot_be_had_is_a_failure_without_the_servers_words() -> None:
+async def test_a_failed_token_request_hides_the_servers_words() -> None:
     signer = GoogleSigner(Token(fails=True), None)  # type: ignore[arg-type]
     with pytest.raises(ProxyError) as caught:
         await signer.sign(UpstreamRequest("GET", URL))
