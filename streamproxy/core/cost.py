@@ -53,12 +53,14 @@ class Price:
 class Work:
     """The measures of a job that is not charged by tokens. None: not known.
 
-    `pixels`: of each picture made; `inputs`: megapixels of the input pictures; `seconds`: the job's run time.
+    `pixels`: of each picture made; `inputs`: megapixels of the input pictures; `seconds`: the job's run time; `paid`:
+    the provider's own figure in USD.
     """
 
     pixels: tuple[int, ...] | None = None
     inputs: int | None = 0
     seconds: float | None = None
+    paid: float | None = None
 
 
 UNKNOWN: Final = Work(inputs=None)
