@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from datetime import UTC, datetime
-from typing import Final, cast
+from typing import Final
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, multiprocess
@@ -58,7 +58,7 @@ class Observer:
         self._gauges = {
             name: Gauge(name, text, registry=self.registry, multiprocess_mode="livesum") for name, text in GAUGES
         }
-        self.log = cast(structlog.stdlib.BoundLogger, structlog.get_logger("streamproxy"))
+        self.log: structlog.typing.FilteringBoundLogger = structlog.get_logger("streamproxy")
 
     def request(self, route: str, sent: int, failure: ProxyError | None, **fields: str | int | float | None) -> None:
         """One request is over: its one line. `sent` is the HTTP status; a failure after the head has one of its own."""
@@ -138,7 +138,10 @@ def _identifier(text: str | None) -> str | None:
 
 
 def configure_logging(level: str, form: str, *, pid: bool = False) -> None:
-    """Send every log line of the process to standard error: as JSON lines or as text. `pid`: each says its process."""
+    """Send every log line of the process to standard error: as JSON lines or as text. `pid`: each says its process.
+
+    Ours are written as they are rendered: the standard library's way for libraries' lines costs three times as much.
+    """
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
     )
@@ -159,10 +162,10 @@ def configure_logging(level: str, form: str, *, pid: bool = False) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
+        processors=[*shared, renderer],
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        cache_logger_on_first_use=True,
     )
     quiet_libraries()
 

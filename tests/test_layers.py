@@ -71,7 +71,7 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
 WIDE: Final[dict[str, frozenset[str]]] = {
     library: frozenset(layers.split())
     for library, layers in {
-        "anyio": "cli demo app server web simulator generation hub upstream signals",
+        "anyio": "cli demo app server web simulator generation hub upstream",
         "msgspec": "server web simulator surfaces core providers settings",
         "orjson": "app settings.providers server web simulator core providers",
         "starlette": "app server web",

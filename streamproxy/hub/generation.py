@@ -135,14 +135,20 @@ class StoreKeeper:
         self._repeats = repeats
 
     async def keep(self, generation: Generation, entry: Entry) -> None:
-        id = generation.stream.id
-        if not entry.critical and self._previews is not None and self._previews.defer(id, entry):
+        deferred = self._previews if not entry.critical else None
+        if deferred is not None and deferred.defer(generation.stream.id, entry):
             return
+        if generation.ending is Ending.SHUTDOWN:
+            with anyio.move_on_after(KEEP_SECONDS):
+                await self._put(generation, entry)
+        else:
+            await self._put(generation, entry)
+
+    async def _put(self, generation: Generation, entry: Entry) -> None:
         error, mark = generation.stream.error, generation.names.mark
-        with anyio.move_on_after(KEEP_SECONDS if generation.ending is Ending.SHUTDOWN else None):
-            if error is not None and mark is not None:
-                await self._repeats.hold(mark, error, entry.frame)
-            await self._health.attempt(self._store.append(id, entry))
+        if error is not None and mark is not None:
+            await self._repeats.hold(mark, error, entry.frame)
+        await self._health.attempt(self._store.append(generation.stream.id, entry))
 
     def spare(self, generation: Generation, entry: Entry) -> bool:
         return self._store.spare(generation.stream.id, entry)

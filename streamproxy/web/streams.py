@@ -43,7 +43,7 @@ async def get_stream(request: Request, context: Context) -> ASGIApp:
     except ProxyError as error:
         if not events or strict or error.status != 503:
             raise
-        away = EventStream(come_back(), {}, context.settings.drain_timeout, Reader())
+        away = EventStream(come_back(), {}, context.cutoff, Reader())
         away.headers["connection"] = "close"  # on a new connection, a balancer can choose another process
         return away
     if not events:
@@ -69,7 +69,7 @@ def _events(request: Request, context: Context, stream: Stream) -> ASGIApp:
     places = urls(request, context, stream.id, request.query_params.get("token"))
     layout = Followed(places.referenced if ref else _inline, preempt)
     content = written(subscriber, layout, context.settings.heartbeat)
-    return EventStream(content, {}, context.settings.drain_timeout, _Viewer(context.hub, subscriber))
+    return EventStream(content, {}, context.cutoff, _Viewer(context.hub, subscriber))
 
 
 class _Viewer(Reader):
