@@ -11,9 +11,11 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
+import orjson
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -55,6 +57,7 @@ class Observer:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._counters = {name: Counter(name, text, labels, registry=self.registry) for name, text, labels in METRICS}
+        self._labelled: dict[tuple[str, ...], Counter] = {}
         self._gauges = {
             name: Gauge(name, text, registry=self.registry, multiprocess_mode="livesum") for name, text in GAUGES
         }
@@ -62,7 +65,7 @@ class Observer:
 
     def request(self, route: str, sent: int, failure: ProxyError | None, **fields: str | int | float | None) -> None:
         """One request is over: its one line. `sent` is the HTTP status; a failure after the head has one of its own."""
-        self._counters["streamproxy_requests_total"].labels(route, str(sent)).inc()
+        self._count("streamproxy_requests_total", route, str(sent))
         outcome = {} if failure is None else self._counted(failure)
         status = outcome.pop("status", sent)
         given = {name: value for name, value in fields.items() if value is not None}
@@ -73,8 +76,15 @@ class Observer:
         """Log the failure of a generation that no request waits for any more."""
         self.log.warning("failure", request_id=request_id, **self._counted(error))
 
+    def _count(self, name: str, *labels: str) -> None:
+        """One more. Each set of labels is looked up in the library once: it does so under a lock."""
+        counter = self._labelled.get((name, *labels))
+        if counter is None:
+            counter = self._labelled[name, *labels] = self._counters[name].labels(*labels)
+        counter.inc()
+
     def _counted(self, error: ProxyError) -> dict[str, object]:
-        self._counters["streamproxy_failures_total"].labels(error.failure.value.label).inc()
+        self._count("streamproxy_failures_total", error.failure.value.label)
         said = {
             "failure": error.failure.name.lower(),
             "label": error.failure.value.label,
@@ -95,7 +105,7 @@ class Observer:
 
     def tolerated(self, provider: str, label: str) -> None:
         """A provider's fault that cost the caller nothing."""
-        self._counters["streamproxy_tolerated_total"].labels(label).inc()
+        self._count("streamproxy_tolerated_total", label)
         self.log.info("tolerated", label=label, provider=provider)
 
     def store_failed(self, why: str) -> None:
@@ -108,11 +118,11 @@ class Observer:
 
     def upstream(self, provider: str) -> None:
         """One request is about to be sent to this provider."""
-        self._counters["streamproxy_upstream_requests_total"].labels(provider).inc()
+        self._count("streamproxy_upstream_requests_total", provider)
 
     def frame(self, type: str) -> None:
         """One event has been handed on."""
-        self._counters["streamproxy_frames_total"].labels(type).inc()
+        self._count("streamproxy_frames_total", type)
 
     def streams(self, change: int) -> None:
         """A generation began (1) or ended (-1)."""
@@ -143,7 +153,7 @@ def configure_logging(level: str, form: str, *, pid: bool = False) -> None:
     Ours are written as they are rendered: the standard library's way for libraries' lines costs three times as much.
     """
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
+        structlog.processors.JSONRenderer(_json) if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
     )
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
@@ -168,6 +178,10 @@ def configure_logging(level: str, form: str, *, pid: bool = False) -> None:
         cache_logger_on_first_use=True,
     )
     quiet_libraries()
+
+
+def _json(line: dict[str, object], default: Callable[[object], object]) -> str:
+    return orjson.dumps(line, default=default).decode()
 
 
 def say(line: str, form: str) -> None:

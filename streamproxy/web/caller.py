@@ -6,7 +6,8 @@ ASGI says it by a message, which is there for one reader only: whatever waits fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import anyio
@@ -26,15 +27,21 @@ async def gone(receive: Receive) -> None:
 
 async def unless_gone(receive: Receive, work: Callable[[], Awaitable[Result]]) -> Result:
     """The result of `work`, which goes on while the caller is there. Raises ProxyError(CALLER_GONE) once it is not."""
-    with anyio.CancelScope() as working:
-        # One task, with nothing to be awaited at its end: a task group for it costs five times as much.
-        watch = asyncio.get_running_loop().create_task(_cancel_when_gone(receive, working))
-        try:
-            await anyio.lowlevel.checkpoint()  # a caller who has left already is not worked for
-            return await work()
-        finally:
-            watch.cancel()
+    with anyio.CancelScope() as working, watched(receive, working):
+        await anyio.lowlevel.checkpoint()  # a caller who has left already is not worked for
+        return await work()
     raise ProxyError(Failure.CALLER_GONE, "The caller left before its answer.")
+
+
+@contextmanager
+def watched(receive: Receive, working: anyio.CancelScope) -> Iterator[None]:
+    """Cancel the scope, which is round this block, if the caller leaves meanwhile."""
+    # One task, with nothing to be awaited at its end: a task group for it costs five times as much.
+    watch = asyncio.get_running_loop().create_task(_cancel_when_gone(receive, working))
+    try:
+        yield
+    finally:
+        watch.cancel()
 
 
 async def _cancel_when_gone(receive: Receive, working: anyio.CancelScope) -> None:

@@ -20,10 +20,10 @@ import random
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, Protocol
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
@@ -34,7 +34,7 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.log import Entry
 from streamproxy.hub.stream import Stream, Subscriber
 from streamproxy.surfaces.images import layout
-from streamproxy.web import caller
+from streamproxy.web.caller import watched
 from streamproxy.web.responses import NO_REFERRER, Reader
 from streamproxy.web.slicing import LARGEST, PIECES, Pieces, sliced
 
@@ -177,15 +177,15 @@ class Cutoff:
         self._watching = False
 
     @contextmanager
-    def over(self) -> Iterator[None]:
-        """One stream, as long as the block lasts."""
+    def over(self) -> Iterator[anyio.CancelScope]:
+        """One stream, as long as the block lasts: the scope that is cancelled to cut it."""
         if not self._watching:
             self._watching = True
             self._tasks.start_soon(self._watch)
         with anyio.CancelScope() as stream:
             self._open.add(stream)
             try:
-                yield
+                yield stream
             finally:
                 self._open.remove(stream)
 
@@ -221,13 +221,12 @@ class EventStream(EventSourceResponse):
         self._joins = PIECES not in scope.get("extensions", {})
         sent = False
         try:
-            with self._cutoff.over():
-                await caller.unless_gone(receive, partial(self._write, send))
+            with self._cutoff.over() as writing, watched(receive, writing):
+                await anyio.lowlevel.checkpoint()  # nothing is written for a caller who has left already
+                await self._write(send)
                 sent = self._reader.at_end
             if not sent:
-                self._reader.left(ProxyError(Failure.CALLER_GONE, "The stream was cut: the process stops."))
-        except ProxyError as gone:
-            self._reader.left(gone)
+                self._reader.left(ProxyError(Failure.CALLER_GONE, "The caller left before the end of the stream."))
         finally:
             self._reader.close(sent=sent)
 
