@@ -83,7 +83,6 @@ class Hub:
                 await self.health.attempt(self._store.finish(stream.id))
         finally:
             self._generations.pop(stream.id, None)
-            generation.over.set()
             stream.release()
             self._concluded.set()
 
@@ -102,9 +101,8 @@ class Hub:
         await self.health.attempt(self._forget(id))
 
     async def _forget(self, id: str) -> None:
-        generation = self._generations.get(id)
-        if generation is not None:  # its end is being stored now
-            await generation.over.wait()
+        while id in self._generations:  # its end is being stored now
+            await self._concluded.wait()
         await self._store.forget(id)
 
     def _on_idle(self, stream: Stream) -> None:

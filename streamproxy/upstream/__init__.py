@@ -64,7 +64,15 @@ class Upstream:
 
     @asynccontextmanager
     async def open(self, request: UpstreamRequest, *, ends_at: float | None = None) -> AsyncIterator[Answer]:
-        """Send `request`; yields the answer once its head is there. Leaving the block early closes the connection.
+        """`send`, for a block: leaving it early closes the connection."""
+        answer = await self.send(request, ends_at=ends_at)
+        try:
+            yield answer
+        finally:
+            await answer.aclose()
+
+    async def send(self, request: UpstreamRequest, *, ends_at: float | None = None) -> Answer:
+        """Send `request`; returns its answer, to be closed, once the head is there.
 
         `ends_at`: on anyio's clock, instead of the total that one exchange may take.
         """
@@ -75,9 +83,10 @@ class Upstream:
         answer: Answer = response.extensions[ANSWER]
         try:
             _check_head(answer.head)
-            yield answer
-        finally:
+        except ProxyError:
             await answer.aclose()
+            raise
+        return answer
 
 
 def _built(request: UpstreamRequest) -> httpx.Request:

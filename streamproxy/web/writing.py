@@ -232,7 +232,9 @@ class EventStream(EventSourceResponse):
 
     async def _write(self, send: Send) -> None:
         """As sse-starlette's, for pieces that are bytes already: it copies each and gives it a deadline of its own."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        headers, self.raw_headers = self.raw_headers, []  # not held as long as the stream
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        del headers
         joins = self._joins
         async with aclosing(self._content) as slices:
             async for part in slices:
