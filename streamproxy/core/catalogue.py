@@ -44,6 +44,7 @@ class Provider:
     stream. `serves`: owners whose models it has; "*" adds every name that nobody serves by owner. `models`: the
     operator's own list, same "*". `deployments`: (model, upstream name) pairs; with any, it serves no owner.
     `hosts`: other hosts of its own, like "*.bfl.ai", that may get the credential. `workflows`: (model, JSON) pairs.
+    `chat` and `responses`: paths of chat completions and of Responses, for requests that are passed on as they came.
     """
 
     name: str
@@ -63,6 +64,8 @@ class Provider:
     deployments: tuple[tuple[str, str], ...] = ()
     hosts: tuple[str, ...] = ()
     workflows: tuple[tuple[str, str], ...] = ()
+    chat: str = ""
+    responses: str = ""
 
     @property
     def takes_everything(self) -> bool:
@@ -96,7 +99,8 @@ class Model:
     `refuses`: members it answers with an error, so they are never sent. `retired`: the day its owner turned or turns
     it off; gateways may serve it longer, so it is still resolved. `created`: seconds since 1970. `simulated`: only
     ever found by its full id, and not listed by a provider's "*". `max_prompt`: characters of its prompt.
-    `unstreamed_formats`: output formats that it refuses to stream.
+    `unstreamed_formats`: output formats that it refuses to stream. `image_sizes`: what `image_config.image_size` may be
+    in a chat.
     """
 
     id: str
@@ -119,6 +123,7 @@ class Model:
     max_stream_n: int = 0
     max_prompt: int = MAX_PROMPT
     unstreamed_formats: tuple[str, ...] = ()
+    image_sizes: tuple[str, ...] = ("1K", "2K", "4K")
 
     @classmethod
     def unknown(cls, id: str) -> Model:

@@ -13,7 +13,6 @@ from anyio.abc import TaskGroup
 
 from streamproxy.core.conversation import Progress
 from streamproxy.core.events import Frame
-from streamproxy.core.headers import HeaderPolicy
 from streamproxy.core.requests import ImageRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
@@ -29,13 +28,10 @@ FAIL_SECONDS: Final = 2.0
 class Producer:
     """Starts generations. `tasks` is the app's task group: it outlives every request."""
 
-    def __init__(
-        self, *, attempts: Attempts, hub: Hub, observer: Observer, policy: HeaderPolicy, tasks: TaskGroup
-    ) -> None:
+    def __init__(self, *, attempts: Attempts, hub: Hub, observer: Observer, tasks: TaskGroup) -> None:
         self._attempts = attempts
         self._hub = hub
         self._observer = observer
-        self._policy = policy
         self._tasks = tasks
 
     def start(self, request: ImageRequest, plan: Plan, stream: Stream, release: Callable[[], None]) -> None:
@@ -45,7 +41,7 @@ class Producer:
 
     async def _produce(self, stream: Stream, request: ImageRequest, plan: Plan, release: Callable[[], None]) -> None:
         self._observer.streams(1)
-        sink = _StreamSink(stream, plan, self._hub, self._observer, self._policy)
+        sink = _StreamSink(stream, plan, self._hub, self._observer, request.unheard)
         try:
             with stream.scope:
                 await self._attempts.run(request, plan, sink)
@@ -79,13 +75,14 @@ class Producer:
 class _StreamSink:
     """One generation's stream as its drivers see it."""
 
-    def __init__(self, stream: Stream, plan: Plan, hub: Hub, observer: Observer, policy: HeaderPolicy) -> None:
+    def __init__(self, stream: Stream, plan: Plan, hub: Hub, observer: Observer, unheard: tuple[str, ...]) -> None:
         self._stream = stream
         self._provider = plan.route.provider.name
         self._scrub = plan.scrub
         self._hub = hub
         self._observer = observer
-        self._policy = policy
+        self._policy = plan.policy
+        self._unheard = unheard
 
     def sent(self) -> None:
         self._observer.upstream(self._provider)
@@ -98,7 +95,7 @@ class _StreamSink:
         self._stream.accept()
 
     def not_applied(self, names: tuple[str, ...]) -> None:
-        self._stream.not_applied = names
+        self._stream.not_applied = (*self._unheard, *names)
 
     async def frame(self, frame: Frame) -> None:
         self._observer.frame(frame.type)

@@ -28,6 +28,7 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.router import Plan
 from streamproxy.hub.hub import OnDisconnect
 from streamproxy.hub.stream import Stream, Subscriber
+from streamproxy.surfaces.wire import Layout, Surface
 from streamproxy.web.caller import unless_gone
 from streamproxy.web.endpoint import Context
 from streamproxy.web.headers import idempotency_key, is_retry, preferences
@@ -71,14 +72,17 @@ class _Order:
     preferences: _Preferences
     owner: str | None
     names: Names
+    surface: Surface
 
 
-async def generate(request: Request, context: Context, wanted: ImageRequest, files: ExitStack) -> ASGIApp:
-    """The response to the POST. Raises ProxyError for all that is refused.
+async def generate(
+    request: Request, context: Context, wanted: ImageRequest, files: ExitStack, surface: Surface
+) -> ASGIApp:
+    """The response to the POST, in its surface's wire. Raises ProxyError for all that is refused.
 
     `files` free what the body takes. They are the producer's as soon as there is one.
     """
-    order = await _order(request, context, wanted)
+    order = await _order(request, context, wanted, surface)
     stream = Stream(
         f"str_{uuid.uuid4().hex}",
         request_id=request.state.request_id,
@@ -91,7 +95,7 @@ async def generate(request: Request, context: Context, wanted: ImageRequest, fil
     return await _respond(order, reading)
 
 
-async def _order(request: Request, context: Context, wanted: ImageRequest) -> _Order:
+async def _order(request: Request, context: Context, wanted: ImageRequest, surface: Surface) -> _Order:
     plan = context.router.plan(wanted.model, request.scope["headers"])
     plan = plan.with_headers(wanted.extra_headers, request.state.trace)
     model = plan.route.model
@@ -102,7 +106,8 @@ async def _order(request: Request, context: Context, wanted: ImageRequest) -> _O
     key = idempotency_key(request)
     context.attempts.check(wanted, plan)
     called = names(owner, key, await fingerprint(request, wanted.body))
-    return _Order(request, context, replace(wanted, later=preferred.later), plan, preferred, owner, called)
+    later = replace(wanted, later=preferred.later)
+    return _Order(request, context, later, plan, preferred, owner, called, surface)
 
 
 def _preferences(request: Request, finish: bool) -> _Preferences:
@@ -257,12 +262,17 @@ def _events(order: _Order, reading: _Reading) -> ASGIApp:
     """200: the stream, as it comes."""
     settings, stream = order.context.settings, reading.stream
     headers = {**_headers(order, stream), "stream-id": stream.id, **_locations(order, stream)}
-    return EventStream(posted(reading.subscriber, settings.heartbeat), headers, settings.drain_timeout, reading)
+    pieces = posted(reading.subscriber, _layout(order, stream), settings.heartbeat)
+    return EventStream(pieces, headers, settings.drain_timeout, reading)
+
+
+def _layout(order: _Order, stream: Stream) -> Layout:
+    return order.surface.layout(stream.id, stream.created)
 
 
 async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
     """The JSON response once it is there; after `json_heartbeat` one that begins without it."""
-    gathering = _Gathering(reading.subscriber)
+    gathering = _Gathering(reading.subscriber, _layout(order, reading.stream))
     interval = order.context.settings.json_heartbeat
     body = None
     with anyio.move_on_after(interval or None):
@@ -310,8 +320,9 @@ def _locations(order: _Order, stream: Stream) -> dict[str, str]:
 class _Gathering:
     """The JSON answer of a stream: as the provider gave it, or what the stream's images amount to."""
 
-    def __init__(self, subscriber: Subscriber) -> None:
+    def __init__(self, subscriber: Subscriber, layout: Layout) -> None:
         self._subscriber = subscriber
+        self._layout = layout
         self._images: list[tuple[int, bytes]] = []
         self._answer: tuple[Piece, ...] | None = None
 
@@ -328,11 +339,11 @@ class _Gathering:
         if not self._subscriber.at_end:
             raise unfollowed()
         if self._answer is not None:
-            return self._answer
+            return self._layout.answer(self._answer)
         if not self._images:
             raise stream.error or ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
         self._images.sort(key=itemgetter(0))
-        return (collected([image for _, image in self._images], int(time.time())),)
+        return self._layout.answer((collected([image for _, image in self._images], int(time.time())),))
 
 
 def _headers(order: _Order, stream: Stream) -> dict[str, str]:

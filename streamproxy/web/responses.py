@@ -25,7 +25,7 @@ from streamproxy.core.events import error_body, error_frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.stream import Subscriber
-from streamproxy.surfaces.images import layout
+from streamproxy.surfaces.wire import Layout
 from streamproxy.web import caller
 from streamproxy.web.outcome import note_failure
 
@@ -232,9 +232,11 @@ class EventStream(EventSourceResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def posted(subscriber: Subscriber, heartbeat: float) -> AsyncGenerator[Piece, None]:
-    """A stream's bytes on the OpenAI surface: for the caller who asked, or who asked again with the same key."""
+async def posted(subscriber: Subscriber, layout: Layout, heartbeat: float) -> AsyncGenerator[Piece, None]:
+    """A stream's bytes in its caller's wire: for the caller who asked, or who asked again with the same key."""
     yield HEARTBEAT
+    for piece in sliced([*layout.opening()]):
+        yield piece
     while True:
         try:
             entry = await subscriber.next(within=heartbeat)
@@ -243,13 +245,13 @@ async def posted(subscriber: Subscriber, heartbeat: float) -> AsyncGenerator[Pie
             continue
         if entry is None:
             if not subscriber.at_end:
-                yield _joined([*layout(error_frame(unfollowed(), subscriber.stream.request_id))])
+                yield _joined([*layout.event(error_frame(unfollowed(), subscriber.stream.request_id))])
             return
-        pieces = [*layout(entry.frame)]
+        pieces = [*layout.event(entry.frame)]
         del entry  # from here on only what has yet to be sent is held
         for piece in sliced(pieces):
             yield piece
-        del piece
+            del piece
 
 
 def unfollowed() -> ProxyError:

@@ -94,10 +94,10 @@ def test_what_is_retired(id: str, day: date | None) -> None:
     assert CATALOGUE.models[id].retired == day
 
 
-def test_gpt_image_models_are_never_sent_response_format_and_only_gemini_chats() -> None:
+def test_gpt_image_models_are_never_sent_response_format_and_few_chat() -> None:
     for model in CATALOGUE.models.values():
         assert ("response_format" in model.refuses) == (model.family == "gpt-image" or model.id == "sim/gpt-image")
-        assert ("chat" in model.surfaces) == (model.family == "gemini")
+        assert ("chat" in model.surfaces) == (model.family in ("gemini", "simulator"))
 
 
 def test_the_price_list_explains_a_bill() -> None:

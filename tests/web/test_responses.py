@@ -19,7 +19,7 @@ from streamproxy.core.events import Frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.stream import Stream, Subscriber
-from streamproxy.surfaces.images import layout
+from streamproxy.surfaces.images import Images, layout
 from streamproxy.web.outcome import failure_of
 from streamproxy.web.responses import (
     ABORT,
@@ -62,7 +62,7 @@ async def test_what_has_been_sent_is_freed_before_the_rest_is() -> None:
     await produce()
     stream.finish()
     stream.release()
-    content = posted(subscriber, 15)
+    content = posted(subscriber, Images(), 15)
     left: list[int] = []
     async for piece in content:
         del piece
@@ -217,7 +217,7 @@ async def test_a_caller_who_stops_at_the_end_of_a_stream_is_aborted_too() -> Non
     stream.finish()
     sending = Sending(takes=2)  # the head and the first heartbeat
     reader = Following(subscriber)
-    answer = EventStream(posted(subscriber, 15), {}, 1, reader)
+    answer = EventStream(posted(subscriber, Images(), 15), {}, 1, reader)
     with anyio.fail_after(5):
         await deliver(answer, sending.scope, sending.receive, sending.send, 0.05)
     assert (reader.told, reader.sent) == ([], [False])  # it has been given all, and has not taken it
@@ -248,7 +248,7 @@ async def test_our_headers_of_a_stream_win_over_the_providers() -> None:
     sending = Sending()
     theirs = {"cache-control": "public", "x-accel-buffering": "yes", "openai-version": "2020-10-01"}
     reader = Following(subscriber)
-    answer = EventStream(posted(subscriber, 15), theirs, 1, reader)
+    answer = EventStream(posted(subscriber, Images(), 15), theirs, 1, reader)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await answer(scope, receive, send)
@@ -276,7 +276,7 @@ async def test_a_stream_that_cannot_be_followed_any_more_ends_with_an_error_and_
     await stream.append(Frame("image_edit.completed", (b'{"a":1}',), final=True))
     stream.give_up()
     with anyio.fail_after(5):
-        body = b"".join([bytes(piece) async for piece in posted(subscriber, 15)])
+        body = b"".join([bytes(piece) async for piece in posted(subscriber, Images(), 15)])
     first, last = body.split(b"\n\n")[:2]
     assert first == b':\nevent: image_edit.completed\ndata: {"a":1}'
     assert last.startswith(b"event: error\ndata: ")

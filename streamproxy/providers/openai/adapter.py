@@ -87,11 +87,11 @@ def _request(job: Job, *, streams: bool) -> UpstreamRequest:
     path = provider.edits if request.operation is Operation.EDIT else provider.generations
     query = f"?{provider.query}" if provider.query else ""
     accept = "text/event-stream, application/json" if streams else "application/json"
-    url = provider.base_url + path.replace("{model}", _segment(job.route.upstream_model)) + query
+    url = provider.base_url + path.replace("{model}", segment(job.route.upstream_model)) + query
     return UpstreamRequest("POST", url, (("content-type", content_type), ("accept", accept), *COMMON), body)
 
 
-def _segment(model: str) -> str:
+def segment(model: str) -> str:
     """A model name as one segment of a path: never more of the path than that, for it is the caller's text."""
     if model in (".", ".."):
         raise ProxyError(Failure.MODEL_NOT_FOUND, "No provider serves a model of this name.", param="model")
@@ -112,6 +112,8 @@ def _json_body(job: Job, body: JsonObject, *, streams: bool) -> tuple[Segment, .
         replace["model"] = model
     if job.n < request.n:
         replace["n"] = b"%d" % job.n
+    if request.size is not None and "size" not in body.members:  # said as a ratio, which this wire does not know
+        append["size"] = (orjson.dumps(request.size),)
     if request.operation is Operation.EDIT:
         _refuse_remote(job)
         given = "image" if request.via_generations else "images"
