@@ -103,8 +103,8 @@ class Router:
             )
         return self._planned(self._catalogue.resolve(model, self._providers), headers)
 
-    def plan_relay(self, model: str, headers: Sequence[tuple[bytes, bytes]], path: Path, what: str) -> Plan:
-        """Where a request for `model` goes that is passed on as it came; `what` it is, for messages.
+    def plan_relay(self, model: str, headers: Sequence[tuple[bytes, bytes]], path: Path, missing: str) -> Plan:
+        """Where a request for `model` goes that is passed on as it came; `missing` says that nothing takes it.
 
         A name that nothing here knows goes to the first provider with that path, which knows its own models. Raises
         ProxyError(UNSUPPORTED_PARAMETER or INVALID_API_KEY).
@@ -114,10 +114,10 @@ class Router:
         except ProxyError as error:
             able = next((provider for provider in self._providers if path(provider)), None)
             if error.failure is not Failure.MODEL_NOT_FOUND or able is None:
-                raise _no_path(what) from None
+                raise ProxyError(Failure.UNSUPPORTED_PARAMETER, missing, param="model") from None
             route = Route(able, Model.unknown(model), model)
         if not path(route.provider):
-            raise _no_path(what)
+            raise ProxyError(Failure.UNSUPPORTED_PARAMETER, missing, param="model")
         return self._planned(route, headers)
 
     def _planned(self, route: Route, headers: Sequence[tuple[bytes, bytes]]) -> Plan:
@@ -125,11 +125,3 @@ class Router:
         found = service.credential.present(headers)
         signer = KeySigner(() if found is None else ((found.header, found.value),))
         return Plan(route, service, signer, self._policy)
-
-
-def _no_path(what: str) -> ProxyError:
-    return ProxyError(
-        Failure.UNSUPPORTED_PARAMETER,
-        f"No configured provider takes {what} for this model. The setting is `{what}` of its provider, a path.",
-        param="model",
-    )

@@ -16,7 +16,7 @@ Sources: Eden AI's guide to images in chats; OpenRouter's recorded answers; open
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Final
 
@@ -28,7 +28,18 @@ from streamproxy.core.rawjson import JsonObject, Pieces, elements, members, show
 from streamproxy.core.requests import ImageRequest
 from streamproxy.core.schema import MAX_IMAGES, Checklist, Loc
 from streamproxy.core.sse import Piece
-from streamproxy.surfaces.wire import Layout, Result, Spent, references, result_of, results_in, translated, unsupported
+from streamproxy.surfaces.wire import (
+    Layout,
+    Result,
+    Spent,
+    Turn,
+    prompt_of,
+    references,
+    result_of,
+    results_in,
+    translated,
+    unsupported,
+)
 
 RATIOS: Final = ("1:1", "16:9", "9:16", "4:3", "3:4", "21:9", "2:3", "3:2", "4:5", "5:4", "1:4", "4:1", "1:8", "8:1")
 """What `image_config.aspect_ratio` may be (Eden AI's table)."""
@@ -51,25 +62,6 @@ MAX_MESSAGES: Final = 4096
 DONE: Final = b"data: [DONE]\n\n"
 
 Span = tuple[int, int]
-
-
-@dataclass(slots=True)
-class _Turn:
-    """One message: its words and, as numbers among all input images, the pictures in it."""
-
-    role: str
-    content: list[str | int] = field(default_factory=list)
-
-    @property
-    def leads(self) -> bool:
-        """Whether it says how to answer, and is no part of the conversation."""
-        return self.role in ("system", "developer")
-
-    def said(self, *, among: bool) -> str:
-        """Its text; `among` other turns it is said whose, and which pictures it shows."""
-        shown = [part if isinstance(part, str) else f"[image {part}]" for part in self.content]
-        words = "\n".join(shown if among else [part for part in self.content if isinstance(part, str)])
-        return f"{self.role.capitalize()}: {words}" if among and not self.leads else words
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +108,7 @@ class _Reader:
     def __init__(self, body: JsonObject, checks: Checklist) -> None:
         self._body = body
         self._checks = checks
-        self._turns: list[_Turn] = []
+        self._turns: list[Turn] = []
         self._images: list[_Image] = []
 
     def given(self, name: str) -> bool:
@@ -145,7 +137,7 @@ class _Reader:
         role = found.get("role")
         if role is None or not self._is(role.value, b'"'):
             return self._checks.problem((*loc, "role"), "Input should be a valid string", "string_type")
-        self._turns.append(_Turn(self._text((role.value, role.end))))
+        self._turns.append(Turn(self._text((role.value, role.end))))
         if (content := found.get("content")) is not None:
             self._content((*loc, "content"), (content.value, content.end))
         if (images := found.get("images")) is not None and self._is(images.value, b"["):
@@ -232,20 +224,13 @@ class _Reader:
     def members(self) -> dict[str, Pieces]:
         """The members of a body of the images API."""
         raw = memoryview(self._body.raw)
-        made: dict[str, Pieces] = {"prompt": (msgspec.json.encode(self._prompt()),)}
+        made: dict[str, Pieces] = {"prompt": (msgspec.json.encode(prompt_of(self._turns)),)}
         for name in ("model", *FORWARDED, *IMAGE_ONLY):
             if (member := self._body.members.get(name)) is not None:
                 made[name] = (raw[member.value : member.end],)
         if self._images:
-            made["images"] = references([raw[slice(*image.span)] for image in self._images])
+            made["images"] = references([(raw[slice(*image.span)],) for image in self._images])
         return made
-
-    def _prompt(self) -> str:
-        """The words of all turns; a picture's place among them is said where there are several turns."""
-        turns = [turn for turn in self._turns if turn.content]
-        several = sum(not turn.leads for turn in turns) > 1
-        lines = [turn.said(among=several) for turn in turns]
-        return "\n\n".join(line for line in lines if line)
 
     def places(self, loc: Loc) -> Loc:
         """Where what the images API's body has at `loc` stands in the chat."""

@@ -1,14 +1,17 @@
 """What a surface is to the web layer, and what surfaces of other wires than the images API's make theirs from.
 
-Surface, Layout         how one request's outcome is written in its caller's wire
-Result, Spent           a finished image, and what several of them have cost together
-translated(...)         a body of the images API, made from another wire's, and checked as one
+    Surface, Layout         how one request's outcome is written in its caller's wire
+    Result, Spent           a finished image, and what several of them have cost together
+    Turn, prompt_of         a conversation as one prompt
+    translated(...)         a body of the images API, made from another wire's, and checked as one
+
+So whatever a request came as, it is one images request behind its surface.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import msgspec
@@ -174,6 +177,33 @@ def _value(members: Mapping[str, msgspec.Raw], name: str) -> object:
 # ---------------------------------------------------------------------------------------------------------- translation
 
 
+@dataclass(slots=True)
+class Turn:
+    """One message of a conversation: its words and, as numbers among all input images, the pictures in it."""
+
+    role: str
+    content: list[str | int] = field(default_factory=list)
+
+    @property
+    def leads(self) -> bool:
+        """Whether it says how to answer, and is no part of the conversation."""
+        return self.role in ("system", "developer")
+
+    def said(self, *, among: bool) -> str:
+        """Its text; `among` other turns it is said whose, and which pictures it shows."""
+        words = [part if isinstance(part, str) else f"[image {part}]" for part in self.content]
+        text = "\n".join(words if among else [part for part in self.content if isinstance(part, str)])
+        return f"{self.role.capitalize()}: {text}" if among and not self.leads else text
+
+
+def prompt_of(turns: Sequence[Turn]) -> str:
+    """The words of all turns; whose they are, and where pictures stand, is said where there are several turns."""
+    filled = [turn for turn in turns if turn.content]
+    several = sum(not turn.leads for turn in filled) > 1
+    lines = [turn.said(among=several) for turn in filled]
+    return "\n\n".join(line for line in lines if line)
+
+
 def translated(members: Mapping[str, Pieces], max_prompt: int, places: Places) -> ImageRequest:
     """An images request from these members of its body. Raises ProxyError, about the body that they were made from."""
     pieces: list[Piece] = []
@@ -187,12 +217,12 @@ def translated(members: Mapping[str, Pieces], max_prompt: int, places: Places) -
         raise relocated(error, places) from None
 
 
-def references(urls: Sequence[Piece]) -> Pieces:
+def references(urls: Sequence[Pieces]) -> Pieces:
     """The images API's `images`, from the JSON strings of their URLs."""
     pieces: list[Piece] = []
     for url in urls:
-        pieces += (b',{"image_url":', url, b"}")
-    return (b"[", bytes(pieces[0][1:]), *pieces[1:], b"]") if pieces else (b"[]",)
+        pieces += (b',{"image_url":', *url, b"}")
+    return (b"[", pieces[0][1:], *pieces[1:], b"]")
 
 
 def relocated(error: ProxyError, places: Places) -> ProxyError:

@@ -49,9 +49,9 @@ EVENTS: Final = "text/event-stream"
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What is passed on: its name, its path at a provider, and how its stream says that it failed."""
+    """What is passed on: its path at a provider, what is said where none has it, and how its stream says a failure."""
 
-    name: str
+    missing: str
     path: Callable[[Provider], str]
     failed: Callable[[ProxyError], bytes]
 
@@ -72,13 +72,22 @@ def _said(error: ProxyError) -> dict[str, object]:
 
 _Item: TypeAlias = Head | bytes | ProxyError
 
-CHAT: Final = Endpoint("chat", lambda provider: provider.chat, _chat_failed)
-RESPONSES: Final = Endpoint("responses", lambda provider: provider.responses, _responses_failed)
+CHAT: Final = Endpoint(
+    "No configured provider takes chats with this model. The setting is `chat` of its provider, a path.",
+    lambda provider: provider.chat,
+    _chat_failed,
+)
+RESPONSES: Final = Endpoint(
+    "Without image_generation as its only tool, or the one that tool_choice asks for, a response is a provider's to "
+    "make, and no configured one takes any with this model. The setting is `responses` of its provider, a path.",
+    lambda provider: provider.responses,
+    _responses_failed,
+)
 
 
 async def relay(request: Request, context: Context, body: JsonObject, endpoint: Endpoint) -> ASGIApp:
     """The response to a request that is passed on. Raises ProxyError for what is refused before anything is sent."""
-    plan = context.router.plan_relay(model_of(body), request.scope["headers"], endpoint.path, endpoint.name)
+    plan = context.router.plan_relay(model_of(body), request.scope["headers"], endpoint.path, endpoint.missing)
     plan = plan.with_headers(extra_headers(body), request.state.trace)
     context.hub.admit()
     route = plan.route

@@ -376,7 +376,7 @@ async def test_a_key_pays_once() -> None:
 
 
 async def test_a_retry_of_the_sdk_gets_the_same_picture() -> None:
-    async with chatting(pace=0.05, disconnect_grace=BOUND) as (proxy, server, _):
+    async with chatting(pace=0.05, disconnect_grace=BOUND, commit_after=0.01) as (proxy, server, _):
         async with proxy.client.stream("POST", proxy.url + CHAT, json=body(model="sim/gpt-image", stream=True)) as lost:
             assert lost.status_code == 200  # and leaves, before the end
         again = await post(proxy, {"x-stainless-retry-count": "1"}, model="sim/gpt-image", stream=True)
