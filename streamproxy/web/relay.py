@@ -260,10 +260,9 @@ class _Writer:
             raise ProxyError(Failure.UNEXPECTED_CONTENT_TYPE, message)
         self._kind = kind
         headers = {"content-type": item.headers.get("content-type", kind.value), **self._relay.exchange.passed(item)}
-        if self.events:
+        self._headers = headers
+        if self.events and not self.started:
             await self._start(headers)
-        else:
-            self._headers = headers
 
     async def _take_lines(self, chunk: bytes) -> None:
         end = chunk.rfind(b"\n") + 1

@@ -127,7 +127,7 @@ async def test_the_sdk_reads_the_stream() -> None:
         tools: Any = [tool(partial_images=1)]
         stream = await client.responses.create(model="gpt-5", input=PROMPT, tools=tools, stream=True)
         seen = [one async for one in stream]
-        previews = [one for one in seen if one.type == f"{CALL}.partial_image"]
+        previews = [one for one in seen if one.type == "response.image_generation_call.partial_image"]
         assert [size_of(one.partial_image_b64) for one in previews] == [(256, 256)]
         last = seen[-1]
         assert last.type == "response.completed"
