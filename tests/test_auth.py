@@ -141,7 +141,7 @@ def test_a_callers_own_key_goes_into_the_providers_header(
     assert CredentialSource("caller", header, scheme).present([sent]) == Credential(*presented)
 
 
-def test_a_caller_without_a_key_presents_none_and_a_broken_one_is_refused() -> None:
+def test_no_key_is_none_and_a_broken_one_is_refused() -> None:
     source = CredentialSource("caller", "authorization", "Bearer ")
     for headers in ([], [(b"authorization", b"Bearer ")], [(b"accept", b"k")]):
         assert source.present(headers) is None

@@ -93,7 +93,7 @@ def test_the_lock_holds_what_the_dependencies_need_and_no_tools() -> None:
     assert not pinned & (tools | {"pip", "hatchling"})
 
 
-def test_nothing_is_installed_by_a_name_that_an_index_may_give_to_anybody() -> None:
+def test_nothing_is_installed_by_name_without_a_hash() -> None:
     """The package is on no index: `pip install` of its name would run whatever is registered under it."""
     paths = [ROOT / "README.md", *DEPLOY.iterdir(), *(ROOT / "streamproxy").rglob("*.py")]
     texts = {path: path.read_text("utf-8") for path in paths if path.suffix != ".webp"}
@@ -230,7 +230,7 @@ def test_the_command_starts_as_the_text_above_it_says(
 
 
 @pytest.mark.anyio
-async def test_the_health_check_tells_a_proxy_that_serves_from_one_that_does_not() -> None:
+async def test_the_health_check_knows_a_proxy_that_serves() -> None:
     python, *arguments = the("HEALTHCHECK").words
     assert python == "python"
     command = [sys.executable, *arguments]

@@ -175,7 +175,7 @@ def test_there_are_command_lines_that_serve() -> None:
 
 
 @pytest.mark.parametrize("line", SERVED)
-def test_a_command_line_that_serves_has_a_configuration_without_problems(line: str) -> None:
+def test_a_command_line_that_serves_has_no_problems(line: str) -> None:
     words = shlex.split(line.replace("sha256:...", KEY_HASH).replace("=...", "=not-a-key-but-long-enough"))
     at = words.index("streamproxy")
     given = dict(word.split("=", 1) for word in words[:at])

@@ -44,6 +44,8 @@ class Provider:
     stream. `serves`: owners whose models it has; "*" adds every name that nobody serves by owner. `models`: the
     operator's own list, same "*". `deployments`: (model, upstream name) pairs; with any, it serves no owner.
     `hosts`: other hosts of its own, like "*.bfl.ai", that may get the credential. `workflows`: (model, JSON) pairs.
+    `signing`: by a key in a header, or by an OAuth token that Google gives for the credential. `project` and `location`
+    stand in `base_url` as {project} and {location}; {region} is the location and a hyphen, nothing where it is global.
     `chat` and `responses`: paths of chat completions and of Responses, for requests that are passed on as they came.
     """
 
@@ -64,6 +66,9 @@ class Provider:
     deployments: tuple[tuple[str, str], ...] = ()
     hosts: tuple[str, ...] = ()
     workflows: tuple[tuple[str, str], ...] = ()
+    signing: Literal["key", "google"] = "key"
+    project: str = ""
+    location: str = ""
     chat: str = ""
     responses: str = ""
 
@@ -99,8 +104,9 @@ class Model:
     `refuses`: members it answers with an error, so they are never sent. `retired`: the day its owner turned or turns
     it off; gateways may serve it longer, so it is still resolved. `created`: seconds since 1970. `simulated`: only
     ever found by its full id, and not listed by a provider's "*". `max_prompt`: characters of its prompt.
-    `unstreamed_formats`: output formats that it refuses to stream. `image_sizes`: what `image_config.image_size` may be
-    in a chat.
+    `unstreamed_formats`: output formats that it refuses to stream. `fast`: it takes a second or two, so that a
+    provider with a queue is asked to answer in one exchange. `image_sizes`: what `image_config.image_size` may be in a
+    chat.
     """
 
     id: str
@@ -123,6 +129,7 @@ class Model:
     max_stream_n: int = 0
     max_prompt: int = MAX_PROMPT
     unstreamed_formats: tuple[str, ...] = ()
+    fast: bool = False
     image_sizes: tuple[str, ...] = ("1K", "2K", "4K")
 
     @classmethod
@@ -198,10 +205,18 @@ class Catalogue:
 
         First what operators name, in their spelling, then every catalogue model that is served and not yet retired.
         """
+        return self._listed(providers, today, today)
+
+    def _listed(self, providers: Sequence[Provider], today: date, at_hosts: date) -> list[tuple[Model, str]]:
+        """`at_hosts`: the day for models that the catalogue's own row of a host lists."""
         found: dict[str, tuple[Model, str]] = {}
-        for word in (word for provider in providers for word in provider.listed):
-            model = self._model(word)
-            found.setdefault(model.id, (model, word))
+        for provider in providers:
+            known = self.providers.get(provider.name)
+            by_operator = known is None or known.listed != provider.listed
+            for word in provider.listed:
+                model = self._model(word)
+                if by_operator or model.retired is None or model.retired > at_hosts:
+                    found.setdefault(model.id, (model, word))
         for model in self.models.values():
             if model.retired is not None and model.retired <= today:
                 continue
@@ -215,11 +230,14 @@ class Catalogue:
             return known
         model = Model.unknown(name)
         # "openai/gemini-3-pro-image" is a mistake, not a new model of OpenAI's.
-        return replace(model, owner="") if self.find(model.name) is not None else model
+        # A name with a slash is the path of a model at a host: "replicate/openai/gpt-image-2".
+        return replace(model, owner="") if "/" not in model.name and self.find(model.name) is not None else model
 
     def _not_found(self, name: str, providers: Sequence[Provider]) -> ProxyError:
         # Nothing whose end is announced is recommended. The caller's own text is not repeated: it may be anything.
-        served = {word: id for model, id in self.listed(providers, date.max) for word in (*model.spellings, id)}
+        served = {
+            word: id for model, id in self._listed(providers, date.max, date.min) for word in (*model.spellings, id)
+        }
         close = get_close_matches(name[:256], served, n=3 * SUGGESTIONS, cutoff=0.5)  # several words may be one model
         near = list(dict.fromkeys(served[word] for word in close))[:SUGGESTIONS]
         hint = f" Did you mean {', '.join(near)}?" if near else ""

@@ -8,13 +8,14 @@ as they are.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Final
 
 import msgspec
 
 from streamproxy.core.conversation import Job, Picture
-from streamproxy.core.cost import Price, cost
+from streamproxy.core.cost import Price, Work, cost, why_unknown
 from streamproxy.core.events import Frame, Operation, Role, type_of
 from streamproxy.core.images import probe_base64
 from streamproxy.core.sse import Piece
@@ -94,13 +95,15 @@ _COMMAS: Final = 64 * 1024
 """In one event: more than that many members would be seconds of work. Base64 has none."""
 
 _PER_IMAGE: Final = ("b64_json", "url", "revised_prompt", "warning")
+_JOINED: Final = ("usage", "cost", "text", "parts")
 _EVENT_ONLY: Final = ("type", "created_at", "image_index", "partial_image_index", "error")
 
 
 def collected(events: Sequence[bytes], now: int) -> bytes:
     """The JSON answer that `completed` events amount to; what holds for all images is taken from the last.
 
-    Raises ProxyError(BAD_JSON).
+    What each job says of its own images is put together: `usage` and `cost` are sums, `text` and `parts` follow each
+    other. Raises ProxyError(BAD_JSON).
     """
     images = [_event_members(event) for event in events]
     last = images[-1]
@@ -110,7 +113,47 @@ def collected(events: Sequence[bytes], now: int) -> bytes:
         "data": [{name: image[name] for name in _PER_IMAGE if name in image} for image in images],
     }
     answer |= {name: value for name, value in last.items() if name not in (*_PER_IMAGE, *_EVENT_ONLY)}
+    if len(images) > 1:
+        answer |= _together(images)
     return msgspec.json.encode(answer)
+
+
+def _together(images: Sequence[Mapping[str, msgspec.Raw]]) -> Mapping[str, object]:
+    """What several jobs say of their images, as if one had made them all."""
+    said = [{name: _value(image[name]) for name in _JOINED if name in image} for image in images]
+    usages: list[Mapping[str, object]] = [value for each in said if isinstance(value := each.get("usage"), dict)]
+    together: dict[str, object] = {"usage": reduce(_sum, usages)} if usages else {}
+    if any("cost" in each for each in said):
+        unknown = any(each.get("cost") is None and _used(each.get("usage")) for each in said)
+        costs = [value for each in said if isinstance(value := each.get("cost"), int | float)]
+        together["cost"] = None if unknown or not costs else round(sum(costs), 6)
+    texts = [value for each in said if isinstance(value := each.get("text"), str)]
+    parts = [part for each in said if isinstance(value := each.get("parts"), list) for part in value]
+    return {**together, **({"text": "\n".join(texts)} if texts else {}), **({"parts": parts} if parts else {})}
+
+
+def _value(raw: msgspec.Raw) -> object:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _sum(left: Mapping[str, object], right: Mapping[str, object]) -> Mapping[str, object]:
+    """Two usages as one: numbers are added, what is no number is the right one's."""
+    total = {**left, **right}
+    for name in left.keys() & right.keys():
+        match left[name], right[name]:
+            case int() as first, int() as second:
+                total[name] = first + second
+            case dict() as first, dict() as second:
+                total[name] = _sum(first, second)
+    return total
+
+
+def _used(usage: object) -> bool:
+    """Whether a usage says that something was used: a job's other images have zeros."""
+    return isinstance(usage, dict) and usage.get("total_tokens") not in (0, None)
 
 
 def _event_members(event: bytes) -> Mapping[str, msgspec.Raw]:
@@ -183,21 +226,62 @@ def preview(job: Job, picture: Picture, number: int, *, image: int = 0) -> Frame
     return _frame(job, Role.PREVIEW, picture, image, {"partial_image_index": number})
 
 
+class Spread:
+    """Chooses at most `partial_images` of a picture's drafts, each after twice as many as the one before."""
+
+    def __init__(self, job: Job) -> None:
+        self._most = (job.request.partial_images or 0) if job.request.stream else 0
+        self._seen = 0
+        self._given = 0
+
+    def take(self) -> int | None:
+        """Take a draft: the number of the preview that it becomes, None where it becomes none."""
+        self._seen += 1
+        if self._given >= self._most or self._seen < 2**self._given:
+            return None
+        self._given += 1
+        return self._given - 1
+
+
 def finals(
-    job: Job, pictures: Sequence[Picture], *, usage: Mapping[str, object] | None = None, paid: float | None = None
+    job: Job,
+    pictures: Sequence[Picture | None],
+    *,
+    usage: Mapping[str, object] | None = None,
+    work: Work | None = None,
+    said: Mapping[str, object] | None = None,
 ) -> Iterator[Frame]:
     """One `completed` event per picture. The last one has the job's `usage`, in OpenAI's terms, and what it cost.
 
-    `paid`: USD, where the provider says it; else it is computed from `usage` and the catalogue's price.
+    None among them is a picture that is missing: the others keep their indices. The cost is what `work` says was paid,
+    else computed from `usage`, `work` and the catalogue's price. `work` without pixels: the pictures have them.
+    `said`: what else the provider says, for the last event.
     """
     used = ZERO_USAGE if usage is None else usage
-    total = cost(used, job.model.price, len(pictures)) if paid is None else paid
+    made = [picture for picture in pictures if picture is not None]
+    counted = Work() if work is None else work
+    total = counted.paid
+    if total is None:
+        counted = counted if counted.pixels is not None else replace(counted, pixels=_pixels(made))
+        total = cost(used, job.model.price, len(made), counted)
     if job.n < job.request.n:
         pictures = pictures[: job.n]  # the other indices are other jobs'
+    last = max((index for index, picture in enumerate(pictures) if picture is not None), default=0)
     for index, picture in enumerate(pictures):
-        last = index == len(pictures) - 1
-        members = {"usage": used if last else ZERO_USAGE, "cost": total if last else None}
+        if picture is None:
+            continue
+        members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None}
+        if index == last:
+            members = {"usage": used, "cost": total, **(said or {})}
+            members |= {} if total is not None else {"cost_unknown": why_unknown(job.model.price)}
         yield _frame(job, Role.COMPLETED, picture, index, {**members, "provider": job.provider.name}, len(pictures) > 1)
+
+
+def _pixels(pictures: Sequence[Picture]) -> tuple[int, ...] | None:
+    """Pixels of each picture, None where one does not say its size."""
+    found = [probe_base64(picture.base64[0]) if picture.base64 else None for picture in pictures]
+    sizes = [info.width * info.height for info in found if info is not None]
+    return tuple(sizes) if len(sizes) == len(found) else None
 
 
 def _frame(

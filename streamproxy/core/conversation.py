@@ -21,13 +21,13 @@ import binascii
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeVar, cast
+from typing import Final, Literal, Protocol, TypeVar, cast
 
 import msgspec
 
 from streamproxy.core.catalogue import Model, Provider, Route
 from streamproxy.core.events import Frame
-from streamproxy.core.images import media_type, probe
+from streamproxy.core.images import media_type, probe, probe_base64
 from streamproxy.core.requests import (
     FileId,
     Head,
@@ -36,6 +36,7 @@ from streamproxy.core.requests import (
     Input,
     Spooled,
     UpstreamRequest,
+    as_bytes,
     json_segments,
 )
 from streamproxy.core.sse import Cutter, Event
@@ -108,6 +109,17 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Convert:
+    """An image as another kind of file, made beside the event loop. Reply: Picture. ProxyError(UNREADABLE_IMAGE).
+
+    A mask is a PNG in black and white. Where OpenAI's mask is transparent, a white mask is white and a black one black.
+    """
+
+    image: Inline | Spooled | Picture = field(repr=False)
+    form: Literal["png", "jpeg", "white mask", "black mask"]
+
+
+@dataclass(frozen=True, slots=True)
 class Connect:
     """Open a WebSocket beside the exchanges. Reply: None."""
 
@@ -146,6 +158,13 @@ class Undo:
 
 
 @dataclass(frozen=True, slots=True)
+class JobId:
+    """The provider's own name for the work, for the log: by it an operator finds a job that was paid for."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far the provider says it is: a fraction from 0 to 1, or a place in its queue."""
 
@@ -170,12 +189,14 @@ Step = (
     | Pour
     | Wait
     | Fetch
+    | Convert
     | Connect
     | Tell
     | Hear
     | Accepted
     | NotApplied
     | Undo
+    | JobId
     | Progress
     | Tolerated
     | Frame
@@ -349,6 +370,18 @@ def fetch(url: str) -> Conversation[Picture]:
         return Picture((), url=url, problem=error.message)
 
 
+def converted(image: Picture, form: Literal["png", "jpeg"]) -> Conversation[Picture]:
+    """A result as a file of this form. One that cannot be converted stays as it is: it has been paid for."""
+    info = probe_base64(image.base64[0]) if image.base64 else None
+    if info is not None and info.format == form:
+        return image
+    try:
+        return cast(Picture, (yield Convert(image, form)))
+    except ProxyError as error:
+        yield Tolerated(error.failure.value.label)
+        return image
+
+
 def first_of(made: Sequence[Result], job: Job) -> Conversation[Sequence[Result]]:
     """As many results as the job is for. What more a provider has made is not read."""
     if len(made) > job.n:
@@ -372,6 +405,19 @@ def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled
         )
     found = cast(Picture, (yield Fetch(image.url)))
     return Inline(memoryview(b"".join(found.base64)), found.media_type)
+
+
+def mask(job: Job, marks: Literal["white", "black"]) -> Conversation[Inline | None]:
+    """The caller's mask in black and white, None where there is none. `marks`: the colour of what is to be edited."""
+    if job.request.mask is None:
+        return None
+    given = yield from inlined(job.request.mask, job, "mask")
+    try:
+        made = cast(Picture, (yield Convert(given, "white mask" if marks == "white" else "black mask")))
+    except ProxyError as error:
+        error.param = "mask"
+        raise
+    return Inline(memoryview(b"".join(made.base64)), made.media_type)
 
 
 def look(request: UpstreamRequest, limit: int = SMALL) -> Conversation[tuple[Head, bytes]]:
@@ -408,6 +454,21 @@ def post_json(job: Job, url: str, value: object, headers: tuple[tuple[str, str],
     """A POST of JSON. Embedded images in `value` are sent from where they are."""
     own = (("content-type", "application/json"), *COMMON, *headers)
     return UpstreamRequest("POST", url, own, json_segments(value, job.token))
+
+
+def post_file(job: Job, url: str, name: str, image: Inline | Spooled) -> UpstreamRequest:
+    """A POST of a form with one file."""
+    boundary = f"streamproxy-{job.token}".encode()
+    kind = image.media_type
+    head = b'--%b\r\nContent-Disposition: form-data; name="%b"; filename="%b.%b"\r\nContent-Type: %b\r\n\r\n' % (
+        boundary,
+        name.encode(),
+        job.token.encode(),
+        kind.removeprefix("image/").encode(),
+        kind.encode(),
+    )
+    headers = (("content-type", f"multipart/form-data; boundary={boundary.decode()}"), *COMMON)
+    return UpstreamRequest("POST", url, headers, (head, as_bytes(image), b"\r\n--%b--\r\n" % boundary))
 
 
 def get(url: str) -> UpstreamRequest:
@@ -482,6 +543,10 @@ class Events:
                     "The setting max_response_bytes allows larger ones.",
                 )
             self._json.append(chunk)
+
+    def gather(self, chunk: bytes) -> bool:
+        """As Cutter.gather."""
+        return self._cutter is not None and self._cutter.gather(chunk)
 
     def finish(self) -> Iterator[Event]:
         """The answer has ended: yields what was left, if it is whole. Raises ProxyError(BAD_JSON).

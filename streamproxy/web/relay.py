@@ -39,7 +39,9 @@ from streamproxy.upstream import Answer
 from streamproxy.web import caller
 from streamproxy.web.endpoint import Context
 from streamproxy.web.outcome import note_failure
-from streamproxy.web.responses import HEARTBEAT, NOT_APPLIED, error_response, sliced
+from streamproxy.web.responses import NOT_APPLIED, error_response
+from streamproxy.web.slicing import sliced
+from streamproxy.web.writing import HEARTBEAT
 
 UNKEPT: Final = ("idempotency-key", "prefer")
 """Request headers that mean something for what is kept, and nothing here."""
@@ -89,7 +91,7 @@ async def relay(request: Request, context: Context, body: JsonObject, endpoint: 
     """The response to a request that is passed on. Raises ProxyError for what is refused before anything is sent."""
     plan = context.router.plan_relay(model_of(body), request.scope["headers"], endpoint.path, endpoint.missing)
     plan = plan.with_headers(extra_headers(body), request.state.trace)
-    context.hub.admit()
+    context.hub.admission.admit(context.hub.running)
     route = plan.route
     request.state.provider = route.provider.name
     request.state.model = None if route.model.family == UNKNOWN else route.model.id
@@ -313,7 +315,7 @@ class _Writer:
         await self._send({"type": "http.response.start", "status": 200, "headers": raw})
 
     async def _body(self, pieces: list[Piece], *, more: bool = True) -> None:
-        for piece in sliced(pieces):
-            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        for part in sliced(pieces):
+            await self._send({"type": "http.response.body", "body": part.joined(), "more_body": True})
         if not more:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -31,6 +31,7 @@ def within(readings: list[Reading]) -> None:
     assert [reading for reading in readings if reading.missed and "ms" not in reading.text] == []
 
 
+@pytest.mark.soak
 async def test_a_burst_of_bodies_is_answered_and_leaves_no_memory_behind() -> None:
     with anyio.fail_after(2 * BOUND):
         readings = await burst("bodies", bodies(SMALL), SMALL.rest)
@@ -40,6 +41,7 @@ async def test_a_burst_of_bodies_is_answered_and_leaves_no_memory_behind() -> No
     assert value(readings, "livez") > 0
 
 
+@pytest.mark.soak
 async def test_a_burst_of_bombs_is_refused_and_leaves_no_memory_behind() -> None:
     with anyio.fail_after(2 * BOUND):
         readings = await burst("bombs", bombs(SMALL), SMALL.rest)
@@ -48,6 +50,7 @@ async def test_a_burst_of_bombs_is_refused_and_leaves_no_memory_behind() -> None
     assert value(readings, "answered 400") == SMALL.bodies
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", NOISE)
 async def test_a_flooding_provider_leaves_others_their_turns(name: str) -> None:
     with anyio.fail_after(2 * BOUND):
@@ -63,7 +66,7 @@ async def test_leaving_is_timed_for_every_caller() -> None:
     assert 0 < value(readings, "median") <= value(readings, "99th") < 1000 * BOUND
 
 
-async def test_whoever_asks_for_livez_hears_when_the_process_is_busy() -> None:
+async def test_asking_for_livez_shows_when_the_process_is_busy() -> None:
     async with sinking() as sink, serving_process(configuration(sink.url)) as process, asking(process.port) as took:
         await anyio.sleep(0.1)
     assert len(took) > 1

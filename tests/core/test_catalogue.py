@@ -48,7 +48,7 @@ def test_every_model_row(model: Model) -> None:
 def test_every_provider_row(provider: Provider) -> None:
     assert provider.base_url == "" or provider.base_url.startswith("https://")
     assert not provider.base_url.endswith("/")
-    assert provider.auth_header in {"authorization", "api-key", "x-api-key", "x-goog-api-key", ""}
+    assert provider.auth_header in {"authorization", "api-key", "x-api-key", "x-goog-api-key", "x-key", ""}
     assert (provider.auth_scheme in ("Bearer ", "Key ")) == (provider.auth_header == "authorization")
     if provider.adapter == "openai":
         assert provider.generations.startswith("/")
@@ -71,6 +71,8 @@ def test_no_word_names_two_models() -> None:
         ("nano-banana", "google/gemini-2.5-flash-image"),
         ("nano-banana-2", "google/gemini-3.1-flash-image"),
         ("nano-banana-pro", "google/gemini-3-pro-image"),
+        ("gemini-3-pro-image-preview", "google/gemini-3-pro-image"),
+        ("google/gemini-3.1-flash-image-preview", "google/gemini-3.1-flash-image"),
         ("amazon.nova-canvas-v1:0", "amazon/amazon.nova-canvas-v1:0"),
         ("gpt-image-2.5-flare-2026-09-08", "openai/gpt-image-2.5-flare-2026-09-08"),
     ],
@@ -86,6 +88,10 @@ def test_other_names(name: str, id: str) -> None:
         ("openai/dall-e-2", date(2026, 5, 12)),
         ("openai/dall-e-3", date(2026, 5, 12)),
         ("google/imagen-4.0-generate-001", date(2026, 8, 17)),
+        ("google/imagen-3.0-capability-001", date(2026, 6, 30)),
+        ("google/gemini-2.5-flash-image", date(2027, 3, 15)),
+        ("google/gemini-3-pro-image", date(2027, 5, 28)),
+        ("google/gemini-nano-banana-2.1", None),
         ("amazon/amazon.nova-canvas-v1:0", date(2026, 9, 30)),
         ("openai/gpt-image-2", None),
     ],
@@ -94,7 +100,7 @@ def test_what_is_retired(id: str, day: date | None) -> None:
     assert CATALOGUE.models[id].retired == day
 
 
-def test_gpt_image_models_are_never_sent_response_format_and_few_chat() -> None:
+def test_gpt_image_models_are_never_sent_response_format() -> None:
     for model in CATALOGUE.models.values():
         assert ("response_format" in model.refuses) == (model.family == "gpt-image" or model.id == "sim/gpt-image")
         assert ("chat" in model.surfaces) == (model.family in ("gemini", "simulator"))
@@ -200,7 +206,7 @@ def test_not_found_says_where_to_look(name: str, providers: list[Provider], near
             CATALOGUE.resolve(word, providers)
 
 
-def test_not_found_repeats_nothing_of_the_caller_and_recommends_nothing_that_ends() -> None:
+def test_not_found_repeats_nothing_of_the_caller() -> None:
     with pytest.raises(ProxyError) as caught:
         CATALOGUE.resolve("gpt-image-1.55-canary", [OPENAI])
     assert "canary" not in caught.value.message
@@ -373,3 +379,11 @@ def test_an_unknown_model_keeps_its_name_and_refuses_nothing(id: str) -> None:
     assert model.price is None
     assert not model.refuses
     assert not model.formats
+
+
+def test_a_hosts_own_list_ends_with_its_models() -> None:
+    row, day = CATALOGUE.providers["imagen"], date(2026, 8, 17)
+    assert CATALOGUE.listed([row], day) == []
+    assert len(CATALOGUE.listed([row], date(2026, 8, 16))) == 3
+    named = replace(row, models=("imagen-4.0-generate-001",))
+    assert [word for _, word in CATALOGUE.listed([named], day)] == ["imagen-4.0-generate-001"]

@@ -117,7 +117,7 @@ def refusals() -> dict[str, str]:
     return found
 
 
-def test_there_are_enough_names_and_each_stands_once_in_canonical_form() -> None:
+def test_each_name_stands_once_in_canonical_form() -> None:
     assert len(NAMES) == len(set(NAMES))
     assert len(NAMES) >= 400
     assert [name for name in NAMES if canonical(name) != name] == []

@@ -1,4 +1,4 @@
-"""Ten thousand callers who connect, leave, come back and cancel at random: afterwards nothing of them is left.
+"""Callers by the thousand who connect, leave, come back and cancel at random: afterwards nothing of them is left.
 
 Every generation is one request to the provider, and every reader who follows to the end has had each outcome once. The
 callers and the provider are in a process of their own, `tests.support.crowd_process`; the proxy is in this one, where
@@ -8,8 +8,8 @@ what is left of it can be seen.
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
 import anyio
@@ -24,7 +24,8 @@ from tests.support.valkey import valkey_server
 
 pytestmark = pytest.mark.anyio
 
-CONNECTIONS: Final = 10_000
+MANY: Final = 10_000
+A_CROWD: Final = pytest.mark.parametrize("connections", [500, pytest.param(MANY, marks=pytest.mark.soak)])
 LINGER: Final = 2.0
 SECONDS: Final = 150.0
 """What the machine may need at worst; alone it takes a quarter."""
@@ -33,34 +34,24 @@ SECRET: Final = "s" * 40
 
 
 @asynccontextmanager
-async def _crowded(store: str) -> AsyncIterator[None]:
+async def _crowded(store: str, connections: int) -> AsyncIterator[None]:
     """When all callers have come and gone; with `upstream calls == generations`."""
-    with anyio.fail_after(SECONDS), capture_logs() as logs, _frozen():
+    with anyio.fail_after(SECONDS), capture_logs() as logs:
         async with (
             no_leaks(),
-            crowd_process(CONNECTIONS) as crowd,
+            crowd_process(connections) as crowd,
             running_proxy(crowd.upstream, store=store, secret=SECRET, linger=LINGER, disconnect_grace=0.1) as proxy,
         ):
             report = await crowd.at(proxy)
-            assert report.made >= CONNECTIONS
-            assert report.resumed > 0
+            assert report.made >= connections
             assert (report.twice, report.missing) == ([], [])
             assert await proxy.metric("streamproxy_upstream_requests_total") >= report.calls > 0
-            assert report.ends["error"] > 0
             assert report.ends["image_generation.completed"] > 0
+            if connections == MANY:  # of fewer, it may be that none has come back in time, or met an error
+                assert report.resumed > 0
+                assert report.ends["error"] > 0
             yield
     assert not [line for line in logs if line["event"] in ("unexpected", "store")]
-
-
-@contextmanager
-def _frozen() -> Iterator[None]:
-    """The garbage collector leaves alone what there was before, else it takes a tenth of the time."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _hubs() -> list[Hub]:
@@ -68,12 +59,13 @@ def _hubs() -> list[Hub]:
     return [found for found in gc.get_objects() if isinstance(found, Hub)]
 
 
-async def test_ten_thousand_callers_leave_nothing_in_the_process() -> None:
+@A_CROWD
+async def test_a_crowd_leaves_nothing_in_the_process(connections: int) -> None:
     before = _hubs()
-    async with _crowded("memory"):
+    async with _crowded("memory", connections):
         (hub,) = [found for found in _hubs() if found not in before]
         assert hub.running == 0
-        assert not hub._viewers_of
+        assert not hub.admission._viewers_of
         store = hub._store
         assert isinstance(store, MemoryStore)
         assert not store._live
@@ -83,9 +75,10 @@ async def test_ten_thousand_callers_leave_nothing_in_the_process() -> None:
         assert (store.bytes, len(store._finished)) == (0, 0)
 
 
-async def test_ten_thousand_callers_leave_nothing_in_a_shared_store() -> None:
+@A_CROWD
+async def test_a_crowd_leaves_nothing_in_a_shared_store(connections: int) -> None:
     with valkey_server() as server:
-        async with _crowded(server.url):
+        async with _crowded(server.url, connections):
             await _until(lambda: not any(map(_of_a_stream, server.lifetimes())))
             assert all(lifetime > 0 for lifetime in server.lifetimes().values())
         await _until(lambda: not server.clients())

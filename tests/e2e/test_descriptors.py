@@ -110,7 +110,7 @@ async def test_an_upload_that_has_no_file_is_told_the_same() -> None:
         assert server.calls == 2
 
 
-async def test_connections_that_cannot_be_accepted_cost_nothing_and_later_ones_are_served() -> None:
+async def test_connections_that_cannot_be_accepted_cost_nothing() -> None:
     async with (
         serve(lambda _: IMAGE) as server,
         serving_process(configuration(server.url)) as process,

@@ -30,10 +30,12 @@ pytestmark = pytest.mark.anyio
 
 LONG: Final = 30.0  # a drain_timeout that no test waits for
 SHORT: Final = 1.5
-SLACK: Final = 4.0  # what a busy machine may add to a time that is tested
+SLACK: Final = 10.0  # what a busy machine may add to a time that is tested
 LARGE: Final = 4_000_000
 JSON_ANSWER: Final = b'{"created":1,"data":[{"b64_json":"aW1hZ2U="}]}'
-SIGNALS: Final = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+ALIKE: Final = [pytest.param(number, marks=pytest.mark.soak) for number in (signal.SIGINT, signal.SIGHUP)]
+EVERY_SIGNAL: Final = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+SIGNALS: Final = pytest.mark.parametrize("number", [signal.SIGTERM, *ALIKE])
 
 
 @dataclass(slots=True)
@@ -60,8 +62,8 @@ class Stage:
     async def draining(self) -> httpx.Response:
         """Wait until readyz fails; its answer."""
         with anyio.fail_after(BOUND):
-            while (answer := await self.client.get(f"{self.proxy.url}/readyz")).status_code == 200:
-                pass
+            while (answer := await self.client.get(f"{self.proxy.url}/readyz")).status_code == 200:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
         return answer
 
     async def closed(self) -> None:
@@ -97,7 +99,7 @@ async def streaming(stage: Stage, reader: Caller) -> bytes:
     return await chunks_until(reader, b"\n\n")
 
 
-@SIGNALS
+@EVERY_SIGNAL
 async def test_an_idle_process_exits_at_once_with_success(number: signal.Signals) -> None:
     async with staged(LONG) as stage:
         assert (await stage.client.get(f"{stage.proxy.url}/readyz")).status_code == 200  # and stays connected
@@ -124,9 +126,7 @@ async def test_everybody_who_is_served_sees_the_end() -> None:
                 await stage.server.wait_until(lambda server: server.calls == 2, BOUND)
                 stage.proxy.signal(signal.SIGTERM)
                 await stage.draining()
-                await anyio.sleep(
-                    1.5
-                )  # not for order: the time in which sse-starlette's watcher would have looked thrice
+                await anyio.sleep(1.5)  # not for order: in it sse-starlette's watcher would have looked thrice
                 stage.go.set()
                 assert events(body + await reader.rest()) == passed_on(preview(0), completed())
                 assert [event.event for event in followed(await reading.rest())] == [PREVIEW, COMPLETED]
@@ -192,7 +192,7 @@ async def test_the_last_bytes_may_take_the_rest_of_the_time() -> None:
         assert await stage.proxy.exited(SLACK) == 0
 
 
-async def test_at_the_deadline_streams_end_with_an_error_and_json_with_a_status() -> None:
+async def test_at_the_deadline_everything_ends_with_an_error() -> None:
     async with staged(SHORT) as stage, anyio.create_task_group() as tasks:
         answers: list[httpx.Response] = []
 

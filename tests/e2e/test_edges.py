@@ -21,7 +21,7 @@ from tests.support.proxy import BOUND, PROMPT, no_leaks, running_proxy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("name", EDGES)]
 
-TIMEOUT: Final = 1.0
+TIMEOUT: Final = 0.5
 MODEL_SECONDS: Final = 3 * TIMEOUT
 IMAGE: Final = "aW1hZ2U="
 

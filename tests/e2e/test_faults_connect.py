@@ -162,7 +162,7 @@ async def tls_provider(certificate: trustme.LeafCert) -> AsyncIterator[Server]:
 
 
 def trusting(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(context)
     return context
 

@@ -215,7 +215,7 @@ async def test_odd_but_sound_heads_pass(start: bytes) -> None:
         assert server.connections == 1
 
 
-async def test_a_large_body_behind_a_head_in_one_segment_is_not_part_of_the_head() -> None:
+async def test_a_large_body_in_the_heads_segment_is_no_part_of_it() -> None:
     body = b'{"created":1,"data":[{"b64_json":"' + b"A" * 300_000 + b'"}]}'
     for newline in (b"\r\n", b"\n"):
         start = newline.join((b"HTTP/1.1 200 OK", b"content-length: %d" % len(body), b"", b""))

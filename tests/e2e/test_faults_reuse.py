@@ -61,9 +61,9 @@ async def test_an_idle_connection_that_the_provider_closed_is_noticed() -> None:
             assert await proxy.tolerated() == {"stale_conn": 2}
 
 
-async def test_an_idle_connection_that_the_provider_closed_is_noticed_over_tls() -> None:
+async def test_a_closed_idle_connection_is_noticed_over_tls() -> None:
     authority = trustme.CA()
-    served, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    served, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.issue_cert("127.0.0.1").configure_cert(served)
     authority.configure_trust(trust)
     with anyio.fail_after(BOUND), logged("stale_conn"):

@@ -27,7 +27,7 @@ BROKEN = error_answer(500, "Sorry.", type="server_error")
 LATE = Wait(0.4)
 
 
-async def test_the_head_and_a_heartbeat_come_at_once_and_then_one_each_second_of_silence() -> None:
+async def test_heartbeats_come_at_once_and_each_second_of_silence() -> None:
     script = (Send(head(200, (("Content-Type", "text/event-stream"),), chunked=True)), Stall())
     async with (
         no_leaks(),
@@ -56,7 +56,7 @@ async def test_the_head_and_a_heartbeat_come_at_once_and_then_one_each_second_of
         assert (upstream.calls, await proxy.failures("stream_idle")) == (1, 1)
 
 
-async def test_heartbeats_stand_between_frames_only_and_end_with_one_line_end() -> None:
+async def test_heartbeats_stand_between_frames_only() -> None:
     """The provider is silent in the middle of an event, and after a frame."""
     cut = len(LARGE) // 2
     script = sse((FIRST, LARGE[:cut], LARGE[cut:], completed()), waits=(0, 0, 1.2, 1.2))
@@ -102,7 +102,7 @@ async def test_a_refusal_keeps_its_status_until_the_head_is_sent(
         assert await proxy.metric("streamproxy_failures_total") == 1
 
 
-async def test_no_head_in_time_means_ours_and_a_heartbeat_and_all_frames_still_come() -> None:
+async def test_no_head_in_time_means_ours_and_a_heartbeat() -> None:
     script = (Wait(0.8), *sse((FIRST, completed())))
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url, commit_after=0.2) as proxy:
         async with calling(proxy.port) as caller:
@@ -123,7 +123,7 @@ async def test_a_connection_that_fails_after_the_head_is_an_event() -> None:
         assert upstream.calls == 1
 
 
-async def test_the_head_of_a_stream_and_which_of_the_providers_headers_are_in_it() -> None:
+async def test_the_head_of_a_stream() -> None:
     theirs = (
         ("openai-processing-ms", "41"),
         ("x-ratelimit-remaining-requests", "9"),
@@ -163,7 +163,7 @@ async def test_the_head_of_a_stream_and_which_of_the_providers_headers_are_in_it
         assert upstream.calls == 2
 
 
-async def test_a_provider_that_answers_json_to_a_stream_is_one_completed_and_says_what_was_not_applied() -> None:
+async def test_json_for_a_stream_is_one_completed_with_what_was_ignored() -> None:
     script = json_answer(200, {"created": 5, "data": [{"b64_json": "QUJD"}]})
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
         answer = await proxy.generate(model="sim/plain", stream=True, partial_images=2)

@@ -106,9 +106,7 @@ def each_another() -> Any:
 
 
 @pytest.mark.parametrize(("options", "calls"), [({}, 2), (KEYED, 1)], ids=["no key", "key"])
-async def test_two_images_of_the_ai_sdk_are_two_requests_that_one_key_makes_one(
-    options: dict[str, object], calls: int
-) -> None:
+async def test_one_key_makes_two_requests_of_the_ai_sdk_one(options: dict[str, object], calls: int) -> None:
     async with playing(each_another()) as stage, running("ai", stage.proxy.url, {"n": 2, **options}) as reports:
         (images,) = await reports.rest()
         assert len(images) == 2

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from streamproxy.hub.mirrors import PRESENCE_SECONDS
-from streamproxy.hub.valkey import VIEWED_SECONDS
+from streamproxy.hub.valkey.store import VIEWED_SECONDS
 from tests.support.process import Process
 from tests.support.provider import COMPLETED, completed, passed_on, preview
 from tests.support.proxy import BOUND, events
@@ -172,8 +172,8 @@ async def test_viewers_of_another_replica_keep_a_generation_alive(cluster: Clust
         assert (await cluster.state(cluster.b, location))["status"] == "in_progress"  # to look once is not to follow
     await cluster.server.wait_until(lambda server: len(server.disconnects) == left + 1, GRACE + BOUND)
     with anyio.fail_after(BOUND):  # the upstream closes first, then the end is stored
-        while (await cluster.state(cluster.b, location))["status"] != "cancelled":
-            pass
+        while (await cluster.state(cluster.b, location))["status"] != "cancelled":  # noqa: ASYNC110
+            await anyio.sleep(0.01)
     async with AsyncExitStack() as moved:
         async with cluster.posting(cluster.a, scene) as asking:
             await asking.until(holds(b"\n\n"))
@@ -187,7 +187,7 @@ async def test_viewers_of_another_replica_keep_a_generation_alive(cluster: Clust
     assert (await cluster.state(cluster.b, location))["status"] == "cancelled"
 
 
-async def test_many_viewers_at_another_replica_cost_one_connection_to_the_store(cluster: Cluster) -> None:
+async def test_many_viewers_elsewhere_cost_one_connection_to_the_store(cluster: Cluster) -> None:
     scene = cluster.scene((preview(0),), (completed(size=BIG),))
     location = await cluster.later(cluster.a, scene)
     before = cluster.tails()

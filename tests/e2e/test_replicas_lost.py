@@ -9,7 +9,7 @@ from typing import Final
 import anyio
 import pytest
 
-from streamproxy.hub.valkey import LEASE_SECONDS
+from streamproxy.hub.valkey.store import LEASE_SECONDS
 from tests.support.provider import COMPLETED
 from tests.support.replicas import USER, replicas
 from tests.support.streams import EVENTS, KEY, Followed, followed, holds
@@ -28,7 +28,7 @@ def code(event: Followed) -> object:
     return error["code"]
 
 
-async def test_a_killed_replica_takes_no_result_along_and_its_running_generations_end() -> None:
+async def test_a_killed_replica_takes_no_result_along() -> None:
     with valkey_server(*USER) as valkey:
         async with replicas(valkey, status=-signal.SIGKILL) as cluster:
             done, lost = cluster.scene(), cluster.scene()

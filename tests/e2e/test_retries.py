@@ -73,8 +73,8 @@ async def asking(stage: Stage, kind: str = "plain") -> AsyncIterator[Caller]:
 async def gone(stage: Stage, times: int = 1) -> None:
     """Wait until the proxy has seen so many callers leave."""
     with anyio.fail_after(BOUND):
-        while await stage.proxy.failures("client_gone") < times:
-            pass
+        while await stage.proxy.failures("client_gone") < times:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
 
 
 def slowly(go: anyio.Event) -> Callable[[Received], Script]:
@@ -359,7 +359,7 @@ async def test_a_failure_after_the_head_is_held_too() -> None:
 # White space before a JSON answer.
 
 
-async def test_a_json_answer_begins_with_white_space_where_it_is_awaited_for_long() -> None:
+async def test_a_late_json_answer_begins_with_white_space() -> None:
     go = anyio.Event()
     async with playing(slowly(go), json_heartbeat=0.05) as stage, calling(stage.proxy.port) as caller:
         await caller.send(generation_with({}))
@@ -394,7 +394,7 @@ async def test_before_it_a_failure_and_an_answer_keep_their_heads() -> None:
         assert "content-length" in got.headers
 
 
-async def test_a_caller_who_leaves_in_white_space_leaves_its_generation_to_a_retry() -> None:
+async def test_leaving_in_white_space_leaves_the_generation_to_a_retry() -> None:
     go = anyio.Event()
     async with playing(slowly(go), json_heartbeat=0.05, disconnect_grace=GRACE) as stage:
         async with calling(stage.proxy.port) as caller:

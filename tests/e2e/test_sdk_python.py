@@ -169,7 +169,7 @@ async def test_invalid_members_are_told_in_both_forms(client: AsyncOpenAI, sim: 
     assert sim.calls == 0
 
 
-async def test_a_rate_limit_is_not_repeated_where_the_caller_does_not_want_it(client: AsyncOpenAI, sim: Server) -> None:
+async def test_a_rate_limit_is_not_repeated_against_the_callers_will(client: AsyncOpenAI, sim: Server) -> None:
     with pytest.raises(openai.RateLimitError) as caught:
         await client.images.generate(model="sim/fault-refused-429", prompt="x", stream=True)
     assert caught.value.response.headers["retry-after"] == "7"

@@ -30,6 +30,7 @@ LEAST: Final = 80
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.soak,
     pytest.mark.skipif(not SUITE, reason="OPENAI_SUITE does not name an unpacked sdist of openai; .ci/run makes one"),
 ]
 

@@ -12,14 +12,14 @@ import pytest
 
 from streamproxy.app import create_app
 from streamproxy.hub import STORES
-from streamproxy.hub.store import Gone, Kept, Stored, StoreError
+from streamproxy.hub.store import Gone, StoreBackend, Stored, StoreError
 from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import EVENT_STREAM, Fin, Script, Send, head, json_answer
 from streamproxy.simulator.server import serve
 from tests.support.faults import IMAGE_BODY, Held
 from tests.support.provider import completed, idle, passed_on, preview
-from tests.support.proxy import BOUND, events, no_leaks, serving
+from tests.support.proxy import BOUND, NO_TRUST, events, no_leaks, serving
 from tests.support.streams import EVENTS, JSON, LATER, Stage, followed, following, holds, playing, retry_of, staged
 
 pytestmark = pytest.mark.anyio
@@ -150,7 +150,7 @@ async def _welcome(stage: Stage, url: str) -> None:
                     return
 
 
-async def test_a_finished_streams_readers_are_not_counted_for_longer_than_they_read() -> None:
+async def test_readers_are_not_counted_for_longer_than_they_read() -> None:
     async with staged(max_viewers=1, max_viewers_per_caller=1) as stage:
         url = await finished(stage)
         for _ in range(5):
@@ -173,7 +173,7 @@ async def draining() -> AsyncIterator[tuple[Stage, str, str]]:
         async with no_leaks(), serve(handler) as server:
             row = ProviderSettings(base_url=f"{server.url}/v1", credential="none")
             settings = Settings(port=0, providers={"sim": row})
-            app = create_app(settings, environ={})
+            app = create_app(settings, environ={}, ssl_context=NO_TRUST)
             async with serving(app, settings) as proxy, anyio.create_task_group() as tasks:
                 stage = Stage(server, proxy, go)
                 ended = await stage.later(prompt="short")
@@ -181,8 +181,8 @@ async def draining() -> AsyncIterator[tuple[Stage, str, str]]:
                 running = await stage.later(prompt="long")
                 tasks.start_soon(app.state.drain)
                 with anyio.fail_after(BOUND):
-                    while (await stage.post()).status_code != 503:
-                        pass
+                    while (await stage.post()).status_code != 503:  # noqa: ASYNC110
+                        await anyio.sleep(0.01)
                 yield stage, running, ended
                 go.set()
 
@@ -234,9 +234,9 @@ async def test_a_store_that_fails_is_no_reason_to_give_up(monkeypatch: pytest.Mo
     memory = STORES["memory"]
 
     @asynccontextmanager
-    async def broken(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
+    async def broken(url: str, max_bytes: int, linger: float) -> AsyncIterator[StoreBackend]:
         async with memory(url, max_bytes, linger) as kept:
-            yield Kept(BrokenStore(), kept.claims, kept.marks)
+            yield StoreBackend(BrokenStore(), kept.claims, kept.marks)
 
     monkeypatch.setitem(STORES, "memory", broken)
     async with staged() as stage:

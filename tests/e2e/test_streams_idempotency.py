@@ -12,12 +12,11 @@ import httpx
 import orjson
 import pytest
 
-from streamproxy.hub import STORES
-from streamproxy.hub.store import Claim, Claims, Kept
+from streamproxy.hub import STORES, keys
+from streamproxy.hub.store import Claim, Claims, StoreBackend
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Fin, Reset, Script, Send, error_answer, head, json_answer, sse
 from streamproxy.simulator.server import serve
-from streamproxy.web import generation
 from tests.support.caller import calling
 from tests.support.faults import IMAGE_BODY, Held
 from tests.support.provider import completed, data_of, idle, passed_on, preview
@@ -148,7 +147,7 @@ async def test_another_request_with_the_key_is_refused() -> None:
         assert stage.server.calls == 1
 
 
-async def test_callers_without_a_key_of_their_own_share_one_only_for_the_same_body() -> None:
+async def test_callers_without_a_key_share_only_the_same_body() -> None:
     """They cannot be told apart, so that another body is another caller's, and the same body the same request."""
     async with playing(good) as stage:
         for members in ({}, {"prompt": "another"}, {"stream": True}, {}, {"prompt": "another"}, {"stream": True}):
@@ -177,7 +176,7 @@ async def test_without_a_key_or_with_another_each_request_is_its_own() -> None:
         assert stage.server.calls == 6
 
 
-async def test_one_caller_has_its_keys_in_whichever_header_its_own_key_comes() -> None:
+async def test_one_caller_has_its_keys_whichever_header_names_it() -> None:
     async with playing(good) as stage:
         for own in ({"authorization": "Bearer k"}, {"x-api-key": "k"}, {"api-key": "k"}):
             assert (await stage.post(headers={**KEYED, **own})).status_code == 200
@@ -236,8 +235,8 @@ async def test_the_key_stands_though_its_first_caller_has_left(stream: bool) -> 
             await caller.send(generation_with(KEYED, **members))
             await stage.server.wait_until(lambda server: server.calls, BOUND)
         with anyio.fail_after(BOUND):
-            while not await stage.proxy.failures("client_gone"):
-                pass
+            while not await stage.proxy.failures("client_gone"):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
         go.set()
         body = orjson.dumps({"model": "sim/gpt-image", "prompt": PROMPT, **members})
         answer = await stage.proxy.client.post(
@@ -299,8 +298,8 @@ async def test_a_refusal_frees_the_key_though_nobody_heard_it() -> None:
             await caller.send(generation_with(KEYED))
             await stage.server.wait_until(lambda server: server.calls, BOUND)
         with anyio.fail_after(BOUND):
-            while not await stage.proxy.failures("client_gone"):
-                pass
+            while not await stage.proxy.failures("client_gone"):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
         go.set()
         await idle(stage.proxy)
         assert (await stage.post(headers=KEYED)).status_code == 200
@@ -337,9 +336,7 @@ AMBIGUOUS: Final[dict[str, Script]] = {
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
 @pytest.mark.parametrize("headers", [{}, LATER], ids=["now", "later"])
-async def test_a_failure_that_may_have_been_paid_is_repeated_not_tried_again(
-    name: str, headers: dict[str, str]
-) -> None:
+async def test_a_failure_that_may_have_been_paid_is_not_tried_again(name: str, headers: dict[str, str]) -> None:
     async with playing(lambda _: AMBIGUOUS[name]) as stage:
         first = await stage.post(headers={**KEYED, **headers})
         again = await stage.post(headers={**KEYED, **headers})
@@ -372,13 +369,13 @@ async def test_a_stream_that_is_no_longer_kept_is_not_paid_again() -> None:
     async with playing(good, linger=0.05) as stage:
         assert (await stage.post(headers=KEYED)).status_code == 200
         with anyio.fail_after(BOUND):
-            while (answer := await stage.post(headers=KEYED)).status_code == 200:
-                pass
+            while (answer := await stage.post(headers=KEYED)).status_code == 200:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
         assert (answer.status_code, answer.json()["error"]["code"]) == (410, "stream_gone")
         assert stage.server.calls == 1
 
 
-async def test_a_proxy_that_is_full_takes_who_comes_back_and_frees_the_key_of_who_does_not() -> None:
+async def test_a_full_proxy_takes_repeats_and_frees_other_keys() -> None:
     async with staged(max_streams=1) as stage:
         url = await stage.later(headers=KEYED)
         for _ in range(2):
@@ -417,9 +414,9 @@ def claimed_elsewhere(monkeypatch: pytest.MonkeyPatch, *, refused: bool) -> None
     memory = STORES["memory"]
 
     @asynccontextmanager
-    async def shared(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
+    async def shared(url: str, max_bytes: int, linger: float) -> AsyncIterator[StoreBackend]:
         async with memory(url, max_bytes, linger) as kept:
-            yield Kept(kept.store, Elsewhere(kept.claims, refused=refused), kept.marks)
+            yield StoreBackend(kept.store, Elsewhere(kept.claims, refused=refused), kept.marks)
 
     monkeypatch.setitem(STORES, "memory", shared)
 
@@ -433,11 +430,11 @@ async def test_who_waited_for_a_request_that_was_refused_is_the_first(monkeypatc
         assert stage.server.calls == 1
 
 
-async def test_a_request_that_never_becomes_a_stream_is_not_waited_for_for_ever(
+async def test_a_request_that_becomes_no_stream_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     claimed_elsewhere(monkeypatch, refused=False)
-    monkeypatch.setattr(generation, "CLAIM_SECONDS", 0.12)
+    monkeypatch.setattr(keys, "APPEAR_SECONDS", 0.12)
     async with playing(good) as stage:
         answer = await stage.post(headers=KEYED, stream=True)
         assert (answer.status_code, answer.json()["error"]["code"]) == (410, "stream_gone")

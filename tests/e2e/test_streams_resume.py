@@ -20,10 +20,10 @@ from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.simulator.script import sse
 from streamproxy.simulator.server import serve
 from streamproxy.web import streams
-from streamproxy.web.following import come_back
-from streamproxy.web.responses import EventStream, Reader
+from streamproxy.web.responses import Reader
+from streamproxy.web.writing import EventStream, come_back
 from tests.support.provider import completed, data_of, passed_on, preview
-from tests.support.proxy import serving
+from tests.support.proxy import NO_TRUST, serving
 from tests.support.streams import EVENTS, LATER, Stage, followed, following, holds, retry_of, staged
 
 pytestmark = pytest.mark.anyio
@@ -318,7 +318,7 @@ async def test_the_urls_of_a_stream_begin_with_where_the_app_is_mounted() -> Non
     async with serve(lambda _: sse((completed(),))) as server:
         row = ProviderSettings(base_url=f"{server.url}/v1", credential="none")
         settings = Settings(port=0, providers={"sim": row})
-        app = create_app(settings, environ={})
+        app = create_app(settings, environ={}, ssl_context=NO_TRUST)
 
         @asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:

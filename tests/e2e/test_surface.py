@@ -177,7 +177,7 @@ WRONG: Final[dict[str, Sequence[tuple[str, str]]]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-async def test_without_a_known_key_every_route_of_the_surface_is_the_same_401(wrong: str) -> None:
+async def test_without_a_known_key_every_route_is_the_same_401(wrong: str) -> None:
     async with no_leaks(), serve(lambda _: IMAGE) as server, running_proxy(server.url, caller_keys=KEYS) as proxy:
         query = f"?api_key={KEY}&key={KEY}"
         messages = set()

@@ -366,7 +366,7 @@ def large(*, stream: str | None = None) -> bytes:
     return b"".join(body([*fields(stream=stream), File("image", "a.png", LARGE)]))
 
 
-async def test_a_caller_who_leaves_in_its_upload_keeps_no_file_and_costs_no_call(spool: Path) -> None:
+async def test_leaving_in_an_upload_keeps_no_file_and_costs_no_call(spool: Path) -> None:
     async with no_leaks(), sinking() as sink, running_proxy(sink.url) as proxy:
         async with calling(proxy.port) as left:
             whole = small()
@@ -382,7 +382,7 @@ async def test_a_caller_who_leaves_in_its_upload_keeps_no_file_and_costs_no_call
 
 
 @pytest.mark.parametrize("stream", [None, "true"], ids=["json", "stream"])
-async def test_a_caller_who_leaves_while_the_provider_is_being_sent_its_file(stream: str | None, spool: Path) -> None:
+async def test_leaving_while_the_provider_is_sent_the_file(stream: str | None, spool: Path) -> None:
     """The upload ends with the caller, and so does its file."""
     async with no_leaks(), sinking(hold_at=MIB) as sink, running_proxy(sink.url, commit_after=0.05) as proxy:
         for _ in range(3):

@@ -119,7 +119,7 @@ async def _see(caller: Caller, seen: Seen) -> None:
     seen.digest = digest.digest()
 
 
-async def test_two_hundred_viewers_get_every_outcome_and_the_same_bytes_at_a_bounded_cost() -> None:
+async def test_two_hundred_viewers_get_the_same_bytes_at_a_bounded_cost() -> None:
     event = completed(size=5 * MB)
     async with theatre((preview(0),), (event,)) as house, AsyncExitStack() as stack:
         location = await house.later()
@@ -179,8 +179,8 @@ async def test_stuck_viewers_cost_little_slow_down_nobody_and_are_cut_off() -> N
             beside = await _delays(house, location, 5)
             grown = (house.process.peak() - resident) / VIEWERS / 1000
             with anyio.fail_after(SEND_TIMEOUT + 5):
-                while await house.failures(Failure.CALLER_STALLED.value.label) < VIEWERS:
-                    pass
+                while await house.failures(Failure.CALLER_STALLED.value.label) < VIEWERS:  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
         assert statistics.median(beside) < statistics.median(alone) + DELAY_BOUND
         assert max(beside) < max(alone) + DELAY_BOUND
         assert grown < STUCK_KB, f"{grown:.0f} kB per stuck viewer"
@@ -195,8 +195,8 @@ async def test_one_stream_has_a_limit_of_viewers_that_leaving_frees() -> None:
                 await two.until(holds(b"id: 1.1\n\n"))
                 await _refused(stage, url)
             with anyio.fail_after(BOUND):
-                while (answer := await _status(stage, url)) == 429:
-                    pass
+                while (answer := await _status(stage, url)) == 429:  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
             assert answer == 200
             await stage.until(url, "in_progress")  # other ways to ask are no viewers
             stage.go.set()

@@ -93,6 +93,9 @@ class Outcome:
     async def complete(self) -> None:
         self.said.append("complete")
 
+    def job(self, id: str) -> None:
+        self.said.append(f"job {id}")
+
     def progress(self, step: Progress) -> None:
         self.said.append(f"progress {step.fraction}")
 
@@ -190,7 +193,7 @@ async def test_the_connection_of_an_answer_that_ended_well_is_used_again() -> No
 
 
 @pytest.mark.parametrize("end", [(Stall(),), (Send(chunk(b": bye" * 100)), Stall())], ids=["silence", "more"])
-async def test_what_comes_after_the_last_image_costs_a_connection_and_no_image(end: Script) -> None:
+async def test_what_follows_the_last_image_costs_no_image(end: Script) -> None:
     async with peer(sse((P, C), end=end)) as world:
         outcome = await world.generate()
         assert (outcome.types, outcome.error) == ([PREVIEW, COMPLETED], None)
@@ -263,7 +266,7 @@ async def test_a_refusal_is_the_same_in_one_packet_and_in_two(scenario: Scenario
     assert errors[0][0] is scenario.failure  # type: ignore[index]
 
 
-async def test_each_deadline_ends_in_its_own_failure_and_closes_the_connection() -> None:
+async def test_each_deadline_ends_in_its_own_failure() -> None:
     started = sse((P,), end=(Stall(),))
     trickle = sse((P,), end=tuple(step for _ in range(500) for step in (Delay(SHORT / 8), Send(chunk(b": ping\n\n")))))
     cases: tuple[tuple[Script, float, float, float, Failure], ...] = (
@@ -280,7 +283,7 @@ async def test_each_deadline_ends_in_its_own_failure_and_closes_the_connection()
             await world.server.wait_closed_connections(BOUND)
 
 
-async def test_a_pause_that_would_pass_the_deadline_is_not_begun_and_the_work_is_undone() -> None:
+async def test_a_pause_beyond_the_deadline_is_not_begun() -> None:
     def waiting(world: World) -> Conversation[None]:
         yield from send(world.request("/jobs", "POST"))
         yield Accepted()
@@ -325,7 +328,7 @@ def _jobs(received: Received) -> Script:
 
 
 @pytest.mark.parametrize("undone", [True, False])
-async def test_a_cancellation_closes_what_is_open_and_tells_the_provider_once(undone: bool) -> None:
+async def test_a_cancellation_closes_and_tells_the_provider_once(undone: bool) -> None:
     async with peer(handler=_jobs) as world, anyio.create_task_group() as tasks:
         closed, outcome = Closed(), Outcome()
         conversation = _working(world, closed, world.request("/") if undone else None)
@@ -342,7 +345,7 @@ async def test_a_cancellation_closes_what_is_open_and_tells_the_provider_once(un
 
 
 @pytest.mark.parametrize("script", [(Stall(),), sse((P,), end=(Stall(),)), sse((P,), end=(Delay(BOUND),))])
-async def test_a_cancellation_at_any_moment_of_an_answer_closes_its_connection(script: Script) -> None:
+async def test_a_cancellation_at_any_moment_closes_the_connection(script: Script) -> None:
     async with peer(script) as world, anyio.create_task_group() as tasks:
         tasks.start_soon(world.generate)
         await world.server.wait_until(lambda server: server.calls == 1, BOUND)

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamproxy.core.cursor import Cursor
+from streamproxy.hub.log import EPOCH, Entry
 from streamproxy.hub.store import Claim, Fenced, Gone, Stored, StoreError
-from streamproxy.hub.stream import EPOCH, Entry
-from streamproxy.hub.valkey import ValkeyStore
-from streamproxy.hub.valkey_client import BLOCK_SECONDS
+from streamproxy.hub.valkey.client import BLOCK_SECONDS
+from streamproxy.hub.valkey.store import ValkeyStore
 from tests.support.kept import LEASE, completed, following, in_touch, preview, record, store, until
 from tests.support.valkey import ValkeyServer
 
@@ -119,7 +119,7 @@ async def test_a_follower_skips_previews_whose_bytes_are_gone(server: ValkeyServ
         assert got == [completed(3, 1)]
 
 
-async def test_a_preview_that_vanishes_is_skipped_and_an_image_that_vanishes_is_said(server: ValkeyServer) -> None:
+async def test_a_vanished_preview_is_skipped_and_a_vanished_image_said(server: ValkeyServer) -> None:
     got: list[Entry] = []
     async with store(server, "one", lease=5.0) as producer, store(server, "two", lease=5.0) as other:
         await producer.create(record("torn"))

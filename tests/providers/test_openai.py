@@ -57,7 +57,7 @@ def test_only_the_members_at_stake_change() -> None:
     assert body(wanted(raw, asks=False)) == b"{" + ODD + b',"model":"gpt-image-2"}'
 
 
-def test_a_model_that_is_named_right_but_written_otherwise_is_rewritten() -> None:
+def test_a_model_that_is_written_otherwise_is_rewritten() -> None:
     assert body(wanted(b'{"model":"gpt\\u002dimage-2"}')) == b'{"model":"gpt-image-2"}'
 
 

@@ -207,7 +207,7 @@ def test_an_error_event_goes_on_as_it_was_sent() -> None:
     ],
     ids=["incomplete", "without a type", "a key in its text", "a key beside it"],
 )
-def test_an_error_event_that_is_not_whole_or_holds_a_key_is_written_anew(sent: bytes) -> None:
+def test_an_unsafe_error_event_is_written_anew(sent: bytes) -> None:
     _, error = decoded(wanted(), [named(sent, b"error")])
     assert error is not None
     assert error.details.as_sent == ()
@@ -296,7 +296,7 @@ def test_what_is_neither_is_refused_before_it_is_accepted(kind: str, step: int, 
 
 
 @pytest.mark.parametrize("kind", [*OTHER_TYPES, "text/event-stream"])
-def test_an_answer_is_accepted_with_its_first_event_that_is_none_of_an_error(kind: str) -> None:
+def test_an_answer_is_accepted_with_its_first_event_but_an_error(kind: str) -> None:
     answer = answering(wanted(), {"content-type": kind})
     for chunk in (b"\n", b" dat", b"a:", b" {}\n\n", unnamed(b'{"type":"keepalive"}'), P[:-1]):
         assert [step for step in answer.feed(chunk) if step is not None] == []
@@ -328,12 +328,12 @@ def test_noise_between_events_is_passed_over_and_told(name: str, stream: bool) -
 
 
 @pytest.mark.parametrize("name", NOISE)
-def test_noise_that_may_have_been_the_image_is_what_a_stream_without_one_fails_for(name: str) -> None:
+def test_noise_that_may_have_been_the_image_is_the_failure(name: str) -> None:
     assert failed(P + NOISE[name]) == (["partial_image"], Failure.BAD_JSON)
     assert failed(NOISE[name] + unnamed(b"[DONE]") + C) == ([], Failure.BAD_JSON)
 
 
-def test_a_completed_event_that_cannot_be_read_ends_the_stream_at_once() -> None:
+def test_an_unreadable_completed_event_ends_the_stream_at_once() -> None:
     answer = answering(wanted())
     with pytest.raises(ProxyError) as caught:
         list(answer.feed(P + named(COMPLETED[:-9], b"image_generation.completed")))
@@ -364,7 +364,7 @@ FLOODS = {
 }
 
 
-@pytest.mark.parametrize("start", [b"", P])
+@pytest.mark.parametrize("start", [b"", pytest.param(P, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("name", FLOODS)
 def test_what_becomes_nothing_has_a_budget(name: str, start: bytes) -> None:
     """It begins anew with every image."""

@@ -123,7 +123,7 @@ def test_a_path_that_is_not_there_is_told() -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_credential_is_the_callers_business_only_if_it_is_theirs(status: int) -> None:
+def test_a_refused_credential_is_a_401_only_if_it_is_the_callers(status: int) -> None:
     body = {"error": {"message": f"Incorrect API key provided: {KEY}.", "code": "invalid_api_key"}}
     ours = refused(status, body)
     assert (ours.status, ours.code) == (502, "provider_auth")

@@ -201,7 +201,7 @@ def test_an_answer_with_its_picture_elsewhere_goes_on_as_it_came(name: str) -> N
     assert frame.final
 
 
-def test_an_array_with_its_pictures_elsewhere_becomes_the_data_of_an_object() -> None:
+def test_an_array_becomes_the_data_of_an_object() -> None:
     [answer] = read(b'["https://host/p"]', stream=False)
     assert (answer["data"], answer["streamproxy_unread"]) == (["https://host/p"], True)
 

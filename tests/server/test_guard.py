@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -91,19 +91,20 @@ SWITCHES: Final = {
 
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("framing", ["length", "chunks"])
-@pytest.mark.parametrize("cut", [0, 1, 10, -1])
-async def test_an_upgrade_that_is_not_taken_is_ignored_and_the_body_read(switch: str, framing: str, cut: int) -> None:
-    async with proxied() as (server, proxy), calling(proxy.port) as caller:
-        body = BODY if framing == "length" else chunked(BODY[:9], BODY[9:])
-        field = length(len(body)) if framing == "length" else "Transfer-Encoding: chunked"
-        await caller.send(request(*SWITCHES[switch], field) + body[:cut])
-        await anyio.sleep(0.02)
-        await caller.send(body[cut:])
-        assert await caller.head() == 200
-        assert b"aW1hZ2U=" in await caller.rest()
-        assert (server.calls, server.received[0].header("upgrade")) == (1, None)
-        await caller.send(LIVE)  # the connection goes on
-        assert await caller.head() == 200
+async def test_an_upgrade_is_ignored_and_the_body_read(switch: str, framing: str) -> None:
+    body = BODY if framing == "length" else chunked(BODY[:9], BODY[9:])
+    field = length(len(body)) if framing == "length" else "Transfer-Encoding: chunked"
+    async with proxied() as (server, proxy):
+        for calls, cut in enumerate((0, 1, 10, -1), start=1):
+            async with calling(proxy.port) as caller:
+                await caller.send(request(*SWITCHES[switch], field) + body[:cut])
+                await anyio.sleep(0.02)
+                await caller.send(body[cut:])
+                assert await caller.head() == 200
+                assert b"aW1hZ2U=" in await caller.rest()
+                assert (server.calls, server.received[-1].header("upgrade")) == (calls, None)
+                await caller.send(LIVE)  # the connection goes on
+                assert await caller.head() == 200
 
 
 SMUGGLED: Final[dict[str, tuple[bytes, bytes]]] = {
@@ -145,23 +146,27 @@ SMUGGLED: Final[dict[str, tuple[bytes, bytes]]] = {
 
 
 @pytest.mark.parametrize("name", SMUGGLED)
-@pytest.mark.parametrize("cut", ["together", "body later", "body in two", "byte by byte"])
-async def test_no_body_is_read_as_a_request(name: str, cut: str) -> None:
+async def test_no_body_is_read_as_a_request(name: str) -> None:
     """Nothing hidden is served, and no more is answered than was asked: one request, and the one behind it."""
     head, body = SMUGGLED[name]
-    pieces: Sequence[bytes] = {
+    cuts: Mapping[str, Sequence[bytes]] = {
         "together": [head + body],
         "body later": [head, body],
         "body in two": [head, body[:7], body[7:]],
         "byte by byte": [head, *(body[at : at + 1] for at in range(len(body)))],
-    }[cut]
+    }
     async with proxied(receive_timeout=0.5) as (server, proxy):
-        async with calling(proxy.port) as caller:
-            pause = 0.0 if cut == "byte by byte" else 0.02
-            answer = await everything(caller, *pieces, LIVE, pause=pause)
-        answers = [int(status) for status in re.findall(rb"HTTP/1\.1 ([2-5]\d\d) ", answer)]
-        assert len(answers) <= 2, answer
-        assert all(b"hidden" not in received.body for received in server.received), answer
+
+        async def attack(cut: str) -> None:
+            async with calling(proxy.port) as caller:
+                pause = 0.0 if cut == "byte by byte" else 0.02
+                answer = await everything(caller, *cuts[cut], LIVE, pause=pause)
+            assert len(re.findall(rb"HTTP/1\.1 [2-5]\d\d ", answer)) <= 2, (cut, answer)
+
+        async with anyio.create_task_group() as tasks:
+            for cut in cuts:
+                tasks.start_soon(attack, cut)
+        assert all(b"hidden" not in received.body for received in server.received), server.received
         async with calling(proxy.port) as innocent:  # whoever comes next is served as ever
             await innocent.send(post(BODY))
             assert await innocent.head() == 200
@@ -181,7 +186,7 @@ async def test_trailers_are_not_headers() -> None:
 # Connections that live on.
 
 
-async def test_a_connection_lives_as_long_as_keep_alive_after_a_split_request(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_split_request_leaves_its_connection_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written that no request asked for: once there was a 408, ten seconds after the answer."""
     monkeypatch.setattr(guard, "HEAD_SECONDS", 0.2)
     async with proxied() as (_, proxy), calling(proxy.port) as caller:
@@ -280,21 +285,21 @@ async def test_many_pipelined_requests_are_answered_in_their_order() -> None:
 async def test_a_flood_of_tiny_chunks_lets_others_have_their_turn() -> None:
     async with proxied() as (_, proxy), calling(proxy.port) as caller:
         await caller.send(request("Transfer-Encoding: chunked"))
-        slowest = 0.0
+        slowest = 0.0  # of this thread's own time: the machine may be busy with something else
         with anyio.fail_after(BOUND):
             async with anyio.create_task_group() as tasks:
 
                 async def flood() -> None:
-                    for _ in range(20):
+                    for _ in range(4):
                         await caller.send(b"1\r\nx\r\n" * 40_000)
                     tasks.cancel_scope.cancel()
 
                 tasks.start_soon(flood)
                 while True:
-                    began = anyio.current_time()
+                    began = time.thread_time()
                     await anyio.lowlevel.checkpoint()
-                    slowest = max(slowest, anyio.current_time() - began)
-        assert slowest < 0.2  # 10 ms on a quiet machine
+                    slowest = max(slowest, time.thread_time() - began)
+        assert slowest < 0.1  # 10 ms was seen
 
 
 async def test_a_connection_is_read_once_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +335,7 @@ def _send_all(sock: socket.socket, data: bytes) -> None:
             view = view[sock.send(view) :]
 
 
-async def test_http_1_0_gets_no_chunks_and_every_answer_one_connection_field() -> None:
+async def test_http_1_0_gets_no_chunks() -> None:
     async with proxied() as (_, proxy):
         stream = orjson.dumps({"model": "sim/gpt-image", "prompt": PROMPT, "stream": True})
         for version in ("1.0", "1.1"):
@@ -381,6 +386,7 @@ FORM: Final = (
 KIND: Final = "multipart/form-data; boundary=edge"
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(shutil.which("javac") is None, reason="no JDK: apt-get install default-jdk-headless")
 async def test_javas_own_client_generates_and_edits(tmp_path: Path) -> None:
     (tmp_path / "Ask.java").write_text(JAVA)

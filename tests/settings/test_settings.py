@@ -177,7 +177,7 @@ def test_environment_lists_are_comma_separated() -> None:
     assert settings.cors_origins == ("https://a.example", "https://b.example:8443")
 
 
-def test_what_kubernetes_adds_for_a_service_of_our_name_is_nobodys_mistake() -> None:
+def test_variables_that_kubernetes_adds_are_no_mistake() -> None:
     link = {
         "STREAMPROXY_SERVICE_HOST": "10.0.0.1",
         "STREAMPROXY_SERVICE_PORT": "8080",
@@ -230,7 +230,7 @@ def test_a_misspelt_name_is_refused_and_the_right_one_said(tmp_path: Path, row: 
 
 
 @pytest.mark.parametrize("name", OF_PROVIDER)
-def test_a_misspelt_provider_setting_is_refused_and_the_right_one_said(tmp_path: Path, name: str) -> None:
+def test_a_misspelt_provider_setting_is_told_the_right_one(tmp_path: Path, name: str) -> None:
     wrong = without_one_letter(name)
     [problem] = refused(tmp_path, toml=f"[providers.azure]\n{wrong} = 1")
     assert (problem.setting, problem.fix.split("?")[0]) == (f"providers.azure.{wrong}", f"did you mean {name}")

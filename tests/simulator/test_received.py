@@ -16,7 +16,7 @@ CLOSED = (*json_answer(200, {"ok": True}), Fin())
 
 
 @pytest.mark.parametrize("size", [MAX_KEPT_BODY, MAX_KEPT_BODY + 1])
-async def test_a_large_body_is_whole_for_the_handler_and_short_in_the_record(size: int) -> None:
+async def test_a_large_body_is_short_in_the_record(size: int) -> None:
     whole: list[int] = []
 
     def handler(received: Received) -> Script:

@@ -101,7 +101,7 @@ def test_a_stream_holds_its_frames_and_ends(frames: list[bytes]) -> None:
     assert not Parsed(wire(sse(frames, end=(Fin(),)))).complete
 
 
-def test_waits_stand_before_their_frames_and_nothing_waits_for_nothing() -> None:
+def test_waits_stand_before_their_frames() -> None:
     steps = sse([b"a", b"b", b"c", b"d"], waits=(1.0, 0.0, 2.0))[1:]
     assert steps[:5] == (Wait(1.0), Send(chunk(b"a")), Send(chunk(b"b")), Wait(2.0), Send(chunk(b"c")))
 

@@ -30,7 +30,7 @@ async def test_a_given_socket_is_used() -> None:
 
 async def test_tls_is_spoken() -> None:
     authority = trustme.CA()
-    context, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    context, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     authority.configure_trust(trust)
     async with serve(lambda _: CLOSED, ssl=context) as server:

@@ -33,7 +33,7 @@ from streamproxy.simulator.script import Script, sse
 from streamproxy.simulator.server import Server, serve
 from tests.support.crowd import FRAMES, SLOW, Crowd, acting
 from tests.support.provider import idle
-from tests.support.proxy import BOUND, Proxy, no_leaks
+from tests.support.proxy import BOUND, NO_TRUST, Proxy, no_leaks
 
 ACTORS: Final = 40
 SEED: Final = 7
@@ -121,7 +121,7 @@ async def _run(sock: socket.socket, port: int, connections: int) -> None:
         async with anyio.create_task_group() as tasks:
             for actor in range(ACTORS):
                 tasks.start_soon(acting, crowd, SEED + actor)
-        async with httpx.AsyncClient(timeout=BOUND, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=BOUND, trust_env=False, verify=NO_TRUST) as client:
             await idle(Proxy(f"http://127.0.0.1:{port}", port, client))
         _say(orjson.dumps(_report(crowd, server, asked)))
         await server.wait_closed_connections(BOUND)  # of the provider: when the proxy has ended

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import anyio
 import httpx
@@ -27,6 +28,9 @@ BOUND = 30.0
 """Seconds that any one test step may take: far over what it needs, far under a hung CI."""
 
 PROMPT = "a lighthouse at dusk"
+
+NO_TRUST: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Accepts no certificate: these sockets are plain, and reading the public authorities takes longer than most tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ async def running_proxy(
     """
     row = {"base_url": f"{upstream}/v1", "credential": "none", **(provider or {})}
     chosen = Settings.of({"port": 0, "disconnect_grace": 0, "failure_hold": 0, "providers": {"sim": row}, **settings})
-    app = create_app(chosen, environ=environ or {}, ssl_context=ssl_context, resolver=resolver)
+    app = create_app(chosen, environ=environ or {}, ssl_context=ssl_context or NO_TRUST, resolver=resolver)
     async with serving(app, chosen) as proxy:
         yield proxy
 
@@ -93,7 +97,7 @@ async def serving(app: ASGIApp, settings: Settings) -> AsyncIterator[Proxy]:
         tasks.start_soon(lambda: serve(app, settings, sock, ready=lambda _: ready.set()))
         with anyio.fail_after(BOUND):
             await ready.wait()
-        async with httpx.AsyncClient(timeout=BOUND, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=BOUND, trust_env=False, verify=NO_TRUST) as client:
             yield Proxy(f"http://127.0.0.1:{port}", port, client)
         tasks.cancel_scope.cancel()
 

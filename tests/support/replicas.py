@@ -22,7 +22,7 @@ from streamproxy.simulator.server import serve
 from tests.support.faults import IMAGE_BODY, Held
 from tests.support.process import Process, configuration, serving_process
 from tests.support.provider import completed, preview
-from tests.support.proxy import BOUND
+from tests.support.proxy import BOUND, NO_TRUST
 from tests.support.streams import EVENTS, JSON, LATER, Reading, held
 from tests.support.valkey import ValkeyServer
 
@@ -181,7 +181,10 @@ async def replicas(valkey: ValkeyServer, *, status: int = 0, **settings: float) 
             serving_process(config, status=status) as a,
             serving_process(config) as b,
             httpx.AsyncClient(
-                timeout=BOUND, trust_env=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=20)
+                timeout=BOUND,
+                trust_env=False,
+                verify=NO_TRUST,
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
             ) as client,
         ):
             yield Cluster(server, valkey, a, b, client, scripts)

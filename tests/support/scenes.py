@@ -24,13 +24,14 @@ from starlette.applications import Starlette
 
 from streamproxy.app import create_app
 from streamproxy.settings import ProviderSettings, Settings
+from streamproxy.signals import Signal
 from streamproxy.simulator import Server
 from streamproxy.simulator.received import Handler, Received
 from streamproxy.simulator.script import EVENT_STREAM, LAST_CHUNK, Fin, Script, Send, Step, Wait, chunks, head
 from streamproxy.simulator.server import serve
 from tests.support.cutter import Cutter, Place, Then, cutting
 from tests.support.provider import COMPLETED, PREVIEW, completed, preview
-from tests.support.proxy import BOUND, PROMPT, Proxy, serving
+from tests.support.proxy import BOUND, NO_TRUST, PROMPT, Proxy, serving
 
 SIZE: Final = 300_000
 """Bytes of a picture's base64: several slices, so that a cut lands inside."""
@@ -51,12 +52,11 @@ class Reports:
     """What a client has reported so far."""
 
     all: list[Report] = field(default_factory=list)
-    _changed: anyio.Event = field(default_factory=anyio.Event)
+    _changed: Signal = field(default_factory=Signal)
 
     def add(self, report: Report) -> None:
         self.all.append(report)
         self._changed.set()
-        self._changed = anyio.Event()
 
     def of(self, kind: str) -> list[Report]:
         return [report for report in self.all if report["kind"] == kind]
@@ -165,7 +165,7 @@ async def staged(
     async with serve(handler) as upstream:
         row = ProviderSettings(base_url=f"{upstream.url}/v1", credential="none")
         settings = Settings(port=0, providers={"sim": row}, cors_origins=origins, caller_keys=caller_keys)
-        app = create_app(settings, environ={})
+        app = create_app(settings, environ={}, ssl_context=NO_TRUST)
         async with serving(app, settings) as proxy, cutting(proxy.port, *places) as cutter:
             yield Stage(held, upstream, proxy, app, cutter)
         assert upstream.calls == 1
@@ -219,8 +219,8 @@ async def comes_back_after_overload(follow: Follow, origins: tuple[str, ...] = (
         stage.held.let(1)
         tasks.start_soon(stage.app.state.drain)
         with anyio.fail_after(BOUND):
-            while (await stage.proxy.client.get(f"{stage.proxy.url}/readyz")).status_code != 503:
-                pass
+            while (await stage.proxy.client.get(f"{stage.proxy.url}/readyz")).status_code != 503:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
         async with follow(url) as reports:
             await stage.cutter.until(lambda: len([one for one in stage.cutter.follows() if one.status]) >= 2)
             assert reports.of("event") == []
@@ -285,5 +285,5 @@ async def is_spared_a_stale_preview(follow: Follow, origins: tuple[str, ...] = (
 async def _completed(stage: Stage, url: str) -> None:
     """Wait until the stream has its picture, whoever has read it."""
     with anyio.fail_after(BOUND):
-        while orjson.loads((await stage.status(url)).content)["status"] != "completed":
-            pass
+        while orjson.loads((await stage.status(url)).content)["status"] != "completed":  # noqa: ASYNC110
+            await anyio.sleep(0.01)

@@ -70,8 +70,8 @@ class Stage:
     async def until(self, url: str, status: str) -> dict[str, object]:
         """Wait until the stream has this status; the stream as JSON."""
         with anyio.fail_after(BOUND):
-            while (value := await self.state(url))["status"] != status:
-                pass
+            while (value := await self.state(url))["status"] != status:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
         return value
 
 

@@ -14,8 +14,8 @@ import pytest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.simulator.script import Fin, Reset, Script, Send, Stall, Step, Wait
 from streamproxy.upstream.answer import Intake
+from streamproxy.upstream.connection import READ
 from streamproxy.upstream.parsing import PIECE
-from streamproxy.upstream.transport import READ
 from tests.support.proxy import BOUND
 from tests.upstream.test_upstream import connected, post
 
@@ -107,7 +107,7 @@ def counted(coroutine: Coroutine[Any, None, T]) -> Generator[Any, None, tuple[T,
 
 
 async def test_a_task_waits_once_per_frame_and_decodes_nothing_itself() -> None:
-    script: Script = (HEAD, *(Send(b"a" * MIB) for _ in range(5)), Send(b"\n"), Wait(0.05), Send(b"b\n"), Fin())
+    script: Script = (HEAD, *(Send(b"a" * MIB) for _ in range(5)), Send(b"\n"), Wait(0.5), Send(b"b\n"), Fin())
     async with connected(script) as (server, upstream), upstream.open(post(server)) as answer:
         lines = Lines()
         frames = answer.frames(lines)
@@ -115,6 +115,46 @@ async def test_a_task_waits_once_per_frame_and_decodes_nothing_itself() -> None:
         assert await counted(anext(frames)) == (1, 1)
         assert await anext(frames, None) is None
         assert lines.in_tasks <= READ // PIECE + 1 < 5 * MIB // PIECE  # what had come with the head
+
+
+class Gathering(Lines):
+    """Takes what has no line end at once; an x among it cannot be decoded."""
+
+    def gather(self, chunk: bytes) -> bool:
+        if b"\n" in chunk:
+            return False
+        if b"x" in chunk:
+            raise ZeroDivisionError
+        self._size += len(chunk)
+        return True
+
+
+async def test_chunks_inside_a_frame_are_gathered() -> None:
+    intake, lines = Intake(), Gathering()
+    intake.feed(b"first\nse")
+    intake.decode_with(lines)
+    for chunk in (b"co", b"nd", b"\nthi", b"rd", b"\n"):
+        intake.feed(chunk)
+    assert list(intake.frames) == [5, 6, 5]
+    assert lines.fed == len(b"first\nse\nthi\n")
+    intake.feed(b"x")
+    assert isinstance(intake.undecodable, ZeroDivisionError)
+    intake.feed(b"y\n")
+    assert list(intake.frames) == [5, 6, 5], "after a failure nothing is decoded"
+
+
+async def test_nothing_is_gathered_before_what_came_earlier() -> None:
+    class Both(Gathering, Polite):
+        pass
+
+    intake = Intake()
+    intake.decode_with(Both())
+    intake.feed(b"a\nbb\nc")
+    intake.feed(b"c")
+    for _ in range(3):
+        intake.decode()
+    intake.feed(b"c\n")
+    assert list(intake.frames) == [1, 2, 3]
 
 
 class Polite(Lines):
@@ -126,7 +166,7 @@ class Polite(Lines):
             yield None
 
 
-async def test_a_decoder_is_interrupted_where_it_wants_others_to_have_a_turn() -> None:
+async def test_a_decoder_is_interrupted_where_it_wants_it() -> None:
     intake = Intake()
     intake.decode_with(Polite())
     intake.feed(b"a\nbb\n")
@@ -248,7 +288,7 @@ async def test_silence_inside_a_frame_is_counted() -> None:
         assert raised.value.failure is Failure.IDLE_TIMEOUT
 
 
-async def test_the_total_ends_a_provider_that_sends_without_end_and_without_frames() -> None:
+async def test_the_total_ends_a_provider_that_sends_without_end() -> None:
     script = Endless((Stall(),))
     async with connected(script, total=0.3) as (server, upstream), upstream.open(post(server)) as answer:
         with pytest.raises(ProxyError) as raised:
@@ -257,7 +297,7 @@ async def test_the_total_ends_a_provider_that_sends_without_end_and_without_fram
         await server.wait_closed_connections(BOUND)
 
 
-async def test_a_task_that_is_cancelled_ends_a_provider_that_sends_without_end() -> None:
+async def test_cancelling_ends_a_provider_that_sends_without_end() -> None:
     async with connected(Endless((Stall(),))) as (server, upstream):
         with anyio.move_on_after(0.2):
             async with upstream.open(post(server)) as answer:

@@ -24,7 +24,7 @@ from streamproxy.simulator.server import Server, serve
 from streamproxy.upstream import Deadlines, Resolver, Upstream
 from streamproxy.upstream.connecting import Names
 from streamproxy.upstream.transport import Transport
-from tests.support.proxy import BOUND, no_leaks
+from tests.support.proxy import BOUND, NO_TRUST, no_leaks
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +59,7 @@ async def upstream_of(
         upstream = Upstream(
             deadlines=LIMITS,
             max_connections=4,
-            ssl_context=trust or ssl.create_default_context(),
+            ssl_context=trust or NO_TRUST,
             tolerated=unexpected,
             trust_env=trust_env,
             resolver=resolver,
@@ -198,7 +198,7 @@ async def test_plain_requests_go_through_a_proxy_with_their_whole_url(monkeypatc
 
 async def test_tls_goes_through_a_tunnel_that_learns_nothing_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
     authority = trustme.CA()
-    served, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    served, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.issue_cert(HOST).configure_cert(served)
     authority.configure_trust(trust)
     async with provider(served) as server, way(server.port) as proxy:
@@ -225,7 +225,7 @@ async def test_a_proxy_that_opens_no_way_is_a_refused_connection(
         assert server.calls == 0
 
 
-async def test_a_proxy_is_used_only_where_the_environment_and_the_setting_say_so(
+async def test_a_proxy_is_used_where_environment_and_setting_say_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with provider() as server, way(server.port) as proxy:
@@ -270,7 +270,7 @@ async def test_a_refused_connection_notes_its_errno() -> None:
     assert (error.failure, error.details.noted) == (Failure.CONNECTION_REFUSED, {"errno": "ECONNREFUSED"})
 
 
-async def test_an_answer_that_begins_before_its_request_has_ended_cuts_neither_off() -> None:
+async def test_an_answer_before_the_request_has_ended_cuts_neither_off() -> None:
     size = 8 << 20
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -294,7 +294,10 @@ async def test_an_answer_that_begins_before_its_request_has_ended_cuts_neither_o
 async def test_any_client_of_httpx_can_use_the_transport() -> None:
     async with provider() as server:
         transport = Transport(
-            deadlines=LIMITS, max_connections=1, ssl_context=ssl.create_default_context(), tolerated=unexpected
+            deadlines=LIMITS,
+            max_connections=1,
+            ssl_context=NO_TRUST,
+            tolerated=unexpected,
         )
         async with httpx.AsyncClient(transport=transport) as client:
             for _ in range(3):
@@ -308,7 +311,10 @@ async def test_any_client_of_httpx_can_use_the_transport() -> None:
 async def test_idle_connections_count_among_those_that_are_allowed() -> None:
     async with provider() as one, provider() as other:
         transport = Transport(
-            deadlines=LIMITS, max_connections=1, ssl_context=ssl.create_default_context(), tolerated=unexpected
+            deadlines=LIMITS,
+            max_connections=1,
+            ssl_context=NO_TRUST,
+            tolerated=unexpected,
         )
         async with httpx.AsyncClient(transport=transport) as client:
             assert (await client.get(one.url)).status_code == 200

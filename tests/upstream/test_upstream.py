@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,7 +16,7 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.simulator.script import Script, Send, Stall, json_answer
 from streamproxy.simulator.server import Server, serve
 from streamproxy.upstream import Deadlines, Upstream
-from tests.support.proxy import BOUND, no_leaks
+from tests.support.proxy import BOUND, NO_TRUST, no_leaks
 
 pytestmark = pytest.mark.anyio
 
@@ -45,7 +44,7 @@ async def connected(script: Script = (), **deadlines: float) -> AsyncIterator[tu
             upstream = Upstream(
                 deadlines=limits,
                 max_connections=2,
-                ssl_context=ssl.create_default_context(),
+                ssl_context=NO_TRUST,
                 tolerated=unexpected,
                 resolver=NoNames(),
             )

@@ -31,7 +31,7 @@ Handler = Callable[[ServerConnection], Awaitable[None]]
 
 @cache
 def public_trust() -> ssl.SSLContext:
-    return ssl.create_default_context()
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @asynccontextmanager
@@ -331,7 +331,7 @@ async def test_a_header_that_cannot_be_sent(value: str, place: str) -> None:
 @pytest.mark.parametrize("trusted", [True, False])
 async def test_tls_is_trusted_or_not(trusted: bool) -> None:
     authority = trustme.CA()
-    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.issue_cert("127.0.0.1").configure_cert(theirs)
     if trusted:
         authority.configure_trust(ours)

@@ -116,7 +116,7 @@ async def test_a_large_body_is_what_was_sent_whatever_its_head_says(announced: i
     assert await read_json(request(chunks, length=length), 5 * LARGE) == body
 
 
-async def test_of_large_bodies_that_are_whole_at_once_one_is_handled_in_a_turn() -> None:
+async def test_one_large_body_is_handled_in_a_turn() -> None:
     loop, turn, reading = asyncio.get_running_loop(), 0, intake(4 * LARGE)
     handled: list[int] = []
 

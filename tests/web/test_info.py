@@ -18,7 +18,7 @@ from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Fin, Script, Stall, json_answer
 from streamproxy.simulator.server import Server, serve
 from streamproxy.web import model_lists
-from tests.support.proxy import BOUND, Proxy, no_leaks, running_proxy, serving
+from tests.support.proxy import BOUND, NO_TRUST, Proxy, no_leaks, running_proxy, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -48,7 +48,7 @@ def ids(answer: httpx.Response) -> list[str]:
 async def sidecar(server: Server) -> AsyncIterator[Proxy]:
     """A proxy in front of one upstream, with the callers' own keys."""
     settings = Settings(port=0, upstream=f"{server.url}/v1")
-    async with serving(create_app(settings, environ={}), settings) as proxy:
+    async with serving(create_app(settings, environ={}, ssl_context=NO_TRUST), settings) as proxy:
         yield proxy
 
 
@@ -57,11 +57,11 @@ async def gateway(server: Server, key: str, **row: Any) -> AsyncIterator[Proxy]:
     """A proxy in front of one host that the catalogue does not know, with a configured key."""
     described = ProviderSettings(base_url=f"{server.url}/v1", credential="env:GATEWAY_KEY", **row)
     settings = Settings(port=0, providers={"gateway": described})
-    async with serving(create_app(settings, environ={"GATEWAY_KEY": key}), settings) as proxy:
+    async with serving(create_app(settings, environ={"GATEWAY_KEY": key}, ssl_context=NO_TRUST), settings) as proxy:
         yield proxy
 
 
-async def test_an_upstreams_own_models_are_listed_with_what_the_catalogue_knows() -> None:
+async def test_an_upstreams_own_models_are_listed() -> None:
     async with no_leaks(), serve(by_key) as server, sidecar(server) as proxy:
         found = {model["id"]: model for model in (await listed(proxy, "one")).json()["data"]}
         assert list(found) == ["for/Bearer one", *(str(model["id"]) for model in THEIRS)]
@@ -101,7 +101,7 @@ async def test_lists_are_kept_for_a_while_and_only_so_many(monkeypatch: pytest.M
         assert server.calls == 6
 
 
-async def test_a_configured_key_asks_and_a_callers_does_not_reach_the_upstream() -> None:
+async def test_a_configured_key_asks_and_not_the_callers() -> None:
     async with serve(by_key) as server, gateway(server, "configured", models=("mine",), query="?a=b") as proxy:
         for key in ("one", "two"):
             assert ids(await listed(proxy, key))[:2] == ["mine", "for/Bearer configured"]
@@ -122,7 +122,7 @@ async def test_a_configured_key_asks_and_a_callers_does_not_reach_the_upstream()
         ((Stall(),), "did not answer"),
     ],
 )
-async def test_the_catalogue_stands_in_where_an_upstream_has_no_list_and_says_so(
+async def test_the_catalogue_stands_in_where_an_upstream_has_no_list(
     script: Script, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if words == "did not answer":
@@ -137,7 +137,7 @@ async def test_the_catalogue_stands_in_where_an_upstream_has_no_list_and_says_so
         assert (await listed(proxy, "one", "/v1/models/openai/gpt-image-2")).status_code == 200
 
 
-async def test_a_refused_key_of_the_caller_is_said_and_a_refused_configured_one_is_a_note() -> None:
+async def test_a_refused_key_is_an_error_if_it_is_the_callers() -> None:
     refused = json_answer(401, {"error": {"message": "Incorrect API key provided: sk-Canary0123456789"}})
     async with serve(lambda _: refused) as server, sidecar(server) as proxy:
         answer = await listed(proxy, "sk-Canary0123456789")

@@ -1,0 +1,297 @@
+"""The seam to redis-py: connections to one Valkey or Redis server, exchanges that are bounded in time, one error.
+
+It works with redis-py's connections rather than its client. A cancelled exchange then costs exactly its own connection
+(nothing is left to a pool's bookkeeping while a task is being cancelled), replies arrive as the server sent them, and
+one deadline holds for connecting, sending and reading together. A connection that the server has closed while it was
+idle is replaced once, in silence: every command that is sent here may be sent twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import anyio
+from redis.asyncio.connection import Connection, SSLConnection
+from redis.exceptions import ConnectionError as Disconnected
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as TimedOut
+
+from streamproxy.core.sse import Piece
+from streamproxy.hub.store import StoreError
+
+COMMAND_SECONDS: Final = 2.0
+"""For one exchange, connecting included: 4 MB take milliseconds, and a hung store must not hold up a stream."""
+
+CONNECT_SECONDS: Final = 1.0
+
+BLOCK_SECONDS: Final = 1.0
+"""How long one blocking read waits in the server: between two of them a reader looks whether the producer lives."""
+
+CONNECTIONS: Final = 32
+"""At most, beside one per followed stream. The server takes commands one by one: more would only wait there."""
+
+ROWS: Final = 32
+"""Descriptors that one read of a log returns at most, some 100 bytes each."""
+
+SCHEMES: Final = {"redis": False, "valkey": False, "rediss": True, "valkeys": True}
+"""Whether a URL's scheme means TLS."""
+
+KEEPALIVE: Final = {
+    getattr(socket, name): value
+    for name, value in {
+        "TCP_KEEPIDLE": 15,
+        "TCP_KEEPINTVL": 5,
+        "TCP_KEEPCNT": 3,
+        "TCP_USER_TIMEOUT": 10_000,  # also ends closed connections whose last bytes a hung server does not take
+    }.items()
+    if hasattr(socket, name)
+}
+"""How soon a dead peer is noticed: seconds, a count, milliseconds."""
+
+Argument = str | int | Piece
+LogEntry = tuple[bytes, dict[bytes, bytes]]
+"""An entry of a log: its id and its fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script, which the server knows by its SHA-1 once it has run."""
+
+    text: str
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        object.__setattr__(self, "sha", sha)  # once, not with each of the commands that name it
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a store's URL says; the password hides."""
+
+    host: str
+    port: int
+    db: int
+    username: str | None
+    password: str | None = field(repr=False)
+    tls: bool
+    ca_certs: str | None
+
+
+def parse_address(url: str) -> Address:
+    """`redis[s]://` or `valkey[s]://` `[user:password@]host[:port][/db][?ssl_ca_certs=file]`.
+
+    Raises ValueError, whose text never holds the URL.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 6379
+    except ValueError:
+        raise ValueError("The store's URL is malformed.") from None
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    db = parts.path.strip("/") or "0"
+    if parts.scheme not in SCHEMES or not parts.hostname:
+        raise ValueError(f"The store's URL needs one of the schemes {', '.join(SCHEMES)}, and a host.")
+    if query.keys() - {"ssl_ca_certs"} or parts.fragment:  # not said which: may be the rest of an unquoted password
+        raise ValueError("The store's URL has a parameter that is not ssl_ca_certs, or an unquoted ? or # in it.")
+    if query and not SCHEMES[parts.scheme]:
+        raise ValueError("The store's URL has ssl_ca_certs but a scheme without TLS.")
+    if not (db.isascii() and db.isdigit()):
+        raise ValueError("The store's URL has a path that is no database number.")
+    username, password = (unquote(part) if part else None for part in (parts.username, parts.password))
+    return Address(
+        parts.hostname, port, int(db), username, password, SCHEMES[parts.scheme], query.get("ssl_ca_certs") or None
+    )
+
+
+class ValkeyClient:
+    """See the module's text. `since`: when, on anyio's clock, contact began that has not been lost; None without it.
+
+    It is a circuit breaker: after one timeout every command fails at once until a `probe` succeeds.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._limit = anyio.Semaphore(CONNECTIONS, fast_acquire=True)  # an exchange gives way to others anyway
+        self._idle: list[Connection] = []
+        self._lines: set[Connection] = set()
+        self._tls: Any = None
+        self._closed = False
+        self._hangs = False
+        self.since: float | None = None
+
+    async def ask(self, *command: Argument) -> Any:
+        """The reply to one command. Raises StoreError, like everything here."""
+        return (await self.ask_all([command]))[0]
+
+    async def ask_all(self, commands: Sequence[tuple[Argument, ...]], *, probe: bool = False) -> list[Any]:
+        """The replies to commands that travel together."""
+        with self.translated():
+            return await self._ask_all(commands, probe=probe)
+
+    async def run(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
+        """What a script returns; its text is sent only where the server does not know it."""
+        rest = (len(keys), *keys, *arguments)
+        with self.translated():
+            try:
+                return (await self._ask_all([("EVALSHA", script.sha, *rest)]))[0]
+            except NoScriptError:
+                return (await self._ask_all([("EVAL", script.text, *rest)]))[0]
+
+    @asynccontextmanager
+    async def line(self) -> AsyncIterator[Line]:
+        """A connection of one's own, for reads that block."""
+        connection = self._new()
+        self._lines.add(connection)
+        try:
+            yield Line(self, connection)
+        finally:
+            self._lines.discard(connection)
+            await _close(connection)
+
+    async def aclose(self) -> None:
+        """Close all connections; whoever waits on one gets StoreError."""
+        self._closed = True
+        for connection in (*self._idle, *self._lines):
+            await _close(connection)
+        self._idle.clear()
+
+    def _new(self) -> Connection:
+        address = self._address
+        if not address.tls:
+            return Connection(
+                host=address.host,
+                port=address.port,
+                db=address.db,
+                username=address.username,
+                password=address.password,
+                socket_timeout=None,  # the default of 5 s would end blocking reads; deadlines are set per exchange
+                socket_connect_timeout=CONNECT_SECONDS,
+                socket_keepalive_options=KEEPALIVE,
+                protocol=2,
+                driver_info=None,  # saves a command that an ACL might refuse
+            )
+        connection = SSLConnection(
+            host=address.host,
+            port=address.port,
+            db=address.db,
+            username=address.username,
+            password=address.password,
+            socket_timeout=None,
+            socket_connect_timeout=CONNECT_SECONDS,
+            socket_keepalive_options=KEEPALIVE,
+            protocol=2,
+            driver_info=None,
+            ssl_ca_certs=address.ca_certs,
+        )
+        if self._tls is None:
+            self._tls = connection.ssl_context
+        connection.ssl_context = self._tls  # the certificates are read once, not once per connection
+        return connection
+
+    async def _ask_all(self, commands: Sequence[tuple[Argument, ...]], *, probe: bool = False) -> list[Any]:
+        if self._hangs and not probe:
+            raise StoreError(f"The store at {self._address.host}:{self._address.port} does not answer.")
+        try:
+            with anyio.fail_after(COMMAND_SECONDS):
+                return await self._ask_in_time(commands)
+        except (TimeoutError, TimedOut):
+            self._hangs = True
+            raise
+
+    async def _ask_in_time(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        async with self._limit:
+            self.check()
+            if self._idle:
+                try:
+                    return await self._exchange(self._idle.pop(), commands)
+                except Disconnected:  # the others are as old as this one
+                    idle, self._idle = self._idle, []
+                    for connection in idle:
+                        await _close(connection)
+            return await self._exchange(self._new(), commands)
+
+    async def _exchange(self, connection: Connection, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        replies: list[Any] = []
+        refused: ResponseError | None = None
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands))
+            for _ in commands:
+                try:
+                    replies.append(await connection.read_response())
+                except ResponseError as error:
+                    refused = error
+        except BaseException:
+            await _close(connection)
+            raise
+        if self._closed:
+            await _close(connection)
+        else:
+            self._idle.append(connection)
+        self.mark_alive()
+        if refused is not None:
+            raise refused
+        return replies
+
+    def check(self) -> None:
+        """Raises StoreError after `aclose`."""
+        if self._closed:
+            raise StoreError("The store is closed.")
+
+    def mark_alive(self) -> None:
+        """Note that the server has answered."""
+        self._hangs = False
+        if self.since is None:
+            self.since = anyio.current_time()
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raise StoreError for all that fails. It names what and where; redis-py's own texts can quote arguments."""
+        try:
+            yield
+        except (RedisError, OSError, ValueError) as error:  # ValueError: what answers speaks another protocol
+            cause = error.__cause__ or error.__context__
+            detail = type(cause).__name__ if isinstance(cause, OSError) else ""
+            if isinstance(error, ResponseError):
+                word = str(error).partition(" ")[0]
+                detail = word if word.isupper() else detail  # the server's code for it, like MISCONF
+            else:
+                self.since = None
+            what = f"{type(error).__name__} {detail}".strip()
+            raise StoreError(f"The store at {self._address.host}:{self._address.port} failed: {what}.") from None
+
+
+class Line:
+    """A connection that waits for entries of logs."""
+
+    def __init__(self, client: ValkeyClient, connection: Connection) -> None:
+        self._client = client
+        self._connection = connection
+
+    async def read(self, log: str, after: bytes) -> list[LogEntry]:
+        """Entries behind the id `after`, in order; none after BLOCK_SECONDS without any."""
+        block = int(BLOCK_SECONDS * 1000)
+        with self._client.translated(), anyio.fail_after(BLOCK_SECONDS + COMMAND_SECONDS):
+            self._client.check()
+            command = ("XREAD", "COUNT", ROWS, "BLOCK", block, "STREAMS", log, after)
+            await self._connection.send_command(*command)
+            reply = await self._connection.read_response()
+        self._client.mark_alive()
+        return [entry_of(row) for _, rows in reply or () for row in rows]
+
+
+def entry_of(reply: Any) -> LogEntry:
+    """An entry of a log as XREAD and XRANGE reply it: its id, and names and values in turn."""
+    id, fields = reply
+    return id, dict(zip(fields[::2], fields[1::2], strict=True))
+
+
+async def _close(connection: Connection) -> None:
+    with anyio.CancelScope(shield=True):
+        await connection.disconnect(nowait=True)

@@ -1,0 +1,417 @@
+"""The store that any number of processes and machines share, in a Valkey or Redis (7 or later) server.
+
+A stream has one producer, and its process says so with a lease. Whoever finds the lease gone ends the stream with
+`producer_lost` under the next epoch, once, by script; a producer that comes back after all is refused from then on.
+Only a process that has itself been in touch with the server for a whole lease may do so: after an outage of the server
+every lease is gone, and producers need the time to renew theirs.
+
+A completed image is stored before it is announced. A preview is not stored at all while no other process asks for it:
+most streams are read where they are produced, and each is 1 MB or more that would be sent only to be superseded. It is
+held here by reference instead. Loading or following a live stream tells its producer's process, by way of its control
+stream, which then writes the newest previews and says so with the key `shown`; from then on every preview is written
+at once, until no process has asked for SHOWN_SECONDS. A reader elsewhere so begins with the newest preview, a round
+trip later. It begins with the critical frames alone where the producer's process does not answer in time, or has
+stored an outcome of another image since. A preview that only a dead process held is lost, and so is its generation.
+
+Nothing stays for ever: all keys expire, those of live streams after hours, in case everybody dies. What could not be
+kept while the server was away is kept when it is back, as long as its stream is still produced here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from math import inf
+from typing import Final, Self
+
+import anyio
+
+from streamproxy.core.cursor import Cursor
+from streamproxy.core.events import ANSWER, Frame, error_frame
+from streamproxy.core.sse import Piece
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.log import EPOCH, Entry, Record
+from streamproxy.hub.store import (
+    MARK_SECONDS,
+    OWN,
+    SAME,
+    SPAN,
+    Asking,
+    Claim,
+    Fenced,
+    Found,
+    Gone,
+    Standing,
+    Stored,
+    StoreError,
+)
+from streamproxy.hub.valkey.client import Argument, LogEntry, Script, ValkeyClient, entry_of, parse_address
+from streamproxy.hub.valkey.scripts import APPEND, ASK, BURY, CREATE, FINISH, FORGET, LOOK, TELL
+
+LEASE_SECONDS: Final = 5.0
+"""A producer's process renews three times in this; its streams are taken for lost when it has not for so long."""
+
+LIVE_SECONDS: Final = 6 * 3600.0
+"""A live stream's keys, from its last entry: far over what a provider may take."""
+
+GONE_SECONDS: Final = 24 * 3600.0
+"""How long it is remembered that a stream was kept; some 100 bytes each."""
+
+CLAIM_SECONDS: Final = 24 * 3600.0
+
+CONTROL_SECONDS: Final = 3600.0
+"""How long a request to cancel waits for its process; no generation takes longer."""
+
+VIEWED_SECONDS: Final = 15.0
+"""Processes say every 5 s that they have viewers; two of these may get lost."""
+
+SHOWN_SECONDS: Final = 15.0
+"""For so long after it was asked, a producer's process writes previews. Followers ask every 5 s; two may get lost."""
+
+SHOW_SECONDS: Final = 1.0
+"""How long a reader waits for previews to be written; a process that is well takes a few milliseconds."""
+
+LOOK_SECONDS: Final = 0.005
+
+HELD_BYTES: Final = 256 * 1024 * 1024
+"""Ended streams whose end the store has not taken yet, over all; the oldest are given up first."""
+
+
+class Wanted(Enum):
+    """What one process asks of the one that produces a stream."""
+
+    END = "end"
+    PREVIEWS = "previews"
+
+
+class Lost(StoreError):
+    """The server has forgotten what it was told: it was emptied, or evicted keys for want of memory."""
+
+
+@dataclass(slots=True)
+class Unwritten:
+    """What the store does not know of a stream of this process: `created` once it knows that there is one, the critical
+    entries that it lacks, and `ended` when all that is left is to tell it. `previews` are deferred, by image;
+    `shown_until`, on anyio's clock, they are not.
+    """
+
+    record: Record
+    created: bool = False
+    lacking: deque[Entry] = field(default_factory=deque)
+    ended: bool = False
+    previews: dict[int, Entry] = field(default_factory=dict)
+    shown_until: float = -inf
+
+
+class ValkeyStore:
+    """See the module's text. `replica` names this process among all; `linger` and `lease` are in seconds.
+
+    Raises ValueError for a URL that is none of the forms in `client.parse_address`.
+    """
+
+    def __init__(self, url: str, *, linger: float, replica: str, lease: float = LEASE_SECONDS) -> None:
+        self._client = ValkeyClient(parse_address(url))
+        self._replica = replica
+        self._lease = lease
+        self._spans = tuple(int(span * 1000) for span in (lease, LIVE_SECONDS, linger, GONE_SECONDS))
+        self._produced: dict[str, Unwritten] = {}
+        self._asked: dict[str, anyio.Event] = {}
+        self._heard = b"0-0"
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Self]:
+        """Renew leases until the block ends, then close. The server need not be there yet."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._renew)
+                yield self
+                tasks.cancel_scope.cancel()
+        finally:
+            await self._client.aclose()
+
+    async def _renew(self) -> None:
+        while True:
+            renewals: list[tuple[Argument, ...]] = [
+                ("SET", _key(id, "lease"), self._replica, "PX", self._spans[0]) for id in self._produced
+            ]
+            with suppress(StoreError):  # whoever uses the store next learns it
+                await self._client.ask_all(renewals or [("PING",)], probe=True)
+            await anyio.sleep(self._lease / 3)
+
+    # Store.
+
+    async def create(self, record: Record) -> None:
+        produced = self._produced[record.id] = Unwritten(record)
+        await self._catch_up(produced)
+
+    async def append(self, id: str, entry: Entry) -> None:
+        produced = self._produced.get(id)
+        if produced is None:
+            raise StoreError("The store takes no entries of this stream from this process.")
+        produced.previews.pop(entry.frame.image, None)
+        if entry.critical:
+            produced.lacking.append(entry)
+        await self._catch_up(produced)
+        if not entry.critical:
+            await self._append(id, entry)
+
+    def spare(self, id: str, entry: Entry) -> bool:
+        return False
+
+    def defer(self, id: str, entry: Entry) -> bool:
+        produced = self._produced.get(id)
+        if produced is None or anyio.current_time() < produced.shown_until:
+            return False
+        produced.previews[entry.frame.image] = entry
+        return True
+
+    async def finish(self, id: str) -> None:
+        produced = self._produced.get(id)
+        if produced is None:
+            return
+        produced.previews.clear()
+        try:
+            await self._finish(produced)
+        except BaseException:
+            produced.ended = True  # for `sweep`
+            raise
+
+    async def load(self, id: str) -> Stored | Gone | None:
+        looked = await self._run(LOOK, id)
+        if isinstance(looked, list) and not looked[2]:
+            ended = not looked[4] and await self._bury(id)
+            if ended or await self._ask_previews(id):
+                looked = await self._run(LOOK, id)
+        if not isinstance(looked, list):
+            return Gone() if looked else None
+        created, n, finished, owner, _, log = looked
+        with _readable():
+            record = Record(id, None if owner is None else owner.decode(), int(created), int(n))
+        entries: list[Entry] = []
+        for row in map(entry_of, log):
+            if b"end" in row[1]:
+                continue
+            entry = await self._entry(id, row)
+            if entry is not None:
+                entries.append(entry)
+            elif row[1].get(b"final") == b"1":
+                return Gone()  # expired just now, or evicted
+        return Stored(record, tuple(entries), bool(finished))
+
+    async def forget(self, id: str) -> None:
+        if (produced := self._produced.get(id)) is not None and produced.ended:
+            del self._produced[id]  # the store does not know yet that it has ended, and need not
+        await self._run(FORGET, id)
+
+    async def sweep(self) -> None:
+        """Keys expire by themselves: this ends what could not be ended while the server was away, if it is back."""
+        await self._client.ask("PING")
+        ended = [produced for produced in self._produced.values() if produced.ended]
+        held = sum(entry.frame.size for produced in ended for entry in produced.lacking)
+        for produced in ended:
+            if held > HELD_BYTES:
+                held -= sum(entry.frame.size for entry in produced.lacking)
+                del self._produced[produced.record.id]
+            else:
+                await self._finish(produced)
+
+    async def _catch_up(self, produced: Unwritten) -> None:
+        """Bring the store to what it should know already."""
+        record = produced.record
+        if not produced.created:
+            owner = () if record.owner is None else (record.owner,)
+            await self._run(CREATE, record.id, record.created, record.n, self._replica, EPOCH, *owner)
+            produced.created = True
+        while produced.lacking:
+            await self._append(record.id, produced.lacking[0])
+            produced.lacking.popleft()
+
+    async def _append(self, id: str, entry: Entry) -> None:
+        frame = entry.frame
+        data: Piece = frame.data[0] if len(frame.data) == 1 else b"".join(frame.data)
+        where = (entry.cursor.epoch, entry.cursor.seq, frame.type, frame.image, int(frame.final))
+        _judge(await self._run(APPEND, id, *where, data))
+
+    async def _finish(self, produced: Unwritten) -> None:
+        id = produced.record.id
+        try:
+            await self._catch_up(produced)
+            _judge(await self._run(FINISH, id))
+        except Fenced:
+            pass  # it has an end already
+        except Lost:
+            del self._produced[id]
+            raise
+        del self._produced[id]
+
+    async def show(self, id: str) -> None:
+        """Write the newest previews of a stream of this process, and from now on every one."""
+        produced = self._produced.get(id)
+        now = anyio.current_time()
+        if produced is None or produced.shown_until > now + SHOWN_SECONDS:
+            return  # it was asked just now, as when many readers come at once
+        produced.shown_until = now + SHOWN_SECONDS + 1
+        deferred = sorted(produced.previews.values(), key=lambda entry: entry.cursor.seq)
+        produced.previews.clear()
+        with suppress(StoreError, Fenced):  # the stream's own entries find this out too
+            for entry in deferred:
+                await self._append(id, entry)
+            await self._client.ask("SET", _key(id, "shown"), self._replica, "PX", int(SHOWN_SECONDS * 1000))
+
+    async def _ask_previews(self, id: str) -> bool:
+        """Have another process write the newest previews, if it does not do so; return when it has, or in time."""
+        shown = _key(id, "shown")
+        if id in self._produced or await self._client.ask("EXISTS", shown):
+            return False
+        if (asked := self._asked.get(id)) is not None:  # readers who come at once ask once
+            await asked.wait()
+            return True
+        self._asked[id] = anyio.Event()
+        try:
+            await self._tell(id, Wanted.PREVIEWS)
+            with anyio.move_on_after(SHOW_SECONDS):
+                while not await self._client.ask("EXISTS", shown):  # noqa: ASYNC110  # only the server knows
+                    await anyio.sleep(LOOK_SECONDS)
+        finally:
+            self._asked.pop(id).set()
+        return True
+
+    async def _tell(self, id: str, wanted: Wanted) -> None:
+        """Ask something of the process that produces this stream, if there is one."""
+        replica = await self._client.ask("HGET", _key(id, "meta"), "replica")
+        if replica is not None:
+            span = int(CONTROL_SECONDS * 1000)
+            await self._client.run(TELL, [_control(replica.decode())], id, wanted.value, span)
+
+    async def _entry(self, id: str, row: LogEntry) -> Entry | None:
+        """A row of a log with its bytes; None where these have been superseded or have expired meanwhile."""
+        position, fields = row
+        seq = int(position.partition(b"-")[0])
+        data = await self._client.ask("GET", _key(id, f"data:{seq}"))
+        with _readable():
+            if data is None or len(data) != int(fields[b"size"]):
+                return None
+            frame = Frame(fields[b"type"].decode(), (data,), int(fields[b"image"]), fields[b"final"] == b"1")
+            return Entry(Cursor(int(fields[b"epoch"]), seq), frame)
+
+    async def _bury(self, id: str) -> bool:
+        """End the stream if its producer is dead, as far as this process may judge; whether it has ended."""
+        since = self._client.since
+        if since is None or anyio.current_time() - since < self._lease:
+            return False
+        lost = ProxyError(
+            Failure.PRODUCER_LOST,
+            "The process that ran this generation was lost. It is not run again by itself: it may have been paid for.",
+        )
+        frame = error_frame(lost, id)
+        verdict = await self._run(BURY, id, frame.type, b"".join(frame.data), ANSWER)
+        if verdict == b"unknown":
+            raise Lost("The store has lost this stream.")
+        return verdict == b"ended"
+
+    # Claims.
+
+    async def claim(self, key: str, claim: Claim) -> Claim:
+        value = f"{claim.fingerprint} {claim.stream_id}"
+        span = int(CLAIM_SECONDS * 1000)
+        held = await self._client.ask("SET", f"sp:claim:{key}", value, "NX", "GET", "PX", span)
+        if held is None:
+            return claim
+        fingerprint, _, stream_id = held.decode().rpartition(" ")
+        return Claim(fingerprint, stream_id)
+
+    async def disclaim(self, key: str) -> None:
+        await self._client.ask("UNLINK", f"sp:claim:{key}")
+
+    # Marks.
+
+    async def ask(self, mark: str, id: str, asked: float, asking: Asking) -> Found:
+        keys = [_key(mark, "asked"), _key(mark, "failed")]
+        span = int(MARK_SECONDS * 1000)
+        standing, said = await self._client.run(ASK, keys, id, repr(asked), asking.value, OWN, SPAN, SAME, span)
+        found = Standing(standing.decode())
+        if found is Standing.FAILED:
+            return Found(found, failure=said)
+        return Found(found, said.decode())
+
+    async def left(self, mark: str, id: str, followers: int) -> None:
+        await self._client.ask("ZADD", _key(mark, "asked"), "XX", "INCR", -followers * SPAN, id)
+
+    async def over(self, mark: str, id: str) -> None:
+        await self._client.ask("ZREM", _key(mark, "asked"), id)
+
+    async def failed(self, mark: str, failure: bytes, seconds: float) -> None:
+        await self._client.ask("SET", _key(mark, "failed"), failure, "PX", int(seconds * 1000))
+
+    # Shared.
+
+    async def follow(self, id: str, after: int) -> AsyncGenerator[Entry, None]:
+        position = b"%d-0" % after
+        async with self._client.line() as line:
+            while True:
+                rows = await line.read(_key(id, "log"), position)
+                if not rows:
+                    await self._bury(id)
+                for row in rows:
+                    position, fields = row
+                    if b"end" in fields:
+                        return
+                    entry = await self._entry(id, row)
+                    if entry is not None:
+                        yield entry
+                    elif fields.get(b"final") == b"1":
+                        raise Lost("The store has lost entries of this stream.")
+
+    async def cancel(self, id: str) -> None:
+        await self._tell(id, Wanted.END)
+
+    async def cancelled(self) -> AsyncGenerator[str, None]:
+        """Goes on where an earlier iteration ended, so that nothing said meanwhile is missed."""
+        async with self._client.line() as line:
+            while True:
+                for position, fields in await line.read(_control(self._replica), self._heard):
+                    self._heard = position
+                    id = fields[b"id"].decode()
+                    if fields[b"what"] == Wanted.PREVIEWS.value.encode():
+                        await self.show(id)
+                    elif id in self._produced:
+                        yield id
+
+    async def viewing(self, id: str) -> None:
+        await self._client.ask("SET", _key(id, "viewed"), self._replica, "PX", int(VIEWED_SECONDS * 1000))
+        await self._tell(id, Wanted.PREVIEWS)
+
+    async def viewed(self, id: str) -> bool:
+        return bool(await self._client.ask("EXISTS", _key(id, "viewed")))
+
+    async def _run(self, script: Script, id: str, *arguments: Argument) -> object:
+        keys = [_key(id, name) for name in ("meta", "log", "lease", "gone")]
+        return await self._client.run(script, keys, _key(id, "data:"), *self._spans, *arguments)
+
+
+def _judge(verdict: object) -> None:
+    if verdict == b"fenced":
+        raise Fenced
+    if verdict != b"kept":
+        raise Lost("The store has lost this stream.")
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """While versions are changed, one may keep what another cannot read."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError):
+        raise StoreError("The store holds something of this stream that this version cannot read.") from None
+
+
+def _key(id: str, name: str) -> str:
+    return f"sp:{{{id}}}:{name}"
+
+
+def _control(replica: str) -> str:
+    """The key of what other processes ask of this one."""
+    return f"sp:r:{replica}"
