@@ -36,7 +36,7 @@ async def completions(request: Request, context: Context) -> ASGIApp:
         name = model_of(body)
         model = _served(request, context, name)
         if model.family == UNKNOWN:
-            return await relay(request, context, body, CHAT)
+            return await relay(request, context, body, CHAT, room)
         if "chat" not in model.surfaces:
             raise unsupported("Model(s) do not support /chat/completions", "model")
         reading = partial(surface.request, body, model)

@@ -11,6 +11,7 @@ it with one event of its own instead of half a line.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -87,8 +88,11 @@ RESPONSES: Final = Endpoint(
 )
 
 
-async def relay(request: Request, context: Context, body: JsonObject, endpoint: Endpoint) -> ASGIApp:
-    """The response to a request that is passed on. Raises ProxyError for what is refused before anything is sent."""
+async def relay(request: Request, context: Context, body: JsonObject, endpoint: Endpoint, room: ExitStack) -> ASGIApp:
+    """The response to a request that is passed on. Raises ProxyError for what is refused before anything is sent.
+
+    `room` frees what the body takes. It is the response's.
+    """
     plan = context.router.plan_relay(model_of(body), request.scope["headers"], endpoint.path, endpoint.missing)
     plan = plan.with_headers(extra_headers(body), request.state.trace)
     context.hub.admission.admit(context.hub.running)
@@ -99,7 +103,7 @@ async def relay(request: Request, context: Context, body: JsonObject, endpoint: 
     kind = _Kind.EVENTS if (body.value("stream") or b"") == b"true" else _Kind.JSON
     unkept = [name for name in UNKEPT if name in request.headers]
     noted = {NOT_APPLIED: ", ".join(unkept)} if unkept else {}
-    return _Relay(context, exchange, endpoint, kind, noted)
+    return _Relay(context, exchange, endpoint, kind, noted, room.pop_all().close)
 
 
 def model_of(body: JsonObject) -> str:
@@ -181,13 +185,17 @@ class _Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class _Relay:
-    """The response: an ASGI app. `kind` is what the caller asked for; `noted` are headers of our own."""
+    """The response: an ASGI app. `kind` is what the caller asked for; `noted` are headers of our own.
+
+    `release` frees what the body takes.
+    """
 
     context: Context
     exchange: _Exchange
     endpoint: Endpoint
     kind: _Kind
     noted: Mapping[str, str]
+    release: Callable[[], None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = _Writer(self, send)
@@ -202,6 +210,8 @@ class _Relay:
                 await writer.fail(error)
             else:
                 await error_response(error, self.exchange.request_id)(scope, receive, send)
+        finally:
+            self.release()
 
     async def _pass_on(self, writer: _Writer) -> None:
         failure: ProxyError | None = None

@@ -32,7 +32,8 @@ async def responses(request: Request, context: Context) -> ASGIApp:
         body = parse(held.raw)
         del held  # what is made of it holds what it needs
         if not surface.draws(body):
-            return await relay(request, context, with_model(body, context.settings.default_model), RESPONSES)
+            named = with_model(body, context.settings.default_model)
+            return await relay(request, context, named, RESPONSES, room)
         tool = surface.tool_of(body)
         model = surface.model_of(body, tool) or _default(body, context)
         context.router.plan(model, request.scope["headers"])  # refused before its pictures are looked at
