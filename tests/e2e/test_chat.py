@@ -18,7 +18,7 @@ from streamproxy.core.images import probe
 from streamproxy.simulator import running, wires
 from streamproxy.simulator.pictures import draw, encode
 from streamproxy.simulator.received import Received, Server
-from streamproxy.simulator.script import Script, Send, event, head, json_answer, sse
+from streamproxy.simulator.script import Script, Send, error_answer, event, head, json_answer, sse
 from streamproxy.simulator.server import serve
 from tests.support.provider import preview
 from tests.support.proxy import BOUND, PROMPT, Proxy, no_leaks, running_proxy
@@ -193,9 +193,14 @@ async def test_image_config_as_gemini_takes_it() -> None:
         gemini = {"base_url": f"{server.url}/v1beta", "credential": "env:KEY"}
         async with running_proxy(server.url, environ={"KEY": "k" * 20}, providers={"gemini": gemini}) as proxy:
             config = {"aspect_ratio": "16:9", "image_size": "2K"}
-            answer = await post(proxy, model="google/gemini-3.1-flash-image", image_config=config, temperature=1)
+            turns = [*ASK, {"role": "assistant", "content": DATA_URL}, {"role": "user", "content": "Make it red"}]
+            model = "google/gemini-3.1-flash-image"
+            answer = await post(proxy, model=model, messages=turns, image_config=config, temperature=1)
             assert answer.status_code == 200, answer.text
             assert answer.headers["streamproxy-not-applied"] == "temperature"
+            [turn] = sent(server)["contents"]  # a picture in a turn of the model's would need its signature
+            assert turn["role"] == "user"
+            assert turn["parts"][0]["inlineData"]["data"] == PNG
             assert sent(server)["generationConfig"]["imageConfig"] == {"aspectRatio": "16:9", "imageSize": "2K"}
             assert size_of(answer.json()["choices"][0]["message"]["content"])[0] > 1024
 
@@ -232,25 +237,27 @@ async def test_a_lone_turn_is_the_prompt() -> None:
         assert sent(server)["prompt"] == "Be bold.\n\nWatercolour"
 
 
+@pytest.mark.parametrize("model", ["google/gemini-3.1-flash-image", "sim/plain"])
 @pytest.mark.parametrize("allowed", [True, False])
-async def test_a_remote_picture_is_fetched_under_the_guard(allowed: bool) -> None:
+async def test_a_remote_picture_is_fetched_under_the_guard(model: str, allowed: bool) -> None:
     file = encode(draw("a lighthouse", 64, 48), "png")
-    gemini = wires(0)
+    simulated = wires(0)
 
     async def handle(received: Received) -> Script:
         if received.method == "GET":
             return (Send(head(200, (("Content-Type", "image/png"),), length=len(file))), Send(file))
-        made = gemini(received)
+        made = simulated(received)
         return await made if isinstance(made, Awaitable) else made
 
     async with no_leaks(), serve(handle) as server:
         row = {"base_url": f"{server.url}/v1beta", "credential": "env:KEY"}
         hosts = ("127.0.0.1",) if allowed else ()
-        settings: dict[str, Any] = {"providers": {"gemini": row}, "fetch_hosts": hosts}
+        sim = {"base_url": f"{server.url}/v1", "credential": "none"}
+        settings: dict[str, Any] = {"providers": {"gemini": row, "sim": sim}, "fetch_hosts": hosts}
         async with running_proxy(server.url, environ={"KEY": "k" * 20}, **settings) as proxy:
             shown = {"type": "image_url", "image_url": {"url": f"{server.url}/photo.png"}}
             turn = {"role": "user", "content": [{"type": "text", "text": "Watercolour"}, shown]}
-            answer = await post(proxy, model="google/gemini-3.1-flash-image", messages=[turn])
+            answer = await post(proxy, model=model, messages=[turn])
             if allowed:
                 assert answer.status_code == 200, answer.text
                 made = next(received for received in server.received if received.method == "POST")
@@ -346,6 +353,31 @@ async def test_other_refusals(members: dict[str, Any], status: int, code: str) -
     async with no_leaks(), running_proxy(NOBODY) as proxy:
         answer = await post(proxy, **members)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_providers_refusal_is_typed(stream: bool) -> None:
+    def handle(received: Received) -> Script:
+        return error_answer(400, "Not that.", type="image_generation_user_error", code="moderation_blocked")
+
+    async with (
+        no_leaks(),
+        serve(handle) as server,
+        running_proxy(server.url) as proxy,
+        AsyncOpenAI(base_url=f"{proxy.url}/v1", api_key="none") as client,
+    ):
+        ask: Any = ASK
+        with pytest.raises(openai.BadRequestError) as raised:
+            await client.chat.completions.create(model="sim/gpt-image", messages=ask, stream=stream)
+        assert raised.value.code == "moderation_blocked"
+        assert server.calls == 1
+
+
+async def test_another_content_type() -> None:
+    async with no_leaks(), running_proxy(NOBODY) as proxy:
+        for path in (CHAT, "/v1/responses"):
+            answer = await proxy.client.post(proxy.url + path, content=b"{}", headers={"content-type": "text/plain"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
 
 
 async def test_a_body_that_is_too_large() -> None:
