@@ -12,31 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Final, TypeAlias
-from urllib.parse import urlsplit
+from typing import Final
 
 import anyio
 import orjson
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectReceiveStream
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamproxy.core.catalogue import UNKNOWN, Provider
-from streamproxy.core.conversation import COMMON, REFUSAL_SECONDS, SMALL, redirected
 from streamproxy.core.events import error_body
 from streamproxy.core.rawjson import JsonObject
-from streamproxy.core.requests import Head, UpstreamRequest
+from streamproxy.core.requests import Head
 from streamproxy.core.schema import MAX_MODEL, Checklist, extra_headers
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.generation.router import Plan
-from streamproxy.observe import Observer
-from streamproxy.providers.openai.adapter import OURS, segment
-from streamproxy.providers.openai.errors import refusal
-from streamproxy.upstream import Answer
+from streamproxy.generation.relaying import EVENTS, Exchange, Item, passed_on
 from streamproxy.web import caller
 from streamproxy.web.endpoint import Context
 from streamproxy.web.outcome import note_failure
@@ -46,8 +40,6 @@ from streamproxy.web.writing import HEARTBEAT
 
 UNKEPT: Final = ("idempotency-key", "prefer")
 """Request headers that mean something for what is kept, and nothing here."""
-
-EVENTS: Final = "text/event-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +65,6 @@ def _said(error: ProxyError) -> dict[str, object]:
     return {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
 
 
-_Item: TypeAlias = Head | bytes | ProxyError
-
 CHAT: Final = Endpoint(
     "No configured provider takes chats with this model. The setting is `chat` of its provider, a path.",
     lambda provider: provider.chat,
@@ -99,7 +89,7 @@ async def relay(request: Request, context: Context, body: JsonObject, endpoint: 
     route = plan.route
     request.state.provider = route.provider.name
     request.state.model = None if route.model.family == UNKNOWN else route.model.id
-    exchange = _Exchange(plan, _sent(body, plan, endpoint), context.observer, request.state.request_id)
+    exchange = Exchange(plan, passed_on(body, plan, endpoint.path), context.observer, request.state.request_id)
     kind = _Kind.EVENTS if (body.value("stream") or b"") == b"true" else _Kind.JSON
     unkept = [name for name in UNKEPT if name in request.headers]
     noted = {NOT_APPLIED: ", ".join(unkept)} if unkept else {}
@@ -120,62 +110,6 @@ def model_of(body: JsonObject) -> str:
     return str(found)
 
 
-def _sent(body: JsonObject, plan: Plan, endpoint: Endpoint) -> UpstreamRequest:
-    route = plan.route
-    query = f"?{route.provider.query}" if route.provider.query else ""
-    url = route.provider.base_url + endpoint.path(route.provider).replace("{model}", segment(route.upstream_model))
-    headers = (("content-type", "application/json"), ("accept", f"application/json, {EVENTS}"), *COMMON)
-    renamed = {"model": orjson.dumps(route.upstream_model)}
-    left_out = {name for name in OURS if name in body.members}
-    return UpstreamRequest("POST", url + query, headers, body.pieces(replace=renamed, drop=left_out))
-
-
-@dataclass(frozen=True, slots=True)
-class _Exchange:
-    """One request to a provider, and its answer as it comes."""
-
-    plan: Plan
-    request: UpstreamRequest
-    observer: Observer
-    request_id: str
-
-    async def read(self, to: MemoryObjectSendStream[_Item]) -> None:
-        """Send it once. The answer's head, its chunks and a failure, if it ends with one, go `to` the writer."""
-        async with to:
-            try:
-                signed = replace(self.request, headers=await self.plan.headers(self.request))
-                self.observer.upstream(self.plan.route.provider.name)
-                async with self.plan.service.upstream.open(signed) as answer:
-                    await self._check(answer)
-                    await to.send(answer.head)
-                    while (chunk := await answer.chunk()) is not None:
-                        await to.send(chunk)
-            except ProxyError as error:
-                await to.send(error)
-            except Exception as error:
-                await to.send(self.observer.unexpected(error, self.request_id))
-
-    async def _check(self, answer: Answer) -> None:
-        """Raises ProxyError for an answer that is a refusal."""
-        head = answer.head
-        if 200 <= head.status < 300:
-            return
-        if 300 <= head.status < 400:
-            raise redirected()
-        try:
-            raw = await answer.body(SMALL, REFUSAL_SECONDS)
-        except ProxyError:
-            raw = b""  # its status is enough
-        path = urlsplit(self.request.url).path
-        theirs = self.plan.service.credential.kind == "caller"
-        raise refusal(head, raw, path=path, callers_credential=theirs, scrub=self.plan.scrub)
-
-    def passed(self, head: Head) -> dict[str, str]:
-        """The headers of the provider's that pass."""
-        found = self.plan.policy.relayable(head.items)
-        return {name: value for name, value in found if self.plan.scrub(value) == value}
-
-
 class _Kind(Enum):
     """What an answer is: events, which are passed on as they come, or one body, which is passed on once it is whole."""
 
@@ -191,7 +125,7 @@ class _Relay:
     """
 
     context: Context
-    exchange: _Exchange
+    exchange: Exchange
     endpoint: Endpoint
     kind: _Kind
     noted: Mapping[str, str]
@@ -215,7 +149,7 @@ class _Relay:
 
     async def _pass_on(self, writer: _Writer) -> None:
         failure: ProxyError | None = None
-        to, source = anyio.create_memory_object_stream[_Item](0)
+        to, source = anyio.create_memory_object_stream[Item](0)
         async with source, anyio.create_task_group() as tasks:
             tasks.start_soon(self.exchange.read, to)
             failure = await self._write(source, writer)
@@ -223,7 +157,7 @@ class _Relay:
         if failure is not None:
             raise failure
 
-    async def _write(self, source: MemoryObjectReceiveStream[_Item], writer: _Writer) -> ProxyError | None:
+    async def _write(self, source: MemoryObjectReceiveStream[Item], writer: _Writer) -> ProxyError | None:
         """Write what comes, and something in silence. The failure that it ended with, not raised in a task group."""
         settings = self.context.settings
         events = self.kind is _Kind.EVENTS
