@@ -61,6 +61,9 @@ _SHORT_WORD: Final = re.compile(r"[A-Za-z_-]{1,12}")
 """Names too short for a provider's key: the shortest shape in `headers.json` has 15 characters (`xoxb-` and ten)."""
 _LONG_NAMES: Final = frozenset(
     {"extra_headers", "input_fidelity", "output_compression", "output_format", "partial_images", "response_format"}
+    | {"frequency_penalty", "max_completion_tokens", "parallel_tool_calls", "presence_penalty", "reasoning_effort"}
+    | {"max_output_tokens", "previous_response_id", "prompt_cache_key", "safety_identifier"}
+    | {"service_tier", "top_logprobs", "max_tool_calls", "stream_options", "image_config", "aspect_ratio", "image_size"}
 )
 """Documented names of members that are longer than a short word."""
 
@@ -139,7 +142,7 @@ class JsonObject:
         drop: Collection[str] = (),
         append: Mapping[str, bytes | Pieces] = _NOTHING,
     ) -> Pieces:
-        """The same as `edited`, in pieces: what is kept are views of the body, so that nothing large is copied."""
+        """The same as `edited`, in pieces. Unchanged parts are views of the body, so that nothing large is copied."""
         kept = [member for key, member in self.members.items() if key not in drop]
         names = {member.key for member in kept}
         if misplaced := (replace.keys() - names) | (append.keys() & names):

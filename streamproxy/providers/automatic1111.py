@@ -34,7 +34,6 @@ from streamproxy.core.conversation import (
     Progress,
     Tolerated,
     Undo,
-    base64_text,
     body,
     converted,
     decoded,
@@ -49,6 +48,7 @@ from streamproxy.core.conversation import (
     unapplied,
 )
 from streamproxy.core.images import media_type, probe_base64
+from streamproxy.core.rawjson import base64_text
 from streamproxy.core.requests import Embedded, Head, ImageRequest, Inline, Spooled
 from streamproxy.core.sizes import Grid
 from streamproxy.errors import Failure, ProxyError

@@ -22,7 +22,6 @@ from streamproxy.core.conversation import (
     Job,
     JobId,
     Picture,
-    base64_text,
     body,
     converted,
     decoded,
@@ -36,6 +35,7 @@ from streamproxy.core.conversation import (
     unapplied,
 )
 from streamproxy.core.images import media_type, probe_base64
+from streamproxy.core.rawjson import base64_text
 from streamproxy.core.requests import Head, ImageRequest, UpstreamRequest
 from streamproxy.core.sizes import MEGAPIXEL, Grid
 from streamproxy.errors import Failure, ProxyError

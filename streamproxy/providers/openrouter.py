@@ -29,7 +29,6 @@ from streamproxy.core.conversation import (
     NotApplied,
     Picture,
     Tolerated,
-    base64_text,
     converted,
     decoded,
     fetch,
@@ -43,6 +42,7 @@ from streamproxy.core.conversation import (
 )
 from streamproxy.core.cost import Work
 from streamproxy.core.images import media_type, probe_base64
+from streamproxy.core.rawjson import base64_text
 from streamproxy.core.requests import Embedded, Head, ImageRequest, Input, Remote
 from streamproxy.core.sizes import nearest_ratio, tier
 from streamproxy.core.sse import Event

@@ -27,8 +27,6 @@ from streamproxy.core.conversation import (
     JobId,
     Picture,
     Wait,
-    base64_slices,
-    base64_text,
     body,
     decoded,
     inlined,
@@ -41,7 +39,8 @@ from streamproxy.core.conversation import (
     send,
     unapplied,
 )
-from streamproxy.core.images import media_type, probe, probe_base64
+from streamproxy.core.images import base64_slices, media_type, probe, probe_base64
+from streamproxy.core.rawjson import base64_text
 from streamproxy.core.requests import Head, ImageRequest, Inline, Spooled, UpstreamRequest
 from streamproxy.core.sizes import nearest_ratio
 from streamproxy.errors import Failure, ProxyError

@@ -70,12 +70,14 @@ class ProviderSettings:
         "environment or that directory",
     ] = None
     auth_header: Annotated[Token | None, "header that carries the key"] = None
-    auth_scheme: Annotated[Text | None, 'what precedes the key, like "Bearer "'] = None
+    auth_scheme: Annotated[Text | None, 'text before the key, like "Bearer "'] = None
     names: Annotated[
         Literal["bare", "full", "written"] | None, "gpt-image-2, openai/gpt-image-2, or as the caller wrote it"
     ] = None
     generations: Annotated[PathTemplate | None, "path of generations, below base_url; may hold {model}"] = None
     edits: Annotated[PathTemplate | None, "path of edits, below base_url; may hold {model}"] = None
+    chat: Annotated[PathTemplate | None, "path of chat completions, below base_url; empty: it has none"] = None
+    responses: Annotated[PathTemplate | None, "path of Responses, below base_url; empty: it has none"] = None
     edit_input: Annotated[Literal["images", "image"] | None, "member that carries the images of an edit"] = None
     query: Annotated[Query | None, "query of every request, like api-version=preview"] = None
     streams: Annotated[bool | None, "whether it can be asked to stream"] = None
@@ -144,9 +146,9 @@ class Settings:
     )
     store_bytes: Annotated[Bytes, "bytes the memory store keeps; the oldest finished go first"] = 256 * MIB
     linger: Annotated[Seconds, "seconds a finished stream is kept"] = 900.0
-    disconnect_grace: Annotated[Grace, "seconds until a generation that nobody follows is cancelled"] = 15.0
+    disconnect_grace: Annotated[Grace, "seconds until a generation without readers is cancelled"] = 15.0
     failure_hold: Annotated[Grace, "seconds a failure that may have been charged is held for the same request"] = 10.0
-    finish_models: Annotated[ModelNames, "models whose generations run to the end though nobody follows"] = ()
+    finish_models: Annotated[ModelNames, "models whose generations run to the end without readers"] = ()
     default_model: Annotated[Model | None, "model of requests that name none"] = None
     stream_n: Annotated[bool, "whether n > 1 with stream becomes n requests where the model takes one"] = False
     max_streams: Annotated[Count, "generations that run at a time"] = 1000
@@ -160,6 +162,10 @@ class Settings:
     max_connections: Annotated[Count, "connections to one provider at a time"] = 1000
     trust_env_proxies: Annotated[bool, "whether HTTP_PROXY and its like apply to provider requests"] = False
     fetch_images: Annotated[bool, "whether image URLs in requests are fetched for models that take no URLs"] = False
+    inline_urls: Annotated[
+        Literal["always", "asked", "never"],
+        "whether pictures at a provider's URLs are fetched and added as b64_json; asked: by response_format b64_json",
+    ] = "always"
     fetch_hosts: Annotated[
         FetchHosts, "hosts, *.suffix or host:port, to fetch images from by http and at internal addresses too"
     ] = ()

@@ -148,7 +148,7 @@ INLINE: Final = tuple(name for name in OTHERS if name not in ("fal", "bfl", "rep
 MANY: Final = ("gemini", "openrouter")
 TAKES_ONE: Final = {"bfl": "flux-pro-1.1", "dashscope": "qwen-image-max"}
 CANNOT: Final = (
-    Scenario("openai", "response_format", members={"response_format": "canary"}),
+    Scenario("openai", "style", members={"style": "canary"}),
     *(Scenario(name, "style", members={"style": "canary"}) for name in OTHERS),
     *(Scenario(name, "quality", members={"quality": "canary"}) for name in OTHERS if name != "openrouter"),
     *(Scenario(name, "file", images=(FileId("canary"),)) for name in OTHERS),

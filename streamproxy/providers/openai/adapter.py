@@ -1,16 +1,17 @@
 """OpenAI's images wire, as OpenAI, Azure and every compatible host speak it.
 
-A caller's body goes on as it came: only the members named here are replaced or left out. Hosts differ in rows of the
-catalogue (paths, credential header, how they name models and take input images), never in branches.
+A caller's body is forwarded unchanged, except for the members named in this module. Hosts differ in their rows of the
+catalogue (paths, credential header, names of models, form of input images), never in branches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-import orjson
+import msgspec
 
 from streamproxy.core.catalogue import Route
 from streamproxy.core.conversation import (
@@ -18,14 +19,15 @@ from streamproxy.core.conversation import (
     Conversation,
     Job,
     NotApplied,
+    inlined,
     pour,
     refusal_body,
     send,
 )
 from streamproxy.core.events import Operation
 from streamproxy.core.images import media_type, probe_base64
-from streamproxy.core.rawjson import JsonObject, Member, Pieces, elements, members
-from streamproxy.core.requests import ImageRequest, Part, Remote, Segment, UpstreamRequest
+from streamproxy.core.rawjson import JsonObject, Member, Pieces, elements, members, parse
+from streamproxy.core.requests import ImageRequest, Inline, Input, Part, Remote, Segment, UpstreamRequest
 from streamproxy.core.schema import MAX_IMAGES
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.openai import errors
@@ -33,7 +35,10 @@ from streamproxy.providers.openai.events import Answer
 
 STREAMING: Final = ("stream", "partial_images")
 OURS: Final = ("extra_headers",)
-"""Members that are addressed to this proxy and never go upstream."""
+"""Members that are meant for this proxy and never sent upstream."""
+
+HONOURED: Final = ("response_format",)
+"""Members that the proxy applies itself, whether they go upstream or not."""
 
 
 class OpenAI:
@@ -48,6 +53,7 @@ class OpenAI:
 
     def converse(self, job: Job) -> Conversation[None]:
         streams = asks_to_stream(job.request, job.route)
+        job = yield from _with_fetched(job)
         while True:
             request = _request(job, streams=streams)
             head = yield from send(request)
@@ -57,13 +63,36 @@ class OpenAI:
             if not (streams and errors.refuses_streaming(head, raw)):
                 path = urlsplit(request.url).path
                 raise errors.refusal(head, raw, path=path, callers_credential=job.callers_key, scrub=job.scrub)
-            streams = False  # nothing of it has been processed
+            streams = False  # the provider has processed nothing
             yield NotApplied(_not_applied(job, streams=False))
         yield from pour(Answer(job, head))
 
 
+def _with_fetched(job: Job) -> Conversation[Job]:
+    """The job with its images as data URLs that are at URLs, where the model takes none and they may be fetched."""
+    request, body = job.request, job.request.body
+    allowed = job.limits.fetch_images or request.fetches
+    remote = any(isinstance(image, Remote) for image in request.images)
+    if job.model.remote_image_urls or not allowed or not remote or "images" not in request.given:
+        return job
+    if not isinstance(body, JsonObject):
+        return job
+    items: list[Pieces] = []
+    images: list[Input] = []
+    for index, (image, (start, end)) in enumerate(zip(request.images, _spans(body, "images"), strict=True)):
+        shown = image if not isinstance(image, Remote) else (yield from inlined(image, job, f"images[{index}]"))
+        images.append(shown)
+        if shown is not image and isinstance(shown, Inline):
+            prefix = b'{"image_url":"data:' + shown.media_type.encode() + b";base64,"
+            items.append((prefix, shown.base64, b'"}'))
+        else:
+            items.append((memoryview(body.raw)[start:end],))
+    whole = parse(body.edited(drop=("images",), append={"images": _array(iter(items))}))
+    return replace(job, request=replace(request, body=whole, images=tuple(images)))
+
+
 def asks_to_stream(request: ImageRequest, route: Route) -> bool:
-    """Whether the provider is asked for events: where the caller wants them, and both model and host can."""
+    """Whether the provider is asked for events: if the caller wants them, and both model and host can stream."""
     model, host = route.model, route.provider
     able = model.streams and host.streams and request.output_format not in model.unstreamed_formats
     return request.stream and able
@@ -71,7 +100,8 @@ def asks_to_stream(request: ImageRequest, route: Route) -> bool:
 
 def _not_applied(job: Job, *, streams: bool) -> tuple[str, ...]:
     unasked = () if streams or not job.request.stream else ("partial_images",)
-    return tuple(name for name in (*job.model.refuses, *unasked) if name in job.request.given)
+    refused = tuple(name for name in job.model.refuses if name not in HONOURED)
+    return tuple(name for name in (*refused, *unasked) if name in job.request.given)
 
 
 def _request(job: Job, *, streams: bool) -> UpstreamRequest:
@@ -87,12 +117,12 @@ def _request(job: Job, *, streams: bool) -> UpstreamRequest:
     path = provider.edits if request.operation is Operation.EDIT else provider.generations
     query = f"?{provider.query}" if provider.query else ""
     accept = "text/event-stream, application/json" if streams else "application/json"
-    url = provider.base_url + path.replace("{model}", _segment(job.route.upstream_model)) + query
+    url = provider.base_url + path.replace("{model}", segment(job.route.upstream_model)) + query
     return UpstreamRequest("POST", url, (("content-type", content_type), ("accept", accept), *COMMON), body)
 
 
-def _segment(model: str) -> str:
-    """A model name as one segment of a path: never more of the path than that, for it is the caller's text."""
+def segment(model: str) -> str:
+    """Quote the caller-supplied model name as exactly one path segment."""
     if model in (".", ".."):
         raise ProxyError(Failure.MODEL_NOT_FOUND, "No provider serves a model of this name.", param="model")
     return quote(model, safe="")
@@ -105,13 +135,15 @@ def _left_out(job: Job, *, streams: bool) -> tuple[str, ...]:
 def _json_body(job: Job, body: JsonObject, *, streams: bool) -> tuple[Segment, ...]:
     request, provider = job.request, job.provider
     drop = set(_left_out(job, streams=streams))
-    replace: dict[str, bytes] = {}
+    changed: dict[str, bytes] = {}
     append: dict[str, Pieces] = {}
-    model = orjson.dumps(job.route.upstream_model)
+    model = msgspec.json.encode(job.route.upstream_model)  # orjson keeps 4 kB for it, as long as the stream lasts
     if body.value("model") != model:
-        replace["model"] = model
+        changed["model"] = model
     if job.n < request.n:
-        replace["n"] = b"%d" % job.n
+        changed["n"] = b"%d" % job.n
+    if "image_config" in request.options and request.size is not None and "size" not in body.members:
+        append["size"] = (msgspec.json.encode(request.size),)
     if request.operation is Operation.EDIT:
         _refuse_remote(job)
         given = "image" if request.via_generations else "images"
@@ -126,12 +158,12 @@ def _json_body(job: Job, body: JsonObject, *, streams: bool) -> tuple[Segment, .
             append[provider.edit_input] = _array(_translated(request, body))
             mask = body.members.get("mask")
             if mask is not None and not body.raw.startswith(b"null", mask.value):
-                replace["mask"] = b"".join(_mask(request, body, mask))
-    return body.pieces(replace=replace, drop=drop & body.members.keys(), append=append)
+                changed["mask"] = b"".join(_mask(request, body, mask))
+    return body.pieces(replace=changed, drop=drop & body.members.keys(), append=append)
 
 
 def _translated(request: ImageRequest, body: JsonObject) -> Iterator[Pieces]:
-    """The input images in the other form: strings as references, references as strings."""
+    """Convert the input images: strings to references, references to strings."""
     if request.via_generations:
         yield from map(_reference, _strings(body, "image"))
     else:
@@ -146,7 +178,7 @@ def _mask(request: ImageRequest, body: JsonObject, mask: Member) -> Pieces:
 
 
 def _refuse_remote(job: Job) -> None:
-    """Models that take no remote image URLs would be asked, and paid perhaps, for nothing."""
+    """Refuse a remote image URL for a model that takes none, before the request is paid for."""
     if job.model.remote_image_urls:
         return
     request = job.request
@@ -168,12 +200,12 @@ def _remote(param: str) -> ProxyError:
 
 
 def _is_remote(image: memoryview) -> bool:
-    """Whether a raw JSON string is a URL with a scheme of HTTP's; base64 has no colon."""
+    """Whether a raw JSON string is an http or https URL; base64 has no colon."""
     return bytes(image[1:7]).lower().startswith((b"http:", b"https:"))
 
 
 def _spans(body: JsonObject, name: str) -> tuple[tuple[int, int], ...]:
-    """Where the elements of an array member lie: images have megabytes, and are copied once, into the request."""
+    """The spans of an array member's elements. Images have megabytes, and are copied once, into the request."""
     member = body.members.get(name)
     return () if member is None else elements(body, member.value, limit=MAX_IMAGES, where=name)
 
@@ -189,7 +221,7 @@ def _strings(body: JsonObject, name: str) -> list[memoryview]:
 
 
 def _reference(image: memoryview) -> Pieces:
-    """A raw JSON string of base64, or of a URL, as OpenAI's `{"image_url": ...}`."""
+    """Convert a raw JSON string of base64, or a URL, to OpenAI's `{"image_url": ...}`."""
     if bytes(image[1:6]).lower() == b"data:" or _is_remote(image):
         return b'{"image_url":', image, b"}"
     info = probe_base64(image[1:-1])
@@ -198,13 +230,13 @@ def _reference(image: memoryview) -> Pieces:
 
 
 def _url(body: JsonObject, start: int, where: str) -> memoryview:
-    """The URL of the reference at `start`, as a raw JSON string; empty where it has none."""
+    """The URL of the reference at `start`, as a raw JSON string; empty where there is none."""
     url = members(body, start, where=where).get("image_url")
     return memoryview(body.raw)[url.value : url.end] if url is not None else memoryview(b"")
 
 
 def _needed_url(body: JsonObject, start: int, where: str) -> memoryview:
-    """The same for hosts that take strings: they know no file ids."""
+    """The same for hosts that take strings. They have no file ids."""
     url = _url(body, start, where)
     if bytes(url[:1]) != b'"':
         raise ProxyError(
@@ -223,7 +255,7 @@ def _array(items: Iterator[Pieces]) -> Pieces:
 
 
 def _form_body(job: Job, parts: tuple[Part, ...], boundary: bytes, *, streams: bool) -> Iterator[Segment]:
-    """The caller's parts in the caller's order, under our boundary. Files stay on disk."""
+    """The caller's parts in their order, with a new boundary. Files stay on disk until they are sent."""
     drop = _left_out(job, streams=streams)
     for part in parts:
         if part.name in (drop if part.filename is None else OURS):
@@ -243,11 +275,11 @@ def _part_head(part: Part) -> bytes:
     head = f'Content-Disposition: form-data; name="{_quoted(part.name)}"'
     if part.filename is not None:
         head += f'; filename="{_quoted(part.filename)}"'
-    if part.content_type and part.content_type.isprintable():  # a line break would begin another header
+    if part.content_type and part.content_type.isprintable():  # a line break would start another header
         head += f"\r\nContent-Type: {part.content_type}"
     return head.encode() + b"\r\n\r\n"
 
 
 def _quoted(value: str) -> str:
-    """As WHATWG's multipart/form-data encoding escapes names and file names."""
+    """Escape a name or file name as WHATWG's multipart/form-data encoding does."""
     return value.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
