@@ -56,7 +56,7 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
         "httptools": "simulator.connection server.guard upstream.parsing",
         "httpx": "upstream upstream.fetch upstream.transport",
         "itsdangerous": "auth",
-        "PIL": "simulator.pictures",
+        "PIL": "generation.converting simulator.pictures",
         "prometheus_client": "observe",
         "python_multipart": "simulator.multipart web.body",
         "redis": "hub.valkey.client",

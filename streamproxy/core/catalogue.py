@@ -96,7 +96,8 @@ class Model:
     `refuses`: members it answers with an error, so they are never sent. `retired`: the day its owner turned or turns
     it off; gateways may serve it longer, so it is still resolved. `created`: seconds since 1970. `simulated`: only
     ever found by its full id, and not listed by a provider's "*". `max_prompt`: characters of its prompt.
-    `unstreamed_formats`: output formats that it refuses to stream.
+    `unstreamed_formats`: output formats that it refuses to stream. `fast`: it takes a second or two, so that a
+    provider with a queue is asked to answer in one exchange.
     """
 
     id: str
@@ -119,6 +120,7 @@ class Model:
     max_stream_n: int = 0
     max_prompt: int = MAX_PROMPT
     unstreamed_formats: tuple[str, ...] = ()
+    fast: bool = False
 
     @classmethod
     def unknown(cls, id: str) -> Model:
@@ -210,7 +212,8 @@ class Catalogue:
             return known
         model = Model.unknown(name)
         # "openai/gemini-3-pro-image" is a mistake, not a new model of OpenAI's.
-        return replace(model, owner="") if self.find(model.name) is not None else model
+        # A name with a slash is the path of a model at a host: "replicate/openai/gpt-image-2".
+        return replace(model, owner="") if "/" not in model.name and self.find(model.name) is not None else model
 
     def _not_found(self, name: str, providers: Sequence[Provider]) -> ProxyError:
         # Nothing whose end is announced is recommended. The caller's own text is not repeated: it may be anything.

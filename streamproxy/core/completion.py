@@ -8,13 +8,13 @@ as they are.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
 
 from streamproxy.core.conversation import Job, Picture
-from streamproxy.core.cost import Price, cost
+from streamproxy.core.cost import Price, Work, cost, why_unknown
 from streamproxy.core.events import Frame, Operation, Role, type_of
 from streamproxy.core.images import probe_base64
 from streamproxy.core.sse import Piece
@@ -183,21 +183,62 @@ def preview(job: Job, picture: Picture, number: int, *, image: int = 0) -> Frame
     return _frame(job, Role.PREVIEW, picture, image, {"partial_image_index": number})
 
 
+class Spread:
+    """Chooses at most `partial_images` of a picture's drafts, each after twice as many as the one before."""
+
+    def __init__(self, job: Job) -> None:
+        self._most = (job.request.partial_images or 0) if job.request.stream else 0
+        self._seen = 0
+        self._given = 0
+
+    def take(self) -> int | None:
+        """Take a draft: the number of the preview that it becomes, None where it becomes none."""
+        self._seen += 1
+        if self._given >= self._most or self._seen < 2**self._given:
+            return None
+        self._given += 1
+        return self._given - 1
+
+
 def finals(
-    job: Job, pictures: Sequence[Picture], *, usage: Mapping[str, object] | None = None, paid: float | None = None
+    job: Job,
+    pictures: Sequence[Picture | None],
+    *,
+    usage: Mapping[str, object] | None = None,
+    paid: float | None = None,
+    work: Work | None = None,
 ) -> Iterator[Frame]:
     """One `completed` event per picture. The last one has the job's `usage`, in OpenAI's terms, and what it cost.
 
-    `paid`: USD, where the provider says it; else it is computed from `usage` and the catalogue's price.
+    None among them is a picture that there is not: the others keep their indices. `paid`: USD, where the provider says
+    it; else it is computed from `usage`, `work` and the catalogue's price. `work` without pixels: the pictures have
+    them.
     """
     used = ZERO_USAGE if usage is None else usage
-    total = cost(used, job.model.price, len(pictures)) if paid is None else paid
+    made = [picture for picture in pictures if picture is not None]
+    total = paid
+    if total is None:
+        counted = Work() if work is None else work
+        counted = counted if counted.pixels is not None else replace(counted, pixels=_pixels(made))
+        total = cost(used, job.model.price, len(made), counted)
     if job.n < job.request.n:
         pictures = pictures[: job.n]  # the other indices are other jobs'
+    last = max((index for index, picture in enumerate(pictures) if picture is not None), default=0)
     for index, picture in enumerate(pictures):
-        last = index == len(pictures) - 1
-        members = {"usage": used if last else ZERO_USAGE, "cost": total if last else None}
+        if picture is None:
+            continue
+        members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None}
+        if index == last:
+            members = {"usage": used, "cost": total}
+            members |= {} if total is not None else {"cost_unknown": why_unknown(job.model.price)}
         yield _frame(job, Role.COMPLETED, picture, index, {**members, "provider": job.provider.name}, len(pictures) > 1)
+
+
+def _pixels(pictures: Sequence[Picture]) -> tuple[int, ...] | None:
+    """Pixels of each picture, None where one does not say its size."""
+    found = [probe_base64(picture.base64[0]) if picture.base64 else None for picture in pictures]
+    sizes = [info.width * info.height for info in found if info is not None]
+    return tuple(sizes) if len(sizes) == len(found) else None
 
 
 def _frame(

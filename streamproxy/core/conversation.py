@@ -21,7 +21,7 @@ import binascii
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeVar, cast
+from typing import Final, Literal, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -36,6 +36,7 @@ from streamproxy.core.requests import (
     Input,
     Spooled,
     UpstreamRequest,
+    as_bytes,
     json_segments,
 )
 from streamproxy.core.sse import Cutter, Event
@@ -108,6 +109,20 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Convert:
+    """An input image in another form. Reply: Inline. ProxyError(UNSUPPORTED_PARAMETER) where it cannot be read.
+
+    `marks`: the image is a mask, and the reply is black and white: what is to be edited has the colour that is named.
+    That is where it is transparent; a mask without transparency is taken as one that has white there.
+    """
+
+    image: Inline | Spooled = field(repr=False)
+    format: Literal["png", "jpeg", "webp"] = "png"
+    marks: Literal["", "white", "black"] = ""
+    param: str = "image"
+
+
+@dataclass(frozen=True, slots=True)
 class Connect:
     """Open a WebSocket beside the exchanges. Reply: None."""
 
@@ -146,6 +161,13 @@ class Undo:
 
 
 @dataclass(frozen=True, slots=True)
+class JobId:
+    """The provider's own name for the work, for the log: by it an operator finds a job that was paid for."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far the provider says it is: a fraction from 0 to 1, or a place in its queue."""
 
@@ -170,12 +192,14 @@ Step = (
     | Pour
     | Wait
     | Fetch
+    | Convert
     | Connect
     | Tell
     | Hear
     | Accepted
     | NotApplied
     | Undo
+    | JobId
     | Progress
     | Tolerated
     | Frame
@@ -369,6 +393,14 @@ def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled
     return Inline(memoryview(b"".join(found.base64)), found.media_type)
 
 
+def mask(job: Job, marks: Literal["white", "black"]) -> Conversation[Inline | None]:
+    """The caller's mask in black and white, None where there is none. `marks`: the colour of what is to be edited."""
+    if job.request.mask is None:
+        return None
+    given = yield from inlined(job.request.mask, job, "mask")
+    return cast(Inline, (yield Convert(given, marks=marks, param="mask")))
+
+
 def look(request: UpstreamRequest, limit: int = SMALL) -> Conversation[tuple[Head, bytes]]:
     """A request that is safe to repeat: repeated with pauses while the provider is busy or cannot be reached."""
     for pause in (*(2.0**number / 4 for number in range(TRIES - 1)), None):
@@ -403,6 +435,21 @@ def post_json(job: Job, url: str, value: object, headers: tuple[tuple[str, str],
     """A POST of JSON. Embedded images in `value` are sent from where they are."""
     own = (("content-type", "application/json"), *COMMON, *headers)
     return UpstreamRequest("POST", url, own, json_segments(value, job.token))
+
+
+def post_file(job: Job, url: str, name: str, image: Inline | Spooled) -> UpstreamRequest:
+    """A POST of a form with one file."""
+    boundary = f"streamproxy-{job.token}".encode()
+    kind = image.media_type
+    head = b'--%b\r\nContent-Disposition: form-data; name="%b"; filename="%b.%b"\r\nContent-Type: %b\r\n\r\n' % (
+        boundary,
+        name.encode(),
+        job.token.encode(),
+        kind.removeprefix("image/").encode(),
+        kind.encode(),
+    )
+    headers = (("content-type", f"multipart/form-data; boundary={boundary.decode()}"), *COMMON)
+    return UpstreamRequest("POST", url, headers, (head, as_bytes(image), b"\r\n--%b--\r\n" % boundary))
 
 
 def get(url: str) -> UpstreamRequest:

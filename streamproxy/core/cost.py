@@ -12,23 +12,33 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
+from streamproxy.core.sizes import MEGAPIXEL
+
 MILLION: Final = Decimal(1_000_000)
 MICRODOLLAR: Final = Decimal("0.000001")  # six places, as Eden AI's `cost` has them
 # Ten pictures of 4096x4096 (2520 tokens each) from sixteen input images stay under a million tokens. More is a mistake
 # or an attack: as a float, 10**400 is infinity, which JSON cannot carry.
 MAX_TOKENS: Final = 1_000_000_000
 MAX_IMAGES: Final = 1_000
+MAX_SECONDS: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One model's price list: USD per million tokens of each kind, and/or USD per picture. None: not known."""
+    """One model's price list: USD per million tokens of each kind, and/or USD per picture. None: not known.
+
+    Or USD by size: `first_megapixel` of a picture and `per_megapixel` of the rest, each megapixel that is begun; where
+    the first has no price of its own it is as any other, and input pictures are charged as the rest. Or `per_second`.
+    """
 
     text_input: Decimal | None = None
     image_input: Decimal | None = None
     text_output: Decimal | None = None
     image_output: Decimal | None = None
     per_image: Decimal | None = None
+    first_megapixel: Decimal | None = None
+    per_megapixel: Decimal | None = None
+    per_second: Decimal | None = None
 
     @property
     def by_token(self) -> bool:
@@ -38,7 +48,22 @@ class Price:
         )
 
 
-def cost(usage: Mapping[str, object] | None, price: Price | None, images: int) -> float | None:
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a job is charged by where that is not tokens. None: not known.
+
+    `pixels` of each picture made; `inputs`, megapixels of the input pictures; `seconds` that it ran.
+    """
+
+    pixels: tuple[int, ...] | None = None
+    inputs: int | None = 0
+    seconds: float | None = None
+
+
+UNKNOWN: Final = Work(inputs=None)
+
+
+def cost(usage: Mapping[str, object] | None, price: Price | None, images: int, work: Work = UNKNOWN) -> float | None:
     """The cost of `images` completed pictures in USD, to six places, or None where it cannot be known. Never raises.
 
     `usage` has OpenAI's shape: `input_tokens`, `output_tokens`, and per direction optional `*_tokens_details` with
@@ -48,6 +73,9 @@ def cost(usage: Mapping[str, object] | None, price: Price | None, images: int) -
     if price is None or not 0 <= images <= MAX_IMAGES:
         return None
     total = Decimal(0) if price.per_image is None else price.per_image * images
+    if price.per_megapixel is not None or price.per_second is not None:
+        measured = _work_cost(work, price)
+        return None if measured is None else float((total + measured).quantize(MICRODOLLAR))
     if price.by_token:
         tokens = _token_cost(usage or {}, price)
         if tokens is None:
@@ -56,6 +84,30 @@ def cost(usage: Mapping[str, object] | None, price: Price | None, images: int) -
     elif price.per_image is None:
         return None
     return float(total.quantize(MICRODOLLAR))
+
+
+def why_unknown(price: Price | None) -> str:
+    """Why `cost` gave None, in words for the caller."""
+    if price is None:
+        return "The catalogue has no price for this model."
+    return "The provider's answer does not say what this model's price is counted by."
+
+
+def _work_cost(work: Work, price: Price) -> Decimal | None:
+    total = Decimal(0)
+    if price.per_megapixel is not None:
+        if work.pixels is None or work.inputs is None or not 0 <= work.inputs <= MAX_IMAGES:
+            return None
+        first = price.per_megapixel if price.first_megapixel is None else price.first_megapixel
+        for pixels in work.pixels:
+            begun = -(-pixels // MEGAPIXEL)
+            total += first + price.per_megapixel * (begun - 1)
+        total += price.per_megapixel * work.inputs
+    if price.per_second is not None:
+        if work.seconds is None or not 0 <= work.seconds <= MAX_SECONDS:
+            return None
+        total += price.per_second * Decimal(str(work.seconds))
+    return total
 
 
 def _token_cost(usage: Mapping[str, object], price: Price) -> Decimal | None:

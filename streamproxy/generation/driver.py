@@ -22,9 +22,11 @@ from streamproxy.core.conversation import (
     Body,
     Connect,
     Conversation,
+    Convert,
     Events,
     Fetch,
     Hear,
+    JobId,
     Limits,
     NextEvent,
     NotApplied,
@@ -42,6 +44,7 @@ from streamproxy.core.events import Frame
 from streamproxy.core.requests import Head, UpstreamRequest
 from streamproxy.core.sse import Event
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.generation.converting import Converter
 from streamproxy.generation.router import Plan
 from streamproxy.upstream import Answer
 from streamproxy.upstream.fetch import Fetcher
@@ -93,6 +96,10 @@ class Sink(Protocol):
         """Every image has its final frame."""
         ...
 
+    def job(self, id: str) -> None:
+        """The provider's own name for the work."""
+        ...
+
     def progress(self, step: Progress) -> None:
         """How far the provider says it is."""
         ...
@@ -113,6 +120,7 @@ class Outside:
     connect: float
     """Seconds to open a WebSocket."""
     ssl_context: ssl.SSLContext
+    converter: Converter = field(default_factory=Converter)
     fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(FETCHES))
 
 
@@ -195,8 +203,12 @@ class Driver:
                 await self._wait(seconds)
             case Fetch(url):
                 return await self._fetch(url)
+            case Convert():
+                return await self._outside.converter.convert(step)
             case Undo(request):
                 self._undo = request
+            case JobId(id):
+                self._sink.job(id)
             case Tolerated(label):
                 self._sink.tolerated(label)
             case Progress():

@@ -113,6 +113,9 @@ class _StreamSink:
     async def complete(self) -> None:
         await self._hub.conclude(self._generation)
 
+    def job(self, id: str) -> None:
+        self._observer.job(self._provider, self._scrub(id), self._stream.request_id)
+
     def progress(self, step: Progress) -> None:
         self._stream.acceptance.progress = step
 

@@ -25,6 +25,7 @@ FILES: Final = "https://files.test"
 OVER_HTTP: Final = tuple(row for row in SCENARIOS if row.adapter != "comfyui-websocket")
 UNDONE: Final = (
     *("openai-previews", "openai-edited", "openai-refuses-streaming-1", "gemini-previews", "fal-two"),
+    *("replicate-two", "bfl-late"),
     *("comfyui-uploaded", "comfyui-redirected"),
 )
 

@@ -48,7 +48,7 @@ def test_every_model_row(model: Model) -> None:
 def test_every_provider_row(provider: Provider) -> None:
     assert provider.base_url == "" or provider.base_url.startswith("https://")
     assert not provider.base_url.endswith("/")
-    assert provider.auth_header in {"authorization", "api-key", "x-api-key", "x-goog-api-key", ""}
+    assert provider.auth_header in {"authorization", "api-key", "x-api-key", "x-goog-api-key", "x-key", ""}
     assert (provider.auth_scheme in ("Bearer ", "Key ")) == (provider.auth_header == "authorization")
     if provider.adapter == "openai":
         assert provider.generations.startswith("/")

@@ -1,4 +1,4 @@
-"""Gemini, fal and ComfyUI through OpenAI's own SDK, against the simulator's form of each."""
+"""Every wire but OpenAI's through OpenAI's own SDK, against the simulator's form of each."""
 
 from __future__ import annotations
 
@@ -36,8 +36,15 @@ GRAPH: Final = {
 }
 EDIT_GRAPH: Final = {**GRAPH, "7": {"class_type": "LoadImage", "inputs": {"image": "{image}"}}}
 
-MODELS: Final = {"gemini": "gemini-3-pro-image", "fal": "fal/fal-ai/flux/dev", "comfyui": "painter"}
+MODELS: Final = {
+    "gemini": "gemini-3-pro-image",
+    "fal": "fal/fal-ai/flux/dev",
+    "bfl": "bfl/flux-2-pro",
+    "replicate": "replicate/black-forest-labs/flux-dev",
+    "comfyui": "painter",
+}
 EDITORS: Final = MODELS | {"comfyui": "editor"}
+PREVIEWS: Final = {"gemini": 2, "fal": 2, "bfl": 0, "replicate": 0, "comfyui": 2}
 WIRES: Final = pytest.mark.parametrize("wire", MODELS)
 
 
@@ -55,8 +62,14 @@ class Setup:
         return [received.target for received in self.server.received if received.method == "POST"]
 
 
-PREVIEWS: Final = {"gemini": 2, "fal": 0, "comfyui": 2}
-PATHS: Final = {"sim": "/v1", "gemini": "/v1beta", "fal": "/fal", "comfyui": "/comfy"}
+PATHS: Final = {
+    "sim": "/v1",
+    "gemini": "/v1beta",
+    "fal": "/queue.fal",
+    "bfl": "/bfl/v1",
+    "replicate": "/replicate/v1",
+    "comfyui": "/comfy",
+}
 
 
 @asynccontextmanager
@@ -152,7 +165,7 @@ async def test_several_images_are_one_job_or_several(wire: str, stream: bool, tm
             assert sorted(event.json["image_index"] for event in found) == [0, 1]  # type: ignore[type-var]
         else:
             assert len(answer.json()["data"]) == 2
-        assert len(setup.posts) == (1 if wire == "fal" else 2)
+        assert len(setup.posts) == (1 if wire in ("fal", "replicate") else 2)
 
 
 FAL_FAULTS: Final = {
@@ -308,6 +321,8 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "sim": {"error": {"message": "No.", "type": "t", "param": None, "code": "c"}},
     "gemini": {"error": {"code": 400, "message": "No.", "status": "INVALID_ARGUMENT"}},
     "fal": {"detail": "No."},
+    "bfl": {"detail": "No."},
+    "replicate": {"detail": "No."},
     "comfyui": {"error": {"code": "c", "message": "No."}},
 }
 MODELS_OF: Final = {"sim": "sim/gpt-image", **MODELS}
