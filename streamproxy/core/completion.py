@@ -207,12 +207,13 @@ def finals(
     usage: Mapping[str, object] | None = None,
     paid: float | None = None,
     work: Work | None = None,
+    images: int | None = None,
 ) -> Iterator[Frame]:
     """One `completed` event per picture. The last one has the job's `usage`, in OpenAI's terms, and what it cost.
 
     None among them is a picture that there is not: the others keep their indices. `paid`: USD, where the provider says
     it; else it is computed from `usage`, `work` and the catalogue's price. `work` without pixels: the pictures have
-    them.
+    them. `images`: how many were made, where some have had their frames before (`early`).
     """
     used = ZERO_USAGE if usage is None else usage
     made = [picture for picture in pictures if picture is not None]
@@ -220,7 +221,7 @@ def finals(
     if total is None:
         counted = Work() if work is None else work
         counted = counted if counted.pixels is not None else replace(counted, pixels=_pixels(made))
-        total = cost(used, job.model.price, len(made), counted)
+        total = cost(used, job.model.price, len(made) if images is None else images, counted)
     if job.n < job.request.n:
         pictures = pictures[: job.n]  # the other indices are other jobs'
     last = max((index for index, picture in enumerate(pictures) if picture is not None), default=0)
@@ -232,6 +233,12 @@ def finals(
             members = {"usage": used, "cost": total}
             members |= {} if total is not None else {"cost_unknown": why_unknown(job.model.price)}
         yield _frame(job, Role.COMPLETED, picture, index, {**members, "provider": job.provider.name}, len(pictures) > 1)
+
+
+def early(job: Job, picture: Picture, image: int) -> Frame:
+    """The `completed` event of a picture that others follow: what they cost together stands in the last one."""
+    members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None, "provider": job.provider.name}
+    return _frame(job, Role.COMPLETED, picture, image, members)
 
 
 def _pixels(pictures: Sequence[Picture]) -> tuple[int, ...] | None:
@@ -257,6 +264,8 @@ def _frame(
     }
     if job.several or several:
         values["image_index"] = job.first + image
+    if picture.revised_prompt:
+        values["revised_prompt"] = picture.revised_prompt
     if not picture.base64:
         values |= {"url": picture.url, "warning": picture.problem}
     tail = msgspec.json.encode({**values, **members})[1:]

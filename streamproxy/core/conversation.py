@@ -288,13 +288,15 @@ class Adapter(Protocol):
 class Picture:
     """One image: base64 in pieces, the first of which holds the image's header, and what its bytes are.
 
-    One that could not be fetched has no pieces; it keeps its URL, and `problem` says why.
+    One that could not be fetched has no pieces; it keeps its URL, and `problem` says why. `revised_prompt`: what the
+    provider made it of, where it says that.
     """
 
     base64: tuple[bytes | memoryview, ...] = field(repr=False)
     media_type: str = ""
     url: str | None = field(default=None, repr=False)
     problem: str = ""
+    revised_prompt: str = field(default="", repr=False)
 
 
 # ------------------------------------------------------------------------------------------------------- typed helpers

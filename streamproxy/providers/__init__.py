@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from streamproxy.core.conversation import Adapter
+from streamproxy.providers.ark import Ark
 from streamproxy.providers.bfl import Bfl
 from streamproxy.providers.comfyui import ComfyApi, ComfyWebSocket
 from streamproxy.providers.fal import Fal
 from streamproxy.providers.gemini import Gemini
+from streamproxy.providers.minimax import MiniMax
 from streamproxy.providers.openai import OpenAI
 from streamproxy.providers.replicate import Replicate
 
@@ -18,6 +20,8 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "fal": Fal(),
     "bfl": Bfl(),
     "replicate": Replicate(),
+    "ark": Ark(),
+    "minimax": MiniMax(),
     "comfyui": ComfyApi(),
     "comfyui-websocket": ComfyWebSocket(),
 }

@@ -1,7 +1,7 @@
 """An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
 
 Below other paths it speaks others': /v1beta Gemini's, /queue.fal and /fal fal's, /bfl Black Forest Labs',
-/replicate Replicate's, /comfy the Comfy API.
+/replicate Replicate's, /ark Ark's, /minimax MiniMax's, /comfy the Comfy API.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -19,6 +19,7 @@ from streamproxy.simulator.bfl import Bfl
 from streamproxy.simulator.comfyui import ComfyUI
 from streamproxy.simulator.fal import Fal
 from streamproxy.simulator.gemini import Gemini
+from streamproxy.simulator.groups import Ark, MiniMax
 from streamproxy.simulator.openai import MODELS, OpenAI
 from streamproxy.simulator.order import PREFIX
 from streamproxy.simulator.received import Handler, Received
@@ -52,7 +53,15 @@ class Form(Protocol):
 def wires(pace: float) -> Handler:
     """The handler of all wires."""
     openai = OpenAI(pace)
-    others: tuple[Form, ...] = (Gemini(pace), Fal(pace), Bfl(pace), Replicate(pace), ComfyUI(pace))
+    others: tuple[Form, ...] = (
+        Gemini(pace),
+        Fal(pace),
+        Bfl(pace),
+        Replicate(pace),
+        Ark(pace),
+        MiniMax(pace),
+        ComfyUI(pace),
+    )
 
     async def handler(received: Received) -> Script:
         for form in others:

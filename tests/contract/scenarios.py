@@ -73,6 +73,8 @@ HOSTS: Final = {
     "fal": Host("https://fal.test/queue.fal", "fal-ai/flux/dev", "PUT https://fal.test/fal-ai/flux/requests/1/cancel"),
     "bfl": Host("https://bfl.test/v1", "flux-2-pro"),
     "replicate": Host(REPLICATE, "black-forest-labs/flux-dev", f"POST {REPLICATE}/predictions/1/cancel"),
+    "ark": Host("https://ark.test/api/v3", "seedream-4-5-251128"),
+    "minimax": Host("https://minimax.test/v1", "MiniMax-H3-Image"),
     "comfyui": Host(COMFY, "flux", f"POST {COMFY}/api/v2/jobs/1/cancel"),
     "comfyui-websocket": Host(COMFY, "flux", f"POST {COMFY}/api/jobs/01234567-89ab-cdef-0123-456789abcdef/cancel"),
 }
@@ -312,6 +314,34 @@ SCENARIOS: Final = (
     Scenario("replicate", "failed", failure=F.PROVIDER_FAILED, stream=False),
     Scenario("replicate", "text", failure=F.NO_IMAGE, stream=False),
     Scenario("replicate", "cut", failure=F.UPSTREAM_INCOMPLETE, stream=False),
+    *(
+        scenario
+        for adapter in ("ark", "minimax")
+        for scenario in (
+            Scenario(adapter, "one", "c0", proof="0.png"),
+            Scenario(adapter, "two", "c0 c1", proof="0.png", n=2),
+            Scenario(adapter, "two", "c2 c3", proof="0.png", n=2, first=2, of=4),
+            Scenario(adapter, "other-order", "c1 c0", proof="1.png", n=2),
+            Scenario(adapter, "more-than-asked", "c0", proof="0.png"),
+            Scenario(adapter, "no-completed", "c0", proof="0.png"),
+            Scenario(adapter, "one-failed", "c0", F.MODERATION_BLOCKED, proof="0.png", n=2),
+            Scenario(adapter, "first-failed", "c1", F.PROVIDER_FAILED, proof="partial_failed", n=2),
+            Scenario(adapter, "mid-error", "c0", F.PROVIDER_FAILED, proof="0.png", n=2),
+            Scenario(adapter, "cut", "c0", F.UPSTREAM_INCOMPLETE, proof="0.png", n=2),
+            Scenario(adapter, "multi-line", failure=F.BAD_JSON, proof=None),
+            Scenario(adapter, "refused", failure=F.PROVIDER_REFUSED, proof=None),
+            Scenario(adapter, "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+            Scenario(adapter, "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+            Scenario(adapter, "limited", failure=F.PROVIDER_LIMIT, proof=None),
+            Scenario(adapter, "json", "c0", stream=False),
+            Scenario(adapter, "json-edit", "c0", stream=False, images=(INPUT, SECOND)),
+            Scenario(adapter, "json-edit", "c1", stream=False, images=FILES, first=1, of=2),
+            Scenario(adapter, "json-two", "c0 c1", stream=False, n=2),
+            Scenario(adapter, "json-one-failed", "c1", F.MODERATION_BLOCKED, stream=False, n=2),
+            Scenario(adapter, "json-empty", failure=F.NO_IMAGE, proof=None, stream=False),
+            Scenario(adapter, "cut-json", failure=F.UPSTREAM_INCOMPLETE, proof=None, stream=False),
+        )
+    ),
     Scenario("comfyui", "previews", "p0 p0 c0"),
     Scenario("comfyui", "redirected", "p0 p0 c0"),
     Scenario("comfyui", "more-than-asked", "p1 p1 c1", first=1, of=3),

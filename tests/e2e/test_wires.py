@@ -41,10 +41,12 @@ MODELS: Final = {
     "fal": "fal/fal-ai/flux/dev",
     "bfl": "bfl/flux-2-pro",
     "replicate": "replicate/black-forest-labs/flux-dev",
+    "ark": "seedream-4-5-251128",
+    "minimax": "MiniMax-H3-Image",
     "comfyui": "painter",
 }
 EDITORS: Final = MODELS | {"comfyui": "editor"}
-PREVIEWS: Final = {"gemini": 2, "fal": 2, "bfl": 0, "replicate": 0, "comfyui": 2}
+PREVIEWS: Final = {"gemini": 2, "fal": 2, "bfl": 0, "replicate": 0, "ark": 0, "minimax": 0, "comfyui": 2}
 WIRES: Final = pytest.mark.parametrize("wire", MODELS)
 
 
@@ -68,6 +70,8 @@ PATHS: Final = {
     "fal": "/queue.fal",
     "bfl": "/bfl/v1",
     "replicate": "/replicate/v1",
+    "ark": "/ark/api/v3",
+    "minimax": "/minimax/v1",
     "comfyui": "/comfy",
 }
 
@@ -165,7 +169,7 @@ async def test_several_images_are_one_job_or_several(wire: str, stream: bool, tm
             assert sorted(event.json["image_index"] for event in found) == [0, 1]  # type: ignore[type-var]
         else:
             assert len(answer.json()["data"]) == 2
-        assert len(setup.posts) == (1 if wire in ("fal", "replicate") else 2)
+        assert len(setup.posts) == (1 if wire in ("fal", "replicate", "ark", "minimax") else 2)
 
 
 FAL_FAULTS: Final = {
@@ -323,6 +327,8 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "fal": {"detail": "No."},
     "bfl": {"detail": "No."},
     "replicate": {"detail": "No."},
+    "ark": {"error": {"code": "InvalidParameter", "message": "No.", "param": "size"}},
+    "minimax": {"error": {"code": "2013", "message": "No.", "http_code": "400"}},
     "comfyui": {"error": {"code": "c", "message": "No."}},
 }
 MODELS_OF: Final = {"sim": "sim/gpt-image", **MODELS}
