@@ -60,7 +60,7 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
         "prometheus_client": "observe",
         "python_multipart": "simulator.multipart web.body",
         "redis": "hub.valkey.client",
-        "sse_starlette": "web.responses",
+        "sse_starlette": "web.writing",
         "structlog": "observe",
         "uvicorn": "server server.guard",
         "websockets": "upstream.websocket",

@@ -527,6 +527,10 @@ class Events:
                 )
             self._json.append(chunk)
 
+    def gather(self, chunk: bytes) -> bool:
+        """As Cutter.gather."""
+        return self._cutter is not None and self._cutter.gather(chunk)
+
     def finish(self) -> Iterator[Event]:
         """The answer has ended: yields what was left, if it is whole. Raises ProxyError(BAD_JSON).
 

@@ -26,6 +26,9 @@ from streamproxy.errors import Failure, ProxyError
 
 Piece = bytes | memoryview
 
+SMALL: Final = 16 * 1024
+"""Bytes below which a piece is gathered: a copy of them costs what one more object to handle and send would."""
+
 GATHERED: Final = 64 * 1024
 """Bytes of a piece that is gathered, one slice of the writer. With pieces as they arrive, of any size, 200 stuck
 readers held 190 kB each: joins of their own, and holes of all sizes in the heap. With equal ones it is under 128."""
@@ -141,6 +144,16 @@ class Cutter:
                 else:
                     self.lone_cr = True
 
+    def gather(self, chunk: bytes) -> bool:
+        """Take a chunk that lies within one line of data, as nearly all of an image does; whether it does.
+
+        Raises as `feed`, which has to be given every other chunk.
+        """
+        if self._line is not _Line.DATA or not chunk or b"\n" in chunk or b"\r" in chunk:
+            return False
+        self._keep(chunk, 0, len(chunk))
+        return True
+
     def finish(self) -> Event | None:
         """The stream has ended: what is left is an event only if its data is whole, which the caller has to judge."""
         if self._line is not _Line.START or self._head:
@@ -242,7 +255,7 @@ class Cutter:
                 start += 1
         length = end - start
         self._grow(length)
-        if length < GATHERED:
+        if length < SMALL:
             self._small += memoryview(chunk)[start:end]
             if len(self._small) >= GATHERED:
                 self._pieces.append(bytes(memoryview(self._small)[:GATHERED]))

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol, assert_never
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
 from urllib.parse import urlsplit
 
 import anyio
@@ -48,7 +48,9 @@ from streamproxy.generation.converting import Converter
 from streamproxy.generation.router import Plan
 from streamproxy.upstream import Answer
 from streamproxy.upstream.fetch import Fetcher
-from streamproxy.upstream.websocket import Socket, SocketLimits, connect
+
+if TYPE_CHECKING:
+    from streamproxy.upstream.websocket import Socket
 
 UNDO_SECONDS: Final = 5.0
 """How long telling a provider that its work is not wanted may take, also while the process is being stopped."""
@@ -270,6 +272,8 @@ class Driver:
 
     async def _on_socket(self, step: Connect | Tell | Hear) -> str | bytes | None:
         if isinstance(step, Connect):
+            from streamproxy.upstream.websocket import SocketLimits, connect  # 3 MB that few installations need
+
             signed = await self._signed(UpstreamRequest("GET", step.url))
             limits = SocketLimits(open=self._outside.connect, message=MESSAGE_BYTES)
             socket = connect(signed.url, signed.headers, limits=limits, ssl_context=self._outside.ssl_context)

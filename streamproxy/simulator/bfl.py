@@ -99,7 +99,7 @@ class Bfl:
             return json_answer(404, {"detail": "Not Found"})
         try:
             order = msgspec.json.decode(received.body, type=_Order)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return json_answer(422, {"detail": [{"loc": ["body"], "msg": str(error), "type": "value_error"}]})
         step = 16 if endpoint.startswith("flux-2") else 32
         if any(edge % step for edge in (order.width or 0, order.height or 0)):

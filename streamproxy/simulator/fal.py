@@ -178,7 +178,7 @@ def _read(received: Received, path: str) -> _Order | Script:
     """What is asked for, or the refusal of it."""
     try:
         order = msgspec.json.decode(received.body, type=_Order)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return json_answer(422, {"detail": [{"loc": ["body"], "msg": str(error), "type": "value_error"}]})
     if "fault-submit-429" in path:
         return json_answer(429, {"detail": "Rate limited"}, (("Retry-After", "1"),))

@@ -108,7 +108,7 @@ class Replicate:
             return refusal
         try:
             order = msgspec.json.decode(received.body, type=_Order)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return _error(422, "Input validation failed", str(error), invalid_fields=[{"field": "input.prompt"}])
         if any(url.startswith("data:") and len(url) > LARGEST_DATA_URL * 4 / 3 for url in order.input.given):
             return _error(422, "Input validation failed", "A data URL is too large.")

@@ -39,15 +39,13 @@ from streamproxy.web.responses import (
     NO_REFERRER,
     NOT_APPLIED,
     Delivery,
-    EventStream,
     PaddedResponse,
     Reader,
     Response,
     json_response,
-    posted,
-    unfollowed,
 )
 from streamproxy.web.streams import status_of, urls
+from streamproxy.web.writing import EventStream, Posted, unfollowed, written
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +233,8 @@ def _events(order: _Order, reading: _Reading) -> ASGIApp:
     """200: the stream, as it comes."""
     settings, stream = order.context.settings, reading.stream
     headers = {**_headers(order, stream), "stream-id": stream.id, **_locations(order, stream)}
-    return EventStream(posted(reading.subscriber, settings.heartbeat), headers, settings.drain_timeout, reading)
+    content = written(reading.subscriber, Posted(), settings.heartbeat)
+    return EventStream(content, headers, settings.drain_timeout, reading)
 
 
 async def _whole(order: _Order, reading: _Reading) -> ASGIApp:

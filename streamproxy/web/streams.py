@@ -23,9 +23,9 @@ from streamproxy.hub.hub import Hub
 from streamproxy.hub.log import Entry
 from streamproxy.hub.stream import Stream, Subscriber
 from streamproxy.web.endpoint import Context
-from streamproxy.web.following import come_back, followed
 from streamproxy.web.headers import byte_range, has_version, preferences, wants_events
-from streamproxy.web.responses import NO_REFERRER, EventStream, Reader, Response, empty_response, json_response
+from streamproxy.web.responses import NO_REFERRER, Reader, Response, empty_response, json_response
+from streamproxy.web.writing import EventStream, Followed, come_back, written
 
 IMMUTABLE = "private, max-age=31536000, immutable"
 
@@ -67,12 +67,8 @@ def _events(request: Request, context: Context, stream: Stream) -> ASGIApp:
     subscriber = stream.subscribe(after)
     context.hub.admission.watch(stream, subscriber)
     places = urls(request, context, stream.id, request.query_params.get("token"))
-    content = followed(
-        subscriber,
-        places.referenced if ref else _inline,
-        heartbeat=context.settings.heartbeat,
-        preempt=preempt,
-    )
+    layout = Followed(places.referenced if ref else _inline, preempt)
+    content = written(subscriber, layout, context.settings.heartbeat)
     return EventStream(content, {}, context.settings.drain_timeout, _Viewer(context.hub, subscriber))
 
 

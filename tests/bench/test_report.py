@@ -17,9 +17,9 @@ def test_a_target_is_met_missed_or_void() -> None:
         return Cell("flow", 1, peer, {"cpu_s_per_gb": [cpu]}, void)
 
     cells = [cell("streamproxy", 2.0), cell("nginx", 1.0), cell("tutorial", 3.0)]
-    assert [verdict.met for verdict in verdicts(cells)] == [True, False]
+    assert [verdict.met for verdict in verdicts(cells)] == [None, True, False]
     cells[1].void = "it closed the connection"
-    assert [verdict.met for verdict in verdicts(cells)] == [None, False]
+    assert [verdict.met for verdict in verdicts(cells)] == [None, None, False]
     assert "FAIL" in table(cells)
     assert status(cells) == 1
     assert status(cells[:1]) == 0  # a peer that nobody asked for is no reason
@@ -29,7 +29,7 @@ def test_a_target_is_met_missed_or_void() -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "most", "number"),
     [
-        ("fanout", "cpu_ms_per_viewer", 10, 50),
+        ("fanout", "cpu_ms_per_viewer", 4, 50),
         ("slow", "behind_s", 2.5, 1),
         ("slow", "image_s", 0.75, 1),
         ("viewers", "kb_per_viewer", 90, 1000),

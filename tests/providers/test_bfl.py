@@ -104,7 +104,7 @@ def test_regional_hosts_get_the_key(url: str, own: bool) -> None:
     assert is_own(CATALOGUE.providers["bfl"], url) is own
 
 
-def test_how_far_it_is_and_when_it_asks_to_be_looked_at() -> None:
+def test_how_far_it_is_and_when_to_look() -> None:
     steps = Scenario("bfl", "one").play().steps
     assert [step.fraction for step in steps if isinstance(step, Progress)] == [0.3]
     assert [step.seconds for step in steps if isinstance(step, Wait)][:2] == [0.25, 1.0]  # by its retry-after

@@ -76,7 +76,7 @@ def test_what_costs_more_by_default_is_said() -> None:
     assert value.items() >= {"size": "custom", "max_images": 1, "sequential_image_generation": "disabled"}.items()
 
 
-def test_several_images_are_one_prediction_where_it_takes_a_number() -> None:
+def test_several_images_where_it_takes_a_number() -> None:
     for model, at_once in ((DEV, 3), (FLUX_2, 1), ("acme/painter", 1)):
         given = job("replicate", model, n=3)
         assert ADAPTERS["replicate"].at_once(given.request, given.route) == at_once

@@ -89,6 +89,10 @@ class Answer:
             self._lead.clear()
         yield from self._inner.feed(chunk)
 
+    def gather(self, chunk: bytes) -> bool:
+        """As Cutter.gather."""
+        return isinstance(self._inner, _Events) and self._inner.gather(chunk)
+
     def finish(self) -> Iterator[Said]:
         if self._inner is None and not self._known:
             raise self._refused()
@@ -153,6 +157,12 @@ class _Events:
                 yield None
         if self._idle - self._cutter.held > IDLE_BYTES:
             raise _idle()
+
+    def gather(self, chunk: bytes) -> bool:
+        gathered = self._cutter.gather(chunk)
+        if gathered:
+            self._idle += len(chunk)
+        return gathered
 
     def finish(self) -> Iterator[Said]:
         last = None if self.done else self._cutter.finish()
