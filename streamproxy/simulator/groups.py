@@ -1,8 +1,7 @@
 """Ark and MiniMax, simulated: pictures that come one by one. Base URLs: {server}/ark/api/v3 and {server}/minimax/v1.
 
 Any key is accepted, but none is an error. Large pictures are drawn at half the edges that are asked for, for both
-providers make them as a rule. A model that ends in `fault-<name>` plays a row of
-FAULTS.
+providers make them as a rule. A model that ends in `fault-<name>` plays a row of FAULTS.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "one-failed": Fault(400, "moderation_blocked", SENSITIVE, 2),
     "all-failed": Fault(400, "moderation_blocked", SENSITIVE, before_head=True),
     "mid-error": Fault(502, "provider_failed", "InternalServiceError", 1),
-    "cut": Fault(502, "connection_terminated", None, 1),
+    "cut": Fault(502, "upstream_incomplete", None, 1),
 }
 
 
