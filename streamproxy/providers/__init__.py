@@ -13,6 +13,7 @@ from streamproxy.providers.gemini import Gemini
 from streamproxy.providers.minimax import MiniMax
 from streamproxy.providers.openai import OpenAI
 from streamproxy.providers.replicate import Replicate
+from streamproxy.providers.xai import XAI
 
 ADAPTERS: Final[dict[str, Adapter]] = {
     "openai": OpenAI(),
@@ -22,6 +23,7 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "replicate": Replicate(),
     "ark": Ark(),
     "minimax": MiniMax(),
+    "xai": XAI(),
     "comfyui": ComfyApi(),
     "comfyui-websocket": ComfyWebSocket(),
 }

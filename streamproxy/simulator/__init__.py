@@ -1,7 +1,7 @@
 """An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
 
 Below other paths it speaks others': /v1beta Gemini's, /queue.fal and /fal fal's, /bfl Black Forest Labs',
-/replicate Replicate's, /ark Ark's, /minimax MiniMax's, /comfy the Comfy API.
+/replicate Replicate's, /ark Ark's, /minimax MiniMax's, /xai xAI's, /comfy the Comfy API.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -26,6 +26,7 @@ from streamproxy.simulator.received import Handler, Received
 from streamproxy.simulator.replicate import Replicate
 from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import Server, serve
+from streamproxy.simulator.xai import XAI
 
 __all__ = ["BANNER", "Form", "Server", "model_names", "running", "wires"]
 
@@ -60,6 +61,7 @@ def wires(pace: float) -> Handler:
         Replicate(pace),
         Ark(pace),
         MiniMax(pace),
+        XAI(pace),
         ComfyUI(pace),
     )
 

@@ -135,16 +135,16 @@ def test_one_job_makes_no_more_images_than_its_provider_does(adapter: str) -> No
     for n in (1, 2, 10):
         row = Scenario(adapter, "one", n=n)
         assert ADAPTERS[adapter].at_once(row.request, row.route) == min(
-            n, {"openai": 2, "fal": 4, "replicate": 4, "ark": 4, "minimax": 4}.get(adapter, 1)
+            n, {"openai": 2, "fal": 4, "replicate": 4, "ark": 4, "minimax": 4, "xai": 4}.get(adapter, 1)
         )
 
 
 MASK: Final = Inline(memoryview(b"iVBORw0KGgoAAAANcanaryOfAMask"), "image/png")
 REMOTE: Final = Remote("https://canary.test/a.png")
 OTHERS: Final = tuple(name for name in ADAPTERS if name != "openai")
-URLS: Final = ("fal", "bfl", "replicate", "ark", "minimax")
+URLS: Final = ("fal", "bfl", "replicate", "ark", "minimax", "xai")
 INLINE: Final = tuple(name for name in OTHERS if name not in URLS)
-SEVERAL: Final = ("gemini", "ark", "minimax")
+SEVERAL: Final = ("gemini", "ark", "minimax", "xai")
 """They take several input images, whatever the model."""
 
 TAKES_ONE: Final = {"bfl": "flux-pro-1.1"}

@@ -43,10 +43,11 @@ MODELS: Final = {
     "replicate": "replicate/black-forest-labs/flux-dev",
     "ark": "seedream-4-5-251128",
     "minimax": "MiniMax-H3-Image",
+    "xai": "grok-imagine-image-2.0",
     "comfyui": "painter",
 }
 EDITORS: Final = MODELS | {"comfyui": "editor"}
-PREVIEWS: Final = {"gemini": 2, "fal": 2, "bfl": 0, "replicate": 0, "ark": 0, "minimax": 0, "comfyui": 2}
+PREVIEWS: Final = {"gemini": 2, "fal": 2, "bfl": 0, "replicate": 0, "ark": 0, "minimax": 0, "xai": 0, "comfyui": 2}
 WIRES: Final = pytest.mark.parametrize("wire", MODELS)
 
 
@@ -72,6 +73,7 @@ PATHS: Final = {
     "replicate": "/replicate/v1",
     "ark": "/ark/api/v3",
     "minimax": "/minimax/v1",
+    "xai": "/xai/v1",
     "comfyui": "/comfy",
 }
 
@@ -169,7 +171,7 @@ async def test_several_images_are_one_job_or_several(wire: str, stream: bool, tm
             assert sorted(event.json["image_index"] for event in found) == [0, 1]  # type: ignore[type-var]
         else:
             assert len(answer.json()["data"]) == 2
-        assert len(setup.posts) == (1 if wire in ("fal", "replicate", "ark", "minimax") else 2)
+        assert len(setup.posts) == (1 if wire in ("fal", "replicate", "ark", "minimax", "xai") else 2)
 
 
 FAL_FAULTS: Final = {
@@ -329,6 +331,7 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "replicate": {"detail": "No."},
     "ark": {"error": {"code": "InvalidParameter", "message": "No.", "param": "size"}},
     "minimax": {"error": {"code": "2013", "message": "No.", "http_code": "400"}},
+    "xai": {"code": "400", "error": "No."},
     "comfyui": {"error": {"code": "c", "message": "No."}},
 }
 MODELS_OF: Final = {"sim": "sim/gpt-image", **MODELS}
