@@ -42,6 +42,7 @@ from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.settings.providers import Providers, configure, read_catalogue
 from streamproxy.upstream import Deadlines, Resolver, Upstream, default_ssl_context
 from streamproxy.upstream.fetch import Fetcher
+from streamproxy.upstream.signing import GoogleSigner, TokenTransport, google_credentials
 from streamproxy.web.body import Budget, Intake
 from streamproxy.web.endpoint import Context
 from streamproxy.web.middleware import Cors, RequestContext
@@ -163,8 +164,12 @@ class _Wiring:
             )
             running.push_async_callback(upstream.aclose)
             credential = self.configured.credentials[provider.name]
+            signer = None
+            if credential.signing_key is not None:
+                load = partial(google_credentials, credential.signing_key)
+                signer = GoogleSigner(load, TokenTransport(trust, self.settings.trust_env_proxies))
             services[provider.name] = Service(
-                provider, upstream, credential, row.strict_headers, tuple(row.allow_headers)
+                provider, upstream, credential, row.strict_headers, tuple(row.allow_headers), signer
             )
         return services
 
@@ -223,7 +228,7 @@ def _keyed(configured: Providers) -> bool:
 
 def _origins(settings: Settings, configured: Providers) -> Origins:
     """The rules for pages and host names. Any name will do unless a configured key can be spent without a caller's."""
-    exposed = not settings.caller_keys and any(source.credential for source in configured.credentials.values())
+    exposed = not settings.caller_keys and any(source.configured for source in configured.credentials.values())
     hosts = hosts_of(settings.host, settings.allowed_hosts) if exposed else None
     return Origins(frozenset(settings.cors_origins), hosts)
 

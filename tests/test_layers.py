@@ -54,7 +54,8 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
         "botocore": "upstream.signing",
         "click": "cli",
         "httptools": "simulator.connection server.guard upstream.parsing",
-        "httpx": "upstream upstream.fetch upstream.transport",
+        "google": "upstream.signing",
+        "httpx": "upstream upstream.fetch upstream.signing upstream.transport",
         "itsdangerous": "auth",
         "PIL": "generation.converting simulator.pictures",
         "prometheus_client": "observe",
@@ -87,7 +88,7 @@ IMPURE: Final = {
 }
 CLOCKS: Final = frozenset({"now", "today", "utcnow"})
 
-DISTRIBUTIONS: Final = {"pillow": "PIL"}
+DISTRIBUTIONS: Final = {"pillow": "PIL", "google-auth": "google", "google-genai": "google"}
 """Where a distribution's module has another name than the distribution."""
 
 NAMED: Final = {"uvloop": "server"}
@@ -234,7 +235,7 @@ def declared(extra: str | None = None) -> set[str]:
 
 def test_imports_and_declared_dependencies_are_the_same() -> None:
     imported = {library for found, library in foreign() if not found.annotation}
-    extras = declared("valkey") | declared("aws")
+    extras = declared("valkey") | declared("aws") | declared("google")
     assert imported == (declared() | extras) - NAMED.keys()
 
 

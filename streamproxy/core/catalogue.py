@@ -44,6 +44,8 @@ class Provider:
     stream. `serves`: owners whose models it has; "*" adds every name that nobody serves by owner. `models`: the
     operator's own list, same "*". `deployments`: (model, upstream name) pairs; with any, it serves no owner.
     `hosts`: other hosts of its own, like "*.bfl.ai", that may get the credential. `workflows`: (model, JSON) pairs.
+    `signing`: by a key in a header, or by an OAuth token that Google gives for the credential. `project` and `location`
+    stand in `base_url` as {project} and {location}; {region} is the location and a hyphen, nothing where it is global.
     """
 
     name: str
@@ -63,6 +65,9 @@ class Provider:
     deployments: tuple[tuple[str, str], ...] = ()
     hosts: tuple[str, ...] = ()
     workflows: tuple[tuple[str, str], ...] = ()
+    signing: Literal["key", "google"] = "key"
+    project: str = ""
+    location: str = ""
 
     @property
     def takes_everything(self) -> bool:
@@ -195,10 +200,18 @@ class Catalogue:
 
         First what operators name, in their spelling, then every catalogue model that is served and not yet retired.
         """
+        return self._listed(providers, today, today)
+
+    def _listed(self, providers: Sequence[Provider], today: date, at_hosts: date) -> list[tuple[Model, str]]:
+        """`at_hosts`: the day for models that the catalogue's own row of a host lists."""
         found: dict[str, tuple[Model, str]] = {}
-        for word in (word for provider in providers for word in provider.listed):
-            model = self._model(word)
-            found.setdefault(model.id, (model, word))
+        for provider in providers:
+            known = self.providers.get(provider.name)
+            by_operator = known is None or known.listed != provider.listed
+            for word in provider.listed:
+                model = self._model(word)
+                if by_operator or model.retired is None or model.retired > at_hosts:
+                    found.setdefault(model.id, (model, word))
         for model in self.models.values():
             if model.retired is not None and model.retired <= today:
                 continue
@@ -217,7 +230,9 @@ class Catalogue:
 
     def _not_found(self, name: str, providers: Sequence[Provider]) -> ProxyError:
         # Nothing whose end is announced is recommended. The caller's own text is not repeated: it may be anything.
-        served = {word: id for model, id in self.listed(providers, date.max) for word in (*model.spellings, id)}
+        served = {
+            word: id for model, id in self._listed(providers, date.max, date.min) for word in (*model.spellings, id)
+        }
         close = get_close_matches(name[:256], served, n=3 * SUGGESTIONS, cutoff=0.5)  # several words may be one model
         near = list(dict.fromkeys(served[word] for word in close))[:SUGGESTIONS]
         hint = f" Did you mean {', '.join(near)}?" if near else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Final
 
 import msgspec
@@ -94,13 +95,15 @@ _COMMAS: Final = 64 * 1024
 """In one event: more than that many members would be seconds of work. Base64 has none."""
 
 _PER_IMAGE: Final = ("b64_json", "url", "revised_prompt", "warning")
+_JOINED: Final = ("usage", "cost", "text", "parts")
 _EVENT_ONLY: Final = ("type", "created_at", "image_index", "partial_image_index", "error")
 
 
 def collected(events: Sequence[bytes], now: int) -> bytes:
     """The JSON answer that `completed` events amount to; what holds for all images is taken from the last.
 
-    Raises ProxyError(BAD_JSON).
+    What each job says of its own images is put together: `usage` and `cost` are sums, `text` and `parts` follow each
+    other. Raises ProxyError(BAD_JSON).
     """
     images = [_event_members(event) for event in events]
     last = images[-1]
@@ -110,7 +113,47 @@ def collected(events: Sequence[bytes], now: int) -> bytes:
         "data": [{name: image[name] for name in _PER_IMAGE if name in image} for image in images],
     }
     answer |= {name: value for name, value in last.items() if name not in (*_PER_IMAGE, *_EVENT_ONLY)}
+    if len(images) > 1:
+        answer |= _together(images)
     return msgspec.json.encode(answer)
+
+
+def _together(images: Sequence[Mapping[str, msgspec.Raw]]) -> Mapping[str, object]:
+    """What several jobs say of their images, as if one had made them all."""
+    said = [{name: _value(image[name]) for name in _JOINED if name in image} for image in images]
+    usages: list[Mapping[str, object]] = [value for each in said if isinstance(value := each.get("usage"), dict)]
+    together: dict[str, object] = {"usage": reduce(_sum, usages)} if usages else {}
+    if any("cost" in each for each in said):
+        unknown = any(each.get("cost") is None and _used(each.get("usage")) for each in said)
+        costs = [value for each in said if isinstance(value := each.get("cost"), int | float)]
+        together["cost"] = None if unknown or not costs else round(sum(costs), 6)
+    texts = [value for each in said if isinstance(value := each.get("text"), str)]
+    parts = [part for each in said if isinstance(value := each.get("parts"), list) for part in value]
+    return {**together, **({"text": "\n".join(texts)} if texts else {}), **({"parts": parts} if parts else {})}
+
+
+def _value(raw: msgspec.Raw) -> object:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _sum(left: Mapping[str, object], right: Mapping[str, object]) -> Mapping[str, object]:
+    """Two usages as one: numbers are added, what is no number is the right one's."""
+    total = {**left, **right}
+    for name in left.keys() & right.keys():
+        match left[name], right[name]:
+            case int() as first, int() as second:
+                total[name] = first + second
+            case dict() as first, dict() as second:
+                total[name] = _sum(first, second)
+    return total
+
+
+def _used(usage: object) -> bool:
+    """Whether a usage says that something was used: a job's other images have zeros."""
+    return isinstance(usage, dict) and usage.get("total_tokens") not in (0, None)
 
 
 def _event_members(event: bytes) -> Mapping[str, msgspec.Raw]:
@@ -205,21 +248,22 @@ def finals(
     pictures: Sequence[Picture | None],
     *,
     usage: Mapping[str, object] | None = None,
-    paid: float | None = None,
     work: Work | None = None,
+    said: Mapping[str, object] | None = None,
     images: int | None = None,
 ) -> Iterator[Frame]:
     """One `completed` event per picture. The last one has the job's `usage`, in OpenAI's terms, and what it cost.
 
-    None among them is a picture that there is not: the others keep their indices. `paid`: USD, where the provider says
-    it; else it is computed from `usage`, `work` and the catalogue's price. `work` without pixels: the pictures have
-    them. `images`: how many were made, where some have had their frames before (`early`).
+    None among them is a picture that is missing: the others keep their indices. The cost is what `work` says was paid,
+    else computed from `usage`, `work` and the catalogue's price. `work` without pixels: the pictures have them.
+    `said`: what else the provider says, for the last event. `images`: how many were made, where some have had their
+    frames before (`early`).
     """
     used = ZERO_USAGE if usage is None else usage
     made = [picture for picture in pictures if picture is not None]
-    total = paid
+    counted = Work() if work is None else work
+    total = counted.paid
     if total is None:
-        counted = Work() if work is None else work
         counted = counted if counted.pixels is not None else replace(counted, pixels=_pixels(made))
         total = cost(used, job.model.price, len(made) if images is None else images, counted)
     if job.n < job.request.n:
@@ -230,7 +274,7 @@ def finals(
             continue
         members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None}
         if index == last:
-            members = {"usage": used, "cost": total}
+            members = {"usage": used, "cost": total, **(said or {})}
             members |= {} if total is not None else {"cost_unknown": why_unknown(job.model.price)}
         yield _frame(job, Role.COMPLETED, picture, index, {**members, "provider": job.provider.name}, len(pictures) > 1)
 

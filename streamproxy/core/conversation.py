@@ -27,7 +27,7 @@ import msgspec
 
 from streamproxy.core.catalogue import Model, Provider, Route
 from streamproxy.core.events import Frame
-from streamproxy.core.images import media_type, probe
+from streamproxy.core.images import media_type, probe, probe_base64
 from streamproxy.core.requests import (
     FileId,
     Head,
@@ -110,16 +110,13 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Convert:
-    """An input image in another form. Reply: Inline. ProxyError(UNSUPPORTED_PARAMETER) where it cannot be read.
+    """An image as another kind of file, made beside the event loop. Reply: Picture. ProxyError(UNREADABLE_IMAGE).
 
-    `marks`: the image is a mask, and the reply is black and white: what is to be edited has the colour that is named.
-    That is where it is transparent; a mask without transparency is taken as one that has white there.
+    A mask is a PNG in black and white. Where OpenAI's mask is transparent, a white mask is white and a black one black.
     """
 
-    image: Inline | Spooled = field(repr=False)
-    format: Literal["png", "jpeg", "webp"] = "png"
-    marks: Literal["", "white", "black"] = ""
-    param: str = "image"
+    image: Inline | Spooled | Picture = field(repr=False)
+    form: Literal["png", "jpeg", "white mask", "black mask"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +367,18 @@ def fetch(url: str) -> Conversation[Picture]:
         return Picture((), url=url, problem=error.message)
 
 
+def converted(image: Picture, form: Literal["png", "jpeg"]) -> Conversation[Picture]:
+    """A result as a file of this form. One that cannot be converted stays as it is: it has been paid for."""
+    info = probe_base64(image.base64[0]) if image.base64 else None
+    if info is not None and info.format == form:
+        return image
+    try:
+        return cast(Picture, (yield Convert(image, form)))
+    except ProxyError as error:
+        yield Tolerated(error.failure.value.label)
+        return image
+
+
 def first_of(made: Sequence[Result], job: Job) -> Conversation[Sequence[Result]]:
     """As many results as the job is for. What more a provider has made is not read."""
     if len(made) > job.n:
@@ -400,7 +409,12 @@ def mask(job: Job, marks: Literal["white", "black"]) -> Conversation[Inline | No
     if job.request.mask is None:
         return None
     given = yield from inlined(job.request.mask, job, "mask")
-    return cast(Inline, (yield Convert(given, marks=marks, param="mask")))
+    try:
+        made = cast(Picture, (yield Convert(given, "white mask" if marks == "white" else "black mask")))
+    except ProxyError as error:
+        error.param = "mask"
+        raise
+    return Inline(memoryview(b"".join(made.base64)), made.media_type)
 
 
 def look(request: UpstreamRequest, limit: int = SMALL) -> Conversation[tuple[Head, bytes]]:

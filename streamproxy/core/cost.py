@@ -52,12 +52,14 @@ class Price:
 class Work:
     """What a job is charged by where that is not tokens. None: not known.
 
-    `pixels` of each picture made; `inputs`, megapixels of the input pictures; `seconds` that it ran.
+    `pixels` of each picture made; `inputs`, megapixels of the input pictures; `seconds` that it ran; `paid`, USD where
+    the provider says it.
     """
 
     pixels: tuple[int, ...] | None = None
     inputs: int | None = 0
     seconds: float | None = None
+    paid: float | None = None
 
 
 UNKNOWN: Final = Work(inputs=None)

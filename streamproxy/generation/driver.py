@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol, assert_never
 from urllib.parse import urlsplit
 
 import anyio
+from anyio import to_thread
 
 from streamproxy.core.catalogue import Provider
 from streamproxy.core.conversation import (
@@ -41,10 +42,10 @@ from streamproxy.core.conversation import (
     Wait,
 )
 from streamproxy.core.events import Frame
-from streamproxy.core.requests import Head, UpstreamRequest
+from streamproxy.core.requests import Head, Inline, Spooled, UpstreamRequest
 from streamproxy.core.sse import Event
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.generation.converting import Converter
+from streamproxy.generation.converting import AT_ONCE, convert
 from streamproxy.generation.router import Plan
 from streamproxy.upstream import Answer
 from streamproxy.upstream.fetch import Fetcher
@@ -122,8 +123,8 @@ class Outside:
     connect: float
     """Seconds to open a WebSocket."""
     ssl_context: ssl.SSLContext
-    converter: Converter = field(default_factory=Converter)
     fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(FETCHES))
+    converting: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(AT_ONCE))
 
 
 class Driver:
@@ -205,8 +206,8 @@ class Driver:
                 await self._wait(seconds)
             case Fetch(url):
                 return await self._fetch(url)
-            case Convert():
-                return await self._outside.converter.convert(step)
+            case Convert(image, form):
+                return await self._convert(image, form)
             case Undo(request):
                 self._undo = request
             case JobId(id):
@@ -259,6 +260,12 @@ class Driver:
         with anyio.CancelScope(deadline=self._ends_at):
             async with self._outside.fetching:
                 return await self._outside.fetcher.fetch(url)
+        raise self._late()
+
+    async def _convert(self, image: Inline | Spooled | Picture, form: str) -> Picture:
+        limiter = self._outside.converting
+        with anyio.CancelScope(deadline=self._ends_at):
+            return await to_thread.run_sync(convert, image, form, abandon_on_cancel=True, limiter=limiter)
         raise self._late()
 
     async def _wait(self, seconds: float) -> None:

@@ -10,6 +10,7 @@ from streamproxy.providers.bfl import Bfl
 from streamproxy.providers.comfyui import ComfyApi, ComfyWebSocket
 from streamproxy.providers.fal import Fal
 from streamproxy.providers.gemini import Gemini
+from streamproxy.providers.imagen import Imagen
 from streamproxy.providers.minimax import MiniMax
 from streamproxy.providers.openai import OpenAI
 from streamproxy.providers.replicate import Replicate
@@ -18,6 +19,7 @@ from streamproxy.providers.xai import XAI
 ADAPTERS: Final[dict[str, Adapter]] = {
     "openai": OpenAI(),
     "gemini": Gemini(),
+    "imagen": Imagen(),
     "fal": Fal(),
     "bfl": Bfl(),
     "replicate": Replicate(),

@@ -163,7 +163,7 @@ class Bfl:
         picture = yield from fetch(done.result.sample)
         credit = task.cost if done.cost is None else done.cost
         paid = None if credit is None else round(credit * CREDIT, 6)
-        yield from finals(job, [picture], paid=paid, work=Work(inputs=_inputs(job, task)))
+        yield from finals(job, [picture], work=Work(inputs=_inputs(job, task), paid=paid))
 
 
 def _finished(job: Job, url: str) -> Conversation[_Task]:

@@ -289,8 +289,7 @@ def _made(job: Job, head: Head, result: _Result, metrics: _Metrics) -> Conversat
     pictures: list[Picture | None] = []
     for index, file in enumerate((yield from first_of(result.files, job))):
         pictures.append(None if result.is_flagged(index) else (yield from fetch(file.url)))
-    work = Work(seconds=metrics.inference_time)
-    yield from finals(job, pictures, paid=_billed(job, head), work=work)
+    yield from finals(job, pictures, work=Work(seconds=metrics.inference_time, paid=_billed(job, head)))
     if None in pictures:
         raise moderated(job, "The safety checker has blackened the picture.", "has_nsfw_concepts")
     if len(pictures) < job.n:

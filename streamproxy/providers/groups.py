@@ -8,7 +8,8 @@
 A JSON answer has the same as `data`, whose items are pictures or errors. The head comes with the first picture.
 
 Each picture goes on as it comes. Only the last that is expected waits for the `usage` behind it, and goes on without
-where the answer ends there. A picture that has failed is an error after all others.
+where the answer ends there. A picture that has failed is an error after all others, and in a JSON answer a warning
+beside them.
 
 Sources: BytePlus's image generation API, 8 October 2026; MiniMax's H3-Image streaming events, November 2026.
 """
@@ -158,10 +159,10 @@ class _Group:
             pictures.append(None if item.error is not None else (yield from _shown(item)))
             if item.error is not None:
                 self._fail(item.error)
-        if any(picture is not None for picture in pictures):
-            yield from finals(self._job, pictures, usage=_openai_usage(usage))
-        if self._failure is not None:
+        if self._failure is not None and not any(pictures):
             raise self._failure
+        told = None if self._failure is None else {"warning": self._failure.message}
+        yield from finals(self._job, pictures, usage=_openai_usage(usage), said=told)
 
     def finish(self) -> Conversation[None]:
         """The end of the events: the picture that waited, and the failures. Raises ProxyError."""
@@ -182,7 +183,8 @@ class _Group:
     def _ended(self, said: _Error) -> ProxyError:
         if self._known:
             return _failure(self._job, said)
-        status = int(said.http_code) if str(said.http_code).isdecimal() else 0
+        code = str(said.http_code)
+        status = int(code) if code.isdecimal() else 0
         return _refusal(self._job, replace(self._head, status=status or said_instead(self._head).status), said)
 
 

@@ -1,7 +1,8 @@
 """xAI's Grok Imagine: OpenAI's paths, with an aspect ratio and a resolution instead of `size`, and edits in JSON.
 
 A picture that moderation has taken out comes under 200, without its bytes; where all are taken out `data` is empty. So
-an empty answer is a refusal. What a request cost is in the answer. There is no mask, no seed and no stream.
+an empty answer is a refusal, and pictures that are left have a warning. What a request cost is in the answer. There is
+no mask, no seed and no stream.
 
 Sources: xai-sdk 1.21; answers measured by third parties, 21 September 2026.
 """
@@ -32,6 +33,7 @@ from streamproxy.core.conversation import (
     send,
     unapplied,
 )
+from streamproxy.core.cost import Work
 from streamproxy.core.images import media_type, probe_base64
 from streamproxy.core.requests import Head, ImageRequest
 from streamproxy.core.sizes import nearest_ratio, tier
@@ -116,10 +118,11 @@ class XAI:
         pictures: list[Picture | None] = []
         for item in (yield from first_of(answer.data, job)):
             pictures.append((yield from _shown(item)))
-        if any(picture is not None for picture in pictures):
-            yield from finals(job, pictures, paid=_paid(answer.usage))
-        if None in pictures:
-            raise moderated(job, "", "respect_moderation")
+        blocked = moderated(job, "", "respect_moderation")
+        if not any(pictures):
+            raise blocked
+        told = {"warning": blocked.message} if None in pictures else None
+        yield from finals(job, pictures, work=Work(paid=_paid(answer.usage)), said=told)
 
 
 def _shown(item: _Item) -> Conversation[Picture | None]:

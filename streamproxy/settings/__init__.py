@@ -65,8 +65,9 @@ class ProviderSettings:
     adapter: Annotated[Token | None, "the wire form it speaks"] = None
     credential: Annotated[
         CredentialReference | None,
-        "where its key is: env:NAME, file:PATH, dir:NAME (in $CREDENTIALS_DIRECTORY), caller (the caller's own) or "
-        "none; default: the catalogue's variable, from the environment or that directory",
+        "where its key is: env:NAME, file:PATH, dir:NAME (in $CREDENTIALS_DIRECTORY), caller (the caller's own), adc "
+        "(what Google's libraries find on this machine) or none; default: the catalogue's variable, from the "
+        "environment or that directory",
     ] = None
     auth_header: Annotated[Token | None, "header that carries the key"] = None
     auth_scheme: Annotated[Text | None, 'what precedes the key, like "Bearer "'] = None
@@ -82,6 +83,15 @@ class ProviderSettings:
     deployments: Annotated[dict[str, str] | None, "its own name for a model, by model"] = None
     hosts: Annotated[
         Names | None, "hosts of its own, besides that of base_url, that get the key too, like *.bfl.ai"
+    ] = None
+    signing: Annotated[
+        Literal["key", "google"] | None, "how requests are authorized: a key in a header, or Google's OAuth token"
+    ] = None
+    project: Annotated[
+        Token | None, "Vertex AI: the project in base_url; default: $GOOGLE_CLOUD_PROJECT, else that of the key"
+    ] = None
+    location: Annotated[
+        Token | None, "Vertex AI: the location in base_url; default: $GOOGLE_CLOUD_LOCATION, else global"
     ] = None
     workflows: Annotated[dict[str, str] | None, "ComfyUI: the file of a workflow in API format, by model"] = None
     strict_headers: Annotated[bool, "only allowed extra_headers pass, instead of all but refused ones"] = False

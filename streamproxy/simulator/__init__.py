@@ -1,7 +1,8 @@
 """An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
 
-Below other paths it speaks others': /v1beta Gemini's, /queue.fal and /fal fal's, /bfl Black Forest Labs',
-/replicate Replicate's, /ark Ark's, /minimax MiniMax's, /xai xAI's, /comfy the Comfy API.
+Below other paths it speaks others': /v1beta Gemini's and Imagen's, /v1/projects/sim the same two on Vertex AI,
+/queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /ark Ark's,
+/minimax MiniMax's, /xai xAI's, /comfy the Comfy API.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -20,6 +21,7 @@ from streamproxy.simulator.comfyui import ComfyUI
 from streamproxy.simulator.fal import Fal
 from streamproxy.simulator.gemini import Gemini
 from streamproxy.simulator.groups import Ark, MiniMax
+from streamproxy.simulator.imagen import Imagen
 from streamproxy.simulator.openai import MODELS, OpenAI
 from streamproxy.simulator.order import PREFIX
 from streamproxy.simulator.received import Handler, Received
@@ -43,7 +45,7 @@ def model_names() -> list[str]:
 
 
 class Form(Protocol):
-    """A wire other than OpenAI's: the handler of the paths that begin with `prefix`."""
+    """A wire other than OpenAI's: the handler of the paths that begin with `prefix`, or with one of several."""
 
     @property
     def prefix(self) -> str | tuple[str, ...]: ...
@@ -55,6 +57,7 @@ def wires(pace: float) -> Handler:
     """The handler of all wires."""
     openai = OpenAI(pace)
     others: tuple[Form, ...] = (
+        Imagen(pace),
         Gemini(pace),
         Fal(pace),
         Bfl(pace),

@@ -144,8 +144,8 @@ class Peer:
                 if "failed" in found.words:
                     raise ProxyError(Failure.FETCH_FAILED, "files.test: the status is 404.")
                 return Picture((base64.b64encode(found.body),), found.head.media_type)
-            case steps.Convert():
-                return Inline(memoryview(as_text(step.image)), "image/png")
+            case steps.Convert(image):
+                return image if isinstance(image, Picture) else Picture((bytes(as_text(image)),), "image/png")
             case steps.Connect(url):
                 self._answer(f"CONNECT /{url.split('/', 3)[3]}")
             case steps.Hear():

@@ -71,6 +71,8 @@ def test_no_word_names_two_models() -> None:
         ("nano-banana", "google/gemini-2.5-flash-image"),
         ("nano-banana-2", "google/gemini-3.1-flash-image"),
         ("nano-banana-pro", "google/gemini-3-pro-image"),
+        ("gemini-3-pro-image-preview", "google/gemini-3-pro-image"),
+        ("google/gemini-3.1-flash-image-preview", "google/gemini-3.1-flash-image"),
         ("amazon.nova-canvas-v1:0", "amazon/amazon.nova-canvas-v1:0"),
         ("gpt-image-2.5-flare-2026-09-08", "openai/gpt-image-2.5-flare-2026-09-08"),
     ],
@@ -86,6 +88,10 @@ def test_other_names(name: str, id: str) -> None:
         ("openai/dall-e-2", date(2026, 5, 12)),
         ("openai/dall-e-3", date(2026, 5, 12)),
         ("google/imagen-4.0-generate-001", date(2026, 8, 17)),
+        ("google/imagen-3.0-capability-001", date(2026, 6, 30)),
+        ("google/gemini-2.5-flash-image", date(2027, 3, 15)),
+        ("google/gemini-3-pro-image", date(2027, 5, 28)),
+        ("google/gemini-nano-banana-2.1", None),
         ("amazon/amazon.nova-canvas-v1:0", date(2026, 9, 30)),
         ("openai/gpt-image-2", None),
     ],
@@ -373,3 +379,11 @@ def test_an_unknown_model_keeps_its_name_and_refuses_nothing(id: str) -> None:
     assert model.price is None
     assert not model.refuses
     assert not model.formats
+
+
+def test_a_hosts_own_list_ends_with_its_models() -> None:
+    row, day = CATALOGUE.providers["imagen"], date(2026, 8, 17)
+    assert CATALOGUE.listed([row], day) == []
+    assert len(CATALOGUE.listed([row], date(2026, 8, 16))) == 3
+    named = replace(row, models=("imagen-4.0-generate-001",))
+    assert [word for _, word in CATALOGUE.listed([named], day)] == ["imagen-4.0-generate-001"]

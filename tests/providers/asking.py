@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from streamproxy.core.catalogue import Model
-from streamproxy.core.conversation import Convert, Job, Send
+from streamproxy.core.conversation import Convert, Job, Picture, Send
 from streamproxy.core.events import Operation
 from streamproxy.core.requests import Decoded, Encoded, Inline, Input, UpstreamRequest
 from streamproxy.errors import ProxyError
@@ -56,7 +56,7 @@ def paid(given: Job) -> tuple[UpstreamRequest, dict[str, object], list[Convert]]
     step = next(conversation)
     while isinstance(step, Convert):
         conversions.append(step)
-        step = conversation.send(MADE)
+        step = conversation.send(Picture((bytes(MADE.base64),), MADE.media_type))
     conversation.close()
     assert isinstance(step, Send), step
     pieces = (part.base64 if isinstance(part, Decoded) else part for part in step.request.body)

@@ -162,3 +162,11 @@ def test_an_event_of_another_kind() -> None:
     more = b'data: {"type":"image_generation.thinking"}\n\n' + exchange.body
     run = scenario.play([Exchange(exchange.asked, exchange.words, exchange.head, (more,), exchange.breaks), fetch])
     assert [frame.image for frame in run.frames] == [0]
+
+
+def test_what_is_left_of_a_json_answer() -> None:
+    run = Scenario("ark", "json-one-failed", n=2, stream=False, about=CENTS).play()
+    assert run.error is None
+    [frame] = run.frames
+    assert frame.image == 1
+    assert b'"cost":0.04,"warning":"It may be sensitive."' in b"".join(frame.data)

@@ -61,7 +61,7 @@ def test_more_input_images_than_it_takes(model: str, most: int) -> None:
 
 def test_fill_and_expand() -> None:
     _, value, [conversion] = paid(job("bfl", "flux-pro-1.0-fill", {"guidance": 60}, images=(PNG,), mask=PNG))
-    assert (conversion.image, conversion.marks) == (PNG, "white")
+    assert (conversion.image, conversion.form) == (PNG, "white mask")
     mask = bytes(MADE.base64).decode()
     assert value == {"prompt": PROMPT, "guidance": 60, "image": BARE, "mask": mask}
     sides = {"top": 64, "bottom": 0, "left": 0, "right": 128}

@@ -113,7 +113,7 @@ def test_input_images() -> None:
 )
 def test_masks(model: str, member: str, marks: str | None) -> None:
     _, value, conversions = paid(job("fal", model, images=(PNG,), mask=PNG))
-    assert [step.marks for step in conversions] == ([] if marks is None else [marks])
+    assert [step.form for step in conversions] == ([] if marks is None else [f"{marks} mask"])
     sent = PNG if marks is None else MADE
     assert value[member] == DATA + bytes(sent.base64).decode()
 

@@ -136,7 +136,7 @@ def test_a_large_image_is_uploaded_first(size: int, uploaded: bool) -> None:
 )
 def test_masks(model: str, marks: str) -> None:
     _, value, [conversion] = paid(job("replicate", model, images=(PNG,), mask=PNG))
-    assert conversion.marks == marks
+    assert conversion.form == f"{marks} mask"
     assert value["input"]["mask"] == "data:image/png;base64," + bytes(MADE.base64).decode()  # type: ignore[index]
 
 

@@ -98,3 +98,10 @@ def test_what_it_cost() -> None:
 def test_a_revised_prompt() -> None:
     assert b"revised_prompt" not in _last()
     assert b'"revised_prompt":"a linnet"' in _last((b'"revised_prompt":""', b'"revised_prompt":"a linnet"'))
+
+
+def test_what_moderation_leaves() -> None:
+    run = Scenario("xai", "some-blocked", n=2).play()
+    assert run.error is None
+    [frame] = run.frames
+    assert b'"warning":"The provider\'s moderation blocked the request."' in b"".join(frame.data)
