@@ -85,11 +85,14 @@ def completed(
     values |= ending
     kind = type_of(operation, Role.COMPLETED)
     head = b'{"type":"' + kind.encode() + (b'","b64_json":"' if image.b64 else b'","b64_json":null,')
-    tail = msgspec.json.encode(values)
+    tail = msgspec.json.encode(values).translate(_ONE_LINE)
     if image.b64:
         return Frame(kind, (head, image.b64, b'",' + tail[1:]), image=index, final=True)
     return Frame(kind, (head + tail[1:],), image=index, final=True)
 
+
+_ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
+"""A provider may indent its JSON, and an event is one line. Inside of strings there are no line ends."""
 
 _COMMAS: Final = 64 * 1024
 """In one event: more than that many members would be seconds of work. Base64 has none."""

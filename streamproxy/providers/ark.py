@@ -16,10 +16,10 @@ from typing import Final
 
 from streamproxy.core.catalogue import Route
 from streamproxy.core.conversation import Conversation, Job, pixels, post_json, unapplied
-from streamproxy.core.requests import ImageRequest
+from streamproxy.core.requests import ImageRequest, url_of
 from streamproxy.core.sizes import resized
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.groups import made, url_of
+from streamproxy.providers.groups import made
 
 GROUP: Final = 15
 """Pictures of a group, those that go in included."""

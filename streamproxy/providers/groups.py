@@ -22,7 +22,7 @@ from typing import Final
 
 import msgspec
 
-from streamproxy.core.completion import early, finals
+from streamproxy.core.completion import decoded_usage, early, finals
 from streamproxy.core.conversation import (
     Accepted,
     Conversation,
@@ -38,8 +38,7 @@ from streamproxy.core.conversation import (
     send,
 )
 from streamproxy.core.images import media_type, probe_base64
-from streamproxy.core.requests import Embedded, Head, Input, Remote, UpstreamRequest
-from streamproxy.core.sse import Event
+from streamproxy.core.requests import Head, UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.refusals import Refusal, failed, moderated, no_image, refused, said_instead
 
@@ -52,7 +51,7 @@ BLOCKED: Final = frozenset({"1026", "1027", "content_policy_violation", "moderat
 
 class _Error(msgspec.Struct):
     code: str | int | None = None
-    message: str = ""
+    message: str | None = None
     param: str | None = None
     http_code: int | str | None = None
 
@@ -69,7 +68,7 @@ class _Said(_Item):
 
     type: str = ""
     data: list[_Item] | None = None
-    usage: dict[str, object] | None = None
+    usage: msgspec.Raw = msgspec.Raw()
 
 
 def made(job: Job, request: UpstreamRequest) -> Conversation[None]:
@@ -78,21 +77,15 @@ def made(job: Job, request: UpstreamRequest) -> Conversation[None]:
     if head.status not in (200, 201):
         raise _refusal(job, head, _error((yield from refusal_body())))
     group = _Group(job, head)
-    while (event := (yield from group.next())) is not None:
-        said = decoded(event.joined(), _Said)
-        del event  # it holds a picture
+    while (said := (yield from group.next())) is not None:
         if said.data is not None:
             yield from group.whole(said.data, said.usage)
             return
         yield from group.take(said)
+        del said  # it may hold a picture
         if group.over:
             break
     yield from group.finish()
-
-
-def url_of(image: Input) -> object:
-    """An input image as a URL: its own, or one that holds the image."""
-    return image.url if isinstance(image, Remote) else Embedded(image, data_url=True)
 
 
 class _Group:
@@ -105,19 +98,21 @@ class _Group:
         self._made = 0
         self._held: tuple[int, Picture] | None = None
         self._failure: ProxyError | None = None
-        self._usage: dict[str, object] | None = None
+        self._usage = msgspec.Raw()
         self.over = False
 
-    def next(self) -> Conversation[Event | None]:
-        """The next event, None at the end. What breaks off behind the last picture has only lost the usage."""
+    def next(self) -> Conversation[_Said | None]:
+        """The next event, None at the end. What goes wrong behind the last picture has only lost the usage."""
         try:
             event = yield from next_event()
+            if event is None or (event.data and bytes(event.data[0][:6]) == b"[DONE]"):
+                return None
+            return decoded(event.joined(), _Said)
         except ProxyError as error:
             if len(self._known) < self._job.n:
                 raise
             yield Tolerated(error.failure.value.label)
             return None
-        return None if event is None or (event.data and bytes(event.data[0][:6]) == b"[DONE]") else event
 
     def take(self, said: _Said) -> Conversation[None]:
         """Take an event. Raises ProxyError for one that ends the group."""
@@ -149,7 +144,7 @@ class _Group:
         else:
             self._held = index, picture
 
-    def whole(self, items: list[_Item], usage: dict[str, object] | None) -> Conversation[None]:
+    def whole(self, items: list[_Item], usage: msgspec.Raw) -> Conversation[None]:
         """The same from a JSON answer."""
         if not items:
             raise no_image(self._job, "", "")
@@ -208,22 +203,23 @@ def _error(raw: bytes) -> _Error:
 def _refusal(job: Job, head: Head, said: _Error) -> ProxyError:
     code = "" if said.code is None else str(said.code)
     if _is_blocked(code):
-        return moderated(job, said.message, code)
-    return refused(job, head, Refusal(said.message, code or None, said.param or None))
+        return moderated(job, said.message or "", code)
+    return refused(job, head, Refusal(said.message or "", code or None, said.param or None))
 
 
 def _failure(job: Job, said: _Error) -> ProxyError:
     """A picture, or a group, that has failed after the provider began with it."""
     code = "" if said.code is None else str(said.code)
-    return moderated(job, said.message, code) if _is_blocked(code) else failed(job, said.message, code)
+    return moderated(job, said.message or "", code) if _is_blocked(code) else failed(job, said.message or "", code)
 
 
 def _is_blocked(code: str) -> bool:
     return SENSITIVE in code or code in BLOCKED
 
 
-def _openai_usage(said: Mapping[str, object] | None) -> Mapping[str, object] | None:
+def _openai_usage(raw: msgspec.Raw) -> Mapping[str, object] | None:
     """In OpenAI's terms: what the total has beside the output is input."""
+    said = decoded_usage(bytes(raw))
     if not said:
         return None
     made, total = _count(said.get("output_tokens")), _count(said.get("total_tokens"))

@@ -12,9 +12,9 @@ from typing import Final
 
 from streamproxy.core.catalogue import Route
 from streamproxy.core.conversation import Conversation, Job, pixels, post_json, unapplied
-from streamproxy.core.requests import ImageRequest
+from streamproxy.core.requests import ImageRequest, url_of
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.groups import made, url_of
+from streamproxy.providers.groups import made
 
 AREAS: Final = ("1K", "2K", "4K")
 FORMATS: Final = ("png", "jpeg", "webp")

@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from streamproxy.core.catalogue import Route
-from streamproxy.core.completion import finals
+from streamproxy.core.completion import decoded_usage, finals
 from streamproxy.core.conversation import (
     Accepted,
     Conversation,
@@ -35,10 +35,9 @@ from streamproxy.core.conversation import (
 )
 from streamproxy.core.cost import Work
 from streamproxy.core.images import media_type, probe_base64
-from streamproxy.core.requests import Head, ImageRequest
+from streamproxy.core.requests import Head, ImageRequest, url_of
 from streamproxy.core.sizes import nearest_ratio, tier
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.groups import url_of
 from streamproxy.providers.refusals import Refusal, moderated, no_image, refused, said_instead
 
 WIDE: Final = ("1:1", "4:3", "3:2", "16:9", "2:1", "19.5:9", "20:9")
@@ -66,18 +65,14 @@ class _Item(msgspec.Struct):
     b64_json: msgspec.Raw = msgspec.Raw()
     url: str | None = None
     revised_prompt: str | None = None
-    respect_moderation: bool = True
-
-
-class _Usage(msgspec.Struct):
-    cost_in_usd_ticks: int | None = None
+    respect_moderation: bool | None = None
 
 
 class _Answer(msgspec.Struct):
     """An answer, or an error, whose `error` is a string."""
 
     data: list[_Item] | None = None
-    usage: _Usage | None = None
+    usage: msgspec.Raw = msgspec.Raw()
     error: str | dict[str, object] | None = None
     code: str | int | None = None
 
@@ -128,7 +123,7 @@ class XAI:
 def _shown(item: _Item) -> Conversation[Picture | None]:
     """An item's picture, None where moderation has taken it out."""
     text = base64_text(item.b64_json)
-    if not item.respect_moderation or not (text or item.url):
+    if item.respect_moderation is False or not (text or item.url):
         return None
     prompt = item.revised_prompt or ""
     if text:
@@ -172,10 +167,9 @@ def _is_second(job: Job) -> bool:
     return "2.0" in job.route.upstream_model
 
 
-def _paid(usage: _Usage | None) -> float | None:
-    if usage is None or usage.cost_in_usd_ticks is None or usage.cost_in_usd_ticks < 0:
-        return None
-    return round(usage.cost_in_usd_ticks / TICKS, 6)
+def _paid(usage: msgspec.Raw) -> float | None:
+    ticks = decoded_usage(bytes(usage)).get("cost_in_usd_ticks")
+    return round(ticks / TICKS, 6) if isinstance(ticks, int | float) and ticks >= 0 else None
 
 
 def _refusal(job: Job, head: Head, raw: bytes) -> ProxyError:

@@ -2,7 +2,7 @@
 
 Below other paths it speaks others': /v1beta Gemini's and Imagen's, /v1/projects/sim the same two on Vertex AI,
 /queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /ark Ark's,
-/minimax MiniMax's, /xai xAI's, /comfy the Comfy API.
+/minimax MiniMax's, /xai xAI's, /comfy the Comfy API, and /hosts/<name> OpenAI's as other hosts have it.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -21,6 +21,7 @@ from streamproxy.simulator.comfyui import ComfyUI
 from streamproxy.simulator.fal import Fal
 from streamproxy.simulator.gemini import Gemini
 from streamproxy.simulator.groups import Ark, MiniMax
+from streamproxy.simulator.hosts import Hosts
 from streamproxy.simulator.imagen import Imagen
 from streamproxy.simulator.openai import MODELS, OpenAI
 from streamproxy.simulator.order import PREFIX
@@ -65,6 +66,7 @@ def wires(pace: float) -> Handler:
         Ark(pace),
         MiniMax(pace),
         XAI(pace),
+        Hosts(pace),
         ComfyUI(pace),
     )
 

@@ -170,3 +170,20 @@ def test_what_is_left_of_a_json_answer() -> None:
     [frame] = run.frames
     assert frame.image == 1
     assert b'"cost":0.04,"warning":"It may be sensitive."' in b"".join(frame.data)
+
+
+@pytest.mark.parametrize(
+    "usage", [b'"usage":[1]', b'"usage":"none"', b'"usage":{"output_tokens":"many"}', b'"usage":7']
+)
+@pytest.mark.parametrize(("name", "stream"), [("one", True), ("json", False)])
+def test_a_usage_of_another_kind_costs_no_picture(name: str, stream: bool, usage: bytes) -> None:
+    said = b'"usage":{"generated_images":1,"output_tokens":16224,"total_tokens":16224}'
+    [last] = _ends(Scenario("ark", name, stream=stream, about=CENTS), (said, usage))
+    assert b'"total_tokens":0,' in last
+    assert b'"cost":0.04,' in last
+
+
+def test_an_end_that_is_not_json_costs_no_picture() -> None:
+    scenario = Scenario("ark", "one")
+    [last] = _ends(scenario, (b'"type":"image_generation.completed",', b'"type":"image_generation.completed"'))
+    assert b'"total_tokens":0,' in last

@@ -122,6 +122,8 @@ def answer_frame(raw: bytes, job: Job) -> Iterator[Frame]:
     if data is not None:
         replace["data"] = data
     added = read.ending(job) | ({} if read.items else {UNREAD: True})
+    if job.provider.quirks is not None and read.items and not bytes(read.answer.created):
+        added["created"] = job.now  # SDK types require it
     append = {name: msgspec.json.encode(value) for name, value in added.items()}
     yield Frame(ANSWER, (body.edited(replace=replace, drop=(UNREAD,), append=append),), final=True)
 
