@@ -29,7 +29,6 @@ from streamproxy.core.conversation import (
     Job,
     Picture,
     Tolerated,
-    base64_text,
     decoded,
     fetch,
     first_of,
@@ -38,6 +37,7 @@ from streamproxy.core.conversation import (
     send,
 )
 from streamproxy.core.images import media_type, probe_base64
+from streamproxy.core.rawjson import base64_text
 from streamproxy.core.requests import Head, UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.refusals import Refusal, failed, moderated, no_image, refused, said_instead

@@ -22,7 +22,6 @@ from streamproxy.core.conversation import (
     Conversation,
     Job,
     Picture,
-    base64_text,
     body,
     decoded,
     fetch,
@@ -35,6 +34,7 @@ from streamproxy.core.conversation import (
 )
 from streamproxy.core.cost import Work
 from streamproxy.core.images import media_type, probe_base64
+from streamproxy.core.rawjson import base64_text
 from streamproxy.core.requests import Head, ImageRequest, url_of
 from streamproxy.core.sizes import nearest_ratio, tier
 from streamproxy.errors import Failure, ProxyError

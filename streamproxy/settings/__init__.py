@@ -70,7 +70,7 @@ class ProviderSettings:
         "environment or that directory",
     ] = None
     auth_header: Annotated[Token | None, "header that carries the key"] = None
-    auth_scheme: Annotated[Text | None, 'what precedes the key, like "Bearer "'] = None
+    auth_scheme: Annotated[Text | None, 'text before the key, like "Bearer "'] = None
     names: Annotated[
         Literal["bare", "full", "written"] | None, "gpt-image-2, openai/gpt-image-2, or as the caller wrote it"
     ] = None
@@ -144,9 +144,9 @@ class Settings:
     )
     store_bytes: Annotated[Bytes, "bytes the memory store keeps; the oldest finished go first"] = 256 * MIB
     linger: Annotated[Seconds, "seconds a finished stream is kept"] = 900.0
-    disconnect_grace: Annotated[Grace, "seconds until a generation that nobody follows is cancelled"] = 15.0
+    disconnect_grace: Annotated[Grace, "seconds until a generation without readers is cancelled"] = 15.0
     failure_hold: Annotated[Grace, "seconds a failure that may have been charged is held for the same request"] = 10.0
-    finish_models: Annotated[ModelNames, "models whose generations run to the end though nobody follows"] = ()
+    finish_models: Annotated[ModelNames, "models whose generations run to the end without readers"] = ()
     default_model: Annotated[Model | None, "model of requests that name none"] = None
     stream_n: Annotated[bool, "whether n > 1 with stream becomes n requests where the model takes one"] = False
     max_streams: Annotated[Count, "generations that run at a time"] = 1000

@@ -128,6 +128,8 @@ class Scenario:
     edit: bool = False
     form: bool = False
     """Whether the request is an edit, which adapters of OpenAI's wire care for, and whether it came as a form."""
+    quirks: str = ""
+    """The host of the catalogue whose quirks the recorded one has."""
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -161,6 +163,8 @@ class Scenario:
         host = HOSTS[self.adapter]
         row, own = CATALOGUE.providers["openai"], (("*", WORKFLOW),)
         provider = replace(row, name=self.adapter, adapter=self.adapter, base_url=host.base_url, workflows=own)
+        if self.quirks:
+            provider = replace(provider, quirks=CATALOGUE.providers[self.quirks].quirks)
         model = replace(Model.unknown(host.model), max_n=4, max_stream_n=2, refuses=("response_format",), **self.about)
         return Route(provider, model, self.model or host.model)
 
@@ -248,6 +252,15 @@ SCENARIOS: Final = (
     Scenario("openai", "edited", "p1 c1", proof="event", images=FILES, edit=True, form=True, first=1, of=2),
     Scenario("openai", "edited-json", "c0", images=(INPUT, SECOND), edit=True),
     Scenario("openai", "edited-json", "a0", images=FILES, edit=True, form=True, stream=False),
+    Scenario("openai", "indented", "c0", quirks="together"),
+    Scenario("openai", "indented", "c1", first=1, of=2, stream=False, quirks="zai"),
+    Scenario("openai", "indented", "a0", stream=False, quirks="together"),
+    Scenario("openai", "edited-json", "c0", images=(INPUT, SECOND), edit=True, quirks="together"),
+    Scenario("openai", "edited-json", "c0", images=FILES, edit=True, form=True, quirks="together"),
+    Scenario("openai", "edited-json", "c0", images=(INPUT, SECOND), mask=OVER, edit=True, quirks="deepinfra"),
+    Scenario("openai", "edited-json", "a0", images=FILES, edit=True, form=True, stream=False, quirks="sd-cpp"),
+    Scenario("openai", "refused-in-a-string", failure=F.PROVIDER_REFUSED, proof=None, quirks="sd-cpp"),
+    Scenario("openai", "refused-by-code", failure=F.MODERATION_BLOCKED, proof=None, quirks="zai"),
     Scenario("openai", "failed", "p0", F.PROVIDER_STREAM_ERROR, proof="event"),
     Scenario("openai", "cut", "p0", F.UPSTREAM_INCOMPLETE, proof="event"),
     Scenario("openai", "cut-json", failure=F.UPSTREAM_INCOMPLETE, proof=None),
