@@ -72,10 +72,10 @@ def url_for(job: Job) -> str:
     provider = job.provider
     path = provider.edits if job.request.operation is Operation.EDIT else provider.generations
     query = f"?{provider.query}" if provider.query else ""
-    return provider.base_url + path.replace("{model}", _segment(job.route.upstream_model)) + query
+    return provider.base_url + path.replace("{model}", segment(job.route.upstream_model)) + query
 
 
-def _segment(model: str) -> str:
+def segment(model: str) -> str:
     """A model name as one segment of a path: never more of the path than that, for it is the caller's text."""
     if model in (".", ".."):
         raise ProxyError(Failure.MODEL_NOT_FOUND, "No provider serves a model of this name.", param="model")
