@@ -105,3 +105,12 @@ def test_what_moderation_leaves() -> None:
     assert run.error is None
     [frame] = run.frames
     assert b'"warning":"The provider\'s moderation blocked the request."' in b"".join(frame.data)
+
+
+def test_a_picture_that_moderation_disowns_is_none() -> None:
+    scenario = Scenario("xai", "blocked")
+    [exchange] = scenario.exchanges
+    body = exchange.body.replace(b'"url":""', b'"url":"https://files.test/0.png"')
+    run = scenario.play([Exchange(exchange.asked, exchange.words, exchange.head, (body,), exchange.breaks)])
+    assert run.error is not None
+    assert run.error.failure is Failure.MODERATION_BLOCKED
