@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.routing import Route
 
-from streamproxy.web import chat, images, info, streams, tool
+from streamproxy.web import chat, images, info, many, streams, tool
 from streamproxy.web.endpoint import Endpoint, Handler
 
 PREFIXES: Final = ("/v1", "/v3")
@@ -39,6 +39,14 @@ ROUTES: Final[tuple[RouteRow, ...]] = (
     RouteRow("GET", "/images/models", info.models, "The models that are served"),
     RouteRow("GET", "/models", info.models, "The same list"),
     RouteRow("GET", "/models/{id:path}", info.model, "One model; ids may contain `/`"),
+    RouteRow(
+        "GET",
+        "/streams",
+        many.get_streams,
+        "Several streams on one connection (`?stream=ID:TOKEN&stream=...`); without `stream`, a list of one's own",
+        keys=False,
+        follows=True,
+    ),
     RouteRow(
         "GET",
         "/streams/{id}",

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-import orjson
+import msgspec
 
 from streamproxy.core.catalogue import Route
 from streamproxy.core.conversation import (
@@ -36,6 +36,9 @@ from streamproxy.providers.openai.events import Answer
 STREAMING: Final = ("stream", "partial_images")
 OURS: Final = ("extra_headers",)
 """Members that are meant for this proxy and never sent upstream."""
+
+HONOURED: Final = ("response_format",)
+"""Members that the proxy applies itself, whether they go upstream or not."""
 
 
 class OpenAI:
@@ -97,7 +100,8 @@ def asks_to_stream(request: ImageRequest, route: Route) -> bool:
 
 def _not_applied(job: Job, *, streams: bool) -> tuple[str, ...]:
     unasked = () if streams or not job.request.stream else ("partial_images",)
-    return tuple(name for name in (*job.model.refuses, *unasked) if name in job.request.given)
+    refused = tuple(name for name in job.model.refuses if name not in HONOURED)
+    return tuple(name for name in (*refused, *unasked) if name in job.request.given)
 
 
 def _request(job: Job, *, streams: bool) -> UpstreamRequest:
@@ -133,13 +137,13 @@ def _json_body(job: Job, body: JsonObject, *, streams: bool) -> tuple[Segment, .
     drop = set(_left_out(job, streams=streams))
     changed: dict[str, bytes] = {}
     append: dict[str, Pieces] = {}
-    model = orjson.dumps(job.route.upstream_model)
+    model = msgspec.json.encode(job.route.upstream_model)  # orjson keeps 4 kB for it, as long as the stream lasts
     if body.value("model") != model:
         changed["model"] = model
     if job.n < request.n:
         changed["n"] = b"%d" % job.n
     if "image_config" in request.options and request.size is not None and "size" not in body.members:
-        append["size"] = (orjson.dumps(request.size),)
+        append["size"] = (msgspec.json.encode(request.size),)
     if request.operation is Operation.EDIT:
         _refuse_remote(job)
         given = "image" if request.via_generations else "images"
