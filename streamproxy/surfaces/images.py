@@ -72,22 +72,6 @@ def layout(frame: Frame) -> tuple[Piece, ...]:
     return (b"event: " + frame.type.encode() + b"\ndata: ", *frame.data, b"\n\n")
 
 
-class Images:
-    """The surface of the images API, whose events are those that adapters make."""
-
-    def layout(self, stream: str, created: int) -> Images:
-        return self
-
-    def opening(self) -> tuple[Piece, ...]:
-        return ()
-
-    def event(self, frame: Frame) -> tuple[Piece, ...]:
-        return layout(frame)
-
-    def answer(self, answer: tuple[Piece, ...]) -> tuple[Piece, ...]:
-        return answer
-
-
 def linked(answer: tuple[Piece, ...], url: Callable[[int], str]) -> tuple[Piece, ...]:
     """A JSON answer with `url(position)` in the place of each image's base64. An item without base64 stays as it is."""
     body = parse(b"".join(answer))
@@ -113,6 +97,22 @@ def linked_event(frame: Frame, url: str) -> Frame:
     if said is None or not said.has_b64 or said.has_url:
         return frame
     return replace(frame, data=appended(frame.data, {"url": url}))
+
+
+class Images:
+    """The surface of the images API, whose events are those that adapters make."""
+
+    def layout(self, stream: str, created: int) -> Images:
+        return self
+
+    def opening(self) -> tuple[Piece, ...]:
+        return ()
+
+    def event(self, frame: Frame) -> tuple[Piece, ...]:
+        return layout(frame)
+
+    def answer(self, answer: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        return answer
 
 
 def _request(

@@ -255,8 +255,8 @@ def _events(order: _Order, reading: _Reading) -> ASGIApp:
     """200: the stream, as it comes."""
     stream = reading.stream
     headers = {**_headers(order, stream), "stream-id": stream.id, **_locations(order, stream)}
-    posted = Posted(_layout(order, stream), _links(order, stream))
-    content = written(reading.subscriber, posted, order.context.settings.heartbeat)
+    wire = _layout(order, stream)
+    content = written(reading.subscriber, Posted(wire, _links(order, stream)), order.context.settings.heartbeat)
     return EventStream(content, headers, order.context.cutoff, reading)
 
 
@@ -329,7 +329,7 @@ def _links(order: _Order, stream: Stream) -> Callable[[int], str] | None:
 class _Gathering:
     """The JSON answer of a stream: as the provider gave it, or what the stream's images amount to.
 
-    `link` gives the URL of an image, where URLs are wanted.
+    `layout` is the surface's; `link` gives the URL of an image, where URLs are wanted.
     """
 
     def __init__(self, subscriber: Subscriber, layout: Layout, link: Callable[[int], str] | None) -> None:
@@ -352,17 +352,17 @@ class _Gathering:
         if not self._subscriber.at_end:
             raise unfollowed()
         if self._answer is not None:
-            return await self._linked(self._answer, None)
+            return self._layout.answer(await self._linked(self._answer, None))
         if not self._images:
             raise stream.error or ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
         self._images.sort(key=itemgetter(0))
         answer = collected([image for _, image in self._images], int(time.time()))
-        return await self._linked((answer,), [index for index, _ in self._images])
+        return self._layout.answer(await self._linked((answer,), [index for index, _ in self._images]))
 
     async def _linked(self, answer: tuple[Piece, ...], indices: Sequence[int] | None) -> tuple[Piece, ...]:
         """The answer as it is, or with URLs. `indices`: of its images; else they are what the provider listed."""
         if self._link is None:
-            return self._layout.answer(answer)
+            return answer
         link = self._link
         linking = partial(linked, answer, link if indices is None else lambda place: link(indices[place]))
         return linking() if sum(map(len, answer)) <= LINKED_HERE else await to_thread.run_sync(linking)

@@ -75,7 +75,7 @@ class Layout(Protocol):
 class Posted:
     """For the caller who asked, or who asked again with the same key, in the wire of its surface.
 
-    `url`: where each image is, if that is wanted.
+    `url`: where each image is, if URLs are wanted.
     """
 
     wire: Wire
