@@ -27,7 +27,7 @@ from streamproxy.simulator.openai import MODELS
 CANARY = "sk-Canary0123456789"
 SECONDS = 60
 PROVIDER = [row.name.rpartition(".")[2] for row in describe() if row.name.startswith("providers.")]
-COMMANDS = ("demo", "serve", "check", "models", "simulate", "hash-key")
+COMMANDS = ("generate", "demo", "serve", "check", "models", "simulate", "hash-key")
 MINE = ("OPENAI_API_KEY", "EDENAI_API_KEY", "OCTEN_API_KEY", "AZURE_OPENAI_API_KEY", "CREDENTIALS_DIRECTORY")
 
 

@@ -18,6 +18,7 @@ Host) needs the page's origin in `cors_origins`. The scheme is not compared: an 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +31,7 @@ EVERY: Final = "*"
 CHANGES_NOTHING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 FOREIGN: Final = frozenset({"cross-site", "same-site"})
 DEFAULT_PORTS: Final = (":80", ":443")
+_PORT: Final = re.compile(r":[0-9]{1,5}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,8 @@ class Origins:
         return not self.allows(origin) and not is_same_host(origin, headers.get("host", ""))
 
     def allows(self, origin: str) -> bool:
-        """Whether the setting names this origin."""
-        return EVERY in self.allowed or origin in self.allowed
+        """Whether the setting names this origin, or its host with every port."""
+        return not self.allowed.isdisjoint((EVERY, origin, f"{_PORT.sub('', origin)}:{EVERY}"))
 
 
 def refused_origin() -> ProxyError:

@@ -126,3 +126,21 @@ def test_programs_own_pages_and_allowed_ones(given: tuple[tuple[str, str], ...])
 @pytest.mark.parametrize(("host", "name"), [("a:1", "a"), ("[::1]:1", "::1"), ("A.B.", "a.b"), ("::1", "::1")])
 def test_names(host: str, name: str) -> None:
     assert name_of(host) == name
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("http://localhost:5173", True),
+        ("http://localhost", True),
+        ("http://[::1]:3000", True),
+        ("https://localhost:5173", False),
+        ("http://localhost:5173.evil.example", False),
+        ("http://localhost.evil.example", False),
+        ("http://evil.example:5173", False),
+        ("null", False),
+        ("", False),
+    ],
+)
+def test_an_entry_with_every_port(origin: str, allowed: bool) -> None:
+    assert Origins(frozenset({"http://localhost:*", "http://[::1]:*"}), None).allows(origin) is allowed
