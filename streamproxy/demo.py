@@ -268,4 +268,4 @@ Try it, with previews as they come:
 
 Pages of this machine (http://localhost:*) may import {url}/client.js and call the API.
 
-Serving {url}/ until Ctrl-C."""
+Serving until Ctrl-C."""

@@ -1,0 +1,274 @@
+"""client.js, element.js, react.js and the demo's page in a real Chromium.
+
+What a page shows is compared, pixel by pixel, with what the simulator draws of the same words, and upstream calls are
+counted. Pages are of another origin than the proxy, but for the demo's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import orjson
+import pytest
+
+from streamproxy import simulator
+from streamproxy.demo import Options, demo
+from streamproxy.simulator import Server, pictures
+from streamproxy.simulator.received import Received
+from streamproxy.simulator.script import Script, Send, event, head
+from streamproxy.simulator.server import serve
+from streamproxy.web import following
+from streamproxy.web.routes import ROUTES
+from tests.e2e.node.runner import HERE as NODE
+from tests.support import scenes
+from tests.support.chromium import Chromium, Page, chromium, needs_chromium
+from tests.support.cutter import Cutter, Place, Then, cutting
+from tests.support.provider import PREVIEW
+from tests.support.proxy import BOUND, PROMPT, running_proxy
+
+pytestmark = [pytest.mark.anyio, needs_chromium]
+
+STATIC: Final = Path(__file__).parent / "browser"
+KINDS: Final = {".html": "text/html; charset=utf-8", ".mjs": "text/javascript; charset=utf-8"}
+PREVIEWED: Final = b"id: 1.1\n\n"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chromium]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers are told to come back sooner."""
+    monkeypatch.setattr(following, "RETRY", (200, 400))
+
+
+def drawn(prompt: str = PROMPT, size: int = 1024) -> str:
+    """The hash of the pixels that the simulator draws."""
+    image = pictures.draw(prompt, size, size).image.convert("RGBA")
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The simulator, the page that is open, and what cuts its connections."""
+
+    upstream: Server
+    page: Page
+    cutter: Cutter
+
+    async def run(self, expression: str) -> Any:
+        return await self.page.run(expression)
+
+
+def page_file(received: Received) -> Script:
+    """A file of `browser`, or of the npm packages."""
+    path = received.target.partition("?")[0].strip("/")
+    found = (NODE if path.startswith("node_modules/") else STATIC) / path
+    there = found.is_file() and ".." not in path
+    body = found.read_bytes() if there else b""
+    kind = ("Content-Type", KINDS.get(found.suffix, "text/plain"))
+    return (Send(head(200 if there else 404, (kind,), length=len(body))), Send(body))
+
+
+@asynccontextmanager
+async def staged(browser: Chromium, *places: Place, pace: float = 0.02) -> AsyncIterator[Stage]:
+    async with (
+        simulator.running(pace=pace) as upstream,
+        serve(page_file) as origin,
+        running_proxy(upstream.url, cors_origins=(origin.url,)) as proxy,
+        cutting(proxy.port, *places) as cutter,
+        browser.page(f"{origin.url}/client.html?proxy={cutter.url}") as page,
+    ):
+        await page.reports.until(lambda: page.reports.of("ready"))
+        yield Stage(upstream, page, cutter)
+
+
+async def test_the_page_of_the_demo(browser: Chromium, tmp_path: Path) -> None:
+    """The URL that is said first is a page that shows previews and the picture, unasked; a reload orders nothing."""
+    said: list[str] = []
+    ready = anyio.Event()
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "Serving until" in line:
+            ready.set()
+
+    options = Options(prompt="a red boat", output=tmp_path / "a.png", port=0, pace=0.4, once=False)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(demo, options, say)
+        with anyio.fail_after(BOUND):
+            await ready.wait()
+        url = said[0].split()[0]
+        async with browser.page(url) as page:
+            state = "document.querySelector('progressive-image').state"
+            await page.run(waits_for(f"{state} === 'completed'"))
+            kinds = await page.run("[...document.querySelectorAll('.log span:first-child')].map((s) => s.textContent)")
+            assert isinstance(kinds, list)
+            assert kinds[-1] == "completed"
+            assert set(kinds[:-1]) <= {"preview 1", "preview 2", "preview 3"}
+            assert len(kinds) > 1, kinds
+            snippets = await page.run("document.querySelector('section').textContent")
+            assert str(snippets).count(url.rstrip("/")) >= 6
+            key = "sessionStorage.getItem('streamproxy:page')"
+            before = await page.run(key)
+            assert before
+            page.loaded = anyio.Event()
+            await page.call("Page.reload")
+            with anyio.fail_after(BOUND):
+                await page.loaded.wait()
+            await page.run(waits_for(f"{state} === 'completed'"))
+            assert await page.run(key) == before
+        tasks.cancel_scope.cancel()
+
+
+def waits_for(test: str) -> str:
+    return f"""(async () => {{
+      for (let count = 0; count < 1500; count++) {{
+        if ({test}) return;
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      }}
+      throw new Error('never: ' + document.body.innerText);
+    }})()"""
+
+
+async def test_base64_by_the_engine_itself(browser: Chromium) -> None:
+    async with staged(browser) as stage:
+        assert await stage.run("cutEverywhere()") == "function"
+
+
+async def test_a_foreign_page_follows(browser: Chromium) -> None:
+    async with staged(browser, pace=0.4) as stage:
+        assert await stage.run("(async () => followed(await ordered()))()") == [drawn()]
+        assert stage.page.reports.of("preview")
+        assert stage.upstream.calls == 1
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_network_that_is_gone_for_some_seconds(browser: Chromium) -> None:
+    """A connection breaks inside an event, then there is no network: the right pixels, one upstream call."""
+    async with staged(browser, Place(PREVIEWED, Then.RST, 100_000), pace=0.5) as stage:
+        url = await stage.run("ordered()")
+        async with anyio.create_task_group() as tasks:
+            found: list[object] = []
+
+            async def follow() -> None:
+                found.append(await stage.run(f"followed({orjson.dumps(url).decode()})"))
+
+            tasks.start_soon(follow)
+            await stage.page.reports.until(lambda: stage.page.reports.of("preview"))
+            conditions = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+            await stage.page.call("Network.emulateNetworkConditions", offline=True, **conditions)
+            await anyio.sleep(3)
+            assert not found
+            await stage.page.call("Network.emulateNetworkConditions", offline=False, **conditions)
+        assert found == [[drawn()]]
+        assert stage.page.reports.of("lost")
+        assert stage.upstream.calls == 1
+
+
+async def test_the_element(browser: Chromium) -> None:
+    """Its ratio is there before the first byte; it has one picture in the end, which is described, and is not busy."""
+    async with staged(browser, pace=0.1) as stage:
+        url = orjson.dumps(await stage.run("ordered()")).decode()
+        before = await stage.run(f"placed({url}, {{width: 1600, height: 900}})")
+        assert (before["ratio"], before["pictures"], before["message"]) == (1.78, 0, "")
+        await stage.page.reports.until(lambda: stage.page.reports.of("completed"))
+        assert stage.page.reports.of("preview")
+        assert all((r["state"], r["busy"]) == ("forming", "true") for r in stage.page.reports.of("preview"))
+        assert [(r["state"], r["busy"]) for r in stage.page.reports.of("completed")] == [("completed", "false")]
+        await stage.run("until(() => element().pictures === 1)")
+        after = await stage.run("element()")
+        assert (after["alts"], after["button"]) == (["A lighthouse"], False)
+        assert await stage.run("shownPixels()") == drawn()
+        assert await stage.run("blobs()") == 1
+        await stage.run("document.querySelector('progressive-image').remove()")
+        await stage.run("until(() => blobs() === 0)")
+        assert stage.upstream.calls == 1
+
+
+async def test_the_element_without_a_size(browser: Chromium) -> None:
+    async with staged(browser) as stage:
+        url = orjson.dumps(await stage.run("ordered({size: '1536x1024'})")).decode()
+        await stage.run(f"placed({url})")
+        await stage.page.reports.until(lambda: stage.page.reports.of("completed"))
+        assert (await stage.run("element()"))["ratio"] == 1.5
+
+
+def failing() -> bytes:
+    """A preview that is a real picture."""
+    made = pictures.encode(pictures.draw(PROMPT, 64, 64), "png")
+    data = {"type": PREVIEW, "b64_json": base64.b64encode(made).decode(), "partial_image_index": 0}
+    return event(PREVIEW, orjson.dumps(data))
+
+
+async def test_a_failure_dims_the_last_preview(browser: Chromium) -> None:
+    """It says what happened and whether it was charged; the keyboard reaches the button, which orders nothing."""
+    async with (
+        serve(page_file) as origin,
+        scenes.staged(frames=(failing(),), cut_short=True, origins=(origin.url,)) as stage,
+        browser.page(f"{origin.url}/client.html?proxy={stage.cutter.url}") as page,
+    ):
+        await page.reports.until(lambda: page.reports.of("ready"))
+        stage.held.let(1)
+        url = orjson.dumps(await page.run("ordered()")).decode()
+        await page.run(f"placed({url})")
+        await page.reports.until(lambda: page.reports.of("preview"))
+        stage.held.let(2)
+        await page.reports.until(lambda: page.reports.of("failed"))
+        (failed,) = page.reports.of("failed")
+        assert (failed["state"], failed["busy"], failed["charged"]) == ("failed", "false", True)
+        await page.run("until(() => element().opacity < 0.5)")
+        shown: Any = await page.run("element()")
+        assert shown["message"].endswith("It may have been charged.")
+        assert (shown["pictures"], shown["button"]) == (1, True)
+        await page.run("document.querySelector('progressive-image').focus()")
+        focused = "document.querySelector('progressive-image').shadowRoot.activeElement.textContent"
+        assert await page.run(focused) == "Try again"
+        await page.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", text="\r")
+        await page.reports.until(lambda: len(page.reports.of("failed")) == 2)
+
+
+@pytest.mark.skipif(not any(row.path == "/streams" for row in ROUTES), reason="there is no GET streams yet")
+async def test_twelve_pictures_on_one_connection(browser: Chromium) -> None:
+    """A browser has six connections to a host; the twelve streams of this page take one of them at a time.
+
+    The connection is broken on the way. Two elements show one of the streams, one follows two images of one stream.
+    """
+    async with staged(browser, Place(b"event: image_generation.partial_image", Then.RST), pace=0.3) as stage:
+        assert await stage.run("together(12)") == [drawn(f"picture {number}", 256) for number in range(12)]
+        together = [one for one in stage.cutter.follows() if "/streams?" in one.target]
+        assert len(together) >= 2
+        assert {one.target.count("stream=") for one in together} <= {12}
+        assert len(stage.cutter.follows()) == len(together)
+        assert stage.upstream.calls == 12
+
+
+async def test_fifty_pictures_leave_no_blob(browser: Chromium) -> None:
+    async with staged(browser, pace=0) as stage:
+        most = await stage.run("oneAfterTheOther(50)")
+        assert most <= 3
+        assert stage.upstream.calls == 50
+
+
+@pytest.mark.skipif(not (NODE / "node_modules" / "react-dom").is_dir(), reason="react is not installed")
+async def test_react_in_strict_mode_and_after_a_reload(browser: Chromium) -> None:
+    """Effects run twice, and the page is loaded again: one order, one upstream call."""
+    async with staged(browser) as stage:
+        mount = "mounted({ model: 'sim/gpt-image', prompt: 'a lighthouse at dusk', partial_images: 3 })"
+        assert await stage.run(mount) == drawn()
+        count = len(stage.page.reports.of("ready"))
+        await stage.page.call("Page.reload")
+        await stage.page.reports.until(lambda: len(stage.page.reports.of("ready")) > count)
+        assert await stage.run(mount) == drawn()
+        assert len([one for one in stage.cutter.asked if one.method == "POST"]) == 1
+        assert stage.upstream.calls == 1
