@@ -34,13 +34,15 @@ from streamproxy.generation.driver import Outside
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router, Service
 from streamproxy.hub import STORES
-from streamproxy.hub.hub import Hub, HubLimits
+from streamproxy.hub.hub import Hub
+from streamproxy.hub.limits import HubLimits
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
 from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.settings.providers import Providers, configure, read_catalogue
 from streamproxy.upstream import Deadlines, Resolver, Upstream, default_ssl_context
 from streamproxy.upstream.fetch import Fetcher
+from streamproxy.upstream.signing import GoogleSigner, TokenTransport, google_credentials
 from streamproxy.web.body import Budget, Intake
 from streamproxy.web.endpoint import Context
 from streamproxy.web.middleware import Cors, RequestContext
@@ -166,15 +168,19 @@ class _Wiring:
             )
             running.push_async_callback(upstream.aclose)
             credential = self.configured.credentials[provider.name]
+            signer = None
+            if credential.signing_key is not None:
+                load = partial(google_credentials, credential.signing_key)
+                signer = GoogleSigner(load, TokenTransport(trust, self.settings.trust_env_proxies))
             services[provider.name] = Service(
-                provider, upstream, credential, row.strict_headers, tuple(row.allow_headers)
+                provider, upstream, credential, row.strict_headers, tuple(row.allow_headers), signer
             )
         return services
 
     async def _start_hub(self, running: AsyncExitStack, tasks: TaskGroup) -> Hub:
         settings = self.settings
         open_store = STORES[settings.store.partition(":")[0]]
-        kept = await running.enter_async_context(open_store(settings.store, settings.store_bytes, settings.linger))
+        backend = await running.enter_async_context(open_store(settings.store, settings.store_bytes, settings.linger))
         limits = HubLimits(
             grace=settings.disconnect_grace,
             hold=settings.failure_hold,
@@ -182,7 +188,7 @@ class _Wiring:
             viewers_of_owner=settings.max_viewers_per_caller,
             streams=settings.max_streams,
         )
-        hub = Hub(kept=kept, tasks=tasks, limits=limits, observer=self.observer)
+        hub = Hub(backend=backend, tasks=tasks, limits=limits, observer=self.observer)
         tasks.start_soon(hub.tend)
         return hub
 
@@ -226,7 +232,7 @@ def _keyed(configured: Providers) -> bool:
 
 def _origins(settings: Settings, configured: Providers) -> Origins:
     """The rules for pages and host names. Any name will do unless a configured key can be spent without a caller's."""
-    exposed = not settings.caller_keys and any(source.credential for source in configured.credentials.values())
+    exposed = not settings.caller_keys and any(source.configured for source in configured.credentials.values())
     hosts = hosts_of(settings.host, settings.allowed_hosts) if exposed else None
     return Origins(frozenset(settings.cors_origins), hosts)
 

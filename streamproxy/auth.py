@@ -28,7 +28,7 @@ KEY_HEADERS: Final = ("authorization", "x-api-key", "api-key")
 ID_DIGITS: Final = 12  # 48 bits of a hash: enough to tell callers apart in logs, too few to find the key by
 
 Headers = Sequence[tuple[bytes, bytes]]
-SourceKind = Literal["environment", "file", "directory", "caller", "none"]
+SourceKind = Literal["environment", "file", "directory", "machine", "caller", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,22 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class CredentialSource:
-    """Where one provider's credential comes from; `credential` is the configured one, if any."""
+    """Where one provider's credential comes from; `credential` is the configured one, if any.
+
+    `signing_key`: what a signer makes credentials from, in place of `credential`, so that it is never sent itself; ""
+    where the signer finds it on this machine.
+    """
 
     kind: SourceKind
     header: str
     scheme: str
     credential: Credential | None = None
+    signing_key: str | None = field(default=None, repr=False)
+
+    @property
+    def configured(self) -> bool:
+        """Whether the operator pays for requests, whatever key a caller brings."""
+        return self.credential is not None or self.signing_key is not None
 
     def present(self, headers: Headers) -> Credential | None:
         """The credential for one request with these headers. Raises ProxyError(INVALID_API_KEY) for an unusable one."""

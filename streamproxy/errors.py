@@ -47,6 +47,7 @@ class Failure(Enum):
     INVALID_MULTIPART = FailureRow("invalid_multipart", 400, INVALID, "bad_request")
     UNSUPPORTED_PARAMETER = FailureRow("unsupported_parameter", 400, INVALID, "bad_request")
     UNSUPPORTED_MEDIA_TYPE = FailureRow("unsupported_media_type", 415, INVALID, "bad_request")
+    UNREADABLE_IMAGE = FailureRow("unreadable_image", 400, INVALID, "bad_image")
     BODY_TOO_LARGE = FailureRow("body_too_large", 413, INVALID, "body_limit")
     INVALID_EXTRA_HEADERS = FailureRow("invalid_extra_headers", 400, INVALID, "header_policy")
     EXTRA_HEADERS_TOO_LARGE = FailureRow("extra_headers_too_large", 400, INVALID, "header_policy")

@@ -47,6 +47,8 @@ _QUIET: Final = (
 
 
 _IDENTIFIER: Final = re.compile(r"[a-z][a-z0-9_.\[\]-]{0,63}")
+_JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+"""UUIDs, mostly; anything else in the place of a job's name may be a text."""
 
 
 class Observer:
@@ -97,6 +99,10 @@ class Observer:
         """A provider's fault that cost the caller nothing."""
         self._counters["streamproxy_tolerated_total"].labels(label).inc()
         self.log.info("tolerated", label=label, provider=provider)
+
+    def job(self, provider: str, id: str, request_id: str) -> None:
+        """A provider works on a job that it calls by this name: what to look for where a paid picture got lost."""
+        self.log.info("job", provider=provider, job=id if _JOB_ID.fullmatch(id) else "?", request_id=request_id)
 
     def store_failed(self, why: str) -> None:
         """The store stopped answering; streams of this process go on."""

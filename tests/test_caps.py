@@ -37,8 +37,6 @@ EXCEPTIONS: Final[dict[str, dict[str, int]]] = {
         "upstream.transport.Transport.__init__": 6,
     },
     "attributes": {
-        "hub.hub.Hub": 13,
-        "hub.stream.Stream": 26,
         "server._Server": 13,
         "upstream.answer.Answer": 14,
     },

@@ -1,20 +1,21 @@
-"""The `completed` event: synthesized for providers that answer JSON, and what is added to everybody's.
+"""The `completed` event: synthesized where the provider answers JSON, and completed where it sends its own.
 
-`cost` (USD) and `provider` stand in every `completed` event and every JSON answer: the provider's where it says them,
-else computed from `usage` and the catalogue's prices, else null. They are appended to the provider's bytes, which stay
-as they are.
+Every `completed` event and every JSON answer has `cost` (USD) and `provider`. The provider's own values count.
+Otherwise the cost is computed from `usage` and the catalogue's prices, and is null where that is impossible. Both
+members are appended to the provider's bytes, which do not change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Final
 
 import msgspec
 
 from streamproxy.core.conversation import Job, Picture
-from streamproxy.core.cost import Price, cost
+from streamproxy.core.cost import Price, Work, cost, why_unknown
 from streamproxy.core.events import Frame, Operation, Role, type_of
 from streamproxy.core.images import probe_base64
 from streamproxy.core.sse import Piece
@@ -27,11 +28,11 @@ ZERO_USAGE: Final[Mapping[str, object]] = {
     "output_tokens": 0,
     "input_tokens_details": _ZERO_DETAILS,
 }
-"""What SDK types require of `usage`; consumers read `event.usage.total_tokens` unasked."""
+"""The members of `usage` that SDK types require. Applications read `event.usage.total_tokens` without a check."""
 
 
 USAGE_BYTES: Final = 16 * 1024
-"""Bytes of a `usage` that is read; real ones have under 1 KiB. A larger one is no usage, and replaced by zeros."""
+"""Bytes of a `usage` that is read; real ones have under 1 KiB. A larger one is replaced by zeros."""
 
 _NULL: Final = b"null"
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -39,9 +40,9 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image of a JSON answer: base64 as raw JSON string content, or a URL, or both; `extra` are further members.
+    """One image of a JSON answer: base64 as the inside of a JSON string, or a URL, or both; `extra`: further members.
 
-    Values in `extra`, and wherever members are given below, may be msgspec.Raw: the provider's bytes, which stay exact.
+    Values of members, here and below, may be msgspec.Raw, which keeps the provider's exact bytes.
     """
 
     b64: Piece
@@ -51,7 +52,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class AnswerFacts:
-    """What an answer says of all its images, or else the request: empty strings where nobody says anything concrete."""
+    """Facts about all images of an answer, from the answer or else from the request; "" where neither is concrete."""
 
     created_at: int
     size: str = ""
@@ -65,8 +66,8 @@ def completed(
 ) -> Frame:
     """One synthesized `completed` event. Format, size and transparency are read from the image's own bytes.
 
-    `several`: the request yields more than one image, so each event names its `image_index`. `ending` are the last
-    members: usage, cost, provider and whatever else the provider said.
+    `several`: the request yields more than one image, so each event names its `image_index`. `ending`: the last
+    members, which are usage, cost, provider and the provider's own.
     """
     info = probe_base64(image.b64)
     values: dict[str, object] = {
@@ -91,16 +92,18 @@ def completed(
 
 
 _COMMAS: Final = 64 * 1024
-"""In one event: more than that many members would be seconds of work. Base64 has none."""
+"""Commas of one event: more members than this would take seconds. Base64 has no comma."""
 
 _PER_IMAGE: Final = ("b64_json", "url", "revised_prompt", "warning")
+_JOINED: Final = ("usage", "cost", "text", "parts")
 _EVENT_ONLY: Final = ("type", "created_at", "image_index", "partial_image_index", "error")
 
 
 def collected(events: Sequence[bytes], now: int) -> bytes:
-    """The JSON answer that `completed` events amount to; what holds for all images is taken from the last.
+    """The JSON answer made of `completed` events. Members about all images are taken from the last one.
 
-    Raises ProxyError(BAD_JSON).
+    The jobs' own members are combined: `usage` and `cost` are sums, `text` and `parts` are joined. Raises
+    ProxyError(BAD_JSON).
     """
     images = [_event_members(event) for event in events]
     last = images[-1]
@@ -110,7 +113,47 @@ def collected(events: Sequence[bytes], now: int) -> bytes:
         "data": [{name: image[name] for name in _PER_IMAGE if name in image} for image in images],
     }
     answer |= {name: value for name, value in last.items() if name not in (*_PER_IMAGE, *_EVENT_ONLY)}
+    if len(images) > 1:
+        answer |= _together(images)
     return msgspec.json.encode(answer)
+
+
+def _together(images: Sequence[Mapping[str, msgspec.Raw]]) -> Mapping[str, object]:
+    """What several jobs say of their images, as if one had made them all."""
+    said = [{name: _value(image[name]) for name in _JOINED if name in image} for image in images]
+    usages: list[Mapping[str, object]] = [value for each in said if isinstance(value := each.get("usage"), dict)]
+    together: dict[str, object] = {"usage": reduce(_sum, usages)} if usages else {}
+    if any("cost" in each for each in said):
+        unknown = any(each.get("cost") is None and _used(each.get("usage")) for each in said)
+        costs = [value for each in said if isinstance(value := each.get("cost"), int | float)]
+        together["cost"] = None if unknown or not costs else round(sum(costs), 6)
+    texts = [value for each in said if isinstance(value := each.get("text"), str)]
+    parts = [part for each in said if isinstance(value := each.get("parts"), list) for part in value]
+    return {**together, **({"text": "\n".join(texts)} if texts else {}), **({"parts": parts} if parts else {})}
+
+
+def _value(raw: msgspec.Raw) -> object:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _sum(left: Mapping[str, object], right: Mapping[str, object]) -> Mapping[str, object]:
+    """Two usages as one: numbers are added, what is no number is the right one's."""
+    total = {**left, **right}
+    for name in left.keys() & right.keys():
+        match left[name], right[name]:
+            case int() as first, int() as second:
+                total[name] = first + second
+            case dict() as first, dict() as second:
+                total[name] = _sum(first, second)
+    return total
+
+
+def _used(usage: object) -> bool:
+    """Whether a usage says that something was used: a job's other images have zeros."""
+    return isinstance(usage, dict) and usage.get("total_tokens") not in (0, None)
 
 
 def _event_members(event: bytes) -> Mapping[str, msgspec.Raw]:
@@ -126,7 +169,7 @@ _DIGITS: Final = 12
 
 
 def full_usage(raw: bytes | None) -> bytes:
-    """`usage` as the provider says it, with zeros for what SDK types require and it leaves out or calls null."""
+    """The provider's `usage`, with zeros for required members that are absent or null."""
     said = _members(raw)
     details = _members(bytes(said.get("input_tokens_details", b"")))
     if raw is not None and said.keys() >= ZERO_USAGE.keys() and details.keys() >= _ZERO_DETAILS.keys():
@@ -135,7 +178,7 @@ def full_usage(raw: bytes | None) -> bytes:
 
 
 def _members(raw: bytes | None) -> dict[str, msgspec.Raw]:
-    """A JSON object's members that are not null; {} where it is no object, or far too large for a usage."""
+    """A JSON object's members that are not null; {} where it is not an object, or too large for a usage."""
     try:
         found = _OBJECT.decode(raw if raw and len(raw) <= USAGE_BYTES else b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -157,7 +200,7 @@ def decoded_usage(raw: bytes | None) -> dict[str, object]:
 def ending(
     usage: bytes | None, *, price: Price | None, images: int, provider: str, has: Collection[str]
 ) -> dict[str, object]:
-    """The members to append: `cost` and `provider`, each only where the provider has not said it (`has`)."""
+    """The members to append: `cost` and `provider`, without those that the provider sent itself (`has`)."""
     members: dict[str, object] = {}
     if "cost" not in has:
         members["cost"] = cost(decoded_usage(usage), price, images)
@@ -167,7 +210,7 @@ def ending(
 
 
 def appended(data: tuple[Piece, ...], members: Mapping[str, object]) -> tuple[Piece, ...]:
-    """`data`, a JSON object with at least one member, with `members` before its closing brace; nothing else changes."""
+    """Insert `members` before the closing brace of `data`, a JSON object with at least one member."""
     if not members:
         return data
     pieces = list(data)
@@ -183,27 +226,68 @@ def preview(job: Job, picture: Picture, number: int, *, image: int = 0) -> Frame
     return _frame(job, Role.PREVIEW, picture, image, {"partial_image_index": number})
 
 
-def finals(
-    job: Job, pictures: Sequence[Picture], *, usage: Mapping[str, object] | None = None, paid: float | None = None
-) -> Iterator[Frame]:
-    """One `completed` event per picture. The last one has the job's `usage`, in OpenAI's terms, and what it cost.
+class Spread:
+    """Chooses at most `partial_images` of a picture's drafts: the first, second, fourth, eighth and so on."""
 
-    `paid`: USD, where the provider says it; else it is computed from `usage` and the catalogue's price.
+    def __init__(self, job: Job) -> None:
+        self._most = (job.request.partial_images or 0) if job.request.stream else 0
+        self._seen = 0
+        self._given = 0
+
+    def take(self) -> int | None:
+        """Take a draft. Returns the number of its preview, None where it is not shown."""
+        self._seen += 1
+        if self._given >= self._most or self._seen < 2**self._given:
+            return None
+        self._given += 1
+        return self._given - 1
+
+
+def finals(
+    job: Job,
+    pictures: Sequence[Picture | None],
+    *,
+    usage: Mapping[str, object] | None = None,
+    work: Work | None = None,
+    said: Mapping[str, object] | None = None,
+) -> Iterator[Frame]:
+    """One `completed` event per picture. The last one has the job's `usage`, in OpenAI's terms, and its cost.
+
+    None in `pictures` stands for a missing picture; the others keep their indices. The cost is `work.paid`, or computed
+    from `usage`, `work` and the catalogue's price. `work` without pixels: those of the pictures count. `said`: further
+    members for the last event.
     """
     used = ZERO_USAGE if usage is None else usage
-    total = cost(used, job.model.price, len(pictures)) if paid is None else paid
+    made = [picture for picture in pictures if picture is not None]
+    counted = Work() if work is None else work
+    total = counted.paid
+    if total is None:
+        counted = counted if counted.pixels is not None else replace(counted, pixels=_pixels(made))
+        total = cost(used, job.model.price, len(made), counted)
     if job.n < job.request.n:
         pictures = pictures[: job.n]  # the other indices are other jobs'
+    last = max((index for index, picture in enumerate(pictures) if picture is not None), default=0)
     for index, picture in enumerate(pictures):
-        last = index == len(pictures) - 1
-        members = {"usage": used if last else ZERO_USAGE, "cost": total if last else None}
+        if picture is None:
+            continue
+        members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None}
+        if index == last:
+            members = {"usage": used, "cost": total, **(said or {})}
+            members |= {} if total is not None else {"cost_unknown": why_unknown(job.model.price)}
         yield _frame(job, Role.COMPLETED, picture, index, {**members, "provider": job.provider.name}, len(pictures) > 1)
+
+
+def _pixels(pictures: Sequence[Picture]) -> tuple[int, ...] | None:
+    """Pixels of each picture, None where one does not say its size."""
+    found = [probe_base64(picture.base64[0]) if picture.base64 else None for picture in pictures]
+    sizes = [info.width * info.height for info in found if info is not None]
+    return tuple(sizes) if len(sizes) == len(found) else None
 
 
 def _frame(
     job: Job, role: Role, picture: Picture, image: int, members: Mapping[str, object], several: bool = False
 ) -> Frame:
-    """An event round a picture. Format, size and transparency are read from the picture's own bytes."""
+    """An event around a picture. Format, size and transparency are read from the picture's own bytes."""
     request = job.request
     info = probe_base64(picture.base64[0]) if picture.base64 else None
     kind = type_of(request.operation, role)

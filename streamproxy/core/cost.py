@@ -1,8 +1,8 @@
-"""What a generation cost, in US dollars: the provider's token counts times the catalogue's prices.
+"""The cost of a generation in US dollars: the provider's token counts times the catalogue's prices.
 
-Strategy: a figure that might be wrong is worse than none. Counts that are missing, negative, not integers, absurd or
-all zero (which is how unknown usage is filled in for clients that require the object) give None, and so does a kind of
-token that has no price. Decimal arithmetic: 19 x 5 and 272 x 40 millionths are 0.010975, as billed, nothing near it.
+Strategy: a wrong figure is worse than none. Counts that are missing, negative, not integers, absurd or all zero (the
+filling for unknown usage, which clients require) give None, and so do tokens without a price. Arithmetic is decimal:
+19 x 5 and 272 x 40 millionths are exactly 0.010975, as billed.
 """
 
 from __future__ import annotations
@@ -12,23 +12,34 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
+from streamproxy.core.sizes import MEGAPIXEL
+
 MILLION: Final = Decimal(1_000_000)
 MICRODOLLAR: Final = Decimal("0.000001")  # six places, as Eden AI's `cost` has them
 # Ten pictures of 4096x4096 (2520 tokens each) from sixteen input images stay under a million tokens. More is a mistake
 # or an attack: as a float, 10**400 is infinity, which JSON cannot carry.
 MAX_TOKENS: Final = 1_000_000_000
 MAX_IMAGES: Final = 1_000
+MAX_SECONDS: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One model's price list: USD per million tokens of each kind, and/or USD per picture. None: not known."""
+    """One model's prices in USD. None: not known.
+
+    By million tokens of each kind, by picture, or both. By size: `first_megapixel` of a picture and `per_megapixel` of
+    the rest, each megapixel begun; without a price of its own the first costs the same, and input pictures cost
+    `per_megapixel`. Or `per_second`.
+    """
 
     text_input: Decimal | None = None
     image_input: Decimal | None = None
     text_output: Decimal | None = None
     image_output: Decimal | None = None
     per_image: Decimal | None = None
+    first_megapixel: Decimal | None = None
+    per_megapixel: Decimal | None = None
+    per_second: Decimal | None = None
 
     @property
     def by_token(self) -> bool:
@@ -38,16 +49,36 @@ class Price:
         )
 
 
-def cost(usage: Mapping[str, object] | None, price: Price | None, images: int) -> float | None:
-    """The cost of `images` completed pictures in USD, to six places, or None where it cannot be known. Never raises.
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The measures of a job that is not charged by tokens. None: not known.
+
+    `pixels`: of each picture made; `inputs`: megapixels of the input pictures; `seconds`: the job's run time; `paid`:
+    the provider's own figure in USD.
+    """
+
+    pixels: tuple[int, ...] | None = None
+    inputs: int | None = 0
+    seconds: float | None = None
+    paid: float | None = None
+
+
+UNKNOWN: Final = Work(inputs=None)
+
+
+def cost(usage: Mapping[str, object] | None, price: Price | None, images: int, work: Work = UNKNOWN) -> float | None:
+    """The cost of `images` completed pictures in USD, to six places, or None where that is unknown. Never raises.
 
     `usage` has OpenAI's shape: `input_tokens`, `output_tokens`, and per direction optional `*_tokens_details` with
-    `text_tokens` and `image_tokens`. Tokens that the details leave unexplained are text on the way in (a generation
-    has no other) and picture on the way out (OpenAI's `completed` event has no output details at all).
+    `text_tokens` and `image_tokens`. Tokens without details are text on the way in (a generation has no other) and
+    picture on the way out (OpenAI's `completed` event has no output details).
     """
     if price is None or not 0 <= images <= MAX_IMAGES:
         return None
     total = Decimal(0) if price.per_image is None else price.per_image * images
+    if price.per_megapixel is not None or price.per_second is not None:
+        measured = _work_cost(work, price)
+        return None if measured is None else float((total + measured).quantize(MICRODOLLAR))
     if price.by_token:
         tokens = _token_cost(usage or {}, price)
         if tokens is None:
@@ -56,6 +87,30 @@ def cost(usage: Mapping[str, object] | None, price: Price | None, images: int) -
     elif price.per_image is None:
         return None
     return float(total.quantize(MICRODOLLAR))
+
+
+def why_unknown(price: Price | None) -> str:
+    """The reason, as a sentence for the caller, why `cost` is None."""
+    if price is None:
+        return "The catalogue has no price for this model."
+    return "The provider's answer does not say what this model's price is counted by."
+
+
+def _work_cost(work: Work, price: Price) -> Decimal | None:
+    total = Decimal(0)
+    if price.per_megapixel is not None:
+        if work.pixels is None or work.inputs is None or not 0 <= work.inputs <= MAX_IMAGES:
+            return None
+        first = price.per_megapixel if price.first_megapixel is None else price.first_megapixel
+        for pixels in work.pixels:
+            begun = -(-pixels // MEGAPIXEL)
+            total += first + price.per_megapixel * (begun - 1)
+        total += price.per_megapixel * work.inputs
+    if price.per_second is not None:
+        if work.seconds is None or not 0 <= work.seconds <= MAX_SECONDS:
+            return None
+        total += price.per_second * Decimal(str(work.seconds))
+    return total
 
 
 def _token_cost(usage: Mapping[str, object], price: Price) -> Decimal | None:
@@ -81,7 +136,7 @@ def _token_cost(usage: Mapping[str, object], price: Price) -> Decimal | None:
 
 
 def _kinds(usage: Mapping[str, object], key: str, *, rest_is_text: bool) -> tuple[int | None, int | None]:
-    """Text and image tokens of one direction; (None, None) where the usage does not say or cannot be believed."""
+    """Text and image tokens of one direction; (None, None) where the usage has none or is inconsistent."""
     total = _count(usage.get(key))
     if total is None:
         return None, None

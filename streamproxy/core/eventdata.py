@@ -1,6 +1,6 @@
 """An event's JSON without its image.
 
-    outline(data)           what the event says besides its image
+    outline(data)           the members of the event besides its image
     referenced(data, url)   the event with `image_url` in the place of `b64_json`: `?payload=ref`
     image_bytes(data)       the image itself, decoded
 
@@ -58,7 +58,7 @@ _DECODER: Final = msgspec.json.Decoder(_Members)
 class Outline:
     """The small members of one event. `type` is "" when absent or not a string, `usage` raw JSON, None for null.
 
-    `error`: the raw member, None when absent. `failed`: whether it says anything, since some providers send `null` or
+    `error`: the raw member, None when absent. `failed`: whether it reports one, since some providers send `null` or
     `{}` with every event. `has_b64`, `has_url`: an image as base64, as a URL. `wrapped`: either is a `data:` URL.
     `has`: the members of APPENDED that the event has, even if null. `utf8`: everything but the image is valid UTF-8.
     """

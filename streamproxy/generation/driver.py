@@ -11,10 +11,11 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol, assert_never
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
 from urllib.parse import urlsplit
 
 import anyio
+from anyio import to_thread
 
 from streamproxy.core.catalogue import Provider
 from streamproxy.core.conversation import (
@@ -22,9 +23,11 @@ from streamproxy.core.conversation import (
     Body,
     Connect,
     Conversation,
+    Convert,
     Events,
     Fetch,
     Hear,
+    JobId,
     Limits,
     NextEvent,
     NotApplied,
@@ -39,13 +42,16 @@ from streamproxy.core.conversation import (
     Wait,
 )
 from streamproxy.core.events import Frame
-from streamproxy.core.requests import Head, UpstreamRequest
+from streamproxy.core.requests import Head, Inline, Spooled, UpstreamRequest
 from streamproxy.core.sse import Event
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.generation.converting import AT_ONCE, convert
 from streamproxy.generation.router import Plan
 from streamproxy.upstream import Answer
 from streamproxy.upstream.fetch import Fetcher
-from streamproxy.upstream.websocket import Socket, SocketLimits, connect
+
+if TYPE_CHECKING:
+    from streamproxy.upstream.websocket import Socket
 
 UNDO_SECONDS: Final = 5.0
 """How long telling a provider that its work is not wanted may take, also while the process is being stopped."""
@@ -93,6 +99,10 @@ class Sink(Protocol):
         """Every image has its final frame."""
         ...
 
+    def job(self, id: str) -> None:
+        """The provider's own name for the work."""
+        ...
+
     def progress(self, step: Progress) -> None:
         """How far the provider says it is."""
         ...
@@ -114,6 +124,7 @@ class Outside:
     """Seconds to open a WebSocket."""
     ssl_context: ssl.SSLContext
     fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(FETCHES))
+    converting: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(AT_ONCE))
 
 
 class Driver:
@@ -195,8 +206,12 @@ class Driver:
                 await self._wait(seconds)
             case Fetch(url):
                 return await self._fetch(url)
+            case Convert(image, form):
+                return await self._convert(image, form)
             case Undo(request):
                 self._undo = request
+            case JobId(id):
+                self._sink.job(id)
             case Tolerated(label):
                 self._sink.tolerated(label)
             case Progress():
@@ -247,6 +262,12 @@ class Driver:
                 return await self._outside.fetcher.fetch(url)
         raise self._late()
 
+    async def _convert(self, image: Inline | Spooled | Picture, form: str) -> Picture:
+        limiter = self._outside.converting
+        with anyio.CancelScope(deadline=self._ends_at):
+            return await to_thread.run_sync(convert, image, form, abandon_on_cancel=True, limiter=limiter)
+        raise self._late()
+
     async def _wait(self, seconds: float) -> None:
         if anyio.current_time() + seconds > self._ends_at:
             raise self._late()
@@ -258,6 +279,8 @@ class Driver:
 
     async def _on_socket(self, step: Connect | Tell | Hear) -> str | bytes | None:
         if isinstance(step, Connect):
+            from streamproxy.upstream.websocket import SocketLimits, connect  # 3 MB that few installations need
+
             signed = await self._signed(UpstreamRequest("GET", step.url))
             limits = SocketLimits(open=self._outside.connect, message=MESSAGE_BYTES)
             socket = connect(signed.url, signed.headers, limits=limits, ssl_context=self._outside.ssl_context)

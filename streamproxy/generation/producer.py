@@ -18,8 +18,9 @@ from streamproxy.core.requests import ImageRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.router import Plan
+from streamproxy.hub.generation import Generation
 from streamproxy.hub.hub import Hub
-from streamproxy.hub.stream import Stream
+from streamproxy.hub.stream import Ending
 from streamproxy.observe import Observer
 
 FAIL_SECONDS: Final = 2.0
@@ -38,49 +39,54 @@ class Producer:
         self._policy = policy
         self._tasks = tasks
 
-    def start(self, request: ImageRequest, plan: Plan, stream: Stream, release: Callable[[], None]) -> None:
-        """Begin the generation; its frames appear in `stream`. `release` frees the request's files."""
-        stream.not_applied = self._attempts.not_applied(request, plan)
-        self._tasks.start_soon(self._produce, stream, request, plan, release)
+    def start(self, request: ImageRequest, plan: Plan, generation: Generation, release: Callable[[], None]) -> None:
+        """Begin the generation; its frames appear in its stream. `release` frees the request's files."""
+        generation.stream.acceptance.not_applied = self._attempts.not_applied(request, plan)
+        self._tasks.start_soon(self._produce, generation, request, plan, release)
 
-    async def _produce(self, stream: Stream, request: ImageRequest, plan: Plan, release: Callable[[], None]) -> None:
+    async def _produce(
+        self, generation: Generation, request: ImageRequest, plan: Plan, release: Callable[[], None]
+    ) -> None:
         self._observer.streams(1)
-        sink = _StreamSink(stream, plan, self._hub, self._observer, self._policy)
+        sink = _StreamSink(generation, plan, self._hub, self._observer, self._policy)
         try:
-            with stream.scope:
+            with generation.scope:
                 await self._attempts.run(request, plan, sink)
-            if stream.scope.cancelled_caught:
-                await self._fail(stream, _ended(stream))
+            if generation.scope.cancelled_caught:
+                await self._fail(generation, _stopped(generation))
         except ProxyError as error:
-            await self._fail(stream, error)
+            await self._fail(generation, error)
         except Exception as error:
-            await self._fail(stream, self._observer.unexpected(error, stream.request_id))
+            await self._fail(generation, self._observer.unexpected(error, generation.stream.request_id))
         except BaseException:  # the app ends without having drained
-            stream.shutdown = True
+            generation.stop(Ending.SHUTDOWN)
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + FAIL_SECONDS):
-                await self._fail(stream, _ended(stream))
+                await self._fail(generation, _stopped(generation))
             raise
         finally:
             release()
-            await self._hub.conclude(stream)
+            await self._hub.conclude(generation)
             self._observer.streams(-1)
 
-    async def _fail(self, stream: Stream, error: ProxyError) -> None:
-        if stream.finished or stream.complete:
+    async def _fail(self, generation: Generation, error: ProxyError) -> None:
+        stream, acceptance = generation.stream, generation.stream.acceptance
+        if stream.finished or generation.complete:
             return  # nothing may follow the last image
-        unfollowed = error.failure is Failure.CANCELLED and not stream.asked_to_end  # counted when the reader left
-        if stream.committed and not stream.asked and not unfollowed:  # otherwise its caller's request tells
+        # A generation without readers was counted when the last one left.
+        unfollowed = error.failure is Failure.CANCELLED and generation.ending is not Ending.CANCELLED
+        if acceptance.committed and not stream.pace.asked and not unfollowed:  # otherwise its caller's request tells
             self._observer.failure(error, stream.request_id)
-        if error.retryable and not stream.accepted:
-            await self._hub.refused(stream)
-        await stream.fail(error)
+        if error.retryable and not acceptance.accepted:
+            await self._hub.withdraw(stream.id, generation.names)
+        await generation.fail(error)
 
 
 class _StreamSink:
     """One generation's stream as its drivers see it."""
 
-    def __init__(self, stream: Stream, plan: Plan, hub: Hub, observer: Observer, policy: HeaderPolicy) -> None:
-        self._stream = stream
+    def __init__(self, generation: Generation, plan: Plan, hub: Hub, observer: Observer, policy: HeaderPolicy) -> None:
+        self._generation = generation
+        self._stream = generation.stream
         self._provider = plan.route.provider.name
         self._scrub = plan.scrub
         self._hub = hub
@@ -92,30 +98,33 @@ class _StreamSink:
 
     def answered(self, headers: tuple[tuple[str, str], ...]) -> None:
         passed = self._policy.relayable(headers)
-        self._stream.headers = tuple((name, value) for name, value in passed if self._scrub(value) == value)
+        self._stream.acceptance.headers = tuple((name, value) for name, value in passed if self._scrub(value) == value)
 
     def accepted(self) -> None:
         self._stream.accept()
 
     def not_applied(self, names: tuple[str, ...]) -> None:
-        self._stream.not_applied = names
+        self._stream.acceptance.not_applied = names
 
     async def frame(self, frame: Frame) -> None:
         self._observer.frame(frame.type)
-        await self._stream.append(frame)
+        await self._generation.append(frame)
 
     async def complete(self) -> None:
-        await self._hub.conclude(self._stream)
+        await self._hub.conclude(self._generation)
+
+    def job(self, id: str) -> None:
+        self._observer.job(self._provider, self._scrub(id), self._stream.request_id)
 
     def progress(self, step: Progress) -> None:
-        self._stream.progress = step
+        self._stream.acceptance.progress = step
 
     def tolerated(self, label: str) -> None:
         self._observer.tolerated(self._provider, label)
 
 
-def _ended(stream: Stream) -> ProxyError:
-    """Why a generation was cancelled: the process stops, it was asked for, or no reader is left."""
-    if stream.shutdown:
+def _stopped(generation: Generation) -> ProxyError:
+    """The failure that tells why a generation was cancelled."""
+    if generation.ending is Ending.SHUTDOWN:
         return ProxyError(Failure.SERVER_SHUTDOWN, "The proxy stopped before the generation had ended.")
     return ProxyError(Failure.CANCELLED, "The generation was cancelled.")

@@ -32,6 +32,8 @@ class Service:
     credential: CredentialSource
     strict_headers: bool
     allow_headers: tuple[str, ...]
+    signer: Signer | None = None
+    """Authorizes every request, in place of a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class Router:
             )
         route = self._catalogue.resolve(model, self._providers)
         service = self._services[route.provider.name]
+        if service.signer is not None:
+            return Plan(route, service, service.signer, self._policy)
         found = service.credential.present(headers)
         signer = KeySigner(() if found is None else ((found.header, found.value),))
         return Plan(route, service, signer, self._policy)

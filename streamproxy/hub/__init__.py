@@ -1,9 +1,11 @@
 """Streams: one generation's ordered frames, kept between the producer that writes them and the readers that follow.
 
-stream.Stream          one generation in this process, and a reader's position in it
-hub.Hub                all of them: by id, by Idempotency-Key, with and without readers
-mirrors.Mirrors        those of other processes that are followed here
-store, memory, valkey  where they are kept; `STORES` says which there are
+log                    a stream's entries, conflated
+stream, generation     the readers' side of one generation in this process, and the producer's
+hub                    the registry of all of them
+limits, keys, repeats  what is admitted; streams by Idempotency-Key; requests that are sent again
+mirrors                streams of other processes that are followed here
+store, memory, valkey  where streams are kept; `STORES` says which stores there are
 """
 
 from __future__ import annotations
@@ -15,27 +17,27 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
-from streamproxy.hub.store import Kept
+from streamproxy.hub.store import StoreBackend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
 @asynccontextmanager
-async def _memory(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
+async def _memory(url: str, max_bytes: int, linger: float) -> AsyncIterator[StoreBackend]:
     store = MemoryStore(max_bytes=max_bytes, linger=linger, now=time.monotonic)
-    yield Kept(store, store, MemoryMarks(now=time.monotonic))
+    yield StoreBackend(store, store, MemoryMarks(now=time.monotonic))
 
 
 @asynccontextmanager
-async def _valkey(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
-    from streamproxy.hub.valkey import ValkeyStore  # needs the extra `valkey`
+async def _valkey(url: str, max_bytes: int, linger: float) -> AsyncIterator[StoreBackend]:
+    from streamproxy.hub.valkey.store import ValkeyStore  # needs the extra `valkey`
 
     async with ValkeyStore(url, linger=linger, replica=uuid.uuid4().hex).open() as store:
-        yield Kept(store, store, store, store)
+        yield StoreBackend(store, store, store, store, store)
 
 
-StoreFactory = Callable[[str, int, float], AbstractAsyncContextManager[Kept]]
+StoreFactory = Callable[[str, int, float], AbstractAsyncContextManager[StoreBackend]]
 
 STORES: Final[dict[str, StoreFactory]] = {
     "memory": _memory,

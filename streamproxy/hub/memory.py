@@ -11,6 +11,7 @@ from collections.abc import Callable
 from math import ceil
 from typing import Final
 
+from streamproxy.hub.log import Entry, Log, Record
 from streamproxy.hub.store import (
     MARK_SECONDS,
     OWN,
@@ -20,11 +21,9 @@ from streamproxy.hub.store import (
     Claim,
     Found,
     Gone,
-    Record,
     Standing,
     Stored,
 )
-from streamproxy.hub.stream import Entry, Retained
 
 REMEMBERED: Final = 10_000
 """Ids of purged streams, some 100 bytes each, and failures that are held; the oldest are forgotten first."""
@@ -41,14 +40,14 @@ class MemoryStore:
         self._max_bytes = max_bytes
         self._linger = linger
         self._now = now
-        self._live: dict[str, tuple[Record, Retained]] = {}
-        self._finished: OrderedDict[str, tuple[float, Record, Retained]] = OrderedDict()
+        self._live: dict[str, tuple[Record, Log]] = {}
+        self._finished: OrderedDict[str, tuple[float, Record, Log]] = OrderedDict()
         self._purged: OrderedDict[str, None] = OrderedDict()
         self._claims: OrderedDict[str, tuple[float, Claim]] = OrderedDict()
         self.bytes = 0
 
     async def create(self, record: Record) -> None:
-        self._live[record.id] = record, Retained()
+        self._live[record.id] = record, Log()
 
     async def append(self, id: str, entry: Entry) -> None:
         _, kept = self._live[id]
@@ -114,7 +113,7 @@ class MemoryStore:
             del self._finished[id]
             self._gone(id, kept)
 
-    def _gone(self, id: str, kept: Retained) -> None:
+    def _gone(self, id: str, kept: Log) -> None:
         self.bytes -= kept.bytes
         self._purged[id] = None
         if len(self._purged) > REMEMBERED:

@@ -2,66 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
 
+from streamproxy.hub.health import StoreHealth
 from streamproxy.hub.store import Shared, Stored, StoreError
 from streamproxy.hub.stream import Stream
+from streamproxy.signals import Signal
 
 PRESENCE_SECONDS: Final = 5.0
 
 
-class Mirrors:
-    """See the module's text. `tasks` is the app's task group; `failed` is told of a store that fails."""
+@dataclass(frozen=True, slots=True)
+class _Following:
+    """A stream that is followed, and what ends the following."""
 
-    def __init__(self, shared: Shared, tasks: TaskGroup, failed: Callable[[StoreError], None]) -> None:
+    stream: Stream
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+
+class Mirrors:
+    """See the module's text. `tasks` is the app's task group."""
+
+    def __init__(self, shared: Shared, tasks: TaskGroup, health: StoreHealth) -> None:
         self._shared = shared
         self._tasks = tasks
-        self._failed = failed
-        self._followed: dict[str, Stream] = {}
-        self._none = anyio.Event()
+        self._health = health
+        self._followed: dict[str, _Following] = {}
+        self._dropped = Signal()
 
     def get(self, id: str) -> Stream | None:
         """The stream, where it is followed already."""
-        return self._followed.get(id)
+        following = self._followed.get(id)
+        return None if following is None else following.stream
 
     def start(self, stored: Stored) -> Stream:
-        """Follow a live stream, for those who subscribe before they wait for anything else."""
-        stream = stored.mirror()
-        stream.on_idle = self._idle
-        self._followed[stream.id] = stream
-        self._tasks.start_soon(self._follow, stream)
+        """Follow a live stream, for readers that subscribe before they wait for anything else."""
+        stream = stored.mirror(self._on_idle)
+        following = self._followed[stream.id] = _Following(stream)
+        self._tasks.start_soon(self._follow, following)
         return stream
 
     def give_up(self) -> None:
-        """The process stops: readers end here, and go on at another one."""
-        for stream in list(self._followed.values()):
-            stream.give_up()
+        """End the readers here: the process stops, and they go on at another one."""
+        for following in list(self._followed.values()):
+            following.stream.give_up()
 
     async def gone(self) -> None:
         """Return when no stream is followed."""
         while self._followed:
-            await self._none.wait()
+            await self._dropped.wait()
 
-    def _idle(self, stream: Stream) -> None:
-        """The last reader of a stream has left."""
-        self._drop(stream)
-        stream.scope.cancel()
+    def _on_idle(self, stream: Stream) -> None:
+        following = self._followed.get(stream.id)
+        if following is not None and following.stream is stream:
+            self._drop(stream)
+            following.scope.cancel()
 
     def _drop(self, stream: Stream) -> None:
-        if self._followed.get(stream.id) is stream:
+        if self.get(stream.id) is stream:
             del self._followed[stream.id]
-        if not self._followed:
-            none, self._none = self._none, anyio.Event()
-            none.set()
+            self._dropped.set()
 
-    async def _follow(self, stream: Stream) -> None:
-        """Until it ends, or until nobody reads it here; not for who only looked: that one must not seem a viewer."""
+    async def _follow(self, following: _Following) -> None:
+        """Follow until the stream ends or has no reader here. A request that only looked must not seem a viewer."""
+        stream = following.stream
         try:
-            with stream.scope:
+            with following.scope:
                 async with anyio.create_task_group() as tasks:
                     if stream.subscribers:
                         tasks.start_soon(self._present, stream.id)
@@ -72,20 +82,20 @@ class Mirrors:
 
     async def _copy(self, stream: Stream) -> None:
         try:
-            async for entry in self._shared.follow(stream.id, stream.last):
+            async for entry in self._shared.follow(stream.id, stream.log.last):
                 stream.add(entry)
         except StoreError as error:
-            self._failed(error)
+            self._health.note(error)
             self._drop(stream)
             stream.give_up()
         else:
             stream.finish()
 
     async def _present(self, id: str) -> None:
-        """Say that there are viewers here, so that the producer's process does not take the stream for forsaken."""
+        """Say that there are viewers here, so that the producer's process does not take the stream for abandoned."""
         while True:
             try:
                 await self._shared.viewing(id)
             except StoreError as error:
-                self._failed(error)
+                self._health.note(error)
             await anyio.sleep(PRESENCE_SECONDS)

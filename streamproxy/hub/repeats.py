@@ -9,28 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol, TypeVar
+from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
 
 from streamproxy.core.events import ERROR, Frame, read_error
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.health import StoreHealth, unreachable
 from streamproxy.hub.store import OWN, Asking, Marks, Standing
 from streamproxy.hub.stream import Stream
-
-Result = TypeVar("Result")
 
 LEAVING_SECONDS: Final = 1.0
 """How long a retry waits for its earlier caller to leave: a thousand times what nginx and HAProxy take to close."""
 
 LOOK_SECONDS: Final = 0.05
-
-
-class Stored(Protocol):
-    """How the hub asks its store: None where it cannot be reached."""
-
-    async def __call__(self, operation: Awaitable[Result]) -> Result | None: ...
 
 
 class Repeats:
@@ -40,13 +33,13 @@ class Repeats:
         self,
         marks: Marks,
         *,
-        stored: Stored,
+        health: StoreHealth,
         find: Callable[[str], Awaitable[Stream]],
         tasks: TaskGroup,
         hold: float,
     ) -> None:
         self._marks = marks
-        self._stored = stored
+        self._health = health
         self._find = find
         self._tasks = tasks
         self._hold = hold
@@ -60,9 +53,9 @@ class Repeats:
         ends_at = anyio.current_time() + LEAVING_SECONDS
         asking = Asking.RETRY if retry else Asking.FIRST
         while True:
-            found = await self._stored(self._marks.ask(mark, id, asked, asking))
+            found = await self._health.attempt(self._marks.ask(mark, id, asked, asking))
             if found is None and retry:
-                raise ProxyError(Failure.OVERLOADED, "The store of streams cannot be reached now.", retry_after="2")
+                raise unreachable()
             if found is None or found.standing is Standing.NEW:
                 return None
             if found.standing is Standing.FAILED:
@@ -72,7 +65,7 @@ class Repeats:
                     return await self._find(found.id)
                 except ProxyError as error:
                     if error.failure not in (Failure.GONE, Failure.NOT_FOUND):
-                        self.left(mark, found.id, own=False)
+                        self.leave(mark, found.id, own=False, had_all=False)
                         raise
                     await self.over(mark, found.id)
                     continue
@@ -88,22 +81,27 @@ class Repeats:
         )
         return error
 
-    def left(self, mark: str, id: str, *, own: bool) -> None:
-        """A follower has left before it had all: the caller who asked, or a retry."""
-        self._tasks.start_soon(self._left, mark, id, OWN if own else 1)
+    def leave(self, mark: str | None, id: str, *, own: bool, had_all: bool) -> None:
+        """Note that a follower is gone: the caller who asked (`own`), or a retry. Without a mark no retry can come."""
+        if mark is None:
+            return
+        if had_all:
+            self.finished(mark, id)
+        else:
+            self._tasks.start_soon(self._leave, mark, id, OWN if own else 1)
 
-    async def _left(self, mark: str, id: str, followers: int) -> None:
-        await self._stored(self._marks.left(mark, id, followers))
+    async def _leave(self, mark: str, id: str, followers: int) -> None:
+        await self._health.attempt(self._marks.left(mark, id, followers))
 
     def finished(self, mark: str, id: str) -> None:
-        """A caller has had all of it, or it was given up."""
+        """Note that a caller has had all of it, or that it was abandoned."""
         self._tasks.start_soon(self.over, mark, id)
 
     async def over(self, mark: str, id: str) -> None:
-        """The generation is not there for retries: nothing of it was processed, or it was given up."""
-        await self._stored(self._marks.over(mark, id))
+        """Take the generation from retries' sight: nothing of it was processed, or it was abandoned."""
+        await self._health.attempt(self._marks.over(mark, id))
 
-    async def failed(self, mark: str, error: ProxyError, frame: Frame) -> None:
-        """Hold a failure, before anybody hears of it. One that was wished for, or cost nothing, is not held."""
+    async def hold(self, mark: str, error: ProxyError, frame: Frame) -> None:
+        """Hold a failure, before it is told. One that was wished for, or cost nothing, is not held."""
         if self._hold and not error.retryable and error.failure is not Failure.CANCELLED:
-            await self._stored(self._marks.failed(mark, b"".join(frame.data), self._hold))
+            await self._health.attempt(self._marks.failed(mark, b"".join(frame.data), self._hold))

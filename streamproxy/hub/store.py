@@ -6,12 +6,13 @@ retains and nothing more. Every method may raise StoreError, after which the gen
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
 
-from streamproxy.hub.stream import Entry, Stream
+from streamproxy.hub.log import Entry, Record
+from streamproxy.hub.stream import Stream
 
 
 class StoreError(Exception):
@@ -23,16 +24,6 @@ class Fenced(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What is known of a stream besides its frames. `owner`: whose key asked; `created` in Unix seconds."""
-
-    id: str
-    owner: str | None
-    created: int
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
 class Stored:
     """A stream as it is kept: its entries in order, already conflated."""
 
@@ -40,10 +31,10 @@ class Stored:
     entries: tuple[Entry, ...]
     finished: bool
 
-    def mirror(self) -> Stream:
-        """The stream as readers follow it: its head has been sent long ago."""
-        stream = Stream(self.record.id, owner=self.record.owner, created=self.record.created, n=self.record.n)
-        stream.committed = True
+    def mirror(self, on_idle: Callable[[Stream], None] = lambda _: None) -> Stream:
+        """The stream as readers follow it: its head has been sent long ago. `on_idle`: as of Stream."""
+        stream = Stream(self.record, on_idle=on_idle)
+        stream.commit()
         for entry in self.entries:
             stream.add(entry)
         if self.finished:
@@ -195,11 +186,20 @@ class Shared(Protocol):
         ...
 
 
+class Previews(Protocol):
+    """Stores in which a preview costs more than it is worth while no other process asks for it."""
+
+    def defer(self, id: str, entry: Entry) -> bool:
+        """Hold a preview until another process asks for it, or a newer one supersedes it; False: append it now."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoreBackend:
     """A store's abilities; `shared` where several processes use it."""
 
     store: Store
     claims: Claims
     marks: Marks
     shared: Shared | None = None
+    previews: Previews | None = None

@@ -1,258 +1,189 @@
-"""One generation as this process holds it: what is retained of it, who reads it, and how it ended.
+"""One generation as its readers in this process see it: its log, its readers, and how it ended.
 
-What is retained is already conflated: every critical frame, and of each image that is not completed the newest preview.
-A reader is only a cursor into that, so one that lags skips previews by itself, and a stuck one costs nobody memory.
-
-The caller who asked is the first subscriber. It alone paces the producer: `append` returns when it has taken a preview,
-so a provider faster than its caller is held back at its own socket and that caller misses none. Everybody else follows
-at their own speed. Critical frames wait for nobody: they are retained anyway, and a slow or leaving caller must not
-make a failure of a generation whose last image is there.
+The caller who asked is the first subscriber, and the only one that paces the producer: the producer waits until that
+subscriber has taken a preview. So a provider that is faster than its caller is held back at its own socket, and that
+caller misses no preview. All other subscribers follow at their own speed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from enum import Enum
 
 import anyio
 
 from streamproxy.core.conversation import Progress
 from streamproxy.core.cursor import Cursor
-from streamproxy.core.events import ANSWER, Frame, error_frame
 from streamproxy.errors import ProxyError
-
-EPOCH: Final = 1
-"""A generation is paid for once, so it has one producer; a later epoch only ever says that this one was lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One frame at its position."""
-
-    cursor: Cursor
-    frame: Frame
-
-    @property
-    def critical(self) -> bool:
-        """Never dropped, whoever lags: the outcome of an image, or of the stream."""
-        return self.frame.final
+from streamproxy.hub.log import Entry, Log, Record
+from streamproxy.signals import Signal
 
 
-class Retained:
-    """What is kept of one stream, conflated as entries come. `epoch` and `last` are those of the newest entry."""
+class Ending(Enum):
+    """How a stream ended for its readers (the first two), or why its producer was stopped."""
 
-    def __init__(self) -> None:
-        self.epoch = EPOCH
-        self.last = 0
-        self.bytes = 0
-        self._entries: dict[int, Entry] = {}
-        self._previews: dict[int, int] = {}
-        self._outcomes: set[int] = set()
-
-    def add(self, entry: Entry) -> None:
-        """Take an entry at its place, and let go of what it supersedes."""
-        frame = entry.frame
-        self.epoch = entry.cursor.epoch
-        self.last = entry.cursor.seq
-        self.drop(self._previews.pop(frame.image, 0))
-        self._entries[self.last] = entry
-        self.bytes += frame.size
-        if entry.critical:
-            self._outcomes.add(frame.image)
-        else:
-            self._previews[frame.image] = self.last
-
-    def drop(self, seq: int) -> None:
-        """Let go of an entry; whoever has not had it will not."""
-        entry = self._entries.pop(seq, None)
-        if entry is not None:
-            self.bytes -= entry.frame.size
-
-    def finish(self) -> None:
-        """No entry will follow; previews are of no more use to anybody."""
-        for seq in self._previews.values():
-            self.drop(seq)
-        self._previews.clear()
-
-    def retained(self) -> Iterator[Entry]:
-        """What is retained, in order."""
-        return iter(list(self._entries.values()))
-
-    def after(self, seq: int) -> Entry | None:
-        """The first retained entry behind this position."""
-        return next((entry for number, entry in self._entries.items() if number > seq), None)
+    FINISHED = "no frame will follow"
+    LOST_CONTACT = "it goes on elsewhere and cannot be followed here any more"
+    CANCELLED = "a caller ended it"
+    ABANDONED = "no reader came back within the grace"
+    SHUTDOWN = "the process stops"
 
 
-class Stream(Retained):
-    """See the module's text. `owner` is whose key asked, None for nobody's; `created` in Unix seconds.
+@dataclass(slots=True)
+class Acceptance:
+    """What is known before the first frame. `accepted`: the provider works on it.
 
-    `scope` is the local producer's: cancelling it closes the upstream connection; `shutdown` says that the process's
-    end did, `asked_to_end` that somebody did. `broken`: what followed it from elsewhere is over, with the stream's end
-    still to come. `headers` are the provider's that may be passed on, `not_applied` the members that it is not asked
-    for. `sink` keeps entries, `spare` lets go of one without room, `on_idle` hears of the last reader.
+    `committed`: a head is about to be sent, so that a failure can no longer be an HTTP status. `headers` are the
+    provider's that are passed on, `not_applied` the members that it is not asked for.
     """
 
-    def __init__(
-        self, id: str, *, request_id: str = "", owner: str | None = None, created: int = 0, n: int = 1
-    ) -> None:
-        super().__init__()
-        self.id = id
-        self.request_id = request_id or id
-        self.owner = owner
-        self.created = created
-        self.n = n
-        self.scope = anyio.CancelScope()
-        self.accepted = False
-        self.headers: tuple[tuple[str, str], ...] = ()
-        self.not_applied: tuple[str, ...] = ()
-        self.progress: Progress | None = None
-        self.error: ProxyError | None = None
-        self.finished = False
-        self.committed = False
-        self.subscribers: set[Subscriber] = set()
-        self.visits = 0
-        self._asker: Subscriber | None = None
-        self._changed = anyio.Event()
-        self._paced = anyio.Event()
-        self._appending = anyio.Lock(fast_acquire=True)
-        self._released = False
-        self.broken = False
-        self.shutdown = False
-        self.asked_to_end = False
-        self.on_idle: Callable[[Stream], None] | None = None
-        self.sink: Callable[[str, Entry], Awaitable[None]] | None = None
-        self.spare: Callable[[str, Entry], bool] | None = None
+    accepted: bool = False
+    committed: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
+    not_applied: tuple[str, ...] = ()
+    progress: Progress | None = None
 
-    # The producer's side.
+
+class Pace:
+    """Holds the producer back until the caller who asked has taken a preview.
+
+    Its signal is not the stream's: each step of a reader would wake all of them (O(v^2) per frame for v readers).
+    """
+
+    def __init__(self) -> None:
+        self._asker: Subscriber | None = None
+        self._moved = Signal()
 
     @property
     def asked(self) -> bool:
-        """Whether the caller who asked for it is still there."""
+        """Whether the caller who asked is still there."""
         return self._asker is not None
 
+    def keep_to(self, subscriber: Subscriber) -> None:
+        """Make this subscriber the one that the producer waits for."""
+        self._asker = subscriber
+
+    def on_taken(self, subscriber: Subscriber) -> None:
+        """Note that a subscriber has taken what it was given."""
+        if self._asker is subscriber:
+            self._moved.set()
+
+    def release(self, subscriber: Subscriber | None = None) -> None:
+        """Wait no longer for this subscriber, or for any."""
+        if subscriber is None or self._asker is subscriber:
+            self._asker = None
+            self._moved.set()
+
+    async def taken(self, seq: int) -> None:
+        """Return when the caller who asked has taken this entry, or is gone."""
+        while self._asker is not None and self._asker.taken < seq:
+            await self._moved.wait()
+
+
+def _stay(_: Stream) -> None:
+    """A stream that ends by itself, or has ended, does not mind that it has no readers."""
+
+
+class Stream:
+    """See the module's text. `on_idle` is called when the last reader has left.
+
+    `error` is the failure that the last frame tells. `visits` counts all subscribers that there have been.
+    """
+
+    def __init__(self, record: Record, *, request_id: str = "", on_idle: Callable[[Stream], None] = _stay) -> None:
+        self.record = record
+        self.request_id = request_id or record.id
+        self.log = Log()
+        self.acceptance = Acceptance()
+        self.pace = Pace()
+        self.changed = Signal()
+        self.error: ProxyError | None = None
+        self.ending: Ending | None = None
+        self.subscribers: set[Subscriber] = set()
+        self.visits = 0
+        self._on_idle = on_idle
+        self._released = False
+
     @property
-    def complete(self) -> bool:
-        """Whether every image has its outcome: what ends the generation now is no failure any more."""
-        return len(self._outcomes) >= self.n or any(entry.frame.type == ANSWER for entry in self._entries.values())
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def finished(self) -> bool:
+        """Whether all frames are there."""
+        return self.ending is Ending.FINISHED
 
     def accept(self) -> None:
-        """The provider works on it."""
-        self.accepted = True
-        self.wake()
+        """Note that the provider works on it."""
+        self.acceptance.accepted = True
+        self.changed.set()
 
     def commit(self) -> None:
-        """A head is about to be sent: a failure can no longer be an HTTP status."""
-        self.committed = True
-
-    async def append(self, frame: Frame) -> None:
-        """Add one whole frame; returns when the caller who asked has taken it, or has left.
-
-        A preview that comes after its image's outcome is nobody's. A stream's several producers take turns.
-        """
-        async with self._appending:
-            if not frame.final and frame.image in self._outcomes:
-                return
-            entry = Entry(Cursor(self.epoch, self.last + 1), frame)
-            if self.sink is not None and entry.critical:
-                # Kept before it is delivered: what a reader has seen, nobody loses. Both or none: a seq is given once.
-                with anyio.CancelScope(shield=True):
-                    await self.sink(self.id, entry)
-            self.add(entry)
-            if self.sink is not None and not entry.critical:
-                await self.sink(self.id, entry)
-        while not entry.critical and self._asker is not None and self._asker.taken < entry.cursor.seq:
-            await self._paced.wait()
-        if self.spare is None or entry.critical or any(reader.seq < entry.cursor.seq for reader in self.subscribers):
-            return
-        if self.spare(self.id, entry):
-            self.drop(entry.cursor.seq)
+        """Note that a head is about to be sent."""
+        self.acceptance.committed = True
 
     def add(self, entry: Entry) -> None:
-        """As any retained entry; who waits hears of it."""
-        super().add(entry)
-        self.wake()
-
-    async def fail(self, error: ProxyError) -> None:
-        """The generation failed, at most once: readers learn it from the final frame added here."""
-        self._asker = None  # nothing waits for anybody any more
-        self._pace()
-        self.error = error
-        try:
-            await self.append(error_frame(error, self.request_id))
-        except ProxyError as lost:  # the store has another end already, and takes nothing more
-            self.error = lost
-            await self.append(error_frame(lost, self.request_id))
+        """Put an entry into the log, and wake the readers."""
+        self.log.add(entry)
+        self.changed.set()
 
     def finish(self) -> None:
-        """No frame will follow."""
-        super().finish()
-        self.finished = True
-        self.wake()
-
-    def release(self) -> None:
-        """Nobody can join any more: what the last reader has been given is nobody's but that reader's."""
-        self._released = True
-        self._let_go()
-
-    def _let_go(self) -> None:
-        if len(self.subscribers) == 1:
-            [reader] = self.subscribers
-            for seq in [seq for seq in self._entries if seq <= reader.seq]:
-                self.drop(seq)
+        """End the readers once they have had all: no frame will follow."""
+        self.log.finish()
+        self.ending = Ending.FINISHED
+        self.changed.set()
 
     def give_up(self) -> None:
-        """What followed this stream from elsewhere is over: readers end here, and may come back for the rest."""
-        self.broken = True
-        self.wake()
+        """End the readers here: the stream goes on elsewhere, and they may come back for the rest."""
+        self.ending = Ending.LOST_CONTACT
+        self.changed.set()
 
-    def wake(self) -> None:
-        """Something changed: everybody who waits looks again."""
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
-
-    def _pace(self) -> None:
-        """The producer may go on. Not `wake`: with v readers, each frame's v steps would wake v readers each."""
-        paced, self._paced = self._paced, anyio.Event()
-        paced.set()
-
-    # The readers' side.
+    def release(self) -> None:
+        """Free entries that the last reader has received, from now on: no reader can join any more."""
+        self._released = True
+        self._free()
 
     def subscribe(self, after: Cursor | None = None, *, asker: bool = False) -> Subscriber:
-        """Follow from behind `after`; a cursor that this stream cannot have given starts anew."""
-        known = after is not None and 0 < after.epoch <= self.epoch and after.seq <= self.last
-        subscriber = Subscriber(self, after.seq if known and after is not None else 0)
+        """Follow from behind `after`, from the start where this stream cannot have given that cursor.
+
+        `asker`: this is the caller who asked, whom the producer waits for.
+        """
+        subscriber = Subscriber(self, after.seq if after is not None and self.log.gave(after) else 0)
         self.subscribers.add(subscriber)
         self.visits += 1
         if asker:
-            self._asker = subscriber
+            self.pace.keep_to(subscriber)
         return subscriber
 
     async def opened(self, within: float) -> None:
         """Return when the provider has accepted, or the stream has ended, or after `within` seconds."""
         with anyio.move_on_after(within):
-            while not self.accepted and self.error is None and not self.finished:
-                await self._changed.wait()
+            while not self.acceptance.accepted and self.error is None and not self.finished:
+                await self.changed.wait()
 
     def superseded(self, entry: Entry) -> bool:
         """Whether a half-written preview is of no more use because its image's outcome, or the stream's, is waiting."""
-        return not entry.critical and (self.finished or entry.frame.image in self._outcomes)
+        return not entry.critical and (self.finished or self.log.has_outcome(entry.frame.image))
 
-    def took(self, subscriber: Subscriber) -> None:
-        """A reader has taken what it was given."""
-        if self._asker is subscriber:
-            self._pace()
+    def on_given(self) -> None:
+        """Note that a reader was given an entry."""
+        if self._released:
+            self._free()
 
-    def left(self, subscriber: Subscriber) -> None:
-        """A reader is gone; saying it twice changes nothing."""
+    def remove_reader(self, subscriber: Subscriber) -> None:
+        """Forget a reader that has left; a second time changes nothing."""
         if subscriber not in self.subscribers:
             return
         self.subscribers.remove(subscriber)
-        if self._asker is subscriber:
-            self._asker = None
-            self._pace()
-        if not self.subscribers and self.on_idle is not None:
-            self.on_idle(self)
+        self.pace.release(subscriber)
+        if not self.subscribers:
+            self._on_idle(self)
+
+    def _free(self) -> None:
+        if len(self.subscribers) == 1:
+            [reader] = self.subscribers
+            self.log.drop_until(reader.seq)
 
 
 class Subscriber:
@@ -272,21 +203,20 @@ class Subscriber:
         stream = self.stream
         if self.taken != self.seq:
             self.taken = self.seq
-            stream.took(self)
-        entry = stream.after(self.seq)
-        if entry is None and not stream.finished and not stream.broken:
+            stream.pace.on_taken(self)
+        entry = stream.log.after(self.seq)
+        if entry is None and stream.ending is None:
             with anyio.fail_after(within):
-                while entry is None and not stream.finished and not stream.broken:
-                    await stream._changed.wait()
-                    entry = stream.after(self.seq)
+                while entry is None and stream.ending is None:
+                    await stream.changed.wait()
+                    entry = stream.log.after(self.seq)
         if entry is None:
             self.at_end = stream.finished
             return None
         self.seq = entry.cursor.seq
-        if stream._released:
-            stream._let_go()
+        stream.on_given()
         return entry
 
     def leave(self) -> None:
-        """This reader is gone."""
-        self.stream.left(self)
+        """Stop following."""
+        self.stream.remove_reader(self)

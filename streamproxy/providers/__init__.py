@@ -5,15 +5,21 @@ from __future__ import annotations
 from typing import Final
 
 from streamproxy.core.conversation import Adapter
+from streamproxy.providers.bfl import Bfl
 from streamproxy.providers.comfyui import ComfyApi, ComfyWebSocket
 from streamproxy.providers.fal import Fal
 from streamproxy.providers.gemini import Gemini
+from streamproxy.providers.imagen import Imagen
 from streamproxy.providers.openai import OpenAI
+from streamproxy.providers.replicate import Replicate
 
 ADAPTERS: Final[dict[str, Adapter]] = {
     "openai": OpenAI(),
     "gemini": Gemini(),
+    "imagen": Imagen(),
     "fal": Fal(),
+    "bfl": Bfl(),
+    "replicate": Replicate(),
     "comfyui": ComfyApi(),
     "comfyui-websocket": ComfyWebSocket(),
 }

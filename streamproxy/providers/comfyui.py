@@ -34,7 +34,6 @@ from streamproxy.core.conversation import (
     Tell,
     Undo,
     Wait,
-    base64_slices,
     body,
     decoded,
     fetch,
@@ -46,14 +45,15 @@ from streamproxy.core.conversation import (
     pauses,
     picture,
     pixels,
+    post_file,
     post_json,
     refusal_body,
     send,
     unapplied,
 )
 from streamproxy.core.events import Frame
-from streamproxy.core.images import media_type, probe
-from streamproxy.core.requests import Head, ImageRequest, Inline, Input, Spooled, UpstreamRequest, as_bytes
+from streamproxy.core.images import base64_slices, media_type, probe
+from streamproxy.core.requests import Head, ImageRequest, Inline, Input, Spooled, UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.refusals import Refusal, failed, no_image, refused
 
@@ -188,7 +188,7 @@ def _content(job: Job, url: str) -> Conversation[Picture]:
 
 
 def _upload(job: Job, image: Inline | Spooled) -> Conversation[str]:
-    request = _form(job, f"{job.provider.base_url}/api/v2/assets", "file", image)
+    request = post_file(job, f"{job.provider.base_url}/api/v2/assets", "file", image)
     head = yield from send(request)
     if head.status not in (200, 201):
         raise _refusal(job, head, (yield from refusal_body()))
@@ -294,7 +294,7 @@ class ComfyWebSocket:
         yield from finals(job, pictures)
 
     def _upload(self, job: Job, image: Inline | Spooled) -> Conversation[str]:
-        head = yield from send(_form(job, f"{job.provider.base_url}/upload/image", "image", image))
+        head = yield from send(post_file(job, f"{job.provider.base_url}/upload/image", "image", image))
         if head.status != 200:
             raise refused(job, head, Refusal())
         found = decoded((yield from body(SMALL)), _Uploaded)
@@ -448,21 +448,6 @@ def _filled(job: Job, values: Mapping[str, object]) -> object:
         return values.get(node, node) if isinstance(node, str) else node
 
     return fill(msgspec.json.decode(_workflow(job)))
-
-
-def _form(job: Job, url: str, name: str, image: Inline | Spooled) -> UpstreamRequest:
-    """A multipart upload of one file."""
-    boundary = f"streamproxy-{job.token}".encode()
-    kind = image.media_type
-    head = b'--%b\r\nContent-Disposition: form-data; name="%b"; filename="%b.%b"\r\nContent-Type: %b\r\n\r\n' % (
-        boundary,
-        name.encode(),
-        job.token.encode(),
-        kind.removeprefix("image/").encode(),
-        kind.encode(),
-    )
-    headers = (("content-type", f"multipart/form-data; boundary={boundary.decode()}"), *COMMON)
-    return UpstreamRequest("POST", url, headers, (head, as_bytes(image), b"\r\n--%b--\r\n" % boundary))
 
 
 def _uuid(job: Job) -> str:

@@ -4,28 +4,40 @@ Models are named `fal/<path>`, like `fal/fal-ai/flux/dev`. fal itself would run 
 and in another app of its choice: both are switched off, for each run may be paid. Once submitted, the URLs that the
 answer names are followed, and the work is cancelled where the caller is gone.
 
-A picture that the safety checker has blackened is a refusal, though it comes as a success. What a picture is, its bytes
-say: apps have announced PNG as JPEG.
+    the queue      every app
+    fal.run        an app that the catalogue calls fast: one exchange, nothing to cancel
+    /stream        an app that the catalogue says to stream, for a caller who wants previews: events with the app's
+                   result as it gets better, the last of which is the result
+
+Apps differ in the members that they take; APPS has what differs, by words in their paths. A picture that the safety
+checker has blackened is a refusal, though it comes as a success; the other pictures of the job are not. What a picture
+is, its bytes say: apps have announced PNG as JPEG.
 
 Sources: fal-client 1.0.3; fal.ai/docs, queue API and error reference, November 2026.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal, InvalidOperation
+from typing import Final, Literal
 from urllib.parse import quote
 
 import msgspec
 
-from streamproxy.core.catalogue import Route
-from streamproxy.core.completion import finals
+from streamproxy.core.catalogue import UNKNOWN, Route
+from streamproxy.core.completion import Spread, finals, preview
 from streamproxy.core.conversation import (
     COMMON,
     SMALL,
     Accepted,
     Conversation,
     Job,
+    JobId,
+    Picture,
     Progress,
+    Tolerated,
     Undo,
     Wait,
     body,
@@ -34,6 +46,8 @@ from streamproxy.core.conversation import (
     first_of,
     get,
     look,
+    mask,
+    next_event,
     pauses,
     pixels,
     post_json,
@@ -41,21 +55,81 @@ from streamproxy.core.conversation import (
     send,
     unapplied,
 )
+from streamproxy.core.cost import Work
 from streamproxy.core.requests import Embedded, Head, ImageRequest, Input, Remote, UpstreamRequest
+from streamproxy.core.sizes import nearest_ratio, tier
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.refusals import Refusal, failed, moderated, no_image, refused
+from streamproxy.providers.refusals import detailed, failed, lost, moderated, no_image, refused, said_instead
 
 OWN: Final = (("x-fal-no-retry", "1"), ("x-app-fal-disable-fallback", "1"))
-APPLIED: Final = frozenset({"size", "image", "images", "mask", "output_format", "seed"})
-OPTIONS: Final = ("seed", "guidance_scale", "num_inference_steps", "negative_prompt", "strength", "safety_tolerance")
+QUEUE: Final = "queue."
+"""What the queue's host has before the name of the one that answers at once."""
+
+MOST_PICTURES: Final = 4
+"""`num_images` of an app that is not in the catalogue; hardly any takes more."""
+
+APPLIED: Final = frozenset({"size", "image", "images", "output_format"})
+OPTIONS: Final = (
+    *("seed", "guidance_scale", "num_inference_steps", "negative_prompt", "strength", "safety_tolerance"),
+    *("enable_safety_checker", "aspect_ratio", "resolution"),
+)
 """Members that apps have under the very same name."""
 
 POLICY: Final = "content_policy_violation"
-SEVERAL_INPUTS: Final = ("nano-banana", "gemini", "seedream", "gpt-image", "flux-2", "qwen-image-edit-plus")
-"""Words in the paths of apps that take `image_urls`; the others take one `image_url`."""
 
-BY_RATIO: Final = ("nano-banana", "gemini")
-"""Words in the paths of apps that take an aspect ratio and a resolution instead of `image_size`."""
+NINE: Final = ("21:9", "16:9", "4:3", "3:2", "1:1", "2:3", "3:4", "9:16", "9:21")
+TEN: Final = ("21:9", "16:9", "3:2", "4:3", "5:4", "1:1", "4:5", "3:4", "2:3", "9:16")
+TIERS: Final = {"1K": 1.0, "2K": 4.0, "4K": 16.0}
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """What an app takes. `ratios`: it takes an aspect ratio instead of a size, and with `tiers` a resolution.
+
+    `written`: it takes a size as OpenAI writes it. `several`: it takes a list of input images. `mask`: the member for
+    it, "" where it takes none, and `marks` the colour of what is to be edited, "" for OpenAI's own masks. `options`:
+    further members that it has under the same name; `always`: what it is told in any case, for its own default may
+    cost more.
+    """
+
+    ratios: tuple[str, ...] = ()
+    tiers: bool = False
+    written: bool = False
+    several: bool = False
+    mask: str = ""
+    marks: Literal["", "white", "black"] = "white"
+    options: tuple[str, ...] = ()
+    always: Mapping[str, object] = field(default_factory=dict)
+
+
+APPS: Final[Mapping[str, App]] = {
+    "gpt-image": App(
+        written=True,
+        several=True,
+        mask="mask_image_url",
+        marks="",
+        options=("quality", "background", "input_fidelity"),
+    ),
+    "nano-banana-pro": App(ratios=TEN, tiers=True, several=True),
+    "nano-banana-2": App(ratios=TEN, tiers=True, several=True),
+    "nano-banana": App(ratios=TEN, several=True),
+    "gemini-3": App(ratios=TEN, tiers=True, several=True),
+    "gemini": App(ratios=TEN, several=True),
+    "imagen": App(ratios=("1:1", "16:9", "9:16", "4:3", "3:4")),
+    "seedream": App(several=True, always={"max_images": 1}),
+    "kontext/max/multi": App(ratios=NINE, several=True),
+    "kontext/multi": App(ratios=NINE, several=True),
+    "pro/kontext": App(ratios=NINE),
+    "v1.1-ultra": App(ratios=NINE),
+    "flux-2": App(several=True),
+    "qwen-image-edit-plus": App(several=True),
+    "ideogram": App(mask="mask_url", marks="black"),
+    "flux/schnell": App(),
+    "flux/dev": App(),
+}
+"""By a word in the path; the first that fits. Source: the apps' pages on fal.ai, November 2026."""
+
+ANY: Final = App(mask="mask_url")
 
 
 class _Queued(msgspec.Struct):
@@ -65,11 +139,16 @@ class _Queued(msgspec.Struct):
     cancel_url: str | None = None
 
 
+class _Metrics(msgspec.Struct):
+    inference_time: float | None = None
+
+
 class _Status(msgspec.Struct):
     status: str = ""
     queue_position: int | None = None
     error: str | None = None
     error_type: str | None = None
+    metrics: _Metrics | None = None
 
 
 class _File(msgspec.Struct):
@@ -80,122 +159,220 @@ class _Result(msgspec.Struct):
     images: list[_File] | None = None
     image: _File | None = None
     has_nsfw_concepts: list[bool] | None = None
+    detail: msgspec.Raw = msgspec.Raw(b"null")
 
     @property
     def files(self) -> list[_File]:
         return self.images or ([self.image] if self.image is not None else [])
 
-
-class _Problem(msgspec.Struct):
-    msg: str = ""
-    type: str = ""
-    loc: list[str | int] | None = None
-
-
-class _Refused(msgspec.Struct):
-    detail: str | list[_Problem] = ""
-    error_type: str | None = None
+    def is_flagged(self, index: int) -> bool:
+        flags = self.has_nsfw_concepts or []
+        return index < len(flags) and flags[index]
 
 
 class Fal:
     """The adapter: see `core.conversation.Adapter`."""
 
     def at_once(self, request: ImageRequest, route: Route) -> int:
-        return min(request.n, route.model.max_n)
+        most = MOST_PICTURES if route.model.family == UNKNOWN else route.model.max_n
+        return min(request.n, most)
 
     def not_applied(self, job: Job) -> tuple[str, ...]:
-        by_ratio = any(word in job.route.upstream_model for word in BY_RATIO)
-        return unapplied(job, APPLIED.union(OPTIONS) - ({"size"} if by_ratio else set()))
+        app = _app(job)
+        applied = APPLIED.union(OPTIONS, app.options, {"mask"} if app.mask else ())
+        odd = not app.written and job.request.size not in (None, "auto") and pixels(job.request.size) is None
+        return unapplied(job, applied - {"size"} if odd else applied)
 
     def converse(self, job: Job) -> Conversation[None]:
-        head = yield from send(_submission(job))
-        if head.status not in (200, 201, 202):
-            raise _refusal(job, head, (yield from refusal_body()))
-        queued = decoded((yield from body(SMALL)), _Queued)
-        yield Accepted()
-        if queued.cancel_url is not None:
-            yield Undo(UpstreamRequest("PUT", queued.cancel_url, COMMON))
-        yield from _finished(job, queued.status_url)
-        yield Undo(None)  # there is nothing left to cancel
-        head, raw = yield from look(get(queued.response_url), job.limits.answer)
-        if head.status != 200:
-            raise _refusal(job, head, raw)
-        result = decoded(raw, _Result)
-        if any(result.has_nsfw_concepts or ()):
-            raise moderated(job, "The safety checker has blackened the picture.", "has_nsfw_concepts")
-        if not result.files:
-            raise no_image(job, "", "")
-        pictures = []
-        for file in (yield from first_of(result.files, job)):
-            pictures.append((yield from fetch(file.url)))
-        yield from finals(job, pictures)
+        value = yield from _input(job)
+        direct = job.provider.base_url.replace(QUEUE, "", 1)
+        known = job.model.family != UNKNOWN and direct != job.provider.base_url
+        if known and job.model.streams and job.provider.streams and job.request.stream and job.request.partial_images:
+            yield from _streamed(job, f"{direct}/{_path(job)}/stream", value)
+        elif known and job.model.fast:
+            yield from _at_once(job, f"{direct}/{_path(job)}", value)
+        else:
+            yield from _queued(job, f"{job.provider.base_url}/{_path(job)}", value)
 
 
-def _finished(job: Job, status_url: str) -> Conversation[None]:
+def _queued(job: Job, url: str, value: object) -> Conversation[None]:
+    head = yield from send(post_json(job, url, value, OWN))
+    if head.status not in (200, 201, 202):
+        raise _refusal(job, head, (yield from refusal_body()))
+    raw = yield from body(SMALL)
+    if detailed(raw).message:
+        raise _refusal(job, said_instead(head), raw)
+    queued = decoded(raw, _Queued)
+    yield Accepted()
+    yield JobId(queued.request_id)
+    if queued.cancel_url is not None:
+        yield Undo(UpstreamRequest("PUT", queued.cancel_url, COMMON))
+    metrics = yield from _finished(job, queued.status_url)
+    yield Undo(None)  # there is nothing left to cancel
+    head, raw = yield from look(get(queued.response_url), job.limits.answer)
+    if head.status != 200:
+        raise _refusal(job, head, raw, taken=True)
+    yield from _made(job, head, decoded(raw, _Result), metrics)
+
+
+def _finished(job: Job, status_url: str) -> Conversation[_Metrics]:
     """Look until the work is over."""
     for pause in pauses():
         yield Wait(pause)
         head, raw = yield from look(get(status_url))
         if head.status not in (200, 202):
-            raise _refusal(job, head, raw)
+            raise _refusal(job, head, raw, taken=True)
         status = decoded(raw, _Status)
         if status.status == "COMPLETED":
             if status.error is not None:
                 raise _failure(job, status.error, status.error_type or "")
-            return
+            return status.metrics or _Metrics()
         yield Progress(queue=status.queue_position)
+    raise AssertionError("the pauses have no end")
 
 
-def _submission(job: Job) -> UpstreamRequest:
-    path = job.route.upstream_model.strip("/")
-    value: dict[str, object] = {"prompt": job.request.prompt, "num_images": job.n, **_shape(job, path)}
-    given = ((name, job.request.option(name)) for name in OPTIONS)
+def _at_once(job: Job, url: str, value: object) -> Conversation[None]:
+    head = yield from send(post_json(job, url, value, OWN))
+    if head.status != 200:
+        raise _refusal(job, head, (yield from refusal_body()))
+    raw = yield from body(job.limits.answer)
+    result = decoded(raw, _Result)
+    if bytes(result.detail) != b"null":
+        raise _refusal(job, said_instead(head), raw)
+    yield Accepted()
+    yield from _named(head)
+    yield from _made(job, head, result, _Metrics())
+
+
+def _named(head: Head) -> Conversation[None]:
+    if (id := head.headers.get("x-fal-request-id")) is not None:
+        yield JobId(id)
+
+
+def _streamed(job: Job, url: str, value: object) -> Conversation[None]:
+    """Events with the result as it gets better: each that another follows was a draft."""
+    head = yield from send(post_json(job, url, value, (("accept", "text/event-stream"), *OWN)))
+    if head.status != 200:
+        raise _refusal(job, head, (yield from refusal_body()))
+    held: _Result | None = None
+    spread = Spread(job)
+    accepted = False
+    while (event := (yield from next_event())) is not None:
+        try:
+            found = decoded(event.joined(), _Result)
+        except ProxyError:
+            yield Tolerated("sse_noise")
+            continue
+        if bytes(found.detail) != b"null":
+            raise _refusal(job, said_instead(head), event.joined())
+        if not accepted:
+            accepted = True
+            yield Accepted()
+            yield from _named(head)
+        if found.files:
+            if held is not None:
+                yield from _drafts(job, held, spread)
+            held = found
+    yield from _made(job, head, held or _Result(), _Metrics())
+
+
+def _drafts(job: Job, result: _Result, spread: Spread) -> Conversation[None]:
+    number = spread.take()
+    for index, file in enumerate(result.files[: job.n] if number is not None else ()):
+        shown = yield from fetch(file.url)
+        if shown.base64:
+            yield preview(job, shown, number or 0, image=index)
+
+
+def _made(job: Job, head: Head, result: _Result, metrics: _Metrics) -> Conversation[None]:
+    """The result's pictures, as many as were asked for. Raises ProxyError for those that there are not."""
+    pictures: list[Picture | None] = []
+    for index, file in enumerate((yield from first_of(result.files, job))):
+        pictures.append(None if result.is_flagged(index) else (yield from fetch(file.url)))
+    yield from finals(job, pictures, work=Work(seconds=metrics.inference_time, paid=_billed(job, head)))
+    if None in pictures:
+        raise moderated(job, "The safety checker has blackened the picture.", "has_nsfw_concepts")
+    if len(pictures) < job.n:
+        raise no_image(job, f"The provider made {len(pictures)} of {job.n} pictures.", "")
+
+
+def _billed(job: Job, head: Head) -> float | None:
+    """USD, by the units that fal says it bills: pictures or megapixels, whichever its price is for."""
+    price = job.model.price
+    if price is None or price.first_megapixel is not None:
+        return None
+    rate = price.per_image or price.per_megapixel
+    try:
+        units = Decimal(head.headers.get("x-fal-billable-units", "none"))
+    except InvalidOperation:
+        return None
+    return float(rate * units) if rate is not None and 0 < units < MOST_UNITS else None
+
+
+MOST_UNITS: Final = 10_000
+
+
+def _path(job: Job) -> str:
+    return quote(job.route.upstream_model.strip("/"))
+
+
+def _app(job: Job) -> App:
+    path = job.route.upstream_model
+    return next((app for word, app in APPS.items() if word in path), ANY)
+
+
+def _input(job: Job) -> Conversation[dict[str, object]]:
+    """What the app is asked. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
+    app, request = _app(job), job.request
+    value: dict[str, object] = {"prompt": request.prompt, "num_images": job.n, **app.always, **_shape(app, request)}
+    given = ((name, request.option(name)) for name in (*OPTIONS, *app.options))
     value |= {name: option for name, option in given if option is not None}
-    if job.request.output_format is not None:
-        value["output_format"] = job.request.output_format
-    shown = [_url(image) for image in job.request.images]
-    if shown and any(word in path for word in SEVERAL_INPUTS):
+    if request.output_format is not None:
+        value["output_format"] = request.output_format
+    shown = [_url(image) for image in request.images]
+    if shown and not job.model.edits:
+        raise ProxyError(Failure.UNSUPPORTED_PARAMETER, "This model takes no input images.", param="images[0]")
+    if shown and app.several:
         value["image_urls"] = shown
     elif len(shown) > 1:
         message = "This model takes one input image."
         raise ProxyError(Failure.UNSUPPORTED_PARAMETER, message, param="images[1]")
     elif shown:
         value["image_url"] = shown[0]
-    if job.request.mask is not None:
-        value["mask_url"] = _url(job.request.mask)
-    return post_json(job, f"{job.provider.base_url}/{quote(path)}", value, OWN)
+    if request.mask is not None and app.mask:
+        drawn: Input | None = request.mask if app.marks == "" else (yield from mask(job, app.marks))
+        value[app.mask] = None if drawn is None else _url(drawn)
+    return value
 
 
-def _shape(job: Job, path: str) -> dict[str, object]:
-    edges = pixels(job.request.size)
-    if edges is None or any(word in path for word in BY_RATIO):
-        return {}
-    return {"image_size": {"width": edges[0], "height": edges[1]}}
+def _shape(app: App, request: ImageRequest) -> dict[str, object]:
+    edges = pixels(request.size)
+    if app.written:
+        return {"image_size": request.size} if request.size is not None else {}
+    if not app.ratios:
+        return {} if edges is None else {"image_size": {"width": edges[0], "height": edges[1]}}
+    found: dict[str, object] = {} if edges is None else {"aspect_ratio": nearest_ratio(app.ratios, *edges)}
+    if app.tiers:
+        found["resolution"] = "1K" if edges is None else tier(TIERS, *edges)
+    return found
 
 
 def _url(image: Input) -> object:
     return image.url if isinstance(image, Remote) else Embedded(image, data_url=True)
 
 
-def _refusal(job: Job, head: Head, raw: bytes) -> ProxyError:
-    """`{"detail": "..."}`, or FastAPI's list of problems; a flagged prompt is known by its `type`, not by words."""
-    try:
-        said = decoded(raw, _Refused)
-    except ProxyError:
-        said = _Refused()
-    code = said.error_type or head.headers.get("x-fal-error-type", "")
-    if isinstance(said.detail, str):
-        return _worded(job, head, said.detail, code)
-    flagged = next((problem for problem in said.detail if problem.type == POLICY), None)
-    if flagged is not None:
-        return moderated(job, flagged.msg, POLICY)
-    first = said.detail[0] if said.detail else _Problem()
-    param = ".".join(map(str, (first.loc or ())[1:])) or None
-    return refused(job, head, Refusal(first.msg, first.type or code or None, param))
+def _refusal(job: Job, head: Head, raw: bytes, *, taken: bool = False) -> ProxyError:
+    """`{"detail": "..."}`, or FastAPI's list of problems; a flagged prompt is known by its `type`, not by words.
 
-
-def _worded(job: Job, head: Head, message: str, code: str) -> ProxyError:
-    return moderated(job, message, code) if code == POLICY else refused(job, head, Refusal(message, code or None))
+    `taken`: fal has taken the job, so that what it does not know is not the model.
+    """
+    if taken and head.status in (404, 410):
+        return lost(job, head)
+    said = detailed(raw, POLICY)
+    code = said.code or head.headers.get("x-fal-error-type")
+    if code == POLICY:
+        return moderated(job, said.message, POLICY)
+    return refused(job, head, replace(said, code=code))
 
 
 def _failure(job: Job, message: str, code: str) -> ProxyError:

@@ -6,7 +6,11 @@
 
 A thinking model may answer with several pictures, drafts first, and not every draft is marked. So the newest picture is
 held back: one that another follows was a draft, and becomes a preview; the one that is left at the end is the result,
-preferably one that is not marked as a thought. There is one picture a request, and no mask.
+preferably one that is not marked as a thought. There is one picture a request, and neither mask nor seed.
+
+All that is shown goes in one turn of the user's: a picture in a turn of the model's is refused without its signature.
+Vertex AI has the same wire at another address, and can be told the file's format; the Gemini API cannot, so its
+pictures are converted here. Neither makes WebP: a caller who asks for it gets PNG.
 
 Sources: google-genai 3.6.1; ai.google.dev/gemini-api/docs/image-generation, 16 July 2026.
 """
@@ -15,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import log, sqrt
+from math import sqrt
 from typing import Final
 from urllib.parse import quote
 
@@ -28,7 +32,8 @@ from streamproxy.core.conversation import (
     Conversation,
     Job,
     Picture,
-    base64_text,
+    Tolerated,
+    converted,
     inlined,
     next_event,
     pixels,
@@ -38,10 +43,22 @@ from streamproxy.core.conversation import (
     unapplied,
 )
 from streamproxy.core.events import Frame
+from streamproxy.core.rawjson import base64_text
 from streamproxy.core.requests import Embedded, Head, ImageRequest, UpstreamRequest
 from streamproxy.core.sse import Event
-from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.refusals import Refusal, bad_credential, moderated, no_image, refused
+from streamproxy.errors import ErrorDetails, Failure, ProxyError
+from streamproxy.providers.google import (
+    FORMATS,
+    GoogleError,
+    invalid,
+    nearest,
+    on_vertex,
+    refusal,
+    refused_by,
+    support_code,
+    text_option,
+)
+from streamproxy.providers.refusals import moderated, no_image
 
 TEN: Final = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
 FOURTEEN: Final = (*TEN, "1:4", "4:1", "1:8", "8:1")
@@ -75,12 +92,22 @@ PIXELS: Final[Mapping[str, str]] = {
 }
 """Sizes whose nearest ratio is not the one that they are made with: the 2.5 model's own, and two that clients use."""
 
-APPLIED: Final = frozenset({"size", "image", "images", "image_config", "thinking_level", "media_resolution", "seed"})
+APPLIED: Final = frozenset({"image", "images", "thinking_level", "media_resolution", "response_modalities"})
+CONFIG: Final = {"aspect_ratio": "aspectRatio", "image_size": "imageSize"}
+"""Members of a caller's `image_config`, and Google's names for them."""
+
 _BLOCKED: Final = frozenset(
     {"SAFETY", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "RECITATION"}
-    | {"IMAGE_RECITATION", "MODEL_ARMOR"}
+    | {"IMAGE_RECITATION", "MODEL_ARMOR", "ESCALATION"}
 )
-"""Reasons to finish that are about what is shown; every other one without a picture is a failure."""
+"""Reasons to finish that are about what is asked for or shown."""
+
+_REFUSED: Final = {
+    "LANGUAGE": "The provider's model does not know the prompt's language.",
+    "MISSING_THOUGHT_SIGNATURE": "The provider misses the signature of an earlier answer.",
+    "PUP_LIMITED_DISABLED": "The provider has limited this account for what it was used for.",
+}
+"""Reasons that are about the request or the account, and what they mean. Every other one is an answer without image."""
 
 
 class _Blob(msgspec.Struct, rename="camel"):
@@ -123,25 +150,13 @@ class _Usage(msgspec.Struct, rename="camel"):
     candidates_tokens_details: list[_Count] | None = None
 
 
-class _Detail(msgspec.Struct, rename="camel"):
-    reason: str | None = None
-    retry_delay: str | None = None
-
-
-class _Error(msgspec.Struct, rename="camel"):
-    code: int | None = None
-    message: str = ""
-    status: str | None = None
-    details: list[_Detail] | None = None
-
-
 class _Chunk(msgspec.Struct, rename="camel"):
     """A GenerateContentResponse, or an error. Thought signatures, larger than the picture, are left where they are."""
 
     candidates: list[_Candidate] | None = None
     prompt_feedback: _Feedback | None = None
     usage_metadata: _Usage | None = None
-    error: _Error | None = None
+    error: GoogleError | None = None
 
 
 _CHUNK: Final = msgspec.json.Decoder(_Chunk)
@@ -155,77 +170,145 @@ class Gemini:
         return 1
 
     def not_applied(self, job: Job) -> tuple[str, ...]:
-        return unapplied(job, APPLIED)
+        return unapplied(job, APPLIED | _applied(job))
 
     def converse(self, job: Job) -> Conversation[None]:
         head = yield from send((yield from _request(job)))
         if head.status != 200:
-            raise _refusal(job, head, (yield from refusal_body()))
+            raise refusal(job, head, (yield from refusal_body()))
         answer = _Answer(job)
-        accepted = False
-        while (event := (yield from next_event())) is not None:
-            for chunk in _chunks(event):
-                drafts = answer.take(chunk, head)
-                if answer.begun and not accepted:
-                    accepted = True
-                    yield Accepted()
-                yield from drafts
-            del event, chunk  # each holds a picture
-        yield from answer.finish()
+        yield from _read(answer, head)
+        picture = answer.result()
+        if (form := FORMATS.get(job.request.output_format or "")) is not None:
+            picture = yield from converted(picture, form)
+        yield from finals(job, [picture], usage=_openai_usage(answer.usage), said=answer.said())
+
+
+def _read(answer: _Answer, head: Head) -> Conversation[None]:
+    """The answer to its end, with previews on the way."""
+    accepted = False
+    while (event := (yield from _next(answer))) is not None:
+        for chunk in _chunks(event):
+            drafts = answer.take(chunk, head)
+            if answer.begun and not accepted:
+                accepted = True
+                yield Accepted()
+            yield from drafts
+        del event, chunk  # each holds a picture
+
+
+def _next(answer: _Answer) -> Conversation[Event | None]:
+    """The next event. An answer that breaks off after its last word lacks nothing."""
+    try:
+        return (yield from next_event())
+    except ProxyError as error:
+        if not answer.over:
+            raise
+        yield Tolerated(error.failure.value.label)
+        return None
 
 
 def _request(job: Job) -> Conversation[UpstreamRequest]:
+    config = _config(job)  # first: what it refuses needs no image
     parts: list[object] = []
     for index, image in enumerate(job.request.images):
         shown = yield from inlined(image, job, f"images[{index}]")
         parts.append({"inlineData": {"mimeType": shown.media_type, "data": Embedded(shown)}})
     parts.append({"text": job.request.prompt})
-    value = {"contents": [{"role": "user", "parts": parts}], "generationConfig": _config(job)}
+    value = {"contents": [{"role": "user", "parts": parts}], "generationConfig": config}
     method = "streamGenerateContent?alt=sse" if job.request.stream else "generateContent"
     model = quote(job.route.upstream_model, safe="")
     return post_json(job, f"{job.provider.base_url}/models/{model}:{method}", value)
 
 
 def _config(job: Job) -> dict[str, object]:
-    request = job.request
-    config: dict[str, object] = {"responseModalities": ["TEXT", "IMAGE"]}
-    shape = _shape(job.route.upstream_model, request.size)
-    given = request.option("image_config")
-    if isinstance(given, dict):
-        names = {"aspect_ratio": "aspectRatio", "image_size": "imageSize"}
-        shape |= {names[name]: value for name, value in given.items() if name in names}
-    if shape:
-        config["imageConfig"] = shape
-    if isinstance(level := request.option("thinking_level"), str):
+    config: dict[str, object] = {"responseModalities": _modalities(job)}
+    image = _shape(job.route.upstream_model, job.request.size) | _image_config(job)
+    if output := _output(job):
+        image["imageOutputOptions"] = output
+    if image:
+        config["imageConfig"] = image
+    if level := text_option(job, "thinking_level"):
         config["thinkingConfig"] = {"thinkingLevel": level.upper()}
-    if isinstance(resolution := request.option("media_resolution"), str):
+    if resolution := text_option(job, "media_resolution"):
         config["mediaResolution"] = f"MEDIA_RESOLUTION_{resolution.upper()}"
-    if isinstance(seed := request.option("seed"), int):
-        config["seed"] = seed
     return config
 
 
+def _modalities(job: Job) -> list[str]:
+    """`["text", "image"]` as callers write it, in a form as `text,image`."""
+    given = job.request.option("response_modalities")
+    words = given.split(",") if isinstance(given, str) else given
+    if words is None:
+        return ["TEXT", "IMAGE"]
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise invalid("response_modalities", "an array of strings")
+    found = [word.strip().upper() for word in words]
+    if "IMAGE" not in found:
+        message = "An answer without images is none here: response_modalities must hold `image`."
+        raise ProxyError(Failure.UNSUPPORTED_PARAMETER, message, param="response_modalities")
+    return found
+
+
+def _given_config(job: Job) -> dict[str, object]:
+    """The caller's `image_config`, in a form as JSON text."""
+    given = job.request.option("image_config")
+    if isinstance(given, str):
+        try:
+            given = msgspec.json.decode(given)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            given = ()
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise invalid("image_config", "an object")
+    return given
+
+
+def _image_config(job: Job) -> dict[str, object]:
+    return {CONFIG[name]: value for name, value in _given_config(job).items() if name in CONFIG and value is not None}
+
+
+def _output(job: Job) -> dict[str, object]:
+    """Which file Vertex AI is to make; the Gemini API cannot be told."""
+    form = FORMATS.get(job.request.output_format or "")
+    if form is None or not on_vertex(job):
+        return {}
+    compression = job.request.option("output_compression")
+    quality = {"compressionQuality": int(str(compression))} if form == "jpeg" and compression is not None else {}
+    return {"mimeType": f"image/{form}", **quality}
+
+
+def _applied(job: Job) -> frozenset[str]:
+    """Members that depend on the others, on the model, or on the provider."""
+    request, shape = job.request, _shape(job.route.upstream_model, job.request.size)
+    config = _image_config(job)
+    applied = {
+        "size": request.size in (None, "auto") or not shape.keys() <= config.keys(),
+        "image_config": _given_config(job).keys() <= CONFIG.keys(),
+        "output_format": FORMATS.get(request.output_format or "png") == (request.output_format or "png"),
+        "output_compression": "compressionQuality" in _output(job),
+    }
+    return frozenset(name for name, holds in applied.items() if holds)
+
+
 def _shape(model: str, size: str | None) -> dict[str, object]:
-    """`imageConfig` for OpenAI's size, {} where the model may choose: the nearest ratio, and the tier it falls in."""
+    """`imageConfig` for OpenAI's size, {} where the model may choose: the nearest ratio, and the tier it falls in.
+
+    A ratio or a tier by itself, like "16:9" or "2K", is one where the model has it.
+    """
+    known = SHAPES.get(model.removesuffix("-preview"), LIKELY)
     edges = pixels(size)
     if edges is None:
-        return {}
+        tier: dict[str, object] = {"imageSize": size} if size in known.tiers else {}
+        return {"aspectRatio": size} if size in known.ratios else tier
     width, height = edges
-    known = SHAPES.get(model.removesuffix("-preview"), LIKELY)
-    ratio = PIXELS.get(f"{width}x{height}") or min(
-        known.ratios, key=lambda name: abs(log(_ratio(name) * height / width))
-    )
-    found: dict[str, object] = {"aspectRatio": ratio}
+    found: dict[str, object] = {"aspectRatio": PIXELS.get(f"{width}x{height}") or nearest(width, height, known.ratios)}
     if known.tiers:
         wanted = next(tier for tier, end in TIERS.items() if sqrt(width * height) < end)
         order = list(TIERS)
         found["imageSize"] = min(known.tiers, key=lambda tier: abs(order.index(tier) - order.index(wanted)))
     return found
-
-
-def _ratio(name: str) -> float:
-    width, height = name.split(":")
-    return int(width) / int(height)
 
 
 def _chunks(event: Event) -> list[_Chunk]:
@@ -246,19 +329,26 @@ class _Answer:
         self._result: Picture | None = None
         self._drafts = 0
         self._words: list[str] = []
+        self._before = 0
+        """Words that came before the picture that is the result so far."""
         self._reason = ""
         self._message = ""
-        self._usage: _Usage | None = None
+        self.usage: _Usage | None = None
         self.begun = False
+
+    @property
+    def over(self) -> bool:
+        """Whether it has a picture and has said that it is finished: usage may be missing, the result is not."""
+        return bool(self._reason) and self._held is not None
 
     def take(self, chunk: _Chunk, head: Head) -> list[Frame]:
         """Take a chunk: the previews that it makes of earlier pictures. Raises ProxyError for a refusal."""
         if chunk.error is not None:
-            raise _said(self._job, Head(chunk.error.code or 502, head.items), chunk.error)
+            raise refused_by(self._job, Head(chunk.error.code or 502, head.items), chunk.error)
         if chunk.prompt_feedback is not None and chunk.prompt_feedback.block_reason:
             feedback = chunk.prompt_feedback
             raise moderated(self._job, feedback.block_reason_message or "", feedback.block_reason or "")
-        self._usage = chunk.usage_metadata or self._usage
+        self.usage = chunk.usage_metadata or self.usage
         previews: list[Frame] = []
         for candidate in chunk.candidates or ():
             self._reason = candidate.finish_reason or self._reason
@@ -273,22 +363,43 @@ class _Answer:
 
     def _picture(self, blob: _Blob, *, thought: bool) -> Iterator[Frame]:
         picture = Picture((base64_text(blob.data),), blob.mime_type)
-        if self._held is not None and self._drafts < (self._job.request.partial_images or 0):
+        wanted = (self._job.request.partial_images or 0) if self._job.request.as_events else 0
+        if self._held is not None and self._drafts < wanted:
             yield preview(self._job, self._held, self._drafts)
             self._drafts += 1
         self._held = picture
+        if not thought or self._result is None:
+            self._before = len(self._words)
         if not thought:
             self._result = picture
 
-    def finish(self) -> Iterator[Frame]:
-        """The result. Raises ProxyError where there is none."""
+    def result(self) -> Picture:
+        """The picture. Raises ProxyError where there is none, by the reason that the model gives."""
         picture = self._result or self._held
         if picture is not None:
-            yield from finals(self._job, [picture], usage=_openai_usage(self._usage))
-        elif self._reason in _BLOCKED:
-            raise moderated(self._job, self._message or " ".join(self._words), self._reason)
-        else:
-            raise no_image(self._job, self._message or " ".join(self._words), self._reason)
+            return picture
+        job, reason, message = self._job, self._reason, self._message
+        if reason in _BLOCKED or support_code(message):
+            raise moderated(job, message, reason)
+        if reason in _REFUSED:
+            details = ErrorDetails(members={"provider_code": reason})
+            error = ProxyError(Failure.PROVIDER_REFUSED, _REFUSED[reason], details=details)
+            error.charged = True  # it has thought about the request, and thoughts are paid
+            raise error
+        raise no_image(job, message or self._text(), reason)
+
+    def said(self) -> dict[str, object]:
+        """The words beside the picture, and both in the model's order."""
+        parts: list[dict[str, object]] = [{"type": "image", "index": self._job.first}]
+        before, after = "".join(self._words[: self._before]), "".join(self._words[self._before :])
+        if before:
+            parts.insert(0, {"type": "text", "text": before})
+        if after:
+            parts.append({"type": "text", "text": after})
+        return {**({"text": self._text()} if self._words else {}), "parts": parts}
+
+    def _text(self) -> str:
+        return "".join(self._words)
 
 
 def _openai_usage(said: _Usage | None) -> Mapping[str, object] | None:
@@ -309,21 +420,3 @@ def _openai_usage(said: _Usage | None) -> Mapping[str, object] | None:
 
 def _images(counts: list[_Count] | None) -> int:
     return sum(count.token_count for count in counts or () if count.modality == "IMAGE")
-
-
-def _refusal(job: Job, head: Head, raw: bytes) -> ProxyError:
-    """An answer that is no 200: `{"error": {code, message, status, details}}`."""
-    try:
-        said = _CHUNK.decode(raw).error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        said = None
-    return _said(job, head, said or _Error())
-
-
-def _said(job: Job, head: Head, error: _Error) -> ProxyError:
-    details = error.details or []
-    if any(detail.reason == "API_KEY_INVALID" for detail in details) and not job.callers_key:
-        return bad_credential(head.status)
-    delay = next((detail.retry_delay for detail in details if detail.retry_delay), None)
-    after = delay[:-1].partition(".")[0] if delay and delay.endswith("s") else None
-    return refused(job, head, Refusal(error.message, error.status, retry_after=after))

@@ -5,10 +5,12 @@ An adapter reads its provider's words, in whatever shape they come, into a Refus
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from streamproxy.core.conversation import Job
+import msgspec
+
+from streamproxy.core.conversation import Job, decoded
 from streamproxy.core.requests import Head
 from streamproxy.errors import ErrorDetails, Failure, ProxyError
 
@@ -26,9 +28,34 @@ class Refusal:
     retry_after: str | None = None
 
 
+class _Problem(msgspec.Struct):
+    msg: str = ""
+    type: str = ""
+    loc: list[str | int] | None = None
+
+
+class _Detailed(msgspec.Struct):
+    detail: str | list[_Problem] = ""
+    error_type: str | None = None
+
+
+def detailed(raw: bytes, before: str = "") -> Refusal:
+    """FastAPI's words: `{"detail": "..."}` or a list of problems, of which the one of type `before` counts first."""
+    try:
+        said = decoded(raw, _Detailed)
+    except ProxyError:
+        said = _Detailed()
+    if isinstance(said.detail, str):
+        return Refusal(said.detail, said.error_type)
+    problems = said.detail or [_Problem()]
+    found = next((problem for problem in problems if problem.type == before), problems[0])
+    return Refusal(found.msg, found.type or said.error_type, ".".join(map(str, (found.loc or ())[1:])) or None)
+
+
 def refused(job: Job, head: Head, said: Refusal) -> ProxyError:
     """The error that an answer without images amounts to."""
     status = head.status
+    said = said if said.code is not None else replace(said, code=_CLASSES.get(status))
     retry_after = said.retry_after or head.headers.get("retry-after")
     if status in (401, 403) and not job.callers_key:
         return bad_credential(status)
@@ -42,6 +69,16 @@ def refused(job: Job, head: Head, said: Refusal) -> ProxyError:
         message = f"The provider failed with status {status}."
         return _error(job, Failure.PROVIDER_FAILED, said, message, shown, retry_after)
     return ProxyError(Failure.NO_IMAGE, f"The provider answered with status {status}, which carries no image.")
+
+
+def said_instead(head: Head) -> Head:
+    """The head that an answer should have had which holds a refusal's words, though its status is a success."""
+    return Head(422, head.items)
+
+
+def lost(job: Job, head: Head) -> ProxyError:
+    """The provider does not know, any more, a job that it has taken."""
+    return failed(job, f"The provider lost the job: it answers a look at it with status {head.status}.", "not_found")
 
 
 def bad_credential(status: int) -> ProxyError:
@@ -87,6 +124,9 @@ def _error(job: Job, failure: Failure, said: Refusal, otherwise: str, status: in
         ),
     )
 
+
+_CLASSES: Final = {402: "insufficient_quota", 404: "model_not_found", 413: "body_too_large"}
+"""Codes for refusals whose provider has none of its own."""
 
 _CODE_LIMIT: Final = 64
 """Characters of a code; OpenAI's and Google's have under 40."""

@@ -27,7 +27,7 @@ from uvicorn import Config, Server
 
 from streamproxy.server.guard import GuardedProtocol
 from streamproxy.server.listening import BACKLOG, url_of
-from streamproxy.server.memory import give_back
+from streamproxy.server.memory import give_back, settle
 from streamproxy.settings import Settings
 
 KEEP_ALIVE_SECONDS: Final = 75  # idle connection; above the 60 s of nginx and ALB, which must be the first to close
@@ -115,6 +115,7 @@ class _Server(Server):
         if self.started:
             if self._leash is not None:
                 self._loop.add_reader(self._leash, self._released)
+            settle()
             self._ready()
 
     async def main_loop(self) -> None:

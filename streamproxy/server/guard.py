@@ -13,7 +13,7 @@ is in progress at a time: the next one on the same connection waits, unread, for
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
@@ -28,6 +28,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from streamproxy.errors import Failure
 from streamproxy.server.framing import BAD_REQUEST, Framing, Head, Refused
 from streamproxy.web.responses import ABORT
+from streamproxy.web.slicing import PIECES, Pieces
 
 HEAD_SECONDS: Final = 10.0
 """From the first byte of a head to its end; HAProxy's documentation suggests 5 to 10."""
@@ -59,6 +60,12 @@ class _Cycle(RequestResponseCycle):
     """uvicorn's, for what it leaves open: HTTP/1.0 has no chunks, and an answer one Connection field."""
 
     async def send(self, message: Any) -> None:
+        body = message.get("body")
+        if isinstance(body, Pieces):
+            if self.chunked_encoding and self.scope["method"] != "HEAD":
+                await self._write_chunk(body)
+                return
+            message = {**message, "body": body.joined()}
         old = self.scope["http_version"] == "1.0"
         if message["type"] == "http.response.start":
             headers = list(message.get("headers", []))
@@ -71,6 +78,13 @@ class _Cycle(RequestResponseCycle):
             self.expected_content_length = min(self.expected_content_length, len(message.get("body", b"")))
         await super().send(message)
 
+    async def _write_chunk(self, body: Pieces) -> None:
+        """As uvicorn's, which joins a chunk with its framing and so copies it."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if not self.disconnected:
+            self.transport.writelines((b"%x\r\n" % len(body), *body.pieces, b"\r\n"))
+
 
 class _Closer(asyncio.Transport):
     """What a cycle writes to. Its `close` waits for the rest of the request, so that the answer is not reset away."""
@@ -81,6 +95,9 @@ class _Closer(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self._protocol.transport.write(data)
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self._protocol.transport.writelines(list_of_data)
 
     def close(self) -> None:
         self._protocol.close_gently()
@@ -137,7 +154,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.scope["path"] = self.root_path + (unquote(path) if "%" in path else path)
         self.scope["raw_path"] = self.root_path.encode("ascii") + target.path
         self.scope["query_string"] = target.query or b""
-        self.scope["extensions"] = {ABORT: cast("dict[object, object]", self.transport.abort)}
+        self.scope["extensions"] = {ABORT: cast("dict[object, object]", self.transport.abort), PIECES: {}}
         self.cycle = _Cycle(
             scope=self.scope,
             transport=self._closer,

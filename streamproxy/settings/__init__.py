@@ -65,11 +65,12 @@ class ProviderSettings:
     adapter: Annotated[Token | None, "the wire form it speaks"] = None
     credential: Annotated[
         CredentialReference | None,
-        "where its key is: env:NAME, file:PATH, dir:NAME (in $CREDENTIALS_DIRECTORY), caller (the caller's own) or "
-        "none; default: the catalogue's variable, from the environment or that directory",
+        "where its key is: env:NAME, file:PATH, dir:NAME (in $CREDENTIALS_DIRECTORY), caller (the caller's own), adc "
+        "(what Google's libraries find on this machine) or none; default: the catalogue's variable, from the "
+        "environment or that directory",
     ] = None
     auth_header: Annotated[Token | None, "header that carries the key"] = None
-    auth_scheme: Annotated[Text | None, 'what precedes the key, like "Bearer "'] = None
+    auth_scheme: Annotated[Text | None, 'text before the key, like "Bearer "'] = None
     names: Annotated[
         Literal["bare", "full", "written"] | None, "gpt-image-2, openai/gpt-image-2, or as the caller wrote it"
     ] = None
@@ -82,6 +83,15 @@ class ProviderSettings:
     deployments: Annotated[dict[str, str] | None, "its own name for a model, by model"] = None
     hosts: Annotated[
         Names | None, "hosts of its own, besides that of base_url, that get the key too, like *.bfl.ai"
+    ] = None
+    signing: Annotated[
+        Literal["key", "google"] | None, "how requests are authorized: a key in a header, or Google's OAuth token"
+    ] = None
+    project: Annotated[
+        Token | None, "Vertex AI: the project in base_url; default: $GOOGLE_CLOUD_PROJECT, else that of the key"
+    ] = None
+    location: Annotated[
+        Token | None, "Vertex AI: the location in base_url; default: $GOOGLE_CLOUD_LOCATION, else global"
     ] = None
     workflows: Annotated[dict[str, str] | None, "ComfyUI: the file of a workflow in API format, by model"] = None
     strict_headers: Annotated[bool, "only allowed extra_headers pass, instead of all but refused ones"] = False
@@ -135,9 +145,9 @@ class Settings:
     )
     store_bytes: Annotated[Bytes, "bytes the memory store keeps; the oldest finished go first"] = 256 * MIB
     linger: Annotated[Seconds, "seconds a finished stream is kept"] = 900.0
-    disconnect_grace: Annotated[Grace, "seconds until a generation that nobody follows is cancelled"] = 15.0
+    disconnect_grace: Annotated[Grace, "seconds until a generation without readers is cancelled"] = 15.0
     failure_hold: Annotated[Grace, "seconds a failure that may have been charged is held for the same request"] = 10.0
-    finish_models: Annotated[ModelNames, "models whose generations run to the end though nobody follows"] = ()
+    finish_models: Annotated[ModelNames, "models whose generations run to the end without readers"] = ()
     default_model: Annotated[Model | None, "model of requests that name none"] = None
     stream_n: Annotated[bool, "whether n > 1 with stream becomes n requests where the model takes one"] = False
     max_streams: Annotated[Count, "generations that run at a time"] = 1000

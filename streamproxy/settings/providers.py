@@ -15,6 +15,7 @@ import ssl
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -26,12 +27,15 @@ from streamproxy.core.catalogue import Catalogue, Provider, parse
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.settings import PREFIX, ProviderSettings, Settings
 from streamproxy.settings.values import ConfigurationError, ConfigurationProblem, Refused, is_loopback, shown_origin
+from streamproxy.upstream.signing import google_credentials
 
 LIMIT_OF_SECRETS: Final = 64 * 1024  # bytes of a secret file; nginx takes 32 KiB for all headers of a request
 MEMORY: Final = "memory"  # the store of one process
 EXAMPLE: Final = "redis://127.0.0.1:6379/0"
 VARIABLE: Final = re.compile(r"(?=.{1,64}$)[A-Z]{1,16}[0-9]{0,2}(_([A-Z]{1,16}[0-9]{0,2}|[0-9]{1,2}))*")
 """The usual form of a variable's name: words in capitals. A key in capitals has digits among its letters."""
+ON_MACHINE: Final = {"project": "GOOGLE_CLOUD_PROJECT", "location": "GOOGLE_CLOUD_LOCATION"}
+"""Where Google's own libraries look for what a provider's `base_url` names."""
 UPSTREAM: Final = "upstream"  # the provider made by the setting of that name, and the row that new providers start from
 
 
@@ -72,12 +76,13 @@ def configure(
     problems: list[ConfigurationProblem] = []
     providers = _providers(settings, catalogue, environ, problems)
     credentials = _credentials(settings, providers, environ, problems)
+    providers = tuple(_placed(provider, credentials.get(provider.name), environ, problems) for provider in providers)
     for provider in providers:
         if provider.adapter not in adapters:
             fix = f"choose one of {', '.join(sorted(adapters))}"
             problems.append(_problem(provider, "adapter", "no adapter has this name", fix))
     problems += _header_problems(settings, policy)
-    if any(source.credential for source in credentials.values()) and not settings.caller_keys:
+    if any(source.configured for source in credentials.values()) and not settings.caller_keys:
         problems += _exposed(settings.host)
     problems += _store_problems(settings)
     problems += _trust_problems(environ)
@@ -125,7 +130,7 @@ def _store_problems(settings: Settings) -> list[ConfigurationProblem]:
         fix = "make one with `openssl rand -hex 32`, and give STREAMPROXY_SECRET to every process"
         problems.append(ConfigurationProblem("secret", happened, fix, "STREAMPROXY_SECRET"))
     try:
-        from streamproxy.hub.valkey_client import parse_address
+        from streamproxy.hub.valkey.client import parse_address
 
         parse_address(settings.store)
     except ModuleNotFoundError as error:
@@ -172,7 +177,7 @@ def warnings(settings: Settings, configured: Providers, catalogue: Catalogue, fl
     for name in flags:
         if name == "secret" or (name == "store" and has_password):
             found.append(f"{name}: every user of this machine can read a command line; prefer {PREFIX}{name.upper()}")
-    return found
+    return list(dict.fromkeys(found))  # two rows may have the same host
 
 
 def place_of(store: str) -> str:
@@ -248,6 +253,32 @@ def _with_workflows(provider: Provider, problems: list[ConfigurationProblem]) ->
     return replace(provider, workflows=tuple(texts), models=tuple(models))
 
 
+def _placed(
+    provider: Provider,
+    source: CredentialSource | None,
+    environ: Mapping[str, str],
+    problems: list[ConfigurationProblem],
+) -> Provider:
+    """The provider with its project and location in `base_url`."""
+    if "{" not in provider.base_url or source is None:
+        return provider
+    said = {name: environ.get(variable, "").strip() for name, variable in ON_MACHINE.items()}
+    project = provider.project or said["project"] or _project_of(source)
+    location = provider.location or said["location"] or "global"
+    if not project:
+        fix = f'set {ON_MACHINE["project"]}, or [providers.{provider.name}] project = "..."'
+        problems.append(_problem(provider, "project", "the configuration does not say which project", fix))
+    base_url = provider.base_url.replace("{region}", "" if location == "global" else f"{location}-")
+    base_url = base_url.replace("{project}", project).replace("{location}", location)
+    return replace(provider, base_url=base_url, project=project, location=location)
+
+
+def _project_of(source: CredentialSource) -> str:
+    """The project that a service account's key names; "" for any other credential."""
+    found = orjson.loads(source.signing_key).get("project_id", "") if source.signing_key else ""
+    return found if isinstance(found, str) else ""
+
+
 def _credentials(
     settings: Settings,
     providers: tuple[Provider, ...],
@@ -260,6 +291,7 @@ def _credentials(
         reference = settings.providers.get(provider.name, ProviderSettings()).credential or _default(provider, environ)
         try:
             kind, secret = _secret(reference, environ)
+            secret = _google_key(kind, secret) if provider.signing == "google" else _key(kind, secret)
         except Refused as refused:
             variable = _variable(reference)
             problems.append(_problem(provider, "credential", refused.happened, refused.fix, variable))
@@ -267,11 +299,15 @@ def _credentials(
         if kind == "caller" and settings.caller_keys:
             happened = "callers' own keys would go to this provider, but caller_keys makes them keys of this proxy"
             problems.append(_problem(provider, "credential", happened, 'give it "env:NAME", or remove caller_keys'))
-        if secret:
+        if secret or kind == "machine":
             problems += _misplaced(provider)
         header, scheme = provider.auth_header, provider.auth_scheme
-        credential = Credential(header, scheme + secret) if secret else None
-        sources[provider.name] = CredentialSource(kind, header, scheme, credential)
+        source = CredentialSource(kind, header, scheme)
+        if provider.signing != "key" and kind not in ("caller", "none"):
+            source = replace(source, signing_key=secret)
+        elif secret:
+            source = replace(source, credential=Credential(header, scheme + secret))
+        sources[provider.name] = source
     return sources
 
 
@@ -286,7 +322,7 @@ def _misplaced(provider: Provider) -> Iterator[ConfigurationProblem]:
 
 
 def _default(provider: Provider, environ: Mapping[str, str]) -> str:
-    """The default reference of a credential: the variable of the catalogue's row, else a file of that name."""
+    """The default reference of a credential: the variable of the catalogue's row, or a file of that name."""
     if provider.key_env:
         name, directory = provider.key_env, environ.get("CREDENTIALS_DIRECTORY", "")
         in_file = not environ.get(name, "").strip() and directory and Path(directory, name).exists()
@@ -312,6 +348,8 @@ def _secret(reference: str, environ: Mapping[str, str]) -> tuple[SourceKind, str
             return "caller", ""
         case "none":
             return "none", ""
+        case "adc":
+            return "machine", ""
         case "env":
             kind, secret = "environment", environ.get(name, "")
             if not secret.strip():
@@ -325,12 +363,39 @@ def _secret(reference: str, environ: Mapping[str, str]) -> tuple[SourceKind, str
                 raise Refused("CREDENTIALS_DIRECTORY is not set", fix)
             kind, secret = "directory", _secret_of(str(Path(directory, name)))
         case _:
-            fix = 'write "env:NAME", "file:PATH", "caller" or "none"'
+            fix = 'write "env:NAME", "file:PATH", "caller", "adc" or "none"'
             raise Refused("the configuration does not say where the credential is", fix)
-    secret = secret.strip()
-    if not re.fullmatch(r"[\x21-\x7e]+", secret):
+    return kind, secret.strip()
+
+
+def _key(kind: SourceKind, secret: str) -> str:
+    """A key that is sent as it stands. Raises Refused."""
+    if kind == "machine":
+        raise Refused("adc finds Google's credentials, and this provider takes a key", "say where its key is")
+    if kind not in ("caller", "none") and not re.fullmatch(r"[\x21-\x7e]+", secret):
         raise Refused("the key must be visible ASCII without spaces and line ends", "store the bare key")
-    return kind, secret
+    return secret
+
+
+def _google_key(kind: SourceKind, text: str) -> str:
+    """A key for Google's OAuth as JSON; `text` may be that or the path of its file. Raises Refused."""
+    if kind in ("caller", "none"):
+        return text
+    try:
+        installed = find_spec("google.auth") is not None
+    except ModuleNotFoundError:
+        installed = False
+    if not installed:
+        raise Refused("google-auth is not installed", "in streamproxy's source directory: pip install '.[google]'")
+    if kind == "machine":
+        return text
+    key = text if text.startswith("{") else _secret_of(text)
+    try:
+        google_credentials(key)
+    except ValueError:
+        fix = "give it one of type service_account or authorized_user, or use adc, which takes every other"
+        raise Refused("it is no key for Google's OAuth", fix) from None
+    return key
 
 
 def _secret_of(path: str) -> str:

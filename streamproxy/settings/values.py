@@ -273,8 +273,9 @@ def _model_names(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _credential(value: str) -> str:
-    if not re.fullmatch(r"env:[A-Za-z_][A-Za-z0-9_]*|file:[^\0]+|dir:[A-Za-z0-9_][A-Za-z0-9_.-]*|caller|none", value):
-        fix = "write env:NAME, file:PATH, dir:NAME, caller or none; never the key"
+    places = r"env:[A-Za-z_][A-Za-z0-9_]*|file:[^\0]+|dir:[A-Za-z0-9_][A-Za-z0-9_.-]*|caller|adc|none"
+    if not re.fullmatch(places, value):
+        fix = "write env:NAME, file:PATH, dir:NAME, caller, adc or none; never the key"
         raise Refused("it does not say where the credential is", fix)
     return value
 

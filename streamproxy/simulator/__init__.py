@@ -1,6 +1,7 @@
 """An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
 
-Below other paths it speaks others': /v1beta Gemini's, /fal the queue of fal, /comfy the Comfy API.
+Below other paths it speaks others': /v1beta Gemini's and Imagen's, /v1/projects/sim the same two on Vertex AI,
+/queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /comfy the Comfy API.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -14,12 +15,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
+from streamproxy.simulator.bfl import Bfl
 from streamproxy.simulator.comfyui import ComfyUI
 from streamproxy.simulator.fal import Fal
 from streamproxy.simulator.gemini import Gemini
+from streamproxy.simulator.imagen import Imagen
 from streamproxy.simulator.openai import MODELS, OpenAI
 from streamproxy.simulator.order import PREFIX
 from streamproxy.simulator.received import Handler, Received
+from streamproxy.simulator.replicate import Replicate
 from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import Server, serve
 
@@ -38,9 +42,10 @@ def model_names() -> list[str]:
 
 
 class Form(Protocol):
-    """A wire other than OpenAI's: the handler of the paths that begin with `prefix`."""
+    """A wire other than OpenAI's: the handler of the paths that begin with `prefix`, or with one of several."""
 
-    prefix: str
+    @property
+    def prefix(self) -> str | tuple[str, ...]: ...
 
     async def __call__(self, received: Received) -> Script: ...
 
@@ -48,7 +53,7 @@ class Form(Protocol):
 def wires(pace: float) -> Handler:
     """The handler of all wires."""
     openai = OpenAI(pace)
-    others: tuple[Form, ...] = (Gemini(pace), Fal(pace), ComfyUI(pace))
+    others: tuple[Form, ...] = (Imagen(pace), Gemini(pace), Fal(pace), Bfl(pace), Replicate(pace), ComfyUI(pace))
 
     async def handler(received: Received) -> Script:
         for form in others:

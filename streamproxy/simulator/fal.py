@@ -1,11 +1,13 @@
-"""fal's queue, simulated. Base URL: {server}/fal; any key is accepted.
+"""fal, simulated. Base URL: {server}/queue.fal; what answers at once is below {server}/fal. Any key is accepted.
 
 A request waits in the queue for one look, runs for another, and is then done: `looks` of each job are counted, so time
-plays no part. `fault-<name>` in a path plays a row of FAULTS, at the stage that it is about.
+plays no part. A path that ends in `/stream` sends drafts before the result, as `data:` URLs. `fault-<name>` in a path
+plays a row of FAULTS, at the stage that it is about.
 """
 
 from __future__ import annotations
 
+import base64
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -21,15 +23,20 @@ from anyio.to_thread import run_sync
 
 from streamproxy.simulator import pictures
 from streamproxy.simulator.received import Received
-from streamproxy.simulator.script import Fin, Script, Send, Wait, head, json_answer
+from streamproxy.simulator.script import Fin, Script, Send, Wait, event, head, json_answer, sse
 
+QUEUE: Final = "/queue.fal/"
 PREFIX: Final = "/fal/"
+STREAM: Final = "/stream"
 JOB: Final = re.compile(r"([^/]+/[^/]+)/requests/([0-9a-f]+)(/status|/cancel)?")
 MAX_JOBS: Final = 100
 SQUARE: Final = (512, 512)
 DONE_AT: Final = 3
 """The look at which a job is over."""
 LOOK_SECONDS: Final = 1.0  # times `pace`: how long a look at a job that is not over is held
+DRAFTS: Final = 3
+DRAFT_SECONDS: Final = 2.0  # times `pace`
+UNITS: Final = "x-fal-billable-units"
 
 FLAGGED: Final = {
     "detail": [
@@ -68,7 +75,7 @@ class _Job:
 class Fal:
     """The handler: see `simulator.Form`."""
 
-    prefix = PREFIX
+    prefix = (QUEUE, PREFIX)
 
     def __init__(self, pace: float) -> None:
         self._pace = pace
@@ -77,10 +84,12 @@ class Fal:
         self._drawing = anyio.CapacityLimiter(4)
 
     async def __call__(self, received: Received) -> Script:
-        base = f"http://{received.header('host')}{PREFIX}"
-        path = received.target.removeprefix(PREFIX).partition("?")[0]
+        base = f"http://{received.header('host')}{QUEUE}"
+        path = received.target.removeprefix(PREFIX).removeprefix(QUEUE).partition("?")[0]
         if path.startswith("files/"):
             return self._file(path.removeprefix("files/"))
+        if received.target.startswith(PREFIX):
+            return await self._direct(received, path, base)
         found = JOB.fullmatch(path)
         if found is None:
             return self._submit(received, path, base)
@@ -98,14 +107,9 @@ class Fal:
         return json_answer(405, {"detail": "Method Not Allowed"})
 
     def _submit(self, received: Received, path: str, base: str) -> Script:
-        try:
-            order = msgspec.json.decode(received.body, type=_Order)
-        except msgspec.DecodeError as error:
-            return json_answer(422, {"detail": [{"loc": ["body"], "msg": str(error), "type": "value_error"}]})
-        if "fault-submit-429" in path:
-            return json_answer(429, {"detail": "Rate limited"}, (("Retry-After", "1"),))
-        if "fault-key" in path:
-            return json_answer(401, {"detail": "Invalid key"}, (("x-fal-error-type", "unauthorized"),))
+        order = _read(received, path)
+        if not isinstance(order, _Order):
+            return order
         id = uuid4().hex
         self._jobs[id] = _Job(path, order)
         if len(self._jobs) > MAX_JOBS:
@@ -124,18 +128,35 @@ class Fal:
             return (Fin(),)
         if "fault-never" in job.path or job.looks < DONE_AT:
             state = "IN_QUEUE" if job.looks == 1 else "IN_PROGRESS"
-            answer = json_answer(202, {"status": state, "queue_position": max(0, DONE_AT - job.looks)})
+            answer = json_answer(202, {"status": state, "queue_position": max(0, DONE_AT - job.looks), "logs": None})
             return (Wait(LOOK_SECONDS * self._pace), *answer)
         failed = {"error": "Out of memory", "error_type": "internal_error"} if "fault-failed" in job.path else {}
-        return json_answer(200, {"status": "COMPLETED", "metrics": {"inference_time": 2.1}, **failed})
+        return json_answer(200, {"status": "COMPLETED", "logs": None, "metrics": {"inference_time": 2.1}, **failed})
+
+    async def _direct(self, received: Received, path: str, base: str) -> Script:
+        """The answer in one exchange: the result, or for a path that ends in STREAM events with drafts of it."""
+        order = _read(received, path)
+        if not isinstance(order, _Order):
+            return order
+        job = _Job(path, order)
+        if not path.endswith(STREAM):
+            return await self._result(job, base)
+        made = await run_sync(partial(_drawn, order), limiter=self._drawing)
+        drafts = await run_sync(partial(_sketched, order), limiter=self._drawing)
+        events = [{"images": [{"url": _data_url(file)}]} for file in drafts]
+        last = {"images": [{"url": self._keep(job, file, base)} for file in made], "seed": 1}
+        frames = [event(None, msgspec.json.encode(value)) for value in (*events, last)]
+        waits = [0.0, *[DRAFT_SECONDS * self._pace] * len(events)]
+        return sse(frames, waits=waits, headers=(("x-fal-request-id", uuid4().hex),))
 
     async def _result(self, job: _Job, base: str) -> Script:
         if "fault-flagged" in job.path:
             return json_answer(422, FLAGGED, (("X-Fal-Retryable", "false"),))
         made = await run_sync(partial(_drawn, job.order), limiter=self._drawing)
         images = [{"url": self._keep(job, file, base), "content_type": "image/jpeg"} for file in made]
-        nsfw = ["fault-nsfw" in job.path] * len(images)
-        return json_answer(200, {"images": images, "seed": 1, "has_nsfw_concepts": nsfw, "prompt": job.order.prompt})
+        nsfw = ["fault-nsfw" in job.path, *["fault-nsfw-all" in job.path] * (len(images) - 1)]
+        result = {"images": images, "seed": 1, "has_nsfw_concepts": nsfw, "prompt": job.order.prompt}
+        return json_answer(200, result, ((UNITS, str(len(images))), ("x-fal-request-id", uuid4().hex)))
 
     def _keep(self, job: _Job, file: bytes, base: str) -> str:
         name = f"{'missing' if 'fault-gone' in job.path else uuid4().hex}.png"
@@ -153,8 +174,36 @@ class Fal:
         return (Send(head(200, (("Content-Type", "image/jpeg"),), length=len(file))), Send(file))
 
 
+def _read(received: Received, path: str) -> _Order | Script:
+    """What is asked for, or the refusal of it."""
+    try:
+        order = msgspec.json.decode(received.body, type=_Order)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return json_answer(422, {"detail": [{"loc": ["body"], "msg": str(error), "type": "value_error"}]})
+    if "fault-submit-429" in path:
+        return json_answer(429, {"detail": "Rate limited"}, (("Retry-After", "1"),))
+    if "fault-key" in path:
+        return json_answer(401, {"detail": "Invalid key"}, (("x-fal-error-type", "unauthorized"),))
+    if "fault-unknown" in path:
+        return json_answer(404, {"detail": "Application not found"})
+    return order
+
+
+def _sketched(order: _Order) -> list[bytes]:
+    picture = pictures.draw(order.prompt, *_size(order))
+    return [pictures.encode(pictures.preview(picture, step, DRAFTS), "jpeg") for step in range(DRAFTS)]
+
+
+def _data_url(file: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(file).decode()}"
+
+
+def _size(order: _Order) -> tuple[int, int]:
+    return (order.image_size.width, order.image_size.height) if isinstance(order.image_size, _Size) else SQUARE
+
+
 def _drawn(order: _Order) -> list[bytes]:
-    size = (order.image_size.width, order.image_size.height) if isinstance(order.image_size, _Size) else SQUARE
+    size = _size(order)
     prompts = [order.prompt, *(f"{order.prompt} #{number}" for number in range(1, order.num_images))]
     source = order.image_url or next(iter(order.image_urls or ()), None)
     if source is None:
@@ -173,7 +222,9 @@ FAULTS: Final[Mapping[str, str]] = MappingProxyType(
         "never": "the job never ends",
         "failed": "the job is completed and has failed",
         "flagged": "the result is a refusal of the prompt",
-        "nsfw": "the picture has been blackened",
+        "unknown": "there is no such app",
+        "nsfw": "the first picture has been blackened",
+        "nsfw-all": "all pictures have been blackened",
         "gone": "the picture's URL is a 404",
         "elsewhere": "the picture's URL is on a host that may not be fetched from",
     }

@@ -1,7 +1,9 @@
-"""Google's generateContent and its stream, simulated. Base URL: {server}/v1beta; any key is accepted.
+"""Google's generateContent and its stream, simulated. Base URL: {server}/v1beta, or {server} and VERTEX; any key is
+accepted.
 
-A model of the real names draws its prompt. One with `pro` in its name thinks: two drafts come before the picture, not
-marked as such, as the real one's are now and then. `fault-<name>` plays a row of FAULTS.
+A model of the real names draws its prompt; those from 3 on answer JPEG unless Vertex AI is told otherwise. One with
+`pro` in its name thinks: two drafts come before the picture, not marked as such, as the real one's are now and then.
+`fault-<name>` plays a row of FAULTS.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Script, Send, Stall, Wait, chunk, event, head, json_answer, sse
 
 PREFIX: Final = "/v1beta/models/"
+VERTEX: Final = "/v1/projects/sim/locations/global/publishers/google"
 METHODS: Final = ("generateContent", "streamGenerateContent")
 FAULT: Final = "fault-"
 DRAFTS: Final = 2
@@ -52,9 +55,15 @@ class _Content(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     role: Literal["user", "model"] = "user"
 
 
+class _Output(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    mime_type: Literal["image/png", "image/jpeg"] | None = None
+    compression_quality: int | None = None
+
+
 class _ImageConfig(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     aspect_ratio: str | None = None
     image_size: str | None = None
+    image_output_options: _Output | None = None
 
 
 class _Thinking(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -66,7 +75,6 @@ class _Config(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     image_config: _ImageConfig | None = None
     thinking_config: _Thinking | None = None
     media_resolution: Literal["MEDIA_RESOLUTION_LOW", "MEDIA_RESOLUTION_MEDIUM", "MEDIA_RESOLUTION_HIGH"] | None = None
-    seed: int | None = None
 
 
 class _Request(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -77,14 +85,14 @@ class _Request(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 class Gemini:
     """The handler: see `simulator.Form`."""
 
-    prefix = PREFIX
+    prefix = (PREFIX, f"{VERTEX}/models/")
 
     def __init__(self, pace: float) -> None:
         self._pace = pace
         self._drawing = anyio.CapacityLimiter(4)
 
     async def __call__(self, received: Received) -> Script:
-        model, _, method = received.target.removeprefix(PREFIX).partition(":")
+        model, _, method = received.target.rpartition("/")[2].partition(":")
         name, _, query = method.partition("?")
         if name not in METHODS:
             return _error(404, "NOT_FOUND", f"No such method: {name}.")
@@ -97,10 +105,10 @@ class Gemini:
         if model.startswith(FAULT):
             return FAULTS[model.removeprefix(FAULT)](name == METHODS[1])
         config = request.generation_config.image_config or _ImageConfig()
-        if (config.aspect_ratio or "1:1") not in PIXELS or (config.image_size or "1K") not in TIERS:
+        if _invalid(model, config, vertex=received.target.startswith(VERTEX)):
             return _error(400, "INVALID_ARGUMENT", "Invalid value at 'generation_config.image_config'.")
         drafts = DRAFTS if "pro" in model else 0
-        made = await run_sync(partial(_pictures, request, config, drafts), limiter=self._drawing)
+        made = await run_sync(partial(_pictures, request, config, model, drafts), limiter=self._drawing)
         stream = name == METHODS[1] and query == "alt=sse"
         return self._events(made) if stream else self._json(made)
 
@@ -115,8 +123,15 @@ class Gemini:
         return sse((_event(value) for value in (*chunks, last)), waits=waits)
 
 
-def _pictures(request: _Request, config: _ImageConfig, drafts: int) -> list[bytes]:
-    """The drafts and the picture, as PNG files."""
+def _invalid(model: str, config: _ImageConfig, *, vertex: bool) -> bool:
+    if (config.aspect_ratio or "1:1") not in PIXELS or (config.image_size or "1K") not in TIERS:
+        return True
+    one_size = "2.5" in model and config.image_size is not None
+    return one_size or (config.image_output_options is not None and not vertex)
+
+
+def _pictures(request: _Request, config: _ImageConfig, model: str, drafts: int) -> list[bytes]:
+    """The drafts and the picture, as files."""
     wide, high = PIXELS[config.aspect_ratio or "1:1"]
     scale = TIERS[config.image_size or "1K"]
     size = round(wide * scale), round(high * scale)
@@ -129,8 +144,10 @@ def _pictures(request: _Request, config: _ImageConfig, drafts: int) -> list[byte
         picture = pictures.draw(prompt, *size)
     else:
         picture = pictures.edit(prompt, *size, base64.b64decode(source.data))
-    sketches = [pictures.encode(pictures.preview(picture, step, drafts), "png") for step in range(drafts)]
-    return [*sketches, pictures.encode(picture, "png")]
+    output = config.image_output_options or _Output()
+    kind: pictures.Format = "png" if output.mime_type == "image/png" or "2.5" in model else "jpeg"
+    sketches = [pictures.encode(pictures.preview(picture, step, drafts), kind) for step in range(drafts)]
+    return [*sketches, pictures.encode(picture, kind, output.compression_quality or 95)]
 
 
 def _unsigned(request: _Request) -> Script | None:
@@ -144,8 +161,9 @@ def _unsigned(request: _Request) -> Script | None:
 
 
 def _inline(file: bytes) -> dict[str, object]:
+    kind = "image/png" if file.startswith(b"\x89PNG") else "image/jpeg"
     return {
-        "inlineData": {"mimeType": "image/png", "data": base64.b64encode(file).decode()},
+        "inlineData": {"mimeType": kind, "data": base64.b64encode(file).decode()},
         "thoughtSignature": "c2ln",
     }
 

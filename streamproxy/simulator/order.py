@@ -147,7 +147,7 @@ def read_order(body: bytes, content_type: str, *, edit: bool) -> Order:
     else:
         try:
             raw = msgspec.json.decode(body)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise refusal("We could not parse the JSON body of your request.", None, "invalid_json") from error
     if isinstance(raw, dict) and (surplus := set(raw) - set(shape.__struct_fields__)):
         raise unknown(min(surplus))

@@ -78,6 +78,7 @@ def edit(
 ) -> Picture:
     """`source` tinted with the prompt's landscape, or, with a `mask`, replaced by it where the mask is transparent.
 
+    A mask without transparency says it in white.
     Where `source` is no PNG, JPEG or WebP picture it is `draw`; raises ValueError as `draw`.
     """
     drawn = draw(prompt, width, height, transparent=transparent)
@@ -86,8 +87,14 @@ def edit(
         return drawn
     above = drawn.image.convert("RGBA")
     keep = None if mask is None else _decoded(mask, width, height)
-    mixed = Image.blend(below, above, TINT) if keep is None else Image.composite(below, above, keep.getchannel("A"))
+    mixed = Image.blend(below, above, TINT) if keep is None else Image.composite(below, above, _kept(keep))
     return Picture(mixed if transparent else mixed.convert("RGB"))
+
+
+def _kept(mask: Image.Image) -> Image.Image:
+    """Where a mask keeps what is below: 255."""
+    alpha = mask.getchannel("A")
+    return alpha if alpha.getextrema()[0] != 255 else ImageChops.invert(mask.convert("L"))
 
 
 def preview(picture: Picture, step: int, steps: int) -> Picture:

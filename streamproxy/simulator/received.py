@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from typing import Final, TypeAlias
 
 import anyio
 
+from streamproxy.signals import Signal
 from streamproxy.simulator.script import Script
 
 # What `received` keeps: 1000 requests; of a body over 1 MiB its size and its first KiB.
@@ -52,7 +52,7 @@ class Server:
     open_connections: int = 0
     received: deque[Received] = field(default_factory=lambda: deque(maxlen=MAX_RECEIVED), repr=False)
     disconnects: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RECEIVED))
-    _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    _changed: Signal = field(default_factory=Signal, repr=False)
 
     async def wait_until(self, reached: Callable[[Server], object], timeout: float) -> None:
         """Return as soon as `reached(self)` is true; raises TimeoutError after `timeout` seconds."""
@@ -67,7 +67,6 @@ class Server:
     def change(self) -> None:
         """Wake everybody who waits: something was counted."""
         self._changed.set()
-        self._changed = asyncio.Event()
 
     def record(self, received: Received) -> None:
         """Count a request, and keep it as far as the limits allow."""

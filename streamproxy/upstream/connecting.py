@@ -24,7 +24,7 @@ import anyio
 from aiohappyeyeballs import AddrInfoType, start_connection
 
 from streamproxy.errors import ErrorDetails, Failure, ProxyError, descriptors_exhausted
-from streamproxy.upstream.connection import Connection
+from streamproxy.upstream.connection import Connection, Space
 from streamproxy.upstream.parsing import MAX_HEAD_BYTES
 
 EYEBALLS_SECONDS: Final = 0.25
@@ -156,7 +156,7 @@ class _Step(Enum):
 class Connector:
     """Makes one provider's connections. `resolver` replaces the system's name resolution, `ssl_context` its trust.
 
-    `tolerated` is told the label of each fault of an idle connection; `space` is where all of them read.
+    `tolerated` is told the label of each fault of an idle connection.
     """
 
     def __init__(
@@ -166,13 +166,12 @@ class Connector:
         resolver: Resolver | None,
         trust_env: bool,
         tolerated: Callable[[str], None],
-        space: memoryview,
     ) -> None:
         self._ssl_context = ssl_context
         self._names = Names(resolver or SystemResolver())
         self._proxies = environment_proxies() if trust_env else {}
         self._tolerated = tolerated
-        self._space = space
+        self._space = Space()
 
     def close(self) -> None:
         """Make no more connections."""

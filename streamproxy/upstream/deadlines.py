@@ -42,6 +42,10 @@ class Alarm:
             self._rings_at = at
             self._timer = self._loop.call_at(at, self._look)
 
+    def rest(self) -> None:
+        """Do not ring until the next `set`. The loop's timer stays: to take it away would cost what setting it does."""
+        self._at = math.inf
+
     def cancel(self) -> None:
         """Never ring."""
         if self._timer is not None:
@@ -53,7 +57,7 @@ class Alarm:
         self._rings_at = math.inf
         if self._at <= self._loop.time():
             self._ring()
-        else:
+        elif self._at < math.inf:
             self.set(self._at)
 
 

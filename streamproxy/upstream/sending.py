@@ -53,7 +53,15 @@ class _Span:
 
 
 def _spans(body: tuple[Segment, ...]) -> Iterator[bytes | _Span]:
+    """The body in pieces. Short segments in a row are one: each piece is a write, and for the network a packet."""
+    short = bytearray()
     for segment in body:
+        if isinstance(segment, bytes) and len(short) + len(segment) <= PIECE:
+            short += segment
+            continue
+        if short:
+            yield bytes(short)
+            short.clear()
         match segment:
             case bytes() | memoryview() | Decoded():
                 yield from _at_hand(segment)
@@ -61,6 +69,8 @@ def _spans(body: tuple[Segment, ...]) -> Iterator[bytes | _Span]:
                 yield from _of_file(upload, _ENCODED, as_base64=True)
             case _:
                 yield from _of_file(segment, PIECE, as_base64=False)
+    if short:
+        yield bytes(short)
 
 
 def _at_hand(segment: bytes | memoryview | Decoded) -> Iterator[bytes]:

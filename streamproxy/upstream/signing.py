@@ -10,9 +10,14 @@ An adapter never sees any of this. Which hosts a request may be signed for is th
 from __future__ import annotations
 
 import hashlib
+import json
+import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import anyio
+import httpx
 from anyio import to_thread
 
 from streamproxy.core.requests import Segment, UpstreamRequest
@@ -24,6 +29,12 @@ if TYPE_CHECKING:
     from google.auth.credentials import Credentials as GoogleCredentials
 
 Headers = tuple[tuple[str, str], ...]
+
+SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
+"""What Google's own library asks for, for Vertex AI."""
+
+TOKEN_SECONDS: Final = 30.0
+"""The token server's time for one step of an answer; a request waits for it."""
 
 AWS_HEADERS: Final = ("authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token")
 
@@ -95,13 +106,60 @@ async def _sha256(body: tuple[Segment, ...]) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class GoogleSigner:
-    """An OAuth access token of a service account, or of whatever google-auth finds on the machine."""
+def google_credentials(key: str) -> GoogleCredentials:
+    """The credentials of a key in JSON: a service account's, or a user's; without a key what is found on this machine.
 
-    credentials: GoogleCredentials = field(repr=False)
-    transport: Any = field(repr=False)
-    """google-auth's, which asks for a new token."""
+    Raises ValueError for a key that is none, ModuleNotFoundError without google-auth. Blocks while it looks around.
+    """
+    import google.auth
+    from google.oauth2 import credentials, service_account
+
+    if not key:
+        return google.auth.default(scopes=SCOPES)[0]
+    kinds: dict[object, Callable[..., GoogleCredentials]] = {
+        "service_account": service_account.Credentials.from_service_account_info,
+        "authorized_user": credentials.Credentials.from_authorized_user_info,
+    }
+    info = json.loads(key)
+    load = kinds.get(info.get("type")) if isinstance(info, dict) else None
+    if load is None:
+        raise ValueError("no key of a known type")
+    return load(info, scopes=SCOPES)
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenAnswer:
+    """An answer as google-auth reads it."""
+
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTransport:
+    """How google-auth asks for a token: see its `google.auth.transport.Request`. Blocking."""
+
+    ssl_context: ssl.SSLContext
+    trust_env: bool = False
+
+    def __call__(
+        self, url: str, method: str = "GET", body: bytes | None = None, headers: Any = None, **_: object
+    ) -> _TokenAnswer:
+        client = httpx.Client(verify=self.ssl_context, trust_env=self.trust_env, timeout=TOKEN_SECONDS)
+        with client:
+            answer = client.request(method, url, content=body, headers=headers)
+        return _TokenAnswer(answer.status_code, answer.headers, answer.content)
+
+
+class GoogleSigner:
+    """An OAuth access token of what `load` gives, which is asked for in a worker thread, once for all that wait."""
+
+    def __init__(self, load: Callable[[], GoogleCredentials], transport: Any) -> None:
+        self._load = load
+        self._transport = transport
+        self._credentials: GoogleCredentials | None = None
+        self._lock = anyio.Lock()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -109,16 +167,24 @@ class GoogleSigner:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        return (self.credentials.token,) if self.credentials.token else ()
+        token = self._credentials.token if self._credentials is not None else None
+        return (token,) if token else ()
 
     async def sign(self, request: UpstreamRequest) -> Headers:
-        if not self.credentials.valid:
-            try:
-                await to_thread.run_sync(self.credentials.refresh, self.transport)
-            except Exception as error:  # google-auth's own texts quote the answer of the token server
-                raise ProxyError(
-                    Failure.PROVIDER_AUTH,
-                    f"No access token could be had ({type(error).__name__}). The operator must check the provider's "
-                    "`credential` setting.",
-                ) from None
-        return (("authorization", f"Bearer {self.credentials.token}"),)
+        try:
+            async with self._lock:
+                credentials = await self._valid()
+        except Exception as error:  # google-auth's own texts quote the answer of the token server
+            raise ProxyError(
+                Failure.PROVIDER_AUTH,
+                f"No access token could be had ({type(error).__name__}). The operator must check the provider's "
+                "`credential` setting.",
+            ) from None
+        return (("authorization", f"Bearer {credentials.token}"),)
+
+    async def _valid(self) -> GoogleCredentials:
+        if self._credentials is None:
+            self._credentials = await to_thread.run_sync(self._load)
+        if not self._credentials.valid:
+            await to_thread.run_sync(self._credentials.refresh, self._transport)
+        return self._credentials

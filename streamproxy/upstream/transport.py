@@ -7,6 +7,7 @@ it was used, a second connection is tried.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable
@@ -20,9 +21,6 @@ from streamproxy.upstream.answer import Answer
 from streamproxy.upstream.connecting import Connector, Origin, Proxy, Resolver
 from streamproxy.upstream.connection import Connection
 from streamproxy.upstream.deadlines import Deadlines, took_too_long
-
-READ: Final = 64 * 1024
-"""Bytes read from a socket at a time."""
 
 KEEPALIVE: Final = 30.0
 """Seconds an idle connection is kept: under the 60 s after which common load balancers close theirs."""
@@ -112,7 +110,6 @@ class Transport(httpx.AsyncBaseTransport):
             resolver=resolver,
             trust_env=trust_env,
             tolerated=tolerated,
-            space=memoryview(bytearray(READ)),
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -155,6 +152,9 @@ class Transport(httpx.AsyncBaseTransport):
     async def _slot(self) -> object:
         """A place among `max_connections`, waited for no longer than pool_timeout."""
         slot = object()
+        with contextlib.suppress(anyio.WouldBlock):
+            self._slots.acquire_on_behalf_of_nowait(slot)
+            return slot
         with anyio.CancelScope(deadline=anyio.current_time() + self._deadlines.pool) as scope:
             await self._slots.acquire_on_behalf_of(slot)
         if scope.cancelled_caught:

@@ -26,29 +26,26 @@ from streamproxy.core.requests import ImageRequest
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.router import Plan
-from streamproxy.hub.hub import OnDisconnect
-from streamproxy.hub.stream import Stream, Subscriber
+from streamproxy.hub.generation import OnDisconnect
+from streamproxy.hub.keys import Names
+from streamproxy.hub.log import Record
+from streamproxy.hub.stream import Ending, Stream, Subscriber
 from streamproxy.web.caller import unless_gone
 from streamproxy.web.endpoint import Context
 from streamproxy.web.headers import idempotency_key, is_retry, preferences
-from streamproxy.web.idempotency import Names, fingerprint, names
+from streamproxy.web.idempotency import fingerprint, names
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import (
     NO_REFERRER,
     NOT_APPLIED,
     Delivery,
-    EventStream,
     PaddedResponse,
     Reader,
     Response,
     json_response,
-    posted,
-    unfollowed,
 )
 from streamproxy.web.streams import status_of, urls
-
-CLAIM_SECONDS = 2.0
-"""How long a repeated request waits for the stream of the first to appear: another replica may be creating it."""
+from streamproxy.web.writing import EventStream, Posted, unfollowed, written
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +76,9 @@ async def generate(request: Request, context: Context, wanted: ImageRequest, fil
     `files` free what the body takes. They are the producer's as soon as there is one.
     """
     order = await _order(request, context, wanted)
-    stream = Stream(
-        f"str_{uuid.uuid4().hex}",
-        request_id=request.state.request_id,
-        owner=order.owner,
-        created=int(time.time()),
-        n=order.wanted.n,
-    )
-    earlier = await _find_earlier(order, stream.id)
-    reading = await _begin(order, stream, files) if earlier is None else _attach(order, earlier)
+    record = Record(f"str_{uuid.uuid4().hex}", order.owner, int(time.time()), order.wanted.n)
+    earlier = await _find_earlier(order, record.id)
+    reading = await _begin(order, record, files) if earlier is None else _attach(order, earlier)
     return await _respond(order, reading)
 
 
@@ -126,40 +117,25 @@ async def _find_earlier(order: _Order, id: str) -> Stream | None:
     """The stream of an earlier request that this one repeats. None: `id` is this request's own."""
     called, hub = order.names, order.context.hub
     if called.key is not None:
-        return await _earlier(order.context, called.key, called.body, id)
+        return await hub.keys.find(called.key, called.body, id)
     if called.mark is not None:
         return await hub.repeats.find(called.mark, id, retry=is_retry(order.request))
     return None
 
 
-async def _earlier(context: Context, key: str, mark: str, id: str) -> Stream | None:
-    """The stream that answers this key already. None: this request is the first, or the first one was refused."""
-    ends_at = anyio.current_time() + CLAIM_SECONDS  # never within a claim: what it then had claimed nobody would know
-    while (claimed := await context.hub.claim(key, mark, id)) is not None:
-        try:
-            return await context.hub.find(claimed)
-        except ProxyError as error:
-            if error.failure is not Failure.NOT_FOUND:
-                raise
-        if anyio.current_time() > ends_at:
-            message = "The generation of this Idempotency-Key is not known any more; use a new key."
-            raise ProxyError(Failure.GONE, message)
-        await anyio.sleep(0.05)
-    return None
-
-
-async def _begin(order: _Order, stream: Stream, files: ExitStack) -> _Reading:
-    """A producer for `stream`, and its caller as the first reader."""
-    hub, called = order.context.hub, order.names
+async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
+    """A new generation and its producer, and its caller as the first reader."""
+    hub, preferred = order.context.hub, order.preferences
     try:
-        hub.admit()
+        hub.admission.admit(hub.running)
     except ProxyError:
-        await hub.withdraw(stream.id, called.key, called.mark)
+        await hub.withdraw(record.id, order.names)
         raise
-    later = order.preferences.later
-    subscriber = stream.subscribe(asker=not later)  # first: a repeated request may come and leave meanwhile
-    await hub.create(stream, policy=order.preferences.policy, key=called.key, mark=called.mark)
-    order.context.producer.start(order.wanted, order.plan, stream, files.pop_all().close)
+    request_id: str = order.request.state.request_id
+    generation = hub.prepare(record, request_id=request_id, policy=preferred.policy, names=order.names)
+    subscriber = generation.stream.subscribe(asker=not preferred.later)  # first: a repeated request may come and leave
+    await hub.register(generation)
+    order.context.producer.start(order.wanted, order.plan, generation, files.pop_all().close)
     return _FirstReading(order, subscriber)
 
 
@@ -167,13 +143,13 @@ def _attach(order: _Order, stream: Stream) -> _Reading:
     """This caller as a reader of the stream of an earlier request, with the same key or with the same mark."""
     hub = order.context.hub
     try:
-        done = [entry for entry in stream.retained() if entry.critical]
+        done = [entry for entry in stream.log.retained() if entry.critical]
         if stream.finished and all(entry.frame.type == ERROR for entry in done):
             raise read_error(done[-1].frame) if done else ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
         subscriber = stream.subscribe()
-        hub.watch(stream, subscriber)
+        hub.admission.watch(stream, subscriber)
     except ProxyError:
-        hub.left(stream, order.names.mark, own=False, had_all=False)
+        hub.repeats.leave(order.names.mark, stream.id, own=False, had_all=False)
         raise
     return _RepeatReading(order, subscriber)
 
@@ -194,7 +170,7 @@ class _Reading(Reader):
 
     @property
     def at_end(self) -> bool:
-        return self.subscriber.at_end or self.stream.broken
+        return self.subscriber.at_end or self.stream.ending is Ending.LOST_CONTACT
 
     def left(self, error: ProxyError) -> None:
         note_failure(self._scope, error)
@@ -220,7 +196,7 @@ class _FirstReading(_Reading):
     def leave(self, *, had_all: bool) -> None:
         """As _Reading.leave. Where no other caller can know the stream, it is not kept."""
         self.subscriber.leave()
-        self._hub.left(self.stream, self._mark, own=True, had_all=had_all)
+        self._hub.repeats.leave(self._mark, self.stream.id, own=True, had_all=had_all)
         if had_all and self._unknown:
             self._hub.discard(self.stream)
 
@@ -229,8 +205,8 @@ class _RepeatReading(_Reading):
     """The place of a caller whose request came again."""
 
     def leave(self, *, had_all: bool) -> None:
-        self._hub.unwatch(self.stream, self.subscriber)
-        self._hub.left(self.stream, self._mark, own=False, had_all=had_all)
+        self._hub.admission.unwatch(self.stream, self.subscriber)
+        self._hub.repeats.leave(self._mark, self.stream.id, own=False, had_all=had_all)
 
 
 # The response.
@@ -257,7 +233,8 @@ def _events(order: _Order, reading: _Reading) -> ASGIApp:
     """200: the stream, as it comes."""
     settings, stream = order.context.settings, reading.stream
     headers = {**_headers(order, stream), "stream-id": stream.id, **_locations(order, stream)}
-    return EventStream(posted(reading.subscriber, settings.heartbeat), headers, settings.drain_timeout, reading)
+    content = written(reading.subscriber, Posted(), settings.heartbeat)
+    return EventStream(content, headers, settings.drain_timeout, reading)
 
 
 async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
@@ -276,10 +253,10 @@ async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
 
 async def _accepted(order: _Order, stream: Stream) -> None:
     """Wait for the provider's head while a refusal can still be an HTTP status; raises that refusal."""
-    if not stream.committed:
+    if not stream.acceptance.committed:
         opened = partial(stream.opened, within=order.context.settings.commit_after)
         await unless_gone(order.request.receive, opened)
-        if stream.error is not None and not stream.committed:
+        if stream.error is not None and not stream.acceptance.committed:
             raise stream.error
     stream.commit()
 
@@ -337,9 +314,9 @@ class _Gathering:
 
 def _headers(order: _Order, stream: Stream) -> dict[str, str]:
     """The provider's headers that pass, and what of the caller's preferences was applied and what not."""
-    headers = dict(stream.headers)
-    if stream.not_applied:
-        headers[NOT_APPLIED] = ", ".join(stream.not_applied)
+    headers = dict(stream.acceptance.headers)
+    if stream.acceptance.not_applied:
+        headers[NOT_APPLIED] = ", ".join(stream.acceptance.not_applied)
     if order.preferences.applied:
         headers["preference-applied"] = ", ".join(order.preferences.applied)
     return headers

@@ -8,7 +8,6 @@ Keys, owners and bodies are kept as hashes only. None can be read back.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import Final
 
 from anyio import to_thread
@@ -17,17 +16,9 @@ from starlette.requests import Request
 from streamproxy.core.rawjson import JsonObject
 from streamproxy.core.requests import Part, Upload
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.keys import Names
 
 _PIECE: Final = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """The names of one request: `key` where it has an Idempotency-Key, else `mark`. `body` is its fingerprint."""
-
-    body: str
-    key: str | None = None
-    mark: str | None = None
 
 
 def names(owner: str | None, key: str | None, body: str) -> Names:

@@ -104,10 +104,10 @@ async def livez(request: Request, context: Context) -> ASGIApp:
 
 async def readyz(request: Request, context: Context) -> ASGIApp:
     """200 while new requests are taken. A failed store is named, but streams of this process go on without it."""
-    draining = context.hub.draining
+    draining = context.hub.admission.draining
     body = {
         "status": "draining" if draining else "ok",
-        "store": "failed" if context.hub.store_failed else "ok",
+        "store": "failed" if context.hub.health.failed else "ok",
     }
     return json_response(body, status=503 if draining else 200)
 

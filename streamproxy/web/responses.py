@@ -1,39 +1,24 @@
-"""Responses: errors, JSON, and event streams. The only module that imports sse-starlette.
-
-An event stream has one writer, the generator below: frames in slices, and heartbeats between frames, never inside one.
-sse-starlette watches the caller; its own pings would land inside frames.
-
-A caller is gone when its connection is reset or closed, and also when it is half closed. A caller that only ends its
-own direction cannot be told from one that left, so its stream ends and its generation is cancelled.
-"""
+"""Responses with a body that is known when they begin, or soon after: errors and JSON. Event streams: see `writing`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
 import anyio
 import orjson
 import starlette.responses
-from sse_starlette.sse import EventSourceResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from streamproxy.core.events import error_body, error_frame
+from streamproxy.core.events import error_body
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub.stream import Subscriber
-from streamproxy.surfaces.images import layout
+from streamproxy.upstream.deadlines import Alarm
 from streamproxy.web import caller
 from streamproxy.web.outcome import note_failure
-
-SLICE: Final = 64 * 1024
-"""Bytes handed to the server at a time: uvicorn copies and buffers each whole, and a stuck reader holds one."""
-
-HEARTBEAT: Final = b":\n"
-"""A comment line without a blank line: SDKs read a blank line as the end of an event."""
+from streamproxy.web.slicing import sliced
 
 ABORT: Final = "streamproxy.abort"
 """ASGI extension of our server: drops the connection at once, with whatever it still had to send."""
@@ -68,10 +53,10 @@ class Response:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
         last: Piece = b""
-        for piece in sliced([*self._body] if scope["method"] != "HEAD" else []):
+        for part in sliced([*self._body] if scope["method"] != "HEAD" else []):
             if last:
                 await send({"type": "http.response.body", "body": last, "more_body": True})
-            last = piece
+            last = part.joined()
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
@@ -166,8 +151,8 @@ class PaddedResponse:
                 except ProxyError as error:
                     note_failure(scope, error)
                     body = (orjson.dumps(error_body(error, self._request_id, status=True)),)
-        for piece in sliced([*body]):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        for part in sliced([*body]):
+            await send({"type": "http.response.body", "body": part.joined(), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -177,14 +162,19 @@ async def deliver(response: ASGIApp, scope: Scope, receive: Receive, send: Send,
     After that its connection is aborted. An ordinary close would wait for the caller to take what is buffered.
     """
 
-    with anyio.CancelScope() as taking:  # one for all slices: its deadline moves
+    loop = asyncio.get_running_loop()
+    with anyio.CancelScope() as taking:
+        alarm = Alarm(taking.cancel)  # one for all slices: its time moves
 
         async def timed(message: Message) -> None:
-            taking.deadline = anyio.current_time() + send_timeout
+            alarm.set(loop.time() + send_timeout)
             await send(message)
-            taking.deadline = math.inf
+            alarm.rest()
 
-        await response(scope, receive, timed)
+        try:
+            await response(scope, receive, timed)
+        finally:
+            alarm.cancel()
     if taking.cancelled_caught:
         stalled = ProxyError(Failure.CALLER_STALLED, "The caller stopped reading. The setting is send_timeout.")
         note_failure(scope, stalled)
@@ -192,98 +182,3 @@ async def deliver(response: ASGIApp, scope: Scope, receive: Receive, send: Send,
         if abort is not None:
             abort()
             await caller.gone(receive)  # until the server knows, too
-
-
-class EventStream(EventSourceResponse):
-    """Event stream bytes to one reader, slice by slice. `grace`: seconds to end in when the process is stopped."""
-
-    def __init__(
-        self, content: AsyncGenerator[Piece, None], headers: Mapping[str, str], grace: float, reader: Reader
-    ) -> None:
-        self._content = content
-        super().__init__(
-            content,
-            headers={**headers, **NO_REFERRER, "cache-control": "no-store, no-transform"},
-            ping=0,
-            sep="\n",
-            shutdown_event=anyio.Event(),  # with a grace, SIGTERM lets the stream end instead of cutting it
-            shutdown_grace_period=grace,
-        )
-        self._reader = reader
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sent = False
-        try:
-            await super().__call__(scope, receive, send)
-            sent = self._reader.at_end
-            if not sent:
-                self._reader.left(ProxyError(Failure.CALLER_GONE, "The caller left before the end of the stream."))
-        finally:
-            self._reader.close(sent=sent)
-            del self._reader  # sse-starlette leaves reference cycles: until they are collected, a stream would be held
-
-    async def _stream_response(self, send: Send) -> None:
-        """As sse-starlette's, for pieces that are bytes already: it copies each and gives it a deadline of its own."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(self._content) as pieces:
-            async for piece in pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-                del piece  # while the next event gathers, this one shall not be held
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def posted(subscriber: Subscriber, heartbeat: float) -> AsyncGenerator[Piece, None]:
-    """A stream's bytes on the OpenAI surface: for the caller who asked, or who asked again with the same key."""
-    yield HEARTBEAT
-    while True:
-        try:
-            entry = await subscriber.next(within=heartbeat)
-        except TimeoutError:
-            yield HEARTBEAT
-            continue
-        if entry is None:
-            if not subscriber.at_end:
-                yield _joined([*layout(error_frame(unfollowed(), subscriber.stream.request_id))])
-            return
-        pieces = [*layout(entry.frame)]
-        del entry  # from here on only what has yet to be sent is held
-        for piece in sliced(pieces):
-            yield piece
-        del piece
-
-
-def unfollowed() -> ProxyError:
-    """For a caller with a key whose stream another process produces: the way there was lost, the stream was not."""
-    message = "This stream cannot be followed here any more. Send the request again, with the same Idempotency-Key."
-    return ProxyError(Failure.OVERLOADED, message, retry_after="2")
-
-
-def sliced(pieces: list[Piece]) -> Iterator[Piece]:
-    """The same bytes in slices of at most SLICE: small pieces gathered into one, large ones as they are or as views.
-
-    The list is emptied on the way, so that what nobody else holds is freed as it goes.
-    """
-    gathered: list[Piece] = []
-    size = 0
-    pieces.reverse()
-    while pieces:
-        piece = pieces.pop()
-        for part in (piece,) if len(piece) <= SLICE else _views(piece):
-            if size + len(part) > SLICE:
-                yield _joined(gathered)
-                gathered.clear()
-                size = 0
-            gathered.append(part)
-            size += len(part)
-    if size:
-        yield _joined(gathered)
-
-
-def _views(piece: Piece) -> Iterator[Piece]:
-    view = memoryview(piece)
-    for start in range(0, len(view), SLICE):
-        yield view[start : start + SLICE]
-
-
-def _joined(pieces: list[Piece]) -> Piece:
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -20,11 +20,12 @@ from streamproxy.core.images import media_type, probe
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.hub import Hub
-from streamproxy.hub.stream import Entry, Stream, Subscriber
+from streamproxy.hub.log import Entry
+from streamproxy.hub.stream import Stream, Subscriber
 from streamproxy.web.endpoint import Context
-from streamproxy.web.following import come_back, followed
 from streamproxy.web.headers import byte_range, has_version, preferences, wants_events
-from streamproxy.web.responses import NO_REFERRER, EventStream, Reader, Response, empty_response, json_response
+from streamproxy.web.responses import NO_REFERRER, Reader, Response, empty_response, json_response
+from streamproxy.web.writing import EventStream, Followed, come_back, written
 
 IMMUTABLE = "private, max-age=31536000, immutable"
 
@@ -37,7 +38,7 @@ async def get_stream(request: Request, context: Context) -> ASGIApp:
     events = wants_events(request) and request.method != "HEAD"
     try:
         stream, _ = await _authorised(request, context)
-        if events and context.hub.draining and not stream.finished:
+        if events and context.hub.admission.draining and not stream.finished:
             raise ProxyError(Failure.DRAINING, "The proxy is shutting down.", retry_after="2")
     except ProxyError as error:
         if not events or strict or error.status != 503:
@@ -64,14 +65,10 @@ def _events(request: Request, context: Context, stream: Stream) -> ASGIApp:
     if stream.finished and not _follows(stream, after):
         return empty_response(204, {"cache-control": "no-store", **NO_REFERRER})
     subscriber = stream.subscribe(after)
-    context.hub.watch(stream, subscriber)
+    context.hub.admission.watch(stream, subscriber)
     places = urls(request, context, stream.id, request.query_params.get("token"))
-    content = followed(
-        subscriber,
-        places.referenced if ref else _inline,
-        heartbeat=context.settings.heartbeat,
-        preempt=preempt,
-    )
+    layout = Followed(places.referenced if ref else _inline, preempt)
+    content = written(subscriber, layout, context.settings.heartbeat)
     return EventStream(content, {}, context.settings.drain_timeout, _Viewer(context.hub, subscriber))
 
 
@@ -87,7 +84,7 @@ class _Viewer(Reader):
         return self._subscriber.at_end
 
     def close(self, *, sent: bool) -> None:
-        self._hub.unwatch(self._subscriber.stream, self._subscriber)
+        self._hub.admission.unwatch(self._subscriber.stream, self._subscriber)
 
 
 def _choice(request: Request, name: str, values: tuple[str, ...]) -> str:
@@ -101,7 +98,7 @@ def _choice(request: Request, name: str, values: tuple[str, ...]) -> str:
 def _follows(stream: Stream, after: Cursor | None) -> bool:
     """Whether there are events behind this position; a JSON answer is none."""
     seq = 0 if after is None else after.seq
-    return any(entry.cursor.seq > seq and entry.frame.type != ANSWER for entry in stream.retained())
+    return any(entry.cursor.seq > seq and entry.frame.type != ANSWER for entry in stream.log.retained())
 
 
 def _cursor(request: Request, stream: Stream, begin: str) -> Cursor | None:
@@ -109,9 +106,9 @@ def _cursor(request: Request, stream: Stream, begin: str) -> Cursor | None:
     query = request.query_params
     given = request.headers.get("last-event-id") or query.get("last_event_id") or query.get("lastEventId")
     cursor = parse_cursor(given)
-    if cursor is not None and 0 < cursor.epoch <= stream.epoch and cursor.seq <= stream.last:
+    if cursor is not None and stream.log.gave(cursor):
         return cursor
-    return Cursor(stream.epoch, stream.last) if given is None and begin == "now" else None
+    return Cursor(stream.log.epoch, stream.log.last) if given is None and begin == "now" else None
 
 
 def _inline(entry: Entry) -> tuple[Piece, ...]:
@@ -160,7 +157,7 @@ def _as_json(request: Request, context: Context, stream: Stream) -> Response:
     """The stream as one object; `data` are the completed events."""
     places = urls(request, context, stream.id, request.query_params.get("token"))
     ref = _choice(request, "payload", ("inline", "ref")) == "ref"
-    done = [entry for entry in stream.retained() if entry.critical]
+    done = [entry for entry in stream.log.retained() if entry.critical]
     images = [e for e in done if e.frame.type not in (ERROR, ANSWER)]
     errors = [e for e in done if e.frame.type == ERROR]
     answers = [e for e in done if e.frame.type == ANSWER]
@@ -168,7 +165,7 @@ def _as_json(request: Request, context: Context, stream: Stream) -> Response:
         "id": stream.id,
         "object": "image.stream",
         "status": status_of(stream),
-        "created_at": stream.created,
+        "created_at": stream.record.created,
         "stream_url": places.stream,
         "status_url": places.status,
     }
@@ -181,7 +178,7 @@ def _as_json(request: Request, context: Context, stream: Stream) -> Response:
 
 def status_of(stream: Stream) -> str:
     """in_progress, completed, failed or cancelled."""
-    error = next((entry for entry in stream.retained() if entry.frame.type == ERROR), None)
+    error = next((entry for entry in stream.log.retained() if entry.frame.type == ERROR), None)
     if error is not None:
         return "cancelled" if read_error(error.frame).code == Failure.CANCELLED.value.code else "failed"
     return "completed" if stream.finished else "in_progress"
@@ -220,7 +217,8 @@ async def get_preview(request: Request, context: Context) -> ASGIApp:
 async def _picture(request: Request, context: Context, *, preview: bool) -> ASGIApp:
     stream, _ = await _authorised(request, context)
     index: str = request.path_params["image_index"]
-    candidates = [e for e in stream.retained() if str(e.frame.image) == index and e.frame.type not in (ERROR, ANSWER)]
+    of_image = [e for e in stream.log.retained() if str(e.frame.image) == index]
+    candidates = [e for e in of_image if e.frame.type not in (ERROR, ANSWER)]
     wanted = [e for e in candidates if e.critical] or (candidates if preview else [])
     picture = image_bytes(wanted[-1].frame.data) if wanted else None
     if picture is None:
@@ -266,6 +264,6 @@ async def _authorised(request: Request, context: Context) -> tuple[Stream, Right
         return await context.hub.find(id), right
     owner = owner_of(request.scope["headers"], context.settings.caller_keys)
     stream = await context.hub.find(id)
-    if owner is None or stream.owner != owner:
+    if owner is None or stream.record.owner != owner:
         raise ProxyError(Failure.NOT_FOUND, "No such stream.")
     return stream, Right.ALL

@@ -3,7 +3,7 @@ meet the same disturbances of the machine.
 
     flow    `concurrent` streams as fast as they go     CPU seconds per GB, GB per second, peak memory
     hold    streams whose provider pauses between events: from its last byte of an event to the caller's
-    idle    open streams whose provider is silent: memory per stream
+    idle    open streams whose provider is silent: memory per stream, and of the process without any
 """
 
 from __future__ import annotations
@@ -131,9 +131,12 @@ async def hold(place: Place, peers: Sequence[Peer], concurrent: int, rounds: int
 
 
 async def idle(place: Place, peers: Sequence[Peer], streams: int) -> list[Cell]:
-    """Kilobytes per open stream."""
+    """Megabytes of a process that has served one stream, and kilobytes per open one."""
 
-    async def warm(_: Running, load: Load, __: Cell) -> None:
+    async def warm(peer: Running, load: Load, cell: Cell) -> None:
+        async with load.idle(1):
+            pass
+        cell.add("process_mb", peer.memory() / 1e6)
         async with load.idle(IDLE_FIRST):
             pass
 

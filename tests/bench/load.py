@@ -18,7 +18,7 @@ from typing import Final, cast
 from tests.bench.wire import Answer, Void
 
 BUFFER: Final = 256 * 1024
-OPENING: Final = 50
+OPENING: Final = 100
 """Idle streams that are opened at a time: under every peer's listen backlog."""
 
 CLOSING_SECONDS: Final = 5.0

@@ -159,6 +159,15 @@ PEERS: Final[tuple[Peer, ...]] = (
 )
 
 
+SHARED: Final = "streamproxy-valkey"
+
+
+def shared(url: str, why_not: str = "") -> Peer:
+    """streamproxy on the Valkey store at this URL; `why_not` says why there is none."""
+    store = f'store = "{url}"\nsecret = "{"bench-" * 8}"'
+    return Peer(SHARED, partial(_streamproxy, store=store), binary="valkey-server" if why_not else None)
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """A started peer; `pid` is its first process. Its readings raise Void where it has ended."""

@@ -39,6 +39,7 @@ import uvloop
 from anyio import to_thread
 from anyio.abc import SocketAttribute, SocketStream
 
+from streamproxy.signals import Signal
 from tests.e2e.test_bodies import BOMBS
 from tests.support.caller import calling, generation, post
 from tests.support.process import Process, configuration, serving_process
@@ -270,7 +271,7 @@ class Watched:
 
     begun: int = 0
     ended: dict[str, float] = field(default_factory=dict)
-    changed: anyio.Event = field(default_factory=anyio.Event)
+    changed: Signal = field(default_factory=Signal)
 
     async def serve(self, stream: SocketStream) -> None:
         async with stream:
@@ -280,20 +281,16 @@ class Watched:
             prompt = orjson.loads(data.partition(b"\r\n\r\n")[2])["prompt"]
             await stream.send(EVENTS + preview(0))
             self.begun += 1
-            self._changed()
+            self.changed.set()
             with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
                 await stream.receive()
             self.ended[prompt] = time.perf_counter()
-            self._changed()
+            self.changed.set()
 
     async def until(self, reached: Callable[[], bool]) -> None:
         """Wait for this to be true."""
         while not reached():
             await self.changed.wait()
-
-    def _changed(self) -> None:
-        self.changed.set()
-        self.changed = anyio.Event()
 
 
 async def leaving(callers: int, rounds: int) -> list[Reading]:

@@ -138,10 +138,11 @@ async def _watch(caller: Caller, location: str, *headers: str) -> None:
 async def _viewers(stage: Stage, location: str, number: int) -> AsyncIterator[list[Caller]]:
     """So many that have had the stream's first event."""
     async with AsyncExitStack() as stack:
-        callers = [await stack.enter_async_context(calling(stage.proxy.port)) for _ in range(number)]
-        for caller in callers:
-            await _watch(caller, location)
-            await chunks_until(caller, b"id: 1.1\n\n")
+        callers: list[Caller] = []
+        for _ in range(number):  # each asks at once: a connection that says nothing for 10 s is closed
+            callers.append(await stack.enter_async_context(calling(stage.proxy.port)))
+            await _watch(callers[-1], location)
+            await chunks_until(callers[-1], b"id: 1.1\n\n")
         yield callers
 
 

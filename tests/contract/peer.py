@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 GOLDEN: Final = Path(__file__).parent.parent / "golden"
 LIMITS: Final = Limits(event=1 << 20, answer=1 << 20)
-INSTANT: Final = (steps.Accepted, steps.NotApplied, steps.Undo, steps.Progress, steps.Tolerated, Frame)
+INSTANT: Final = (steps.Accepted, steps.NotApplied, steps.Undo, steps.JobId, steps.Progress, steps.Tolerated, Frame)
 """Steps that take no time: a driver neither fails nor is cancelled at them."""
 
 
@@ -144,6 +144,8 @@ class Peer:
                 if "failed" in found.words:
                     raise ProxyError(Failure.FETCH_FAILED, "files.test: the status is 404.")
                 return Picture((base64.b64encode(found.body),), found.head.media_type)
+            case steps.Convert(image):
+                return image if isinstance(image, Picture) else Picture((bytes(as_text(image)),), "image/png")
             case steps.Connect(url):
                 self._answer(f"CONNECT /{url.split('/', 3)[3]}")
             case steps.Hear():

@@ -10,7 +10,7 @@ import base64
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -34,6 +34,12 @@ INPUT: Final = Inline(memoryview(PICTURE), "image/png")
 SECOND: Final = Inline(memoryview(b"iVBORw0KGgoAAAANSUhEUgAAAAFmaXJzdCBvZiBtYW55"), "image/png")
 OVER: Final = Inline(memoryview(b"iVBORw0KGgoAAAANSUhEUgAAAAFhIHRyYW5zcGFyZW50"), "image/png")
 """A second input image and a mask. They are no pictures behind their first bytes, and no adapter looks there."""
+
+MASK: Final = Inline(
+    memoryview(b"iVBORw0KGgoAAAANSUhEUgAAAAIAAAABCAYAAAD0In+KAAAADElEQVR4nGNggID/AAEIAQBNGY85AAAAAElFTkSuQmCC"),
+    "image/png",
+)
+"""Two pixels, the left one transparent: a mask for a wire that takes another kind."""
 
 WORKFLOW: Final = '{"1":{"text":"{prompt}","width":"{width}","height":"{height}","image":"{image}"}}'
 
@@ -65,11 +71,15 @@ class Host(NamedTuple):
     undo: str | None = None
 
 
+REPLICATE: Final = "https://replicate.test/v1"
 COMFY: Final = "https://comfy.test/comfy"
 HOSTS: Final = {
     "openai": Host("https://openai.test/v1", "gpt-image-2"),
     "gemini": Host("https://gemini.test/v1beta", "gemini-3-pro-image"),
-    "fal": Host("https://fal.test", "fal-ai/flux/dev", "PUT https://fal.test/fal-ai/flux/requests/1/cancel"),
+    "imagen": Host("https://vertex.test/v1/projects/p/locations/l/publishers/google", "imagen-3.0-capability-001"),
+    "fal": Host("https://fal.test/queue.fal", "fal-ai/flux/dev", "PUT https://fal.test/fal-ai/flux/requests/1/cancel"),
+    "bfl": Host("https://bfl.test/v1", "flux-2-pro"),
+    "replicate": Host(REPLICATE, "black-forest-labs/flux-dev", f"POST {REPLICATE}/predictions/1/cancel"),
     "comfyui": Host(COMFY, "flux", f"POST {COMFY}/api/v2/jobs/1/cancel"),
     "comfyui-websocket": Host(COMFY, "flux", f"POST {COMFY}/api/jobs/01234567-89ab-cdef-0123-456789abcdef/cancel"),
 }
@@ -104,6 +114,14 @@ class Scenario:
     mask: Input | None = None
     members: dict[str, object] = field(default_factory=dict)
     model: str | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    """What the catalogue says of the model."""
+
+    @property
+    def undo(self) -> str | None:
+        """What cancels the job once it is accepted; work that is answered in one exchange has nothing that does."""
+        return None if {"fast", "streams"} & self.about.keys() else HOSTS[self.adapter].undo
+
     edit: bool = False
     form: bool = False
     """Whether the request is an edit, which adapters of OpenAI's wire care for, and whether it came as a form."""
@@ -130,7 +148,9 @@ class Scenario:
             asked |= {"mask": _reference(self.mask)} if self.mask is not None else {}
         body = parse(msgspec.json.encode(asked))
         operation = Operation.EDIT if self.edit else Operation.GENERATION
+        format = self.members.get("output_format")
         wanted = replace(PLAIN, operation=operation, n=n, stream=self.stream, images=self.images, mask=self.mask)
+        wanted = replace(wanted, output_format=format if isinstance(format, str) else None)
         return replace(wanted, body=tuple(_parts(asked, self)) if self.form else body)
 
     @property
@@ -138,7 +158,7 @@ class Scenario:
         host = HOSTS[self.adapter]
         row, own = CATALOGUE.providers["openai"], (("*", WORKFLOW),)
         provider = replace(row, name=self.adapter, adapter=self.adapter, base_url=host.base_url, workflows=own)
-        model = replace(Model.unknown(host.model), max_n=4, max_stream_n=2, refuses=("response_format",))
+        model = replace(Model.unknown(host.model), max_n=4, max_stream_n=2, refuses=("response_format",), **self.about)
         return Route(provider, model, self.model or host.model)
 
     @cached_property
@@ -202,6 +222,9 @@ def _parts(asked: dict[str, object], scenario: Scenario) -> Iterator[Part]:
 
 
 F = Failure
+MASKS: Final = "fal-ai/gpt-image-1.5/edit"
+FAST: Final = {"family": "known", "fast": True, "streams": False}
+STREAMS: Final = {"family": "known", "streams": True}
 FILE: Final = spooled(OVER)
 FILES: Final = (spooled(INPUT), spooled(SECOND))
 SCENARIOS: Final = (
@@ -237,9 +260,21 @@ SCENARIOS: Final = (
     Scenario("gemini", "failed", failure=F.MODERATION_BLOCKED, proof="Let me"),
     Scenario("gemini", "cut", failure=F.UPSTREAM_INCOMPLETE, proof="Let me"),
     Scenario("gemini", "cut-json", failure=F.UPSTREAM_INCOMPLETE, proof=None, stream=False),
+    Scenario("gemini", "cut-at-the-end", "c0", proof="Let me"),
+    Scenario("gemini", "one-thought", "c0", members={"output_format": "jpeg"}),
+    Scenario("gemini", "language", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("imagen", "two", "c0 c1", n=2),
+    Scenario("imagen", "two", "c2 c3", n=2, first=2, of=4, stream=False, members={"output_format": "jpeg"}),
+    Scenario("imagen", "masked", "c0", images=(INPUT,), mask=MASK),
+    Scenario("imagen", "some-filtered", "c0"),
+    Scenario("imagen", "filtered", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("imagen", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("imagen", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("imagen", "nothing", failure=F.NO_IMAGE, proof=None),
+    Scenario("imagen", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
     Scenario("fal", "one", "c0", images=(INPUT,)),
-    Scenario("fal", "one", "c0", images=FILES[:1], mask=FILE),
-    Scenario("fal", "one", "c0", images=(INPUT,), mask=OVER),
+    Scenario("fal", "masked", "c0", images=FILES[:1], mask=FILE, model=MASKS),
+    Scenario("fal", "masked", "c0", images=(INPUT,), mask=OVER, model=MASKS),
     Scenario("fal", "several-inputs", "c0", images=(INPUT, SECOND), model="fal-ai/nano-banana/edit"),
     Scenario("fal", "several-inputs", "c0", images=FILES, model="fal-ai/nano-banana/edit"),
     Scenario("fal", "two", "c0 c1", n=2),
@@ -247,11 +282,57 @@ SCENARIOS: Final = (
     Scenario("fal", "more-than-asked", "c0"),
     Scenario("fal", "more-than-asked", "c1 c2", n=2, first=1, of=4),
     Scenario("fal", "gone", "c0"),
+    Scenario("fal", "direct", "c0", about=FAST),
+    Scenario("fal", "direct-refused", failure=F.MODERATION_BLOCKED, proof=None, about=FAST),
+    Scenario("fal", "stream", "p0 p0 c0", proof='{"images":[{"url":"https://files.test/0.png"', about=STREAMS),
+    Scenario("fal", "stream-refused", failure=F.PROVIDER_REFUSED, proof=None, about=STREAMS),
+    Scenario(
+        "fal",
+        "stream-cut",
+        "p0",
+        F.UPSTREAM_INCOMPLETE,
+        proof='{"images":[{"url":"https://files.test/0.png"',
+        about=STREAMS,
+    ),
+    Scenario("fal", "half-flagged", "c0", F.MODERATION_BLOCKED, n=2),
+    Scenario("fal", "lost", failure=F.PROVIDER_FAILED),
     Scenario("fal", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("fal", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("fal", "direct-under-200", failure=F.MODERATION_BLOCKED, proof=None, about=FAST),
     Scenario("fal", "limited", failure=F.PROVIDER_LIMIT, proof=None),
     Scenario("fal", "failed", failure=F.PROVIDER_FAILED),
     Scenario("fal", "flagged", failure=F.MODERATION_BLOCKED),
     Scenario("fal", "cut", failure=F.UPSTREAM_INCOMPLETE),
+    Scenario("bfl", "one", "c0"),
+    Scenario("bfl", "one", "c1", first=1, of=2, images=(INPUT, SECOND)),
+    Scenario("bfl", "one", "c0", images=FILES),
+    Scenario("bfl", "late", "c0"),
+    Scenario("bfl", "gone", "c0"),
+    Scenario("bfl", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("bfl", "words-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("bfl", "limited", failure=F.PROVIDER_LIMIT, proof=None),
+    Scenario("bfl", "refused-under-200", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("bfl", "moderated", failure=F.MODERATION_BLOCKED),
+    Scenario("bfl", "failed", failure=F.PROVIDER_FAILED),
+    Scenario("bfl", "lost", failure=F.PROVIDER_FAILED),
+    Scenario("bfl", "cut", failure=F.UPSTREAM_INCOMPLETE),
+    Scenario("replicate", "one", "c0", stream=False, images=(INPUT,)),
+    Scenario("replicate", "one", "c0", stream=False, images=FILES[:1]),
+    Scenario("replicate", "two", "c0 c1", n=2),
+    Scenario("replicate", "spare", "c1", first=1, of=2, stream=False),
+    Scenario("replicate", "previews", "p0 p0 c0"),
+    Scenario("replicate", "previews-cut", "p0 c0"),
+    Scenario("replicate", "waited", "c0", about=FAST),
+    Scenario("replicate", "gone", "c0", stream=False),
+    Scenario("replicate", "kept", "c0", stream=False),
+    Scenario("replicate", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("replicate", "words-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("replicate", "limited", failure=F.PROVIDER_LIMIT, proof=None),
+    Scenario("replicate", "refused-under-201", failure=F.MODERATION_BLOCKED, proof=None, about=FAST),
+    Scenario("replicate", "moderated", failure=F.MODERATION_BLOCKED, stream=False),
+    Scenario("replicate", "failed", failure=F.PROVIDER_FAILED, stream=False),
+    Scenario("replicate", "text", failure=F.NO_IMAGE, stream=False),
+    Scenario("replicate", "cut", failure=F.UPSTREAM_INCOMPLETE, stream=False),
     Scenario("comfyui", "previews", "p0 p0 c0"),
     Scenario("comfyui", "redirected", "p0 p0 c0"),
     Scenario("comfyui", "more-than-asked", "p1 p1 c1", first=1, of=3),

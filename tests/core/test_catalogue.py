@@ -38,7 +38,6 @@ def test_every_model_row(model: Model) -> None:
     assert 1 <= model.max_n <= 10
     assert 0 <= model.partial_images <= 3
     assert model.streams == (model.partial_images > 0), "only a model that streams has previews to ask for"
-    assert "images" in model.surfaces
     assert all(rate is None or rate >= 0 for rate in asdict(model.price).values()) if model.price else True
     assert model.price is None or any(asdict(model.price).values())
     assert model.owner in {owner for provider in CATALOGUE.providers.values() for owner in provider.serves}
@@ -48,7 +47,7 @@ def test_every_model_row(model: Model) -> None:
 def test_every_provider_row(provider: Provider) -> None:
     assert provider.base_url == "" or provider.base_url.startswith("https://")
     assert not provider.base_url.endswith("/")
-    assert provider.auth_header in {"authorization", "api-key", "x-api-key", "x-goog-api-key", ""}
+    assert provider.auth_header in {"authorization", "api-key", "x-api-key", "x-goog-api-key", "x-key", ""}
     assert (provider.auth_scheme in ("Bearer ", "Key ")) == (provider.auth_header == "authorization")
     if provider.adapter == "openai":
         assert provider.generations.startswith("/")
@@ -71,6 +70,8 @@ def test_no_word_names_two_models() -> None:
         ("nano-banana", "google/gemini-2.5-flash-image"),
         ("nano-banana-2", "google/gemini-3.1-flash-image"),
         ("nano-banana-pro", "google/gemini-3-pro-image"),
+        ("gemini-3-pro-image-preview", "google/gemini-3-pro-image"),
+        ("google/gemini-3.1-flash-image-preview", "google/gemini-3.1-flash-image"),
         ("amazon.nova-canvas-v1:0", "amazon/amazon.nova-canvas-v1:0"),
         ("gpt-image-2.5-flare-2026-09-08", "openai/gpt-image-2.5-flare-2026-09-08"),
     ],
@@ -86,6 +87,10 @@ def test_other_names(name: str, id: str) -> None:
         ("openai/dall-e-2", date(2026, 5, 12)),
         ("openai/dall-e-3", date(2026, 5, 12)),
         ("google/imagen-4.0-generate-001", date(2026, 8, 17)),
+        ("google/imagen-3.0-capability-001", date(2026, 6, 30)),
+        ("google/gemini-2.5-flash-image", date(2027, 3, 15)),
+        ("google/gemini-3-pro-image", date(2027, 5, 28)),
+        ("google/gemini-nano-banana-2.1", None),
         ("amazon/amazon.nova-canvas-v1:0", date(2026, 9, 30)),
         ("openai/gpt-image-2", None),
     ],
@@ -94,10 +99,9 @@ def test_what_is_retired(id: str, day: date | None) -> None:
     assert CATALOGUE.models[id].retired == day
 
 
-def test_gpt_image_models_are_never_sent_response_format() -> None:
+def test_gpt_image_models_get_no_response_format() -> None:
     for model in CATALOGUE.models.values():
         assert ("response_format" in model.refuses) == (model.family == "gpt-image" or model.id == "sim/gpt-image")
-        assert ("chat" in model.surfaces) == (model.family == "gemini")
 
 
 def test_the_price_list_explains_a_bill() -> None:
@@ -295,9 +299,7 @@ FAMILY = """
 [families.f]
 streams = false
 edits = false
-surfaces = ["images"]
 max_n = 1
-formats = []
 partial_images = 0
 remote_image_urls = false
 """
@@ -329,7 +331,6 @@ def test_a_prompt_may_be_as_long_as_its_models_row_says() -> None:
         (ONE + 'alias = ["b"]', "models.a/x: no such member: alias"),
         (ONE + 'max_n = "1"', "models.a/x: Expected `int`"),
         (ONE + 'released = "yesterday"', "models.a/x: no such member: released"),
-        (ONE + 'surfaces = ["video"]', "models.a/x: Invalid enum value 'video'"),
         (ONE + 'price = { image_output = "cheap" }', "models.a/x"),
         (FAMILY + '[models."x"]\nfamily = "f"', "models.x: an id is <owner>/<name>"),
         (FAMILY + '[models."a/x"]\nfamily = "g"', "models.a/x: an id is"),
@@ -372,4 +373,11 @@ def test_an_unknown_model_keeps_its_name_and_refuses_nothing(id: str) -> None:
     assert model.edits
     assert model.price is None
     assert not model.refuses
-    assert not model.formats
+
+
+def test_a_hosts_own_list_ends_with_its_models() -> None:
+    row, day = CATALOGUE.providers["imagen"], date(2026, 8, 17)
+    assert CATALOGUE.listed([row], day) == []
+    assert len(CATALOGUE.listed([row], date(2026, 8, 16))) == 3
+    named = replace(row, models=("imagen-4.0-generate-001",))
+    assert [word for _, word in CATALOGUE.listed([named], day)] == ["imagen-4.0-generate-001"]

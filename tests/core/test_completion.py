@@ -22,6 +22,7 @@ from streamproxy.core.completion import (
     AnswerFacts,
     Image,
     appended,
+    collected,
     completed,
     decoded_usage,
     ending,
@@ -184,3 +185,24 @@ def test_a_usage_that_is_far_too_large_is_none() -> None:
     raw = b'{"total_tokens":7,' + members + b"}"
     assert msgspec.json.decode(full_usage(raw)) == ZERO_USAGE
     assert decoded_usage(raw) == {}
+
+
+@pytest.mark.parametrize(
+    ("costs", "expected"),
+    [([0.1, 0.2], 0.3), ([None, 0.2], None), ([None, None], None)],
+)
+def test_jobs_of_one_request_are_summed(costs: list[float | None], expected: float | None) -> None:
+    usage = {"total_tokens": 3, "input_tokens": 1, "output_tokens": 2, "input_tokens_details": {"text_tokens": 1}}
+    said = [{"b64_json": "", "usage": usage, "cost": cost, "text": "a", "parts": [{"n": 1}]} for cost in costs]
+    answer = msgspec.json.decode(collected([msgspec.json.encode(event) for event in said], 1))
+    assert answer["usage"] == {**dict.fromkeys(usage, 0), "total_tokens": 6, "input_tokens": 2, "output_tokens": 4} | {
+        "input_tokens_details": {"text_tokens": 2}
+    }
+    assert (answer["cost"], answer["text"], answer["parts"]) == (expected, "a\na", [{"n": 1}, {"n": 1}])
+
+
+def test_images_of_one_job_cost_what_the_last_says() -> None:
+    zero = {"total_tokens": 0}
+    said = [{"b64_json": "", "usage": zero, "cost": None}, {"b64_json": "", "usage": zero, "cost": 0.08}]
+    answer = msgspec.json.decode(collected([msgspec.json.encode(event) for event in said], 1))
+    assert (answer["cost"], answer["usage"]) == (0.08, zero)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamproxy.core.cost import MAX_IMAGES, MAX_TOKENS, Price, cost
+from streamproxy.core.cost import MAX_IMAGES, MAX_SECONDS, MAX_TOKENS, Price, Work, cost, why_unknown
 
 GPT_IMAGE_1 = Price(text_input=Decimal(5), image_input=Decimal(10), image_output=Decimal(40))
 EVERY_KIND = Price(Decimal("1.5"), Decimal(2), Decimal("7.5"), Decimal(30))
@@ -137,3 +137,32 @@ def test_one_more_picture_costs_its_price(images: int) -> None:
     assert one_more is not None
     assert before is not None
     assert one_more - before == pytest.approx(0.04)
+
+
+BY_SIZE = Price(first_megapixel=Decimal("0.03"), per_megapixel=Decimal("0.015"))
+SQUARE = 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("price", "work", "usd"),
+    [
+        (BY_SIZE, Work(pixels=(SQUARE,)), 0.03),
+        (BY_SIZE, Work(pixels=(SQUARE + 1,)), 0.045),
+        (BY_SIZE, Work(pixels=(4 * SQUARE, 1)), 0.105),
+        (BY_SIZE, Work(pixels=(SQUARE,), inputs=2), 0.06),
+        (BY_SIZE, Work(pixels=None), None),
+        (BY_SIZE, Work(pixels=(SQUARE,), inputs=None), None),
+        (BY_SIZE, Work(pixels=(SQUARE,), inputs=-1), None),
+        (BY_SIZE, Work(pixels=(SQUARE,), inputs=10**40), None),
+        (Price(per_megapixel=Decimal("0.025")), Work(pixels=(1, SQUARE)), 0.05),
+        (Price(per_second=Decimal("0.001")), Work(seconds=2.5), 0.0025),
+        (Price(per_second=Decimal("0.001")), Work(), None),
+        (Price(per_second=Decimal("0.001")), Work(seconds=-1.0), None),
+        (Price(per_second=Decimal("0.001")), Work(seconds=MAX_SECONDS + 1.0), None),
+        (Price(per_image=Decimal("0.01"), per_second=Decimal("0.001")), Work(seconds=1.0), 0.011),
+        (PER_IMAGE, Work(), 0.04),
+    ],
+)
+def test_what_is_charged_by_size_or_time(price: Price, work: Work, usd: float | None) -> None:
+    assert cost({}, price, 1, work) == usd
+    assert why_unknown(price) != why_unknown(None)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamproxy.core.sse import FIELD_LIMIT, GATHERED, Cutter, Event, event_bytes
+from streamproxy.core.sse import FIELD_LIMIT, GATHERED, Cutter, Event
 from streamproxy.errors import Failure, ProxyError
 
 LARGE = 1 << 30
@@ -19,9 +19,12 @@ Seen = list[tuple[str, bytes]]
 
 
 def cut(chunks: Iterable[bytes], limit: int = LARGE) -> tuple[Seen, tuple[str, bytes] | None]:
-    """Name and data of each event, and of what the end leaves unfinished."""
+    """Name and data of each event, and of what the end leaves unfinished. Every second chunk may be gathered."""
     cutter = Cutter(limit)
-    events = [event for chunk in chunks for event in cutter.feed(chunk)]
+    events: list[Event] = []
+    for number, chunk in enumerate(chunks):
+        if number % 2 or not cutter.gather(chunk):
+            events += cutter.feed(chunk)
     left = cutter.finish()
     return [(event.name, event.joined()) for event in events], None if left is None else (left.name, left.joined())
 
@@ -193,6 +196,19 @@ def test_a_chunk_inside_the_data_stays_the_same_object() -> None:
     assert event.size == sum(map(len, event.data)) == 10 * GATHERED
 
 
+def test_only_a_chunk_inside_a_data_line_is_gathered() -> None:
+    cutter = Cutter(100)
+    taken = []
+    for chunk in (b"data", b": a", b"b", b"c\rd", b"ata:x", b"e\n", b"\n", b"f", b"event: g", b"h\n"):
+        taken.append(cutter.gather(chunk))
+        if not taken[-1]:
+            assert len(list(cutter.feed(chunk))) == (chunk == b"\n")
+    assert taken == [False, False, True, False, False, False, False, False, False, False]
+    assert list(cutter.feed(b"\ndata: x")) == []
+    with pytest.raises(ProxyError):
+        cutter.gather(bytes(100))
+
+
 def test_small_pieces_are_gathered() -> None:
     """A provider that sends byte by byte costs no list entry per byte, and keeps no chunk alive."""
     size = 3 * GATHERED
@@ -271,10 +287,6 @@ def test_what_is_held_is_the_data_of_the_event_that_has_not_ended() -> None:
         for _ in cutter.feed(chunk):
             pass
         assert cutter.held == held
-
-
-def test_event_bytes() -> None:
-    assert event_bytes("e", [b'{"a":', memoryview(b"1}")]) == b'event: e\ndata: {"a":1}\n\n'
 
 
 @pytest.mark.parametrize(("end", "lone"), [(b"\n", False), (b"\r\n", False), (b"\r", True)])

@@ -65,7 +65,7 @@ async def test_a_crowd_leaves_nothing_in_the_process(connections: int) -> None:
     async with _crowded("memory", connections):
         (hub,) = [found for found in _hubs() if found not in before]
         assert hub.running == 0
-        assert not hub._viewers_of
+        assert not hub.admission._viewers_of
         store = hub._store
         assert isinstance(store, MemoryStore)
         assert not store._live

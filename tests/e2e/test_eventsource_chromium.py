@@ -20,7 +20,7 @@ from PIL import Image
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Script, Send, event, head
 from streamproxy.simulator.server import serve
-from streamproxy.web import following
+from streamproxy.web import writing
 from tests.support.chromium import Chromium, Page, chromium, needs_chromium
 from tests.support.cutter import Place, Then
 from tests.support.provider import COMPLETED, PREVIEW, USAGE
@@ -92,8 +92,8 @@ async def test_cuts_with_the_real_retry(browser: Chromium, origin: str) -> None:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers are told to come back sooner: what they are told is what they do, whichever number it is."""
-    monkeypatch.setattr(following, "RETRY", (200, 400))
-    monkeypatch.setattr(following, "RETRY_OVERLOADED", (300, 500))
+    monkeypatch.setattr(writing, "RETRY", (200, 400))
+    monkeypatch.setattr(writing, "RETRY_OVERLOADED", (300, 500))
 
 
 @pytest.mark.usefixtures("soon")

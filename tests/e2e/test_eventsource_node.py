@@ -14,7 +14,7 @@ import orjson
 import pytest
 from anyio.abc import Process
 
-from streamproxy.web import following
+from streamproxy.web import writing
 from tests.e2e.node.runner import HERE, needs_node, run_node
 from tests.support.provider import COMPLETED, PREVIEW, completed, preview
 from tests.support.proxy import BOUND, PROMPT
@@ -45,8 +45,8 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers are told to come back sooner: what they are told is what they do, whichever number it is."""
-    monkeypatch.setattr(following, "RETRY", (200, 400))
-    monkeypatch.setattr(following, "RETRY_OVERLOADED", (300, 500))
+    monkeypatch.setattr(writing, "RETRY", (200, 400))
+    monkeypatch.setattr(writing, "RETRY_OVERLOADED", (300, 500))
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ import pytest
 from httpx_sse import ServerSentEvent, aconnect_sse
 from openai import AsyncOpenAI
 
-from streamproxy.web import following
+from streamproxy.web import writing
 from tests.support.provider import COMPLETED, PREVIEW, completed, preview
 from tests.support.proxy import BOUND, NO_TRUST, PROMPT
 from tests.support.scenes import (
@@ -34,8 +34,8 @@ TYPES: Final = (PREVIEW, COMPLETED)
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers are told to come back sooner: what they are told is what they do, whichever number it is."""
-    monkeypatch.setattr(following, "RETRY", (200, 400))
-    monkeypatch.setattr(following, "RETRY_OVERLOADED", (300, 500))
+    monkeypatch.setattr(writing, "RETRY", (200, 400))
+    monkeypatch.setattr(writing, "RETRY_OVERLOADED", (300, 500))
 
 
 class Follower:

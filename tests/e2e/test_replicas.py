@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from streamproxy.hub.mirrors import PRESENCE_SECONDS
-from streamproxy.hub.valkey import VIEWED_SECONDS
+from streamproxy.hub.valkey.store import VIEWED_SECONDS
 from tests.support.process import Process
 from tests.support.provider import COMPLETED, completed, passed_on, preview
 from tests.support.proxy import BOUND, events

@@ -9,7 +9,7 @@ from typing import Final
 import anyio
 import pytest
 
-from streamproxy.hub.valkey import LEASE_SECONDS
+from streamproxy.hub.valkey.store import LEASE_SECONDS
 from tests.support.provider import COMPLETED
 from tests.support.replicas import USER, replicas
 from tests.support.streams import EVENTS, KEY, Followed, followed, holds

@@ -12,7 +12,7 @@ import pytest
 
 from streamproxy.app import create_app
 from streamproxy.hub import STORES
-from streamproxy.hub.store import Gone, Kept, Stored, StoreError
+from streamproxy.hub.store import Gone, StoreBackend, Stored, StoreError
 from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import EVENT_STREAM, Fin, Script, Send, head, json_answer
@@ -234,9 +234,9 @@ async def test_a_store_that_fails_is_no_reason_to_give_up(monkeypatch: pytest.Mo
     memory = STORES["memory"]
 
     @asynccontextmanager
-    async def broken(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
+    async def broken(url: str, max_bytes: int, linger: float) -> AsyncIterator[StoreBackend]:
         async with memory(url, max_bytes, linger) as kept:
-            yield Kept(BrokenStore(), kept.claims, kept.marks)
+            yield StoreBackend(BrokenStore(), kept.claims, kept.marks)
 
     monkeypatch.setitem(STORES, "memory", broken)
     async with staged() as stage:

@@ -12,12 +12,11 @@ import httpx
 import orjson
 import pytest
 
-from streamproxy.hub import STORES
-from streamproxy.hub.store import Claim, Claims, Kept
+from streamproxy.hub import STORES, keys
+from streamproxy.hub.store import Claim, Claims, StoreBackend
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Fin, Reset, Script, Send, error_answer, head, json_answer, sse
 from streamproxy.simulator.server import serve
-from streamproxy.web import generation
 from tests.support.caller import calling
 from tests.support.faults import IMAGE_BODY, Held
 from tests.support.provider import completed, data_of, idle, passed_on, preview
@@ -415,9 +414,9 @@ def claimed_elsewhere(monkeypatch: pytest.MonkeyPatch, *, refused: bool) -> None
     memory = STORES["memory"]
 
     @asynccontextmanager
-    async def shared(url: str, max_bytes: int, linger: float) -> AsyncIterator[Kept]:
+    async def shared(url: str, max_bytes: int, linger: float) -> AsyncIterator[StoreBackend]:
         async with memory(url, max_bytes, linger) as kept:
-            yield Kept(kept.store, Elsewhere(kept.claims, refused=refused), kept.marks)
+            yield StoreBackend(kept.store, Elsewhere(kept.claims, refused=refused), kept.marks)
 
     monkeypatch.setitem(STORES, "memory", shared)
 
@@ -435,7 +434,7 @@ async def test_a_request_that_becomes_no_stream_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     claimed_elsewhere(monkeypatch, refused=False)
-    monkeypatch.setattr(generation, "CLAIM_SECONDS", 0.12)
+    monkeypatch.setattr(keys, "APPEAR_SECONDS", 0.12)
     async with playing(good) as stage:
         answer = await stage.post(headers=KEYED, stream=True)
         assert (answer.status_code, answer.json()["error"]["code"]) == (410, "stream_gone")

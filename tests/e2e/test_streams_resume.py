@@ -20,8 +20,8 @@ from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.simulator.script import sse
 from streamproxy.simulator.server import serve
 from streamproxy.web import streams
-from streamproxy.web.following import come_back
-from streamproxy.web.responses import EventStream, Reader
+from streamproxy.web.responses import Reader
+from streamproxy.web.writing import EventStream, come_back
 from tests.support.provider import completed, data_of, passed_on, preview
 from tests.support.proxy import NO_TRUST, serving
 from tests.support.streams import EVENTS, LATER, Stage, followed, following, holds, retry_of, staged

@@ -1,4 +1,4 @@
-"""Gemini, fal and ComfyUI through OpenAI's own SDK, against the simulator's form of each."""
+"""Every wire but OpenAI's through OpenAI's own SDK, against the simulator's form of each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,15 +15,18 @@ import anyio
 import orjson
 import pytest
 from openai import AsyncOpenAI, BadRequestError
+from PIL import Image
 
 from streamproxy.core.conversation import TRIES
 from streamproxy.core.images import probe
 from streamproxy.simulator import wires
+from streamproxy.simulator.gemini import VERTEX
 from streamproxy.simulator.pictures import draw, encode
 from streamproxy.simulator.received import Handler, Received
 from streamproxy.simulator.script import LAST_CHUNK, Script, Wait, chunk, head, json_answer
 from streamproxy.simulator.script import Send as Sending
 from streamproxy.simulator.server import Server, serve
+from tests.support.google import service_account
 from tests.support.proxy import BOUND, PROMPT, Proxy, events, no_leaks, running_proxy
 
 pytestmark = pytest.mark.anyio
@@ -36,8 +40,16 @@ GRAPH: Final = {
 }
 EDIT_GRAPH: Final = {**GRAPH, "7": {"class_type": "LoadImage", "inputs": {"image": "{image}"}}}
 
-MODELS: Final = {"gemini": "gemini-3-pro-image", "fal": "fal/fal-ai/flux/dev", "comfyui": "painter"}
-EDITORS: Final = MODELS | {"comfyui": "editor"}
+MODELS: Final = {
+    "gemini": "gemini-3-pro-image",
+    "vertex": "vertex/gemini-3-pro-image",
+    "imagen": "imagen-4.0-generate-001",
+    "fal": "fal/fal-ai/flux/dev",
+    "bfl": "bfl/flux-2-pro",
+    "replicate": "replicate/black-forest-labs/flux-dev",
+    "comfyui": "painter",
+}
+EDITORS: Final = MODELS | {"comfyui": "editor", "imagen": "imagen-3.0-capability-001"}
 WIRES: Final = pytest.mark.parametrize("wire", MODELS)
 
 
@@ -55,22 +67,38 @@ class Setup:
         return [received.target for received in self.server.received if received.method == "POST"]
 
 
-PREVIEWS: Final = {"gemini": 2, "fal": 0, "comfyui": 2}
-PATHS: Final = {"sim": "/v1", "gemini": "/v1beta", "fal": "/fal", "comfyui": "/comfy"}
+PREVIEWS: Final = {"gemini": 2, "vertex": 2, "imagen": 0, "fal": 2, "bfl": 0, "replicate": 0, "comfyui": 2}
+PATHS: Final = {
+    "sim": "/v1",
+    "gemini": "/v1beta",
+    "vertex": VERTEX,
+    "imagen": VERTEX,
+    "fal": "/queue.fal",
+    "bfl": "/bfl/v1",
+    "replicate": "/replicate/v1",
+    "comfyui": "/comfy",
+}
+
+
+def _token(_: Received) -> Script:
+    return json_answer(200, {"access_token": KEY, "expires_in": 3600, "token_type": "Bearer"})
 
 
 @asynccontextmanager
 async def wired(wire: str, tmp_path: Path, handler: Handler | None = None, **settings: object) -> AsyncIterator[Setup]:
-    async with no_leaks(), serve(handler or wires(0)) as server:
+    async with no_leaks(), serve(handler or wires(0)) as server, serve(_token) as google:
         row: dict[str, object] = {"base_url": server.url + PATHS[wire], "credential": "env:KEY"}
+        if wire in ("gemini", "vertex", "imagen"):
+            row["models"] = ("*",)  # the simulator's faults have models of their own
+        if PATHS[wire] == VERTEX:
+            (tmp_path / "key.json").write_bytes(orjson.dumps(service_account(f"{google.url}/token")))
+            row |= {"signing": "google", "credential": f"file:{tmp_path / 'key.json'}"}
         if wire == "comfyui":
             for name, graph in (("painter", GRAPH), ("editor", EDIT_GRAPH)):
                 (tmp_path / f"{name}.json").write_bytes(orjson.dumps(graph))
             row["workflows"] = {name: str(tmp_path / f"{name}.json") for name in ("painter", "editor")}
         if wire == "sim":
             row["credential"] = "none"
-        if wire == "gemini":
-            row["models"] = [MODELS[wire], BLOCKED[wire]]
         chosen: dict[str, Any] = {"providers": {wire: row}, "fetch_hosts": ("127.0.0.1",), **settings}
         async with (
             running_proxy(server.url, environ={"KEY": KEY}, **chosen) as proxy,
@@ -152,7 +180,127 @@ async def test_several_images_are_one_job_or_several(wire: str, stream: bool, tm
             assert sorted(event.json["image_index"] for event in found) == [0, 1]  # type: ignore[type-var]
         else:
             assert len(answer.json()["data"]) == 2
-        assert len(setup.posts) == (1 if wire == "fal" else 2)
+        assert len(setup.posts) == (1 if wire in ("fal", "imagen", "replicate") else 2)
+
+
+@pytest.mark.parametrize("wire", ["gemini", "vertex"])
+@pytest.mark.parametrize(("asked", "made"), [("png", "png"), ("jpeg", "jpeg"), ("webp", "png"), (None, "jpeg")])
+async def test_a_picture_has_the_format_that_is_asked_for(
+    wire: str, asked: str | None, made: str, tmp_path: Path
+) -> None:
+    async with wired(wire, tmp_path) as setup:
+        body = {"model": MODELS[wire], "prompt": PROMPT, "size": "512x512", "output_format": asked}
+        answer = await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/generations", json=body)
+        image = answer.json()
+        info = probe(base64.b64decode(image["data"][0]["b64_json"]))
+        assert info is not None
+        assert (info.format, image["output_format"], image["size"]) == (made, made, "1024x1024")
+        assert answer.headers.get("streamproxy-not-applied") == ("output_format" if asked == "webp" else None)
+        natively = b"image/" + made.encode() in setup.server.received[0].body
+        assert natively is (wire == "vertex" and asked is not None)
+        assert len(setup.posts) == 1
+
+
+async def test_images_by_url_are_fetched_and_shown(tmp_path: Path) -> None:
+    kind = head(200, (("Content-Type", "image/png"),), length=len(PNG))
+    async with (
+        serve(lambda _: (Sending(kind), Sending(PNG))) as files,
+        wired("gemini", tmp_path, fetch_images=True) as setup,
+    ):
+        data_url = "data:image/png;base64," + base64.b64encode(PNG).decode()
+        body = {"model": MODELS["gemini"], "prompt": PROMPT, "image": [data_url, f"{files.url}/a.png"]}
+        answer = await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/generations", json=body)
+        assert answer.status_code == 200, answer.text
+        [turn] = orjson.loads(setup.server.received[0].body)["contents"]
+        shown = [part["inlineData"]["data"] for part in turn["parts"] if "inlineData" in part]
+        assert [base64.b64decode(text) for text in shown] == [PNG, PNG]
+        assert len(setup.posts) == 1
+
+
+async def test_words_and_the_sum_of_several_jobs(tmp_path: Path) -> None:
+    async with wired("gemini", tmp_path, stream_n=True) as setup:
+        made = await setup.client.images.generate(model="gemini-2.5-flash-image", prompt=PROMPT, n=2)
+        assert made.usage is not None
+        assert (made.usage.input_tokens, made.usage.output_tokens) == (28, 2240)
+        extra = made.model_extra or {}
+        assert extra["parts"] == [{"type": "image", "index": 0}, {"type": "image", "index": 1}]
+        assert extra["cost"] == round(2 * (14 * 0.3 + 1120 * 30) / 1e6, 6)
+        streamed = await setup.proxy.generate(model="gemini-2.5-flash-image", stream=True)
+        last = events(streamed.content)[-1].json
+        assert last["text"] == "Let me draw that."
+
+
+GEMINI_FAULTS: Final = {
+    "blocked": (400, "moderation_blocked", "PROHIBITED_CONTENT"),
+    "image-safety": (400, "moderation_blocked", "IMAGE_SAFETY"),
+    "no-image": (502, "no_image", "NO_IMAGE"),
+    "new-reason": (502, "no_image", "SOMETHING_NEW"),
+    "null-parts": (502, "no_image", "STOP"),
+    "null-candidates": (502, "no_image", None),
+    "bare-error": (400, "INVALID_ARGUMENT", None),
+    "429": (429, "RESOURCE_EXHAUSTED", None),
+    "bad-key": (502, "provider_auth", None),
+    "503": (503, "UNAVAILABLE", None),
+}
+IMAGEN_FAULTS: Final = {
+    "blocked": (400, "moderation_blocked", "42876398"),
+    "filtered": (400, "moderation_blocked", "39322892, 29310472"),
+    "nothing": (502, "no_image", None),
+    "429": (429, "RESOURCE_EXHAUSTED", None),
+}
+GOOGLES_FAULTS: Final = [
+    *(("gemini", "fault-", name, *told) for name, told in GEMINI_FAULTS.items()),
+    *(("imagen", "imagen-fault-", name, *told) for name, told in IMAGEN_FAULTS.items()),
+]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("wire", "prefix", "fault", "status", "code", "own"), GOOGLES_FAULTS)
+async def test_faults_of_googles(
+    wire: str, prefix: str, fault: str, status: int, code: str, own: str | None, stream: bool, tmp_path: Path
+) -> None:
+    async with wired(wire, tmp_path) as setup:
+        body = {"model": f"{wire}/{prefix}{fault}", "prompt": PROMPT, "stream": stream}
+        answer = await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/generations", json=body)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error.get("provider_code")) == (status, code, own)
+        assert len(setup.posts) == 1
+        assert PROMPT not in answer.text
+
+
+async def test_what_a_filter_left_is_delivered(tmp_path: Path) -> None:
+    async with wired("imagen", tmp_path) as setup:
+        body = {"model": "imagen/imagen-fault-some-filtered", "prompt": PROMPT, "n": 2}
+        url = f"{setup.proxy.url}/v1/images/generations"
+        whole = (await setup.proxy.client.post(url, json=body)).json()
+        assert [sorted(image) for image in whole["data"]] == [["b64_json", "warning"]]
+        streamed = events((await setup.proxy.client.post(url, json={**body, "stream": True})).content)
+        assert [event.event for event in streamed] == ["image_generation.completed"]
+        assert "filtered out 1" in str(streamed[0].json["warning"])
+        assert len(setup.posts) == 2
+
+
+MASK: Final = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAABCAYAAAD0In+KAAAADElEQVR4nGNggID/AAEIAQBNGY85AAAAAElFTkSuQmCC"
+)
+"""Two pixels: the left one is transparent, the right one opaque."""
+
+
+@pytest.mark.parametrize("readable", [True, False])
+async def test_a_mask_is_turned_for_the_provider(readable: bool, tmp_path: Path) -> None:
+    async with wired("imagen", tmp_path) as setup:
+        files = {"image": ("in.png", PNG, "image/png"), "mask": ("m.png", MASK if readable else PNG, "image/png")}
+        form = {"model": EDITORS["imagen"], "prompt": PROMPT}
+        answer = await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/edits", data=form, files=files)
+        if not readable:
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"], error["param"]) == (400, "unreadable_image", "mask")
+            assert setup.posts == []
+            return
+        assert answer.status_code == 200, answer.text
+        [instance] = orjson.loads(setup.server.received[0].body)["instances"]
+        mask = base64.b64decode(instance["referenceImages"][1]["referenceImage"]["bytesBase64Encoded"])
+        assert Image.open(BytesIO(mask)).tobytes() == b"\xff\x00"
 
 
 FAL_FAULTS: Final = {
@@ -308,6 +456,8 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "sim": {"error": {"message": "No.", "type": "t", "param": None, "code": "c"}},
     "gemini": {"error": {"code": 400, "message": "No.", "status": "INVALID_ARGUMENT"}},
     "fal": {"detail": "No."},
+    "bfl": {"detail": "No."},
+    "replicate": {"detail": "No."},
     "comfyui": {"error": {"code": "c", "message": "No."}},
 }
 MODELS_OF: Final = {"sim": "sim/gpt-image", **MODELS}

@@ -93,6 +93,9 @@ class Outcome:
     async def complete(self) -> None:
         self.said.append("complete")
 
+    def job(self, id: str) -> None:
+        self.said.append(f"job {id}")
+
     def progress(self, step: Progress) -> None:
         self.said.append(f"progress {step.fraction}")
 

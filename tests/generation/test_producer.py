@@ -24,10 +24,14 @@ from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.driver import Outside
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router, Service
-from streamproxy.hub.hub import Hub, HubLimits, OnDisconnect
+from streamproxy.hub.generation import Generation, OnDisconnect
+from streamproxy.hub.hub import Hub
+from streamproxy.hub.keys import Names
+from streamproxy.hub.limits import HubLimits
+from streamproxy.hub.log import Entry, Record
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
-from streamproxy.hub.store import Kept
-from streamproxy.hub.stream import Entry, Stream, Subscriber
+from streamproxy.hub.store import StoreBackend
+from streamproxy.hub.stream import Stream, Subscriber
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
 from streamproxy.providers.openai import OpenAI
@@ -60,6 +64,18 @@ class Broken(OpenAI):
         raise ZeroDivisionError("with a prompt in its words")
 
 
+class SlowStore(MemoryStore):
+    """A store that takes its time over an outcome; `scope` is cancelled meanwhile."""
+
+    scope: anyio.CancelScope | None = None
+
+    async def append(self, id: str, entry: Entry) -> None:
+        if entry.critical and self.scope is not None:
+            time.sleep(2 * TURN)  # noqa: ASYNC251 - so that the answer's reader lets the cancellation in
+            self.scope.cancel()
+        await super().append(id, entry)
+
+
 @dataclass(slots=True)
 class Running:
     """A producer with one provider; `released` are the streams whose files were given back."""
@@ -70,14 +86,22 @@ class Running:
     observer: Observer
     upstream: Server
     hub: Hub
+    store: SlowStore
+    generations: list[Generation] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
 
     async def start(self, *, n: int = 1, stream: bool = True) -> Stream:
         plan = self.router.plan(MODEL, [])
         request = replace(PLAIN, model=MODEL, n=n, stream=stream, extra_headers=None, body=parse(BODY))
-        made = Stream("str_1", request_id="req_1", n=n)
-        await self.hub.create(made, policy=OnDisconnect.CANCEL)
-        self.producer.start(request, plan, made, lambda: self.released.append(made.id))
+        made = await self.register(n=n)
+        self.producer.start(request, plan, made, lambda: self.released.append(made.stream.id))
+        return made.stream
+
+    async def register(self, *, n: int = 1, key: str | None = None) -> Generation:
+        record, names = Record("str_1", n=n), Names("print", key)
+        made = self.hub.prepare(record, request_id="req_1", policy=OnDisconnect.CANCEL, names=names)
+        self.generations.append(made)
+        await self.hub.register(made)
         return made
 
     def value(self, name: str, **labels: str) -> float:
@@ -108,14 +132,14 @@ async def running(*scripts: Script, handler: Handler | None = None, broken: bool
         outside = Outside(fetcher, Limits(1_000_000, 1_000_000), BOUND, BOUND, trust)
         adapters = {**ADAPTERS, "openai": Broken()} if broken else ADAPTERS
         async with anyio.create_task_group() as tasks:
-            store = MemoryStore(max_bytes=1_000_000, linger=BOUND, now=anyio.current_time)
+            store = SlowStore(max_bytes=1_000_000, linger=BOUND, now=anyio.current_time)
             limits = HubLimits(grace=0, hold=0, viewers=10, viewers_of_owner=10, streams=10)
-            kept = Kept(store, store, MemoryMarks(now=anyio.current_time))
-            hub = Hub(kept=kept, tasks=tasks, limits=limits, observer=observer)
+            backend = StoreBackend(store, store, MemoryMarks(now=anyio.current_time))
+            hub = Hub(backend=backend, tasks=tasks, limits=limits, observer=observer)
             attempts = Attempts(adapters, outside, side_by_side=True)
             producer = Producer(attempts=attempts, hub=hub, observer=observer, policy=POLICY, tasks=tasks)
             router = Router(catalogue, {"sim": service}, POLICY)
-            yield Running(producer, router, tasks, observer, server, hub)
+            yield Running(producer, router, tasks, observer, server, hub, store)
             tasks.cancel_scope.cancel()
         await fetcher.aclose()
         await upstream.aclose()
@@ -219,7 +243,7 @@ async def test_the_providers_headers_pass_but_for_secrets() -> None:
         stream = await run.start()
         await rest(follow(stream))
         await run.over()
-        passed = dict(stream.headers)
+        passed = dict(stream.acceptance.headers)
         assert passed["x-request-id"] == "up_1"
         assert passed.keys() & {"openai-version", "set-cookie", "x-secret"} == set()
         assert KEY not in repr(passed)
@@ -230,12 +254,11 @@ async def test_a_refusals_headers_do_not_pass() -> None:
         stream = await run.start()
         await rest(stream.subscribe(asker=True))
         await run.over()
-        assert stream.headers == ()
+        assert stream.acceptance.headers == ()
 
 
 async def _asked(stream: Stream, run: Running) -> None:
-    stream.asked_to_end = True
-    stream.scope.cancel()
+    await run.hub.end(stream)
 
 
 async def _left(stream: Stream, run: Running) -> None:
@@ -300,16 +323,10 @@ async def test_nothing_follows_the_last_image_at_the_apps_end() -> None:
 async def test_a_cancellation_while_the_last_is_kept_is_late() -> None:
     async with running(sse((FIRST, LAST))) as run:
         stream = await run.start()
-
-        async def keeping(id: str, entry: Entry) -> None:
-            if entry.critical:
-                time.sleep(2 * TURN)  # noqa: ASYNC251 - so that the answer's reader lets the cancellation in
-                stream.scope.cancel()
-
-        stream.sink = keeping
+        run.store.scope = run.generations[0].scope
         assert await rest(follow(stream, asker=True)) == [PREVIEW, COMPLETED]
         await run.over()
-        assert (stream.finished, stream.complete, stream.error) == (True, True, None)
+        assert (stream.finished, run.generations[0].complete, stream.error) == (True, True, None)
 
 
 async def test_a_cancellation_before_the_last_of_two_is_none() -> None:
@@ -319,7 +336,7 @@ async def test_a_cancellation_before_the_last_of_two_is_none() -> None:
         stream = await run.start(n=2)
         reader = follow(stream)
         assert {await first(reader), await first(reader)} == {PREVIEW, COMPLETED}
-        stream.scope.cancel()
+        run.generations[0].scope.cancel()
         assert await rest(reader) == [ERROR]
         await run.over()
         assert stream.error is not None
@@ -346,14 +363,13 @@ async def test_a_refusal_lets_its_key_be_tried_again() -> None:
     """Nothing was processed, so the same Idempotency-Key may be another generation; a charged failure keeps it."""
     for script, again in ((error_answer(400, "No."), True), (sse((FIRST,), end=(Fin(),)), False)):
         async with running(script) as run:
-            made = Stream("str_1", request_id="req_1")
-            assert await run.hub.claim("key", "print", made.id) is None
-            await run.hub.create(made, policy=OnDisconnect.CANCEL, key="key")
+            assert await run.hub.keys.reserve("key", "print", "str_1") is None
+            made = await run.register(key="key")
             request = replace(PLAIN, model=MODEL, extra_headers=None, body=parse(BODY))
             run.producer.start(request, run.router.plan(MODEL, []), made, lambda: run.released.append("str_1"))
-            await rest(follow(made))
+            await rest(follow(made.stream))
             await run.over()
-            assert (await run.hub.claim("key", "print", "str_2") is None) is again
+            assert (await run.hub.keys.reserve("key", "print", "str_2") is None) is again
 
 
 async def test_a_job_without_usage_of_json_is_one_call_too() -> None:

@@ -14,11 +14,16 @@ from structlog.testing import capture_logs
 from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import ERROR, Frame, Operation, Role, type_of
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub.hub import Hub, HubLimits, OnDisconnect
+from streamproxy.hub.generation import Generation, OnDisconnect
+from streamproxy.hub.hub import Hub
+from streamproxy.hub.keys import Names
+from streamproxy.hub.limits import HubLimits
+from streamproxy.hub.log import EPOCH, Entry, Record
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
-from streamproxy.hub.store import Claim, Fenced, Gone, Kept, Record, Stored, StoreError
-from streamproxy.hub.stream import EPOCH, Entry, Stream, Subscriber
+from streamproxy.hub.store import Claim, Fenced, Gone, StoreBackend, Stored, StoreError
+from streamproxy.hub.stream import Ending, Stream, Subscriber
 from streamproxy.observe import Observer
+from streamproxy.signals import Signal
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +44,7 @@ class Frail:
         self.follows = 0
         self.views: set[str] = set()
         self.cancels: list[str] = []
-        self.news = anyio.Event()
+        self.news = Signal()
 
     async def _reached(self, call: str) -> None:
         self.calls.append(call)
@@ -48,8 +53,7 @@ class Frail:
             raise StoreError("it is down")
 
     def change(self) -> None:
-        news, self.news = self.news, anyio.Event()
-        news.set()
+        self.news.set()
 
     async def create(self, record: Record) -> None:
         await self._reached("create")
@@ -141,23 +145,24 @@ class Place:
         committed: bool = True,
         key: str | None = None,
         mark: str | None = None,
-    ) -> Stream:
-        stream = Stream(id, owner="owner", n=2)
-        await self.hub.create(stream, policy=policy, key=key, mark=mark)
+    ) -> Generation:
+        record = Record(id, "owner", n=2)
+        generation = self.hub.prepare(record, policy=policy, names=Names("body", key, mark))
+        await self.hub.register(generation)
         if committed:
-            stream.commit()
-        return stream
+            generation.stream.commit()
+        return generation
 
 
 @asynccontextmanager
 async def hubs(number: int = 1, *, shared: bool = False, limits: HubLimits = LIMITS) -> AsyncIterator[list[Place]]:
     """Hubs of several processes on one store; nothing of them may be left over at the end."""
     store = Frail()
-    kept = Kept(store, store, MemoryMarks(now=anyio.current_time), store if shared else None)
+    kept = StoreBackend(store, store, MemoryMarks(now=anyio.current_time), store if shared else None)
     with anyio.fail_after(BOUND):
         async with anyio.create_task_group() as tasks:
             places = [
-                Place(Hub(kept=kept, tasks=tasks, limits=limits, observer=Observer()), store) for _ in range(number)
+                Place(Hub(backend=kept, tasks=tasks, limits=limits, observer=Observer()), store) for _ in range(number)
             ]
             yield places
             tasks.cancel_scope.cancel()
@@ -172,7 +177,7 @@ def completed(text: str, image: int = 0) -> Frame:
 
 
 def texts(stream: Stream) -> list[str]:
-    return [b"".join(entry.frame.data).decode() for entry in stream.retained()]
+    return [b"".join(entry.frame.data).decode() for entry in stream.log.retained()]
 
 
 async def rest(subscriber: Subscriber) -> list[str]:
@@ -188,7 +193,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def failed(place: Place) -> bool:
-    return place.hub.store_failed
+    return place.hub.health.failed
 
 
 async def refused(hub: Hub, id: str) -> Failure:
@@ -202,14 +207,14 @@ async def refused(hub: Hub, id: str) -> Failure:
 
 async def test_a_stream_is_found_live_then_kept_then_gone() -> None:
     async with hubs() as [place]:
-        stream = await place.create()
-        assert await place.hub.find("s") is stream
-        await stream.append(completed("A" * 600))
-        await place.hub.conclude(stream)
+        generation = await place.create()
+        assert await place.hub.find("s") is generation.stream
+        await generation.append(completed("A" * 600))
+        await place.hub.conclude(generation)
         assert place.hub.running == 0
         again = await place.hub.find("s")
-        assert again is not stream
-        assert (texts(again), again.finished, again.owner, again.n) == (["A" * 600], True, "owner", 2)
+        assert again is not generation.stream
+        assert (texts(again), again.finished, again.record.owner, again.record.n) == (["A" * 600], True, "owner", 2)
         other = await place.create("t")
         await other.append(completed("B" * 600))
         await place.hub.conclude(other)
@@ -219,22 +224,22 @@ async def test_a_stream_is_found_live_then_kept_then_gone() -> None:
 
 async def test_a_stream_is_found_while_the_store_still_learns_of_it() -> None:
     async with hubs() as [place], anyio.create_task_group() as tasks:
-        stream = Stream("s")
+        generation = place.hub.prepare(Record("s"), policy=OnDisconnect.CANCEL, names=Names("body"))
 
         async def create() -> None:
-            await place.hub.create(stream, policy=OnDisconnect.CANCEL)
+            await place.hub.register(generation)
 
         tasks.start_soon(create)
         await checkpoint()
-        assert await place.hub.find("s") is stream
+        assert await place.hub.find("s") is generation.stream
 
 
 async def test_what_its_only_caller_has_had_is_kept_no_longer() -> None:
     async with hubs() as [place]:
-        stream = await place.create()
-        await stream.append(completed("A"))
-        place.hub.discard(stream)  # before the end has been kept
-        await place.hub.conclude(stream)
+        generation = await place.create()
+        await generation.append(completed("A"))
+        place.hub.discard(generation.stream)  # before the end has been kept
+        await place.hub.conclude(generation)
         await until(lambda: place.store.inner.bytes == 0)
         assert await refused(place.hub, "s") is Failure.GONE
         assert place.hub.running == 0
@@ -242,11 +247,11 @@ async def test_what_its_only_caller_has_had_is_kept_no_longer() -> None:
 
 async def test_the_end_is_told_once() -> None:
     async with hubs() as [place]:
-        stream = await place.create()
-        await stream.append(completed("A"))
+        generation = await place.create()
+        await generation.append(completed("A"))
         async with anyio.create_task_group() as tasks:
             for _ in range(3):
-                tasks.start_soon(place.hub.conclude, stream)
+                tasks.start_soon(place.hub.conclude, generation)
             await checkpoint()
             found = await place.hub.find("s")
             assert (texts(found), found.finished) == (["A"], True)
@@ -256,11 +261,11 @@ async def test_the_end_is_told_once() -> None:
 
 async def test_the_end_is_kept_though_its_task_is_cancelled() -> None:
     async with hubs() as [place]:
-        stream = await place.create()
-        await stream.append(completed("A"))
+        generation = await place.create()
+        await generation.append(completed("A"))
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await place.hub.conclude(stream)
+            await place.hub.conclude(generation)
         assert (await place.hub.find("s")).finished
         assert place.hub.running == 0
 
@@ -269,10 +274,10 @@ async def test_generations_have_a_limit() -> None:
     async with hubs() as [place]:
         streams = [await place.create(str(number)) for number in range(LIMITS.streams)]
         with pytest.raises(ProxyError) as caught:
-            place.hub.admit()
+            place.hub.admission.admit(place.hub.running)
         assert caught.value.failure is Failure.OVERLOADED
         await place.hub.conclude(streams[0])
-        place.hub.admit()
+        place.hub.admission.admit(place.hub.running)
 
 
 # Viewers.
@@ -280,11 +285,11 @@ async def test_generations_have_a_limit() -> None:
 
 async def test_viewers_have_a_limit_per_stream_and_per_owner() -> None:
     async with hubs() as [place]:
-        one, two = await place.create("one"), await place.create("two")
+        one, two = (await place.create("one")).stream, (await place.create("two")).stream
 
         def watch(stream: Stream) -> Subscriber:
             subscriber = stream.subscribe()
-            place.hub.watch(stream, subscriber)
+            place.hub.admission.watch(stream, subscriber)
             return subscriber
 
         viewers = [watch(one) for _ in range(LIMITS.viewers)]
@@ -295,12 +300,12 @@ async def test_viewers_have_a_limit_per_stream_and_per_owner() -> None:
         others = [watch(two) for _ in range(LIMITS.viewers_of_owner - LIMITS.viewers)]
         with pytest.raises(ProxyError):
             watch(two)
-        place.hub.unwatch(one, viewers.pop())
+        place.hub.admission.unwatch(one, viewers.pop())
         others.append(watch(two))
         for stream, readers in ((one, viewers), (two, others)):
             for reader in readers:
-                place.hub.unwatch(stream, reader)
-        assert not place.hub._viewers_of
+                place.hub.admission.unwatch(stream, reader)
+        assert not place.hub.admission._viewers_of
         assert not one.subscribers | two.subscribers
 
 
@@ -309,80 +314,80 @@ async def test_viewers_have_a_limit_per_stream_and_per_owner() -> None:
 
 async def test_a_stream_without_readers_is_cancelled_after_its_grace() -> None:
     async with hubs() as [place]:
-        stream = await place.create()
-        with stream.scope:
-            stream.subscribe().leave()
-            assert not stream.scope.cancel_called
+        generation = await place.create()
+        with generation.scope:
+            generation.stream.subscribe().leave()
+            assert not generation.scope.cancel_called
             await anyio.sleep_forever()
-        assert stream.scope.cancelled_caught
-        assert not stream.asked_to_end
+        assert generation.scope.cancelled_caught
+        assert generation.ending is Ending.ABANDONED
 
 
 async def test_a_return_within_the_grace_begins_it_anew() -> None:
     async with hubs(limits=HubLimits(0.3, 0, 9, 9, 9)) as [place]:
-        stream = await place.create()
-        stream.subscribe().leave()
+        generation = await place.create()
+        generation.stream.subscribe().leave()
         await anyio.sleep(0.2)
-        back = stream.subscribe()
+        back = generation.stream.subscribe()
         await anyio.sleep(0.2)
-        assert not stream.scope.cancel_called
+        assert not generation.scope.cancel_called
         back.leave()
         began = anyio.current_time()
-        await until(lambda: stream.scope.cancel_called)
+        await until(lambda: generation.scope.cancel_called)
         assert anyio.current_time() - began > 0.25
 
 
 @pytest.mark.parametrize("committed", [False, True])
 async def test_every_caller_who_leaves_leaves_a_grace(committed: bool) -> None:
     async with hubs() as [place]:
-        stream = await place.create(committed=committed)
-        stream.subscribe(asker=True).leave()
-        assert not stream.scope.cancel_called
-        await until(lambda: stream.scope.cancel_called)
+        generation = await place.create(committed=committed)
+        generation.stream.subscribe(asker=True).leave()
+        assert not generation.scope.cancel_called
+        await until(lambda: generation.scope.cancel_called)
 
 
 async def test_a_stream_that_shall_finish_does() -> None:
     async with hubs(limits=HubLimits(0, 0, 9, 9, 9)) as [place]:
-        stream = await place.create(policy=OnDisconnect.FINISH)
-        stream.subscribe().leave()
-        await stream.append(completed("A"))
+        generation = await place.create(policy=OnDisconnect.FINISH)
+        generation.stream.subscribe().leave()
+        await generation.append(completed("A"))
         await anyio.sleep(0.05)
-        assert not stream.scope.cancel_called
-        await place.hub.conclude(stream)
+        assert not generation.scope.cancel_called
+        await place.hub.conclude(generation)
         assert texts(await place.hub.find("s")) == ["A"]
 
 
 async def test_a_stream_that_ended_in_its_grace_is_not_cancelled() -> None:
     async with hubs() as [place]:
-        stream = await place.create()
-        stream.subscribe().leave()
-        await place.hub.conclude(stream)
+        generation = await place.create()
+        generation.stream.subscribe().leave()
+        await place.hub.conclude(generation)
         await anyio.sleep(2 * GRACE)
-        assert not stream.scope.cancel_called
+        assert not generation.scope.cancel_called
 
 
 # Cancelling and draining.
 
 
-async def _produce(place: Place, stream: Stream) -> None:
+async def _produce(place: Place, generation: Generation) -> None:
     """As a producer does: until it is cancelled, which readers are told."""
-    with stream.scope:
+    with generation.scope:
         await anyio.sleep_forever()
-    failure = Failure.SERVER_SHUTDOWN if stream.shutdown else Failure.CANCELLED
-    await stream.fail(ProxyError(failure, "Ended."))
-    await place.hub.conclude(stream)
+    failure = Failure.SERVER_SHUTDOWN if generation.ending is Ending.SHUTDOWN else Failure.CANCELLED
+    await generation.fail(ProxyError(failure, "Ended."))
+    await place.hub.conclude(generation)
 
 
 async def test_ending_a_stream_cancels_it_for_everybody_and_then_forgets_it() -> None:
     async with hubs() as [place], anyio.create_task_group() as tasks:
-        stream = await place.create()
-        reader = stream.subscribe()
-        tasks.start_soon(_produce, place, stream)
-        assert not await place.hub.end(stream)
-        assert not await place.hub.end(stream)
+        generation = await place.create()
+        reader = generation.stream.subscribe()
+        tasks.start_soon(_produce, place, generation)
+        assert not await place.hub.end(generation.stream)
+        assert not await place.hub.end(generation.stream)
         (said,) = await rest(reader)
         assert '"cancelled"' in said
-        assert stream.asked_to_end
+        assert generation.ending is Ending.CANCELLED
         kept = await place.hub.find("s")
         assert texts(kept) == [said]
         assert await place.hub.end(kept)
@@ -391,24 +396,24 @@ async def test_ending_a_stream_cancels_it_for_everybody_and_then_forgets_it() ->
 
 async def test_a_drain_waits_for_what_runs_and_takes_nothing_new() -> None:
     async with hubs() as [place], anyio.create_task_group() as tasks:
-        stream = await place.create()
+        generation = await place.create()
         tasks.start_soon(place.hub.drain, BOUND)
-        await until(lambda: place.hub.draining)
+        await until(lambda: place.hub.admission.draining)
         with pytest.raises(ProxyError) as caught:
-            place.hub.admit()
+            place.hub.admission.admit(place.hub.running)
         assert caught.value.failure is Failure.DRAINING
-        await stream.append(completed("A"))
-        assert not stream.scope.cancel_called
-        await place.hub.conclude(stream)
-    assert not stream.shutdown
+        await generation.append(completed("A"))
+        assert not generation.scope.cancel_called
+        await place.hub.conclude(generation)
+    assert generation.ending is None
 
 
 async def test_at_the_drain_s_deadline_streams_end_with_server_shutdown() -> None:
     async with hubs() as [place], anyio.create_task_group() as tasks:
-        streams = [await place.create(str(number)) for number in range(3)]
-        readers = [stream.subscribe() for stream in streams]
-        for stream in streams:
-            tasks.start_soon(_produce, place, stream)
+        generations = [await place.create(str(number)) for number in range(3)]
+        readers = [generation.stream.subscribe() for generation in generations]
+        for generation in generations:
+            tasks.start_soon(_produce, place, generation)
         await place.hub.drain(0.05)
         assert place.hub.running == 0
         for reader in readers:
@@ -419,17 +424,17 @@ async def test_at_the_drain_s_deadline_streams_end_with_server_shutdown() -> Non
 
 async def test_a_drain_lets_go_of_what_runs_elsewhere() -> None:
     async with hubs(2, shared=True) as [here, there]:
-        stream = await there.create()
+        generation = await there.create()
         followed = await here.hub.find("s")
         reader = followed.subscribe()
-        await stream.append(preview("a0"))
+        await generation.append(preview("a0"))
         assert await reader.next() is not None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(here.hub.drain, BOUND)
             assert await rest(reader) == []
             assert not reader.at_end  # he comes back, elsewhere
             reader.leave()
-        assert not stream.scope.cancel_called
+        assert not generation.scope.cancel_called
 
 
 # Other processes.
@@ -437,14 +442,14 @@ async def test_a_drain_lets_go_of_what_runs_elsewhere() -> None:
 
 async def test_a_stream_elsewhere_is_followed_once_for_all_readers() -> None:
     async with hubs(2, shared=True) as [here, there]:
-        stream = await there.create()
-        await stream.append(preview("a0"))
+        generation = await there.create()
+        await generation.append(preview("a0"))
         one = await here.hub.find("s")
         readers = [one.subscribe(), (await here.hub.find("s")).subscribe(Cursor(EPOCH, 1))]
         assert readers[0].stream is readers[1].stream
-        await stream.append(completed("A"))
-        await stream.append(completed("B", 1))
-        await there.hub.conclude(stream)
+        await generation.append(completed("A"))
+        await generation.append(completed("B", 1))
+        await there.hub.conclude(generation)
         assert await rest(readers[1]) == ["A", "B"]
         assert (await rest(readers[0]))[-2:] == ["A", "B"]
         assert here.store.views == {"s"}
@@ -471,39 +476,39 @@ async def test_readers_who_come_at_once_follow_the_same_mirror() -> None:
 
 async def test_looking_at_another_process_s_stream_does_not_follow_it() -> None:
     async with hubs(2, shared=True) as [here, there]:
-        stream = await there.create()
-        await stream.append(preview("a0"))
+        generation = await there.create()
+        await generation.append(preview("a0"))
         assert texts(await here.hub.find("s")) == ["a0"]
         assert here.hub._mirrors is not None
         await here.hub._mirrors.gone()
         assert here.store.views == set()
         assert "follow" not in here.store.calls
-        await stream.append(preview("a1"))
+        await generation.append(preview("a1"))
         assert texts(await here.hub.find("s")) == ["a1"]
 
 
 async def test_the_last_reader_here_ends_the_following() -> None:
     async with hubs(2, shared=True) as [here, there]:
-        stream = await there.create()
+        generation = await there.create()
         first = (await here.hub.find("s")).subscribe()
-        await stream.append(preview("a0"))
+        await generation.append(preview("a0"))
         assert await first.next() is not None
         assert here.store.follows == 1
         first.leave()
         await until(lambda: not here.store.follows)
-        await stream.append(completed("A"))
+        await generation.append(completed("A"))
         second = (await here.hub.find("s")).subscribe()
         assert second.stream is not first.stream
-        await there.hub.conclude(stream)
+        await there.hub.conclude(generation)
         assert await rest(second) == ["A"]
 
 
 async def test_a_reader_who_comes_as_the_mirror_ends_misses_nothing() -> None:
     async with hubs(2, shared=True) as [here, there]:
-        stream = await there.create()
+        generation = await there.create()
         first = (await here.hub.find("s")).subscribe()
-        await stream.append(completed("A"))
-        await there.hub.conclude(stream)
+        await generation.append(completed("A"))
+        await there.hub.conclude(generation)
         assert await rest(first) == ["A"]
         late = (await here.hub.find("s")).subscribe()
         assert await rest(late) == ["A"]
@@ -513,9 +518,9 @@ async def test_a_reader_who_comes_as_the_mirror_ends_misses_nothing() -> None:
 async def test_cancelling_reaches_the_process_that_produces() -> None:
     async with hubs(2, shared=True) as [here, there], anyio.create_task_group() as tasks:
         tasks.start_soon(there.hub.tend)
-        stream = await there.create()
+        generation = await there.create()
         reader = (await here.hub.find("s")).subscribe()
-        tasks.start_soon(_produce, there, stream)
+        tasks.start_soon(_produce, there, generation)
         await here.hub.end(reader.stream)
         (said,) = await rest(reader)
         assert '"cancelled"' in said
@@ -523,19 +528,19 @@ async def test_cancelling_reaches_the_process_that_produces() -> None:
 
 
 async def test_viewers_elsewhere_keep_a_stream_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamproxy.hub.hub.PRESENCE_SECONDS", 0.02)
+    monkeypatch.setattr("streamproxy.hub.limits.PRESENCE_SECONDS", 0.02)
     async with hubs(2, shared=True) as [here, there]:
-        stream = await there.create()
+        generation = await there.create()
         (await here.hub.find("s")).subscribe()
         await until(lambda: "s" in here.store.views)
-        stream.subscribe().leave()
+        generation.stream.subscribe().leave()
         await anyio.sleep(3 * GRACE)
-        assert not stream.scope.cancel_called
-        back = stream.subscribe()  # while others are asked for: when he leaves, a whole grace begins
+        assert not generation.scope.cancel_called
+        back = generation.stream.subscribe()  # while others are asked for: when he leaves, a whole grace begins
         here.store.views.clear()
         back.leave()
         began = anyio.current_time()
-        await until(lambda: stream.scope.cancel_called)
+        await until(lambda: generation.scope.cancel_called)
         assert anyio.current_time() - began > 0.8 * GRACE
 
 
@@ -545,20 +550,20 @@ async def test_viewers_elsewhere_keep_a_stream_alive(monkeypatch: pytest.MonkeyP
 async def test_without_its_store_a_stream_goes_on_for_its_readers_here() -> None:
     with capture_logs() as logs:
         async with hubs() as [place]:
-            stream = await place.create()
-            reader = stream.subscribe()
-            await stream.append(preview("a0"))
+            generation = await place.create()
+            reader = generation.stream.subscribe()
+            await generation.append(preview("a0"))
             place.store.down = True
-            await stream.append(completed("A"))
-            await stream.append(completed("B", 1))
+            await generation.append(completed("A"))
+            await generation.append(completed("B", 1))
             assert failed(place)
-            assert await place.hub.find("s") is stream
-            await place.hub.conclude(stream)
+            assert await place.hub.find("s") is generation.stream
+            await place.hub.conclude(generation)
             assert await rest(reader) == ["A", "B"]
             assert place.hub.running == 0
             assert await refused(place.hub, "other") is Failure.OVERLOADED  # nobody can say that it never was
             with pytest.raises(ProxyError) as unknown:  # a key that cannot be kept would not keep from paying twice
-                await place.hub.claim("k", "f", "id")
+                await place.hub.keys.reserve("k", "f", "id")
             assert unknown.value.failure is Failure.OVERLOADED
             place.store.down = False
             assert await refused(place.hub, "other") is Failure.NOT_FOUND
@@ -572,19 +577,19 @@ async def test_without_its_store_a_stream_goes_on_for_its_readers_here() -> None
 async def test_a_stream_can_begin_without_the_store() -> None:
     async with hubs() as [place]:
         place.store.down = True
-        stream = await place.create()
-        reader = stream.subscribe()
-        await stream.append(completed("A"))
-        await place.hub.conclude(stream)
+        generation = await place.create()
+        reader = generation.stream.subscribe()
+        await generation.append(completed("A"))
+        await place.hub.conclude(generation)
         assert await rest(reader) == ["A"]
         assert place.hub.running == 0
 
 
 async def test_readers_elsewhere_end_with_the_store_and_come_back() -> None:
     async with hubs(2, shared=True) as [here, there]:
-        stream = await there.create()
+        generation = await there.create()
         reader = (await here.hub.find("s")).subscribe()
-        await stream.append(completed("A"))
+        await generation.append(completed("A"))
         assert await reader.next() is not None
         here.store.down = True
         here.store.change()
@@ -594,21 +599,21 @@ async def test_readers_elsewhere_end_with_the_store_and_come_back() -> None:
         assert await refused(here.hub, "s") is Failure.OVERLOADED
         here.store.down = False
         again = (await here.hub.find("s")).subscribe(Cursor(EPOCH, 1))
-        await stream.append(completed("B", 1))
-        await there.hub.conclude(stream)
+        await generation.append(completed("B", 1))
+        await there.hub.conclude(generation)
         assert await rest(again) == ["B"]
 
 
 async def test_a_producer_that_is_fenced_ends_like_everywhere_else() -> None:
     async with hubs() as [place]:
-        stream = await place.create()
-        reader = stream.subscribe()
+        generation = await place.create()
+        reader = generation.stream.subscribe()
         place.store.fenced = True
         with pytest.raises(ProxyError) as caught:
-            await stream.append(completed("A"))
-        await stream.fail(caught.value)
-        await place.hub.conclude(stream)
-        assert [entry.frame.type for entry in stream.retained()] == [ERROR]
+            await generation.append(completed("A"))
+        await generation.fail(caught.value)
+        await place.hub.conclude(generation)
+        assert [entry.frame.type for entry in generation.stream.log.retained()] == [ERROR]
         (said,) = await rest(reader)
         assert '"producer_lost"' in said
 
@@ -618,20 +623,20 @@ async def test_a_producer_that_is_fenced_ends_like_everywhere_else() -> None:
 
 async def test_a_key_stands_for_its_first_request() -> None:
     async with hubs() as [place]:
-        assert await place.hub.claim("k", "f", "one") is None
-        assert await place.hub.claim("k", "f", "one") is None
-        assert await place.hub.claim("k", "f", "two") == "one"
+        assert await place.hub.keys.reserve("k", "f", "one") is None
+        assert await place.hub.keys.reserve("k", "f", "one") is None
+        assert await place.hub.keys.reserve("k", "f", "two") == "one"
         with pytest.raises(ProxyError) as caught:
-            await place.hub.claim("k", "g", "three")
+            await place.hub.keys.reserve("k", "g", "three")
         assert caught.value.failure is Failure.IDEMPOTENCY_MISMATCH
 
 
 async def test_a_key_whose_request_was_refused_is_free() -> None:
     async with hubs() as [place]:
-        stream = await place.create(key="k")
+        generation = await place.create(key="k")
         other = await place.create("t")
-        await place.hub.claim("k", "f", "s")
-        await place.hub.refused(other)
-        assert await place.hub.claim("k", "f", "two") == "s"
-        await place.hub.refused(stream)
-        assert await place.hub.claim("k", "f", "two") is None
+        await place.hub.keys.reserve("k", "f", "s")
+        await place.hub.withdraw("t", other.names)
+        assert await place.hub.keys.reserve("k", "f", "two") == "s"
+        await place.hub.withdraw("s", generation.names)
+        assert await place.hub.keys.reserve("k", "f", "two") is None

@@ -30,9 +30,13 @@ from hypothesis.stateful import (
 from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import Frame, Operation, Role, type_of
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub.hub import Hub, HubLimits, OnDisconnect
+from streamproxy.hub.generation import Generation, OnDisconnect
+from streamproxy.hub.hub import Hub
+from streamproxy.hub.keys import Names
+from streamproxy.hub.limits import HubLimits
+from streamproxy.hub.log import Record
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
-from streamproxy.hub.store import Kept
+from streamproxy.hub.store import StoreBackend
 from streamproxy.hub.stream import Stream, Subscriber
 from streamproxy.observe import Observer
 
@@ -53,12 +57,16 @@ Result = TypeVar("Result")
 class Model:
     """What one stream has been given: the outcomes with their seq, and each image's newest preview."""
 
-    stream: Stream
+    generation: Generation
     policy: OnDisconnect
     outcomes: dict[int, Frame] = field(default_factory=dict)
     previews: dict[int, int] = field(default_factory=dict)
     done: set[int] = field(default_factory=set)
     live: bool = True
+
+    @property
+    def stream(self) -> Stream:
+        return self.generation.stream
 
 
 @dataclass(eq=False, slots=True)
@@ -111,8 +119,8 @@ class Streams(RuleBasedStateMachine):
 
             self.app = asyncio.create_task(app())
             limits = HubLimits(grace=0, hold=0, viewers=1000, viewers_of_owner=1000, streams=1000)
-            kept = Kept(self.store, self.store, MemoryMarks(now=anyio.current_time))
-            self.hub = Hub(kept=kept, tasks=await ready, limits=limits, observer=Observer())
+            kept = StoreBackend(self.store, self.store, MemoryMarks(now=anyio.current_time))
+            self.hub = Hub(backend=kept, tasks=await ready, limits=limits, observer=Observer())
 
         self.run(start)
 
@@ -120,11 +128,12 @@ class Streams(RuleBasedStateMachine):
 
     @rule(target=models, policy=st.sampled_from(OnDisconnect))
     def create(self, policy: OnDisconnect) -> Model:
-        async def create() -> Stream:
-            stream = Stream(f"s{len(self.all)}", n=IMAGES)
-            await self.hub.create(stream, policy=policy)
-            stream.commit()
-            return stream
+        async def create() -> Generation:
+            record = Record(f"s{len(self.all)}", n=IMAGES)
+            generation = self.hub.prepare(record, policy=policy, names=Names("body"))
+            await self.hub.register(generation)
+            generation.stream.commit()
+            return generation
 
         self.all.append(Model(self.run(create), policy))
         return self.all[-1]
@@ -134,22 +143,22 @@ class Streams(RuleBasedStateMachine):
         if not model.live or (final and image in model.done):
             return
         frame = Frame(COMPLETED if final else PREVIEW, (b"x" * size,), image, final)
-        self.run(lambda: model.stream.append(frame))
+        self.run(lambda: model.generation.append(frame))
         if image in model.done:
             return  # a preview that is nobody's
         model.previews.pop(image, None)
         if final:
             model.done.add(image)
-            model.outcomes[model.stream.last] = frame
+            model.outcomes[model.stream.log.last] = frame
         elif self._makes_room(model, size):
-            assert model.stream.last not in [entry.cursor.seq for entry in model.stream.retained()]
+            assert model.stream.log.last not in [entry.cursor.seq for entry in model.stream.log.retained()]
         else:
-            model.previews[image] = model.stream.last
+            model.previews[image] = model.stream.log.last
 
     def _makes_room(self, model: Model, size: int) -> bool:
         """Whether the preview just appended goes: it is over the cap what lives, and nobody has yet to be given it."""
-        live = sum(other.stream.bytes for other in self.all if other.live)
-        spared = all(entry.cursor.seq != model.stream.last for entry in model.stream.retained())
+        live = sum(other.stream.log.bytes for other in self.all if other.live)
+        spared = all(entry.cursor.seq != model.stream.log.last for entry in model.stream.log.retained())
         return live + spared * size > CAP and not any(follower.model is model for follower in self.connected)
 
     @rule(model=models, how=st.sampled_from(["finish", "fail", "cancel"]))
@@ -161,14 +170,14 @@ class Streams(RuleBasedStateMachine):
         """As the relay does it."""
         if how == "cancel":
             await self.hub.end(model.stream)
-            assert model.stream.scope.cancel_called
-            assert model.stream.asked_to_end
+            assert model.generation.scope.cancel_called
+            assert model.generation.ending is not None
         if how != "finish":
-            await model.stream.fail(ProxyError(Failure.CANCELLED, "Ended."))
-            (last,) = [e for e in model.stream.retained() if e.cursor.seq == model.stream.last]
-            model.outcomes[model.stream.last] = last.frame
-        await self.hub.conclude(model.stream)
-        await self.hub.conclude(model.stream)
+            await model.generation.fail(ProxyError(Failure.CANCELLED, "Ended."))
+            (last,) = [e for e in model.stream.log.retained() if e.cursor.seq == model.stream.log.last]
+            model.outcomes[model.stream.log.last] = last.frame
+        await self.hub.conclude(model.generation)
+        await self.hub.conclude(model.generation)
         model.previews.clear()
         model.live = False
 
@@ -176,7 +185,7 @@ class Streams(RuleBasedStateMachine):
 
     @rule(target=followers, model=models, position=st.one_of(st.none(), st.integers(0, 20)))
     def join(self, model: Model, position: int | None) -> Follower:
-        cursor = None if position is None else Cursor(1, min(position, model.stream.last))
+        cursor = None if position is None else Cursor(1, min(position, model.stream.log.last))
         had = [seq for seq in model.outcomes if cursor is not None and seq <= cursor.seq]
         return Follower(model, cursor, had)
 
@@ -191,7 +200,7 @@ class Streams(RuleBasedStateMachine):
             except ProxyError as error:
                 return error.failure
             subscriber = found.subscribe(follower.cursor)
-            self.hub.watch(found, subscriber)
+            self.hub.admission.watch(found, subscriber)
             return subscriber
 
         subscriber = self.run(subscribe)
@@ -214,7 +223,7 @@ class Streams(RuleBasedStateMachine):
         if subscriber is None:
             return False
         model = follower.model
-        if subscriber.stream.after(subscriber.seq) is None and not subscriber.stream.finished:
+        if subscriber.stream.log.after(subscriber.seq) is None and not subscriber.stream.finished:
             return False  # it would wait
         entry = self.run(subscriber.next)
         if entry is None:
@@ -241,12 +250,12 @@ class Streams(RuleBasedStateMachine):
         self.connected.remove(follower)
 
         async def unwatch() -> None:
-            self.hub.unwatch(subscriber.stream, subscriber)
+            self.hub.admission.unwatch(subscriber.stream, subscriber)
 
         self.run(unwatch)
         model = follower.model
         if subscriber.stream is model.stream and model.live and not model.stream.subscribers:
-            assert model.stream.scope.cancel_called == (model.policy is OnDisconnect.CANCEL)
+            assert model.generation.scope.cancel_called == (model.policy is OnDisconnect.CANCEL)
             if model.policy is OnDisconnect.CANCEL:
                 self.run(lambda: self._end(model, "fail"))
 
@@ -292,8 +301,13 @@ class Streams(RuleBasedStateMachine):
     def live_streams_retain_what_the_model_says(self) -> None:
         for model in self.all:
             expected = sorted([*model.outcomes, *model.previews.values()])
-            assert [entry.cursor.seq for entry in model.stream.retained()] == expected
-            if model.live:
+            retained = [entry.cursor.seq for entry in model.stream.log.retained()]
+            if not model.live:  # what its last reader has taken is gone
+                assert retained == expected[len(expected) - len(retained) :]
+                for reader in model.stream.subscribers:
+                    assert [seq for seq in expected if seq > reader.seq] == [s for s in retained if s > reader.seq]
+            else:
+                assert retained == expected
                 assert [e.cursor.seq for e in self.store._live[model.stream.id][1].retained()] == expected
 
     @invariant()
@@ -301,8 +315,8 @@ class Streams(RuleBasedStateMachine):
         if not hasattr(self, "hub"):
             return
         live = {model.stream.id for model in self.all if model.live}
-        assert set(self.hub._produced) == set(self.store._live) == live
-        assert sum(self.hub._viewers_of.values()) == len(self.connected)
+        assert set(self.hub._generations) == set(self.store._live) == live
+        assert sum(self.hub.admission._viewers_of.values()) == len(self.connected)
         assert sum(len(model.stream.subscribers) for model in self.all) <= len(self.connected)
 
     def teardown(self) -> None:

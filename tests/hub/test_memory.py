@@ -7,9 +7,9 @@ import pytest
 from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import Frame, Operation, Role, type_of
 from streamproxy.hub import memory
+from streamproxy.hub.log import EPOCH, Entry, Record
 from streamproxy.hub.memory import MemoryStore
-from streamproxy.hub.store import Claim, Gone, Record, Stored
-from streamproxy.hub.stream import EPOCH, Entry
+from streamproxy.hub.store import Claim, Gone, Stored
 
 pytestmark = pytest.mark.anyio
 

@@ -1,4 +1,4 @@
-"""What every store must do, one row per store: what Stream retains in a process is what a store gives back."""
+"""What every store must do, one row per store: what Log retains in a process is what a store gives back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import Frame, Operation, Role, error_frame, type_of
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.log import EPOCH, Entry, Log, Record
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
 from streamproxy.hub.store import (
     OWN,
@@ -25,13 +26,11 @@ from streamproxy.hub.store import (
     Found,
     Gone,
     Marks,
-    Record,
     Standing,
     Store,
     Stored,
 )
-from streamproxy.hub.stream import EPOCH, Entry, Stream
-from streamproxy.hub.valkey import ValkeyStore
+from streamproxy.hub.valkey.store import ValkeyStore
 from tests.support.valkey import ValkeyServer
 
 pytestmark = pytest.mark.anyio
@@ -147,32 +146,32 @@ frames = st.builds(
 @given(sent=st.lists(frames, max_size=14), gap=st.integers(1, 3))
 async def test_a_store_retains_what_a_stream_retains(opened: Open, sent: list[Frame], gap: int) -> None:
     id = f"conflated-{next(ids)}"
-    stream = Stream(id)
+    log = Log()
     async with opened() as row:
         await row.store.create(record(id, owner=None, n=4))
         for number, frame in enumerate(sent, 1):
-            stream.add(entry(number * gap, frame))  # a seq may be missing where the store was away
+            log.add(entry(number * gap, frame))  # a seq may be missing where the store was away
             await row.store.append(id, entry(number * gap, frame))
             found = await stored(row.store, id)
-            assert plain(found.entries) == plain(list(stream.retained()))
+            assert plain(found.entries) == plain(list(log.retained()))
             assert not found.finished
-        stream.finish()
+        log.finish()
         await row.store.finish(id)
         found = await stored(row.store, id)
-    assert plain(found.entries) == plain(list(stream.retained()))
+    assert plain(found.entries) == plain(list(log.retained()))
     assert found.finished
     assert found.record == record(id, owner=None, n=4)
 
 
 async def test_an_error_ends_what_was_kept_like_in_a_stream(opened: Open) -> None:
     failed = error_frame(ProxyError(Failure.IDLE_TIMEOUT, "Too slow — ünïcode."), "failed")
-    stream = Stream("failed")
+    log = Log()
     async with opened() as row:
         await row.store.create(record("failed", n=2))
         for seq, frame in enumerate((preview(b"p", 0), completed(b"c", 1), preview(b"q", 2), failed), 1):
-            stream.add(entry(seq, frame))
+            log.add(entry(seq, frame))
             await row.store.append("failed", entry(seq, frame))
-        assert plain((await stored(row.store, "failed")).entries) == plain(list(stream.retained()))
+        assert plain((await stored(row.store, "failed")).entries) == plain(list(log.retained()))
         await row.store.finish("failed")
         assert [e.frame.type for e in (await stored(row.store, "failed")).entries] == [COMPLETED, "error"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 import orjson
@@ -12,13 +12,15 @@ from anyio.lowlevel import checkpoint
 from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import ERROR, Frame, Operation, Role, type_of
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub.stream import Entry, Stream, Subscriber
+from streamproxy.hub.generation import Generation
+from streamproxy.hub.log import Entry, Record
+from streamproxy.hub.store import Fenced
+from streamproxy.hub.stream import Stream, Subscriber
 
 pytestmark = pytest.mark.anyio
 
 BOUND = 5.0
 BROKEN = ProxyError(Failure.UPSTREAM_INCOMPLETE, "It broke.")
-LOST = ProxyError(Failure.PRODUCER_LOST, "Somebody ended it.")
 PREVIEW = type_of(Operation.GENERATION, Role.PREVIEW)
 COMPLETED = type_of(Operation.GENERATION, Role.COMPLETED)
 
@@ -32,12 +34,31 @@ def completed(text: str, image: int = 0) -> Frame:
 
 
 def texts(stream: Stream) -> list[str]:
-    return [text(entry) for entry in stream.retained()]
+    return [text(entry) for entry in stream.log.retained()]
 
 
 def text(entry: Entry | None) -> str:
     assert entry is not None
     return b"".join(entry.frame.data).decode()
+
+
+class Keeping:
+    """A keeper that stores, and makes room, as a test says."""
+
+    def __init__(
+        self,
+        store: Callable[[Entry], Awaitable[None]] | None = None,
+        make_room: Callable[[Entry], bool] = lambda _: False,
+    ) -> None:
+        self._store = store
+        self._make_room = make_room
+
+    async def keep(self, generation: Generation, entry: Entry) -> None:
+        if self._store is not None:
+            await self._store(entry)
+
+    def spare(self, generation: Generation, entry: Entry) -> bool:
+        return self._make_room(entry)
 
 
 async def _all(subscriber: Subscriber) -> list[tuple[int, str]]:
@@ -56,37 +77,38 @@ async def _settle() -> None:
 
 
 async def test_the_newest_previews_and_every_outcome_are_retained() -> None:
-    stream = Stream("s", n=3)
+    stream = Stream(Record("s", n=3))
+    generation = Generation(stream)
     for frame in (preview("a0"), preview("b0", 1), preview("a1"), completed("A"), preview("b1", 1), preview("c0", 2)):
-        await stream.append(frame)
+        await generation.append(frame)
     assert texts(stream) == ["A", "b1", "c0"]
-    assert stream.bytes == len("A") + len("b1") + len("c0")
-    await stream.append(completed("B", 1))
+    assert stream.log.bytes == len("A") + len("b1") + len("c0")
+    await generation.append(completed("B", 1))
     assert texts(stream) == ["A", "c0", "B"]
     stream.finish()
     assert texts(stream) == ["A", "B"]
-    assert stream.bytes == 2
+    assert stream.log.bytes == 2
 
 
 async def test_a_preview_makes_room_once_every_reader_has_been_given_it() -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
     asked: list[int] = []
 
-    def spare(id: str, entry: Entry) -> bool:
+    def make_room(entry: Entry) -> bool:
         asked.append(entry.cursor.seq)
         return entry.cursor.seq > 1
 
-    stream.spare = spare
-    await stream.append(preview("a"))
+    generation = Generation(stream, keeper=Keeping(make_room=make_room))
+    await generation.append(preview("a"))
     assert (asked, texts(stream)) == ([1], ["a"])  # there was room
     viewer = stream.subscribe(Cursor(1, 1))
-    await stream.append(preview("b"))
+    await generation.append(preview("b"))
     assert (asked, texts(stream)) == ([1], ["b"])  # the viewer has yet to be given it
     assert text(await viewer.next()) == "b"
     asker = stream.subscribe(asker=True)
     async with anyio.create_task_group() as tasks:
         with anyio.fail_after(BOUND):
-            tasks.start_soon(stream.append, preview("c"))
+            tasks.start_soon(generation.append, preview("c"))
             await _settle()
             assert text(await viewer.next()) == "c"
             assert text(await asker.next()) == "c"
@@ -94,15 +116,16 @@ async def test_a_preview_makes_room_once_every_reader_has_been_given_it() -> Non
             assert (asked, texts(stream)) == ([1], ["c"])  # given to the asker, not yet sent
             tasks.start_soon(asker.next)
             await _settle()
-            assert (asked, texts(stream), stream.bytes) == ([1, 3], [], 0)
-            await stream.append(completed("A"))
-    assert (asked, texts(stream), stream.bytes) == ([1, 3], ["A"], 1)
+            assert (asked, texts(stream), stream.log.bytes) == ([1, 3], [], 0)
+            await generation.append(completed("A"))
+    assert (asked, texts(stream), stream.log.bytes) == ([1, 3], ["A"], 1)
 
 
 async def test_what_the_last_reader_was_given_goes_once_nobody_can_join() -> None:
-    stream = Stream("s", n=2)
+    stream = Stream(Record("s", n=2))
+    generation = Generation(stream)
     for frame in (completed("A"), completed("B", 1)):
-        await stream.append(frame)
+        await generation.append(frame)
     first, second = stream.subscribe(), stream.subscribe()
     assert text(await first.next()) == "A"
     stream.finish()
@@ -112,24 +135,26 @@ async def test_what_the_last_reader_was_given_goes_once_nobody_can_join() -> Non
     assert text(await second.next()) == "A"
     first.leave()
     assert text(await second.next()) == "B"
-    assert (texts(stream), stream.bytes) == ([], 0)
+    assert (texts(stream), stream.log.bytes) == ([], 0)
     assert await second.next() is None
     assert second.at_end
 
 
 async def test_a_preview_behind_its_image_s_outcome_is_nobody_s() -> None:
-    stream = Stream("s", n=2)
-    await stream.append(completed("A"))
-    await stream.append(preview("late"))
-    await stream.append(preview("b0", 1))
-    assert [(entry.cursor.seq, text(entry)) for entry in stream.retained()] == [(1, "A"), (2, "b0")]
+    stream = Stream(Record("s", n=2))
+    generation = Generation(stream)
+    await generation.append(completed("A"))
+    await generation.append(preview("late"))
+    await generation.append(preview("b0", 1))
+    assert [(entry.cursor.seq, text(entry)) for entry in stream.log.retained()] == [(1, "A"), (2, "b0")]
 
 
 async def test_readers_share_the_very_frame_that_was_appended() -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
+    generation = Generation(stream)
     readers = [stream.subscribe() for _ in range(3)]
     frame = completed("A")
-    await stream.append(frame)
+    await generation.append(frame)
     for reader in readers:
         entry = await reader.next()
         assert entry is not None
@@ -137,15 +162,16 @@ async def test_readers_share_the_very_frame_that_was_appended() -> None:
 
 
 async def test_a_reader_who_lags_skips_previews_and_misses_no_outcome() -> None:
-    stream = Stream("s", n=2)
+    stream = Stream(Record("s", n=2))
+    generation = Generation(stream)
     reader = stream.subscribe()
-    await stream.append(preview("a0"))
+    await generation.append(preview("a0"))
     assert text(await reader.next()) == "a0"
     for frame in (preview("a1"), preview("a2"), completed("A"), preview("b0", 1), preview("b1", 1)):
-        await stream.append(frame)
+        await generation.append(frame)
     assert text(await reader.next()) == "A"
     assert text(await reader.next()) == "b1"
-    await stream.append(completed("B", 1))
+    await generation.append(completed("B", 1))
     stream.finish()
     assert await _all(reader) == [(7, "B")]
     assert reader.at_end
@@ -168,28 +194,30 @@ async def test_a_reader_who_lags_skips_previews_and_misses_no_outcome() -> None:
     ids=str,
 )
 async def test_a_cursor_is_where_a_reader_goes_on(after: Cursor | None, expected: list[str]) -> None:
-    stream = Stream("s", n=2)
+    stream = Stream(Record("s", n=2))
+    generation = Generation(stream)
     for frame in (preview("a0"), completed("A"), preview("b0", 1), preview("b1", 1)):
-        await stream.append(frame)
+        await generation.append(frame)
     reader = stream.subscribe(after)
     got: list[str] = []
     while len(got) < len(expected) - 1:
         got.append(text(await reader.next()))
-    await stream.append(completed("B", 1))
+    await generation.append(completed("B", 1))
     stream.finish()
     assert [*got, *(said for _, said in await _all(reader))] == expected
 
 
 async def test_the_producer_waits_until_the_preview_has_been_sent() -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
+    generation = Generation(stream)
     asker = stream.subscribe(asker=True)
     appended: list[int] = []
 
     async def produce() -> None:
         for number in range(3):
-            await stream.append(preview(str(number)))
+            await generation.append(preview(str(number)))
             appended.append(number)
-        await stream.append(completed("A"))
+        await generation.append(completed("A"))
         appended.append(3)
 
     with anyio.fail_after(BOUND):
@@ -205,43 +233,46 @@ async def test_the_producer_waits_until_the_preview_has_been_sent() -> None:
 
 
 async def test_other_readers_do_not_pace_and_do_not_wake_each_other() -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
+    generation = Generation(stream)
     readers = [stream.subscribe() for _ in range(3)]
     with anyio.fail_after(BOUND):
         for number in range(100):
-            await stream.append(preview(str(number)))
-    waited = stream._changed
+            await generation.append(preview(str(number)))
+    waited = stream.changed._event
     for reader in readers:
         assert text(await reader.next()) == "99"
         with pytest.raises(TimeoutError):
             await reader.next(within=0.001)
-    assert stream._changed is waited  # a step of one reader is no news to the others
+    assert stream.changed._event is waited  # a step of one reader is no news to the others
 
 
 @pytest.mark.parametrize("how", ["leaves", "fails"])
 async def test_a_waiting_producer_goes_on_when_its_asker_leaves(how: str) -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
+    generation = Generation(stream)
     asker = stream.subscribe(asker=True)
     stream.subscribe()
     with anyio.fail_after(BOUND):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(stream.append, preview("a0"))
+            tasks.start_soon(generation.append, preview("a0"))
             await _settle()
             if how == "leaves":
                 asker.leave()
             else:
-                await stream.fail(BROKEN)
+                await generation.fail(BROKEN)
 
 
 async def test_silence_is_a_timeout_and_costs_nothing() -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
+    generation = Generation(stream)
     reader = stream.subscribe()
     with anyio.fail_after(BOUND):
         for _ in range(2):
             with pytest.raises(TimeoutError):
                 await reader.next(within=0.01)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(stream.append, preview("a0"))
+            tasks.start_soon(generation.append, preview("a0"))
             assert text(await reader.next(within=BOUND)) == "a0"
             with pytest.raises(TimeoutError):
                 await reader.next(within=0.01)
@@ -250,10 +281,11 @@ async def test_silence_is_a_timeout_and_costs_nothing() -> None:
 
 
 async def test_a_failure_is_the_last_frame_and_is_known_at_once() -> None:
-    stream = Stream("s", request_id="r")
+    stream = Stream(Record("s"), request_id="r")
+    generation = Generation(stream)
     reader = stream.subscribe()
-    await stream.append(preview("a0"))
-    await stream.fail(BROKEN)
+    await generation.append(preview("a0"))
+    await generation.fail(BROKEN)
     stream.finish()
     assert stream.error is BROKEN
     (seq, said), *more = await _all(reader)
@@ -272,108 +304,109 @@ async def test_a_failure_is_the_last_frame_and_is_known_at_once() -> None:
 
 
 async def test_a_half_written_preview_is_superseded() -> None:
-    stream = Stream("s", n=2)
+    stream = Stream(Record("s", n=2))
+    generation = Generation(stream)
     reader = stream.subscribe()
-    await stream.append(preview("a0"))
+    await generation.append(preview("a0"))
     first = await reader.next()
     assert first is not None
-    await stream.append(preview("a1"))
-    await stream.append(completed("B", 1))
+    await generation.append(preview("a1"))
+    await generation.append(completed("B", 1))
     assert not stream.superseded(first)  # a newer preview does not stop one that is under way: none would ever be whole
-    await stream.append(completed("A"))
+    await generation.append(completed("A"))
     assert stream.superseded(first)
-    assert not any(stream.superseded(entry) for entry in stream.retained())
-    other = Stream("o", n=2)
-    await other.append(preview("b0", 1))
-    half = other.after(0)
+    assert not any(stream.superseded(entry) for entry in stream.log.retained())
+    other = Stream(Record("o", n=2))
+    others = Generation(other)
+    await others.append(preview("b0", 1))
+    half = other.log.after(0)
     assert half is not None
-    await other.fail(BROKEN)
+    await others.fail(BROKEN)
     other.finish()
     assert other.superseded(half)
 
 
 @pytest.mark.parametrize("final", [False, True], ids=["preview", "outcome"])
 async def test_an_outcome_is_kept_before_it_is_delivered(final: bool) -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
     reader = stream.subscribe()
     seen: list[bool] = []
 
-    async def keep(id: str, entry: Entry) -> None:
+    async def keep(entry: Entry) -> None:
         await _settle()
-        seen.append(stream.after(reader.seq) is entry)
+        seen.append(stream.log.after(reader.seq) is entry)
 
-    stream.sink = keep
-    await stream.append(completed("A") if final else preview("a0"))
+    generation = Generation(stream, keeper=Keeping(keep))
+    await generation.append(completed("A") if final else preview("a0"))
     assert seen == [not final]
     assert text(await reader.next()) in ("A", "a0")
 
 
 async def test_producers_side_by_side_take_turns() -> None:
-    stream = Stream("s", n=4)
+    stream = Stream(Record("s", n=4))
     kept: list[int] = []
 
-    async def keep(id: str, entry: Entry) -> None:
+    async def keep(entry: Entry) -> None:
         await _settle()
         kept.append(entry.cursor.seq)
 
-    stream.sink = keep
+    generation = Generation(stream, keeper=Keeping(keep))
     with anyio.fail_after(BOUND):
         async with anyio.create_task_group() as tasks:
             for image in range(4):
-                tasks.start_soon(stream.append, preview("p", image))
-                tasks.start_soon(stream.append, completed("c", image))
+                tasks.start_soon(generation.append, preview("p", image))
+                tasks.start_soon(generation.append, completed("c", image))
     assert kept == list(range(1, len(kept) + 1))
-    seqs = [entry.cursor.seq for entry in stream.retained()]
+    seqs = [entry.cursor.seq for entry in stream.log.retained()]
     assert seqs == sorted(set(seqs))
-    assert len([entry for entry in stream.retained() if entry.critical]) == 4
+    assert len([entry for entry in stream.log.retained() if entry.critical]) == 4
 
 
 async def test_an_outcome_is_kept_and_delivered_despite_a_cancel() -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
     kept: list[tuple[int, str]] = []
     keeping, go_on = anyio.Event(), anyio.Event()
 
-    async def keep(id: str, entry: Entry) -> None:
+    async def keep(entry: Entry) -> None:
         keeping.set()
         await go_on.wait()
         kept.append((entry.cursor.seq, entry.frame.type))
 
     async def produce() -> None:
-        with stream.scope:
-            await stream.append(completed("A"))
-        await stream.fail(BROKEN)
+        with generation.scope:
+            await generation.append(completed("A"))
+        await generation.fail(BROKEN)
 
-    stream.sink = keep
+    generation = Generation(stream, keeper=Keeping(keep))
     with anyio.fail_after(BOUND):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(produce)
             await keeping.wait()
-            stream.scope.cancel()
+            generation.scope.cancel()
             await _settle()
             go_on.set()
     assert kept == [(1, COMPLETED), (2, ERROR)]
-    assert [(entry.cursor.seq, entry.frame.type) for entry in stream.retained()] == kept
+    assert [(entry.cursor.seq, entry.frame.type) for entry in stream.log.retained()] == kept
 
 
 async def test_a_store_that_has_another_end_takes_the_failure_too() -> None:
     """The end that readers here get is the one that readers elsewhere have got."""
-    stream = Stream("s")
+    stream = Stream(Record("s"))
 
-    async def fenced(id: str, entry: Entry) -> None:
-        stream.sink = None
-        raise LOST
+    async def fenced(entry: Entry) -> None:
+        raise Fenced
 
-    stream.sink = fenced
-    await stream.fail(BROKEN)
+    generation = Generation(stream, keeper=Keeping(fenced))
+    await generation.fail(BROKEN)
     stream.finish()
-    assert stream.error is LOST
+    assert stream.error is not None
+    assert stream.error.failure is Failure.PRODUCER_LOST
     assert [orjson.loads(said)["error"]["code"] for said in texts(stream)] == ["producer_lost"]
 
 
 async def test_the_last_reader_s_leaving_is_told_once() -> None:
-    stream = Stream("s")
     idle: list[Stream] = []
-    stream.on_idle = idle.append
+    stream = Stream(Record("s"), on_idle=idle.append)
     one, two = stream.subscribe(), stream.subscribe()
     one.leave()
     assert idle == []
@@ -385,9 +418,10 @@ async def test_the_last_reader_s_leaving_is_told_once() -> None:
 
 
 async def test_readers_of_what_was_given_up_get_what_there_is() -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
+    generation = Generation(stream)
     reader, waiting = stream.subscribe(), stream.subscribe(Cursor(1, 0))
-    await stream.append(preview("a0"))
+    await generation.append(preview("a0"))
     assert text(await waiting.next()) == "a0"
     with anyio.fail_after(BOUND):
         async with anyio.create_task_group() as tasks:
@@ -401,21 +435,22 @@ async def test_readers_of_what_was_given_up_get_what_there_is() -> None:
 
 @pytest.mark.parametrize("how", ["accept", "fail", "finish"])
 async def test_opened_returns_at_the_first_news(how: str) -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
+    generation = Generation(stream)
     news: dict[str, Callable[[], object]] = {"accept": stream.accept, "finish": stream.finish}
     with anyio.fail_after(BOUND / 2):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(stream.opened, BOUND)
             await _settle()
             if how == "fail":
-                await stream.fail(BROKEN)
+                await generation.fail(BROKEN)
             else:
                 news[how]()
         await stream.opened(BOUND)
 
 
 async def test_opened_waits_no_longer_than_asked() -> None:
-    stream = Stream("s")
+    stream = Stream(Record("s"))
     with anyio.fail_after(BOUND / 2):
         await stream.opened(0.01)
-    assert not stream.accepted
+    assert not stream.acceptance.accepted

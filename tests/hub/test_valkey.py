@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamproxy.core.cursor import Cursor
+from streamproxy.hub.log import EPOCH, Entry
 from streamproxy.hub.store import Claim, Fenced, Gone, Stored, StoreError
-from streamproxy.hub.stream import EPOCH, Entry
-from streamproxy.hub.valkey import ValkeyStore
-from streamproxy.hub.valkey_client import BLOCK_SECONDS
+from streamproxy.hub.valkey.client import BLOCK_SECONDS
+from streamproxy.hub.valkey.store import ValkeyStore
 from tests.support.kept import LEASE, completed, following, in_touch, preview, record, store, until
 from tests.support.valkey import ValkeyServer
 

@@ -12,10 +12,10 @@ import pytest
 import trustme
 from anyio.abc import SocketAttribute, SocketStream
 
+from streamproxy.hub.log import Entry
 from streamproxy.hub.store import Claim, Stored, StoreError
-from streamproxy.hub.stream import Entry
-from streamproxy.hub.valkey import ValkeyStore
-from streamproxy.hub.valkey_client import CONNECTIONS, parse_address
+from streamproxy.hub.valkey.client import CONNECTIONS, parse_address
+from streamproxy.hub.valkey.store import ValkeyStore
 from tests.support.kept import BOUND, LEASE, completed, following, in_touch, record, store, until
 from tests.support.valkey import ValkeyServer, tls_front, valkey_server
 

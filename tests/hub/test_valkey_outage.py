@@ -8,10 +8,10 @@ from typing import Final
 import anyio
 import pytest
 
+from streamproxy.hub.log import Entry
 from streamproxy.hub.store import Claim, Stored, StoreError
-from streamproxy.hub.stream import Entry
-from streamproxy.hub.valkey import ValkeyStore
-from streamproxy.hub.valkey_client import BLOCK_SECONDS
+from streamproxy.hub.valkey.client import BLOCK_SECONDS
+from streamproxy.hub.valkey.store import ValkeyStore
 from tests.support.kept import LEASE, completed, following, preview, record, store, until
 from tests.support.valkey import ValkeyServer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import platform
 import signal
 import socket
@@ -23,6 +24,7 @@ from streamproxy import server
 from streamproxy.server import guard, serve
 from streamproxy.server.framing import HEAD_BYTES
 from streamproxy.server.listening import listen, url_of
+from streamproxy.server.memory import settle
 from streamproxy.settings import ConfigurationError, Settings
 
 pytestmark = pytest.mark.anyio
@@ -529,3 +531,12 @@ def test_large_objects_fault_less_when_the_allocator_is_tuned() -> None:
         return int(run.stdout)
 
     assert faults("tuned") < 0.7 * faults("untuned")  # 0.2 was measured
+
+
+def test_what_a_process_starts_with_is_not_collected_again() -> None:
+    before = gc.get_freeze_count()
+    try:
+        settle()
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()

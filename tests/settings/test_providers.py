@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,11 @@ from streamproxy.providers import ADAPTERS
 from streamproxy.settings import ConfigurationError, ConfigurationProblem, ProviderSettings, Settings
 from streamproxy.settings.providers import Providers, configure, place_of, read_catalogue, read_secret, warnings
 from streamproxy.settings.values import shown_origin
+from tests.support.google import service_account
 
 CATALOGUE = read_catalogue()
 KNOWN = [row for row in CATALOGUE.providers.values() if row.base_url]
+FIXED = [row for row in KNOWN if "{" not in row.base_url]
 POLICY = HeaderPolicy.load()
 CANARY = "sk-Canary0123456789"
 HASH = "sha256:" + "0" * 64
@@ -48,7 +51,7 @@ def test_one_key_in_the_environment_is_enough() -> None:
     assert CANARY not in repr(result)
 
 
-@pytest.mark.parametrize("name", [row.name for row in KNOWN if row.key_env])
+@pytest.mark.parametrize("name", [row.name for row in KNOWN if row.key_env and row.signing == "key"])
 def test_each_known_host_comes_with_its_variable(name: str) -> None:
     row = CATALOGUE.providers[name]
     credential = configured(Settings(), {row.key_env: CANARY}).credentials[name].credential
@@ -266,7 +269,7 @@ def test_an_unusable_store_is_refused_and_not_shown(store: str) -> None:
 def test_a_store_without_its_client_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "streamproxy.hub.valkey_client", raising=False)
+    monkeypatch.delitem(sys.modules, "streamproxy.hub.valkey.client", raising=False)
     monkeypatch.setitem(sys.modules, "redis", None)  # what makes an import fail as if it were not there
     [problem] = problems(sharing(STORE), {})
     assert problem.setting == "store"
@@ -299,7 +302,7 @@ def warned(settings: Settings, environ: dict[str, str], *flags: str) -> list[str
     return warnings(settings, configured(settings, environ), CATALOGUE, flags)
 
 
-@pytest.mark.parametrize("row", [row for row in KNOWN if urlsplit(row.base_url).path], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in FIXED if urlsplit(row.base_url).path], ids=lambda row: row.name)
 def test_a_known_host_without_the_path_of_its_api_is_warned_of(row: Provider) -> None:
     bare = shown_origin(row.base_url)
     [line] = warned(Settings(upstream=bare), {})
@@ -365,3 +368,82 @@ def test_all_problems_are_said_at_once() -> None:
 def test_a_host_without_an_address_asks_for_it() -> None:
     [problem] = problems(provider("azure", ProviderSettings()), {"AZURE_OPENAI_API_KEY": CANARY})
     assert problem.setting == "providers.azure.base_url"
+
+
+# ------------------------------------------------------------------------------------------------------------ Vertex AI
+
+ACCOUNT = service_account("https://oauth2.googleapis.com/token")
+GLOBAL = "https://aiplatform.googleapis.com/v1/projects/{}/locations/global/publishers/google"
+REGIONAL = "https://{1}-aiplatform.googleapis.com/v1/projects/{0}/locations/{1}/publishers/google"
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> dict[str, str]:
+    """An environment that names a service account's key."""
+    (tmp_path / "key.json").write_text(json.dumps(ACCOUNT))
+    return {"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json")}
+
+
+def test_a_service_accounts_key_is_enough_for_vertex(account: dict[str, str]) -> None:
+    result = configured(Settings(), account)
+    [vertex], source = result.providers, result.credentials["vertex"]
+    assert (vertex.name, vertex.base_url) == ("vertex", GLOBAL.format("sim"))
+    assert (source.kind, source.configured, source.present([])) == ("environment", True, None)
+    assert "PRIVATE KEY" not in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("row", "environ", "expected"),
+    [
+        ({"project": "mine"}, {}, GLOBAL.format("mine")),
+        ({"location": "europe-west4"}, {}, REGIONAL.format("sim", "europe-west4")),
+        ({}, {"GOOGLE_CLOUD_PROJECT": "theirs"}, GLOBAL.format("theirs")),
+        ({}, {"GOOGLE_CLOUD_LOCATION": "us-central1"}, REGIONAL.format("sim", "us-central1")),
+        ({"project": "mine"}, {"GOOGLE_CLOUD_PROJECT": "theirs"}, GLOBAL.format("mine")),
+        ({"base_url": "https://gateway.example/v1"}, {}, "https://gateway.example/v1"),
+    ],
+)
+def test_where_vertex_is(row: dict[str, str], environ: dict[str, str], expected: str, account: dict[str, str]) -> None:
+    chosen = provider("vertex", ProviderSettings(**row))  # type: ignore[arg-type]
+    assert configured(chosen, account | environ).providers[0].base_url == expected
+
+
+def test_a_key_in_a_variable_and_adc() -> None:
+    in_text = provider("vertex", ProviderSettings(credential="env:ACCOUNT"))
+    source = configured(in_text, {"ACCOUNT": json.dumps(ACCOUNT)}).credentials["vertex"]
+    assert json.loads(source.signing_key or "") == ACCOUNT
+    adc = ProviderSettings(credential="adc")
+    [problem] = problems(provider("vertex", adc), {})
+    assert (problem.setting, "GOOGLE_CLOUD_PROJECT" in problem.fix) == ("providers.vertex.project", True)
+    found = configured(provider("vertex", adc), {"GOOGLE_CLOUD_PROJECT": "theirs"})
+    assert (found.credentials["vertex"].kind, found.credentials["vertex"].signing_key) == ("machine", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "credential", "environ", "word"),
+    [
+        ("openai", "adc", {}, "takes a key"),
+        ("vertex", "env:KEY", {"KEY": "{}"}, "no key for Google's OAuth"),
+        ("vertex", "env:KEY", {"KEY": '{"type":"external_account","x":"' + CANARY + '"}'}, "no key for Google's OAuth"),
+        ("vertex", "env:KEY", {"KEY": '{"type":"service_account","x":"' + CANARY + '"}'}, "no key for Google's OAuth"),
+        ("vertex", "env:KEY", {"KEY": "/nonexistent"}, "No such file"),
+        ("vertex", None, {}, "GOOGLE_APPLICATION_CREDENTIALS is not set"),
+    ],
+)
+def test_what_is_no_credential_of_googles(name: str, credential: str, environ: dict[str, str], word: str) -> None:
+    [problem] = problems(provider(name, ProviderSettings(credential=credential)), environ)
+    assert (problem.setting, word in problem.happened) == (f"providers.{name}.credential", True), problem.happened
+
+
+def test_vertex_wants_callers_to_have_keys_too(account: dict[str, str]) -> None:
+    assert [problem.setting for problem in problems(Settings(host="0.0.0.0"), account)] == ["caller_keys"]
+    plain = ProviderSettings(base_url="http://gateway.example/v1")
+    assert [problem.setting for problem in problems(provider("vertex", plain), account)] == [
+        "providers.vertex.base_url"
+    ]
+
+
+def test_without_google_auth_it_says_what_to_install(account: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamproxy.settings.providers.find_spec", lambda name: None)
+    [problem] = problems(Settings(), account)
+    assert "pip install '.[google]'" in problem.fix

@@ -22,6 +22,7 @@ from typing import Final
 import anyio
 import httptools
 
+from streamproxy.signals import Signal
 from tests.support.proxy import BOUND
 
 READ: Final = 64 * 1024
@@ -80,7 +81,7 @@ class Cutter:
     connections: int = 0
     held: anyio.Event = field(default_factory=anyio.Event)
     go: anyio.Event = field(default_factory=anyio.Event)
-    _changed: anyio.Event = field(default_factory=anyio.Event)
+    _changed: Signal = field(default_factory=Signal)
 
     def follows(self) -> list[Asked]:
         """The requests for a stream's events, in order."""
@@ -95,7 +96,6 @@ class Cutter:
     def change(self) -> None:
         """Wake everybody who waits."""
         self._changed.set()
-        self._changed = anyio.Event()
 
 
 @asynccontextmanager

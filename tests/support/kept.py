@@ -10,9 +10,8 @@ import anyio
 
 from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import Frame, Operation, Role, type_of
-from streamproxy.hub.store import Record
-from streamproxy.hub.stream import EPOCH, Entry
-from streamproxy.hub.valkey import ValkeyStore
+from streamproxy.hub.log import EPOCH, Entry, Record
+from streamproxy.hub.valkey.store import ValkeyStore
 from tests.support.valkey import ValkeyServer
 
 BOUND: Final = 20.0

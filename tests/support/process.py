@@ -19,6 +19,7 @@ import anyio
 import httpx
 from anyio.abc import Process as Subprocess
 
+from streamproxy.signals import Signal
 from tests.support.proxy import BOUND, NO_TRUST
 
 _LISTENING: Final = re.compile(r"API base URL: (http://127\.0\.0\.1:(\d+))/v1")
@@ -32,7 +33,7 @@ class Process:
     url: str = ""
     port: int = 0
     log: list[str] = field(default_factory=list)
-    changed: anyio.Event = field(default_factory=anyio.Event)
+    changed: Signal = field(default_factory=Signal)
     stopping: bool = False
 
     def stop(self) -> None:
@@ -139,7 +140,6 @@ async def _read_log(child: Subprocess, process: Process) -> None:
             if found := _LISTENING.search(process.log[-1]):
                 process.url, process.port = found[1], int(found[2])
         process.changed.set()
-        process.changed = anyio.Event()
 
 
 def configuration(upstream: str, *, credential: str = "none", settings: str = "") -> str:

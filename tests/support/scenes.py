@@ -24,6 +24,7 @@ from starlette.applications import Starlette
 
 from streamproxy.app import create_app
 from streamproxy.settings import ProviderSettings, Settings
+from streamproxy.signals import Signal
 from streamproxy.simulator import Server
 from streamproxy.simulator.received import Handler, Received
 from streamproxy.simulator.script import EVENT_STREAM, LAST_CHUNK, Fin, Script, Send, Step, Wait, chunks, head
@@ -51,12 +52,11 @@ class Reports:
     """What a client has reported so far."""
 
     all: list[Report] = field(default_factory=list)
-    _changed: anyio.Event = field(default_factory=anyio.Event)
+    _changed: Signal = field(default_factory=Signal)
 
     def add(self, report: Report) -> None:
         self.all.append(report)
         self._changed.set()
-        self._changed = anyio.Event()
 
     def of(self, kind: str) -> list[Report]:
         return [report for report in self.all if report["kind"] == kind]

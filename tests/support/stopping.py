@@ -18,6 +18,7 @@ import orjson
 from anyio.abc import Process as Subprocess
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from streamproxy.signals import Signal
 from tests.support.proxy import BOUND
 
 ROOT: Final = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ class Running:
     url: str = ""
     port: int = 0
     log: list[str] = field(default_factory=list)
-    changed: anyio.Event = field(default_factory=anyio.Event)
+    changed: Signal = field(default_factory=Signal)
 
     def signal(self, number: signal.Signals) -> float:
         """Send it; the time."""
@@ -104,10 +105,5 @@ async def _read_log(running: Running) -> None:
         running.log.append(line)
         if found := _LISTENING.search(line):
             running.url, running.port = found[1], int(found[2])
-        _wake(running)
-    _wake(running)
-
-
-def _wake(running: Running) -> None:
-    changed, running.changed = running.changed, anyio.Event()
-    changed.set()
+        running.changed.set()
+    running.changed.set()

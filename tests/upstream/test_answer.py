@@ -14,8 +14,8 @@ import pytest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.simulator.script import Fin, Reset, Script, Send, Stall, Step, Wait
 from streamproxy.upstream.answer import Intake
+from streamproxy.upstream.connection import READ
 from streamproxy.upstream.parsing import PIECE
-from streamproxy.upstream.transport import READ
 from tests.support.proxy import BOUND
 from tests.upstream.test_upstream import connected, post
 
@@ -115,6 +115,46 @@ async def test_a_task_waits_once_per_frame_and_decodes_nothing_itself() -> None:
         assert await counted(anext(frames)) == (1, 1)
         assert await anext(frames, None) is None
         assert lines.in_tasks <= READ // PIECE + 1 < 5 * MIB // PIECE  # what had come with the head
+
+
+class Gathering(Lines):
+    """Takes what has no line end at once; an x among it cannot be decoded."""
+
+    def gather(self, chunk: bytes) -> bool:
+        if b"\n" in chunk:
+            return False
+        if b"x" in chunk:
+            raise ZeroDivisionError
+        self._size += len(chunk)
+        return True
+
+
+async def test_chunks_inside_a_frame_are_gathered() -> None:
+    intake, lines = Intake(), Gathering()
+    intake.feed(b"first\nse")
+    intake.decode_with(lines)
+    for chunk in (b"co", b"nd", b"\nthi", b"rd", b"\n"):
+        intake.feed(chunk)
+    assert list(intake.frames) == [5, 6, 5]
+    assert lines.fed == len(b"first\nse\nthi\n")
+    intake.feed(b"x")
+    assert isinstance(intake.undecodable, ZeroDivisionError)
+    intake.feed(b"y\n")
+    assert list(intake.frames) == [5, 6, 5], "after a failure nothing is decoded"
+
+
+async def test_nothing_is_gathered_before_what_came_earlier() -> None:
+    class Both(Gathering, Polite):
+        pass
+
+    intake = Intake()
+    intake.decode_with(Both())
+    intake.feed(b"a\nbb\nc")
+    intake.feed(b"c")
+    for _ in range(3):
+        intake.decode()
+    intake.feed(b"c\n")
+    assert list(intake.frames) == [1, 2, 3]
 
 
 class Polite(Lines):

@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.upstream.answer import Answer
-from streamproxy.upstream.connection import Connection
+from streamproxy.upstream.connection import LEAST_READ, READ, READS, Connection, Space
 from streamproxy.upstream.deadlines import Deadlines
 from tests.support.proxy import no_leaks
 
@@ -37,9 +37,7 @@ async def wire(
     server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), "127.0.0.1", 0)
     async with no_leaks(), server:
         port = server.sockets[0].getsockname()[1]
-        transport, connection = await loop.create_connection(
-            lambda: Connection(memoryview(bytearray(1024)), tolerated), "127.0.0.1", port
-        )
+        transport, connection = await loop.create_connection(lambda: Connection(Space(), tolerated), "127.0.0.1", port)
         try:
             with anyio.fail_after(5):
                 yield connection, transport.get_extra_info("socket"), await accepted
@@ -120,3 +118,14 @@ async def test_the_end_between_the_answer_and_the_next_request_is_told_too() -> 
             await checkpoint()
         assert not await connection.fit()
         assert told == ["stale_conn"]
+
+
+def test_many_connections_read_less_at_a_time_each() -> None:
+    space = Space()
+    sizes = []
+    for connections in (1, 16, 17, 64, 1000):
+        space.share(connections)
+        sizes.append(len(space.view))
+        space.share(-connections)
+    assert sizes == [READ, READ, READS // 17, LEAST_READ, LEAST_READ]
+    assert len(space.view) == READ

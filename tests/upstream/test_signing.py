@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import base64
 import datetime
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs
 
+import anyio
 import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+from google.auth import jwt
 
 from streamproxy.core.requests import Encoded, UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.upstream.signing import AwsSigner, GoogleSigner, KeySigner
+from streamproxy.simulator.script import json_answer
+from streamproxy.simulator.server import Server, serve
+from streamproxy.upstream import default_ssl_context
+from streamproxy.upstream.signing import (
+    SCOPES,
+    AwsSigner,
+    GoogleSigner,
+    KeySigner,
+    TokenTransport,
+    google_credentials,
+)
+from tests.support.google import public_key, service_account
+from tests.support.proxy import BOUND
 
 pytestmark = pytest.mark.anyio
 
@@ -85,15 +104,21 @@ class Token:
 
 async def test_a_google_token_is_asked_for_once() -> None:
     token = Token()
-    signer = GoogleSigner(token, None)  # type: ignore[arg-type]
-    request = UpstreamRequest("GET", URL)
-    for _ in range(2):
-        assert await signer.sign(request) == (("authorization", "Bearer ya29.secret"),)
+    signer = GoogleSigner(lambda: token, None)  # type: ignore[arg-type, return-value]
+    made = []
+
+    async def sign() -> None:
+        made.append(await signer.sign(UpstreamRequest("GET", URL)))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(sign)
+    assert made == [(("authorization", "Bearer ya29.secret"),)] * 3
     assert (token.asked, signer.secrets) == (1, ("ya29.secret",))
 
 
 async def test_a_failed_token_request_hides_the_servers_words() -> None:
-    signer = GoogleSigner(Token(fails=True), None)  # type: ignore[arg-type]
+    signer = GoogleSigner(lambda: Token(fails=True), None)  # type: ignore[arg-type, return-value]
     with pytest.raises(ProxyError) as caught:
         await signer.sign(UpstreamRequest("GET", URL))
     assert caught.value.failure is Failure.PROVIDER_AUTH
@@ -105,3 +130,67 @@ async def test_a_key_is_a_header_and_none_is_none() -> None:
     assert await signer.sign(UpstreamRequest("GET", URL)) == (("authorization", "Key secret"),)
     assert (signer.names, signer.secrets) == (("authorization",), ("secret",))
     assert await KeySigner().sign(UpstreamRequest("GET", URL)) == ()
+
+
+GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+
+
+@dataclass(frozen=True)
+class TokenServer:
+    """Google's token server on the loopback: it knows one service account."""
+
+    server: Server
+    key: dict[str, str]
+
+    @property
+    def signer(self) -> GoogleSigner:
+        text = json.dumps(self.key)
+        return GoogleSigner(lambda: google_credentials(text), TokenTransport(default_ssl_context()))
+
+
+@asynccontextmanager
+async def token_server(status: int = 200) -> AsyncIterator[TokenServer]:
+    said = {"access_token": "ya29.made-for-tests", "expires_in": 3600, "token_type": "Bearer"}
+    answer = said if status == 200 else {"error": "invalid_grant", "error_description": "no, ya29.secret"}
+    with anyio.fail_after(BOUND):
+        async with serve(lambda _: json_answer(status, answer)) as server:
+            yield TokenServer(server, service_account(f"{server.url}/token"))
+
+
+async def test_a_service_account_signs_for_its_token() -> None:
+    async with token_server() as google:
+        for _ in range(2):
+            headers = await google.signer.sign(UpstreamRequest("GET", URL))
+            assert headers == (("authorization", "Bearer ya29.made-for-tests"),)
+        asked = parse_qs(google.server.received[0].body.decode())
+        assert asked["grant_type"] == [GRANT]
+        claims = jwt.decode(  # type: ignore[no-untyped-call]
+            asked["assertion"][0], certs=public_key(google.key)
+        )
+        assert (claims["iss"], claims["scope"]) == (google.key["client_email"], SCOPES[0])
+        assert "PRIVATE KEY" not in repr(google.signer)
+
+
+async def test_a_token_server_that_refuses_is_a_failure() -> None:
+    async with token_server(400) as google:
+        with pytest.raises(ProxyError) as caught:
+            await google.signer.sign(UpstreamRequest("GET", URL))
+        assert caught.value.failure is Failure.PROVIDER_AUTH
+        assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["{}", "[]", '{"type":"external_account"}', '{"type":"service_account"}', "no JSON"])
+def test_what_is_no_key_of_googles_is_a_value_error(key: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        google_credentials(key)
+
+
+def test_a_users_key_will_do() -> None:
+    key = {"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r"}
+    assert google_credentials(json.dumps(key)).token is None
+
+
+def test_without_a_key_the_machine_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "key.json").write_text(json.dumps(service_account("http://127.0.0.1:1/token")))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    assert not google_credentials("").valid

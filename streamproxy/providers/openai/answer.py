@@ -1,9 +1,9 @@
-"""A whole JSON answer (OpenAI's `ImagesResponse` and what others make of it) as frames.
+"""A whole JSON answer (OpenAI's `ImagesResponse` and other hosts' variants of it) as frames.
 
-The images stay where they are in the answer: a frame holds a view of the base64 string between two pieces of JSON.
+Images are not copied: a frame has a view of the base64 string between two pieces of JSON.
 
-A picture is an item of `data` with `b64_json` or `url`. An answer without one may be paid for all the same: where it
-does not read as a refusal, and holds anything that may be a picture, a caller who wants JSON gets it as it came.
+A picture is an item of `data` with `b64_json` or `url`. An answer without one may still have been paid for. If it does
+not look like a refusal, and has any member that may be a picture, a caller that wants JSON gets it unchanged.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ABSENT: Final = msgspec.Raw()
 
 
 class _Answer(msgspec.Struct):
-    """The members that we read. Raw, because a paid image must not be lost to a timestamp that is a string."""
+    """The members that are read. Raw, because a timestamp that is a string must not lose a paid image."""
 
     data: msgspec.Raw = _ABSENT
     error: msgspec.Raw = _ABSENT
@@ -61,9 +61,9 @@ class _Answer(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """An answer: its bytes with the spans of its members, those that we read, and the items that show a picture.
+    """An answer: its bytes with the spans of its members, the decoded members, and the items with a picture.
 
-    `items` is empty where the answer is no error, and its picture is nowhere that we know.
+    `items` is empty where the answer is not an error, but its picture is in no known place.
     """
 
     body: JsonObject
@@ -71,7 +71,7 @@ class _Read:
     items: tuple[_Item, ...]
 
     def ending(self, job: Job) -> dict[str, object]:
-        """`cost` and `provider`, where the provider has not said them. What cannot be read has no price."""
+        """`cost` and `provider`, where the answer has none. An answer whose picture was not found has no price."""
         return ending(
             present(self.answer.usage),
             price=job.model.price if self.items else None,
@@ -92,18 +92,18 @@ _IN_EVENTS: Final = frozenset(
     {"type", "b64_json", "url", "created_at", "size", "quality", "background", "output_format", "image_index"}
     | {"partial_image_index", "usage", "cost", "provider", "error", "data", "created"}
 )
-"""Members with their own place in an event. Every other one goes along: an item's with its image, an answer's with the
-last."""
+"""Members with their own place in an event. Others are added as they are: an item's to its image, an answer's to the
+last image."""
 
 _NO_PICTURE: Final = frozenset(
     {"id", "object", "model", "created", "created_at", "status", "type", "code", "success", "usage", "cost", "provider"}
     | {"size", "quality", "background", "output_format", "prompt", "revised_prompt", "request_id", "base_resp"}
     | {"error", "errors", "message", "msg", "detail", "title"}
 )
-"""Members in which no picture is looked for, at any depth."""
+"""Members that are not searched for a picture, at any depth."""
 
 _SMALL: Final = 64 * 1024
-"""Bytes of a member that is decoded to look for words. Pictures are larger, and errors are not."""
+"""Bytes of a member that is decoded to search for an error's text. Pictures are larger, errors are smaller."""
 
 
 _NAMES: Final = 512
@@ -111,9 +111,9 @@ _NAMES: Final = 512
 
 
 def answer_frame(raw: bytes, job: Job) -> Iterator[Frame]:
-    """The answer for a caller who wants JSON: the provider's bytes, with usage filled up, cost and provider added.
+    """The answer for a caller that wants JSON: the provider's bytes with full usage, cost and provider.
 
-    An answer that holds its picture elsewhere goes on as well, with UNREAD. An array becomes the `data` of an object.
+    An answer whose picture was not found is forwarded too, with UNREAD. An array becomes the `data` of an object.
     """
     read = _read(raw, job)
     body, usage = read.body, present(read.answer.usage)
@@ -127,7 +127,7 @@ def answer_frame(raw: bytes, job: Job) -> Iterator[Frame]:
 
 
 def image_frames(raw: bytes, job: Job) -> Iterator[Frame]:
-    """One synthesized `completed` event per image; usage and cost are the whole request's, so the last one has them."""
+    """One synthesized `completed` event per image. The last one has usage and cost, which are for the whole request."""
     read = _read(raw, job)
     if not read.items:
         raise _no_image(read.body, job.scrub)
@@ -154,7 +154,7 @@ def image_frames(raw: bytes, job: Job) -> Iterator[Frame]:
 
 
 def read_object(raw: bytes) -> JsonObject:
-    """A provider's JSON object, checked whole; raises ProxyError(BAD_JSON)."""
+    """Parse a provider's JSON object and check all of it. Raises ProxyError(BAD_JSON)."""
     try:
         return parse(raw)
     except ProxyError:
@@ -162,16 +162,16 @@ def read_object(raw: bytes) -> JsonObject:
 
 
 def asks_url(request: ImageRequest) -> bool:
-    """Whether the caller asked for URLs: a `data:` URL is one, and otherwise base64 in another dress."""
+    """Whether the caller asked for URLs. If not, a `data:` URL is only another form of base64."""
     if isinstance(request.body, JsonObject):
         return request.body.value("response_format") == b'"url"'
     return any(part.name == "response_format" and part.value == b"url" for part in request.body)
 
 
 def unwrapped(image: JsonObject, *, as_url: bool) -> bytes | None:
-    """An object that shows a picture, without the `data:` prefix of its base64; None where it has no such prefix.
+    """An object with a picture, without the `data:` prefix of its base64; None where there is no such prefix.
 
-    A `data:` URL becomes `b64_json`, unless there is base64 beside it or URLs were asked for (`as_url`).
+    A `data:` URL becomes `b64_json`, unless there is `b64_json` already or the caller asked for URLs (`as_url`).
     """
     raw, b64, url = image.raw, image.members.get("b64_json"), image.members.get("url")
     if b64 is not None and (prefix := _DATA_URL.match(raw, b64.value, b64.end)):
@@ -200,8 +200,8 @@ def _unwrapped_items(body: JsonObject, *, as_url: bool) -> bytes | None:
 
 
 def _read(raw: bytes, job: Job) -> _Read:
-    """The answer's members; raises ProxyError where it is an error, or holds nothing that may be a picture."""
-    # Read first, because its allowances bound what everything after it may cost.
+    """The answer's members. Raises ProxyError where it is an error, or has nothing that may be a picture."""
+    # First, because its limits bound the cost of everything after it.
     body = read_object(b'{"data":' + raw + b"}" if raw.startswith(b"[") else raw)
     try:
         answer = _DECODER.decode(body.raw)
@@ -223,7 +223,7 @@ def _read(raw: bytes, job: Job) -> _Read:
 
 
 def _listed(data: msgspec.Raw) -> list[_Item | None]:
-    """The items of `data`, None for each that is no object; [] where it is no array."""
+    """The items of `data`, None for each that is not an object; [] where it is not an array."""
     try:
         return [_item(one) for one in _LIST.decode(data)]
     except msgspec.DecodeError:
@@ -238,12 +238,12 @@ def _item(raw: msgspec.Raw) -> _Item | None:
 
 
 def _said(body: JsonObject) -> Mapping[str, object]:
-    """The members that may be words: all but large ones."""
+    """The members that may be an error's text: all but large ones."""
     return {name: _value(body, name) for name, member in body.members.items() if member.end - member.value <= _SMALL}
 
 
 def _may_show(body: JsonObject, name: str) -> bool:
-    """Whether a member may be a picture: where any string stands in it, for no two providers call it the same."""
+    """Whether a member may be a picture: if there is any string in it, since its name differs by provider."""
     member = body.members[name]
     return member.end - member.value > _SMALL or _has_string(_value(body, name))
 
@@ -251,7 +251,7 @@ def _may_show(body: JsonObject, name: str) -> bool:
 def _value(body: JsonObject, name: str) -> object:
     try:
         return body.decode(name)
-    except ProxyError:  # a number that Python has no room for
+    except ProxyError:  # a number that Python cannot represent
         return None
 
 
@@ -262,10 +262,10 @@ def _has_string(value: object) -> bool:
 
 
 def _no_image(body: JsonObject, scrub: Scrub) -> ProxyError:
-    """Name the members that there are instead, and repeat the provider's words."""
+    """The error for an answer without a picture: the names of its members, and the provider's own text."""
     names = ", ".join(shown(name, place) for place, name in enumerate(body.members, 1))[:_NAMES]
     said = words(_said(body), scrub)
-    message = f"The provider's answer holds no image that could be found. Its members: {names or 'none'}."
+    message = f"The provider's answer has no image in a known place. Its members: {names or 'none'}."
     return ProxyError(Failure.NO_IMAGE, f"{message} It says: {said}" if said else message)
 
 
@@ -278,7 +278,7 @@ def _extra(item: _Item) -> Mapping[str, object]:
 
 
 def _image(item: _Item, *, as_url: bool) -> Image:
-    """One item's picture; a `data:` URL is base64, as in `unwrapped`."""
+    """One item's picture. A `data:` URL becomes base64, as in `unwrapped`."""
     b64, url = _base64(item.get("b64_json", _ABSENT)), item.get("url", _ABSENT)
     if not b64 and not as_url and _BASE64_URL.match(memoryview(url)):
         return Image(_base64(url), None, _extra(item))
@@ -286,7 +286,7 @@ def _image(item: _Item, *, as_url: bool) -> Image:
 
 
 def _base64(raw: msgspec.Raw) -> bytes | memoryview:
-    """The base64 between the quotes, as a view; only where it holds escapes (`\\/`) is it written anew."""
+    """The base64 between the quotes, as a view. A string with escapes (`\\/`) is encoded again without them."""
     if not holds_text(raw):
         return b""
     view = memoryview(raw)

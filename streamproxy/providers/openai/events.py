@@ -1,12 +1,12 @@
-"""Decodes the answers of OpenAI-compatible providers, whichever of the two forms they choose.
+"""Decodes the answers of OpenAI-compatible providers, which may be events or JSON.
 
-    events  -> frames, relayed as they are        (a caller who asked for a stream)
-    events  -> one JSON answer                    (a caller who did not)
-    JSON    -> one synthesized event per image    (a caller who asked for a stream)
-    JSON    -> the same JSON                      (a caller who did not)
+    events  -> frames, relayed unchanged          (the caller asked for a stream)
+    events  -> one JSON answer                    (the caller did not)
+    JSON    -> one synthesized event per image    (the caller asked for a stream)
+    JSON    -> the same JSON                      (the caller did not)
 
-Which form it is shows in the first bytes, not in the content type: services send events as application/json, error
-objects as text/event-stream, and either as text/plain.
+The first bytes decide which form it is, not the content type: services send events as application/json, error objects
+as text/event-stream, and either as text/plain.
 """
 
 from __future__ import annotations
@@ -35,33 +35,32 @@ from streamproxy.providers.openai.answer import (
 from streamproxy.providers.openai.errors import error_in_answer, error_in_words
 
 IDLE_BYTES: Final = 1024 * 1024
-"""Bytes in a row that may become nothing: white space before an answer, comments, events of no use. A keepalive event
-of 100 bytes each second for ten minutes has 60 KB.
+"""Bytes in a row without a frame: white space before an answer, comments, events of no use. A keepalive event of 100
+bytes each second makes 60 KB in ten minutes.
 """
 
 IDLE_EVENT: Final = 16 * 1024
-"""The most that one event of no use counts, so that a picture in an unknown kind of event does not cost the stream."""
+"""Most bytes counted for one event of no use, so that a picture in an unknown event does not end the stream."""
 
 STEP: Final = 256
-"""Events after which others get a turn: a few milliseconds."""
+"""Events, a few milliseconds of work, after which other tasks get a turn."""
 
 _SPACE: Final = b"\xef\xbb\xbf \t\r\n"
 _ANSWERS: Final = ("text/event-stream", "application/json", "")
 _FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
-"""How an event stream begins."""
+"""The possible first bytes of an event stream."""
 
 _NOTED: Final = 128
-"""Characters of a provider's header that a log line may have; RFC 6838 allows media types of 127 for each half."""
+"""Characters of a provider's header in a log line. RFC 6838 allows 127 for each half of a media type."""
 
 _OURS: Final = re.compile(rb"image_|error|\\")
-"""Text in the data of every event that is ours by its `type`, or that reports an error. A backslash may hide it."""
+"""Text in the data of every known `type` of event, and of every error. A backslash may hide it."""
 
 
 class Answer:
-    """Decides by the first bytes which decoder reads the answer, and is that decoder from then on.
+    """Chooses the decoder of the answer by its first bytes, and forwards to it from then on.
 
-    The provider's word is not its status line: an answer is accepted with the first event, or the JSON, that is no
-    refusal.
+    A status of 200 does not accept the request. The first event, or the JSON, that is not a refusal does.
     """
 
     def __init__(self, job: Job, head: Head) -> None:
@@ -89,6 +88,10 @@ class Answer:
             self._lead.clear()
         yield from self._inner.feed(chunk)
 
+    def gather(self, chunk: bytes) -> bool:
+        """As Cutter.gather."""
+        return isinstance(self._inner, _Events) and self._inner.gather(chunk)
+
     def finish(self) -> Iterator[Said]:
         if self._inner is None and not self._known:
             raise self._refused()
@@ -96,7 +99,7 @@ class Answer:
         yield from inner.finish()
 
     def _decider(self, start: bytes) -> _Events | _Json | None:
-        """The decoder for an answer with this start, None where that is too short. Raises ProxyError for neither."""
+        """The decoder for an answer with this start; None where it is too short. Raises ProxyError for neither form."""
         if start[:1] in (b"{", b"["):
             return _Json(self._job)
         if not self._known and not start.startswith(_FIELDS):
@@ -106,7 +109,7 @@ class Answer:
         return _Events(self._job)
 
     def _refused(self) -> ProxyError:
-        """For a body of another kind: of it, only its head may be logged."""
+        """The error for a body in neither form. Only its head may be logged."""
         head, scrub = self._head, self._job.scrub
         said = {"content_type": head.media_type, "content_length": head.headers.get("content-length", "")}
         return ProxyError(
@@ -117,7 +120,7 @@ class Answer:
 
 
 class _Events:
-    """An event stream: GPT image events go on as they are, everything else a provider may say is left out."""
+    """An event stream. GPT image events are relayed, all other events are left out."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -133,7 +136,7 @@ class _Events:
         self.done = False
 
     def _faults(self) -> Iterator[Tolerated]:
-        """Bytes that are no UTF-8 in an event that went on, or a lone CR as a line end; events that are no JSON."""
+        """The stream's faults: invalid UTF-8 in a relayed event, a lone CR as a line end, events that are not JSON."""
         if self._mended or self._cutter.lone_cr:
             yield Tolerated("sse_odd")
         if self._noise:
@@ -145,7 +148,7 @@ class _Events:
             size = event.size
             self._idle -= size - min(size, IDLE_EVENT)
             yield from self._event(event)
-            del event  # the chunk's rest begins the next one
+            del event  # it would keep the chunk alive
             if self.done:
                 yield from self._faults()
                 return
@@ -153,6 +156,12 @@ class _Events:
                 yield None
         if self._idle - self._cutter.held > IDLE_BYTES:
             raise _idle()
+
+    def gather(self, chunk: bytes) -> bool:
+        gathered = self._cutter.gather(chunk)
+        if gathered:
+            self._idle += len(chunk)
+        return gathered
 
     def finish(self) -> Iterator[Said]:
         last = None if self.done else self._cutter.finish()
@@ -164,11 +173,11 @@ class _Events:
 
     def _event(self, event: Event) -> Iterator[Said]:
         if not event.data:
-            return  # SDKs read an event without data as broken JSON
+            return  # SDKs take an event without data for broken JSON
         if bytes(event.data[0][:6]) == b"[DONE]":
             if not self._images:
                 raise self._unfinished()
-            self.done = True  # fewer images than asked for, as a JSON answer may have fewer
+            self.done = True  # perhaps with fewer images than asked for, as in a JSON answer
             return
         said = outline(event.data) if _may_be_ours(event) else None
         if said is None:
@@ -186,7 +195,7 @@ class _Events:
             yield Accepted()
         if kind.role is Role.COMPLETED:
             if not said.has_image:
-                raise ProxyError(Failure.NO_IMAGE, "The provider's completed event holds no image.")
+                raise ProxyError(Failure.NO_IMAGE, "The provider's completed event has no image.")
             self._idle = 0
             data, said = _unwrapped(event.data, said, as_url=self._as_url)
             yield from self._completed(_mended(data, said, right), said)
@@ -199,7 +208,7 @@ class _Events:
             yield Frame(right, data, image=image)
 
     def _skip(self, event: Event) -> None:
-        """Pass over an event that is not ours; raises ProxyError where its name says error, or picture."""
+        """Skip an unknown event. Raises ProxyError where its name is that of an error or a picture."""
         start = bytes(event.data[0][:IDLE_EVENT]).lstrip()
         if not start:
             return
@@ -212,7 +221,7 @@ class _Events:
             self._noise = self._noise or start[:1] != b"{" or _may_be_ours(event)
 
     def _unfinished(self) -> ProxyError:
-        """For a stream that ended too early: an event that could not be read may have been the picture."""
+        """The error for a stream that ended too early. An unreadable event may have been the picture."""
         if not self._noise:
             return _no_terminal()
         message = "The provider's stream ended without the completed image, and had events whose data is not JSON."
@@ -242,14 +251,14 @@ class _Events:
         yield Frame(type_of(self._request.operation, Role.COMPLETED), data, image=index, final=True)
 
     def _index(self, said: Outline) -> int:
-        """Which image the event is about: as the provider says where it makes all of them, else the job's next."""
+        """The index of the event's image: the provider's, if it makes all of them, otherwise the job's next one."""
         if self._job.n < self._request.n or said.image_index is None:
             return self._job.first + self._images
         return said.image_index
 
 
 def _may_be_ours(event: Event) -> bool:
-    """Whether it is worth reading: most events of other kinds are small, and sent in any number."""
+    """Whether an event must be parsed. Most events of other types are small and numerous."""
     if event.name in KINDS or event.name == ERROR or event.size > IDLE_EVENT:
         return True
     return any(_OURS.search(piece) for piece in event.data)
@@ -275,17 +284,17 @@ def _too_large(job: Job) -> ProxyError:
 
 
 def _unwrapped(data: tuple[Piece, ...], said: Outline, *, as_url: bool) -> tuple[tuple[Piece, ...], Outline]:
-    """An event's data with its picture as bare base64, and what it says then."""
+    """An event's data with its picture as bare base64, and the new outline."""
     if not said.wrapped or (plain := unwrapped(_parsed(data, said), as_url=as_url)) is None:
         return data, said
     return (plain,), outline((plain,)) or said
 
 
 def _mended(data: tuple[Piece, ...], said: Outline, right: str) -> tuple[Piece, ...]:
-    """The event's data as SDKs can read it; nearly always it is so already.
+    """The event's data in a form that SDKs can read, which it nearly always has already.
 
-    They read `type`, not the event's name; openai-python fails on invalid UTF-8, which WHATWG reads as U+FFFD;
-    openai-node takes an empty object in `error` for an error; their types have no usage without details.
+    SDKs read `type`, not the event's name. openai-python fails on invalid UTF-8, which WHATWG decodes to U+FFFD.
+    openai-node takes an empty object in `error` for an error. Their types require the details of `usage`.
     """
     usage = None if "usage" not in said.has else full_usage(said.usage)
     drop = ("error",) if said.error is not None and said.error[:1] in (b"{", b"[") else ()
@@ -305,7 +314,7 @@ def _parsed(data: tuple[Piece, ...], said: Outline) -> JsonObject:
 
 
 class _Json:
-    """A buffered JSON answer, decoded when it is whole. In one piece: it may come byte by byte."""
+    """A JSON answer, decoded when it is whole. One buffer, because it may come byte by byte."""
 
     def __init__(self, job: Job) -> None:
         self._job = job

@@ -5,6 +5,14 @@ A stream has one producer, and its process says so with a lease. Whoever finds t
 Only a process that has itself been in touch with the server for a whole lease may do so: after an outage of the server
 every lease is gone, and producers need the time to renew theirs.
 
+A completed image is stored before it is announced. A preview is not stored at all while no other process asks for it:
+most streams are read where they are produced, and each is 1 MB or more that would be sent only to be superseded. It is
+held here by reference instead. Loading or following a live stream tells its producer's process, by way of its control
+stream, which then writes the newest previews and says so with the key `shown`; from then on every preview is written
+at once, until no process has asked for SHOWN_SECONDS. A reader elsewhere so begins with the newest preview, a round
+trip later. It begins with the critical frames alone where the producer's process does not answer in time, or has
+stored an outcome of another image since. A preview that only a dead process held is lost, and so is its generation.
+
 Nothing stays for ever: all keys expire, those of live streams after hours, in case everybody dies. What could not be
 kept while the server was away is kept when it is back, as long as its stream is still produced here.
 """
@@ -15,6 +23,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from enum import Enum
+from math import inf
 from typing import Final, Self
 
 import anyio
@@ -23,6 +33,7 @@ from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import ANSWER, Frame, error_frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.log import EPOCH, Entry, Record
 from streamproxy.hub.store import (
     MARK_SECONDS,
     OWN,
@@ -33,14 +44,12 @@ from streamproxy.hub.store import (
     Fenced,
     Found,
     Gone,
-    Record,
     Standing,
     Stored,
     StoreError,
 )
-from streamproxy.hub.stream import EPOCH, Entry
-from streamproxy.hub.valkey_client import Argument, Row, Script, ValkeyClient, parse_address, row_of
-from streamproxy.hub.valkey_scripts import APPEND, ASK, BURY, CANCEL, CREATE, FINISH, FORGET, LOOK
+from streamproxy.hub.valkey.client import Argument, LogEntry, Script, ValkeyClient, entry_of, parse_address
+from streamproxy.hub.valkey.scripts import APPEND, ASK, BURY, CREATE, FINISH, FORGET, LOOK, TELL
 
 LEASE_SECONDS: Final = 5.0
 """A producer's process renews three times in this; its streams are taken for lost when it has not for so long."""
@@ -59,8 +68,23 @@ CONTROL_SECONDS: Final = 3600.0
 VIEWED_SECONDS: Final = 15.0
 """Processes say every 5 s that they have viewers; two of these may get lost."""
 
+SHOWN_SECONDS: Final = 15.0
+"""For so long after it was asked, a producer's process writes previews. Followers ask every 5 s; two may get lost."""
+
+SHOW_SECONDS: Final = 1.0
+"""How long a reader waits for previews to be written; a process that is well takes a few milliseconds."""
+
+LOOK_SECONDS: Final = 0.005
+
 HELD_BYTES: Final = 256 * 1024 * 1024
 """Ended streams whose end the store has not taken yet, over all; the oldest are given up first."""
+
+
+class Wanted(Enum):
+    """What one process asks of the one that produces a stream."""
+
+    END = "end"
+    PREVIEWS = "previews"
 
 
 class Lost(StoreError):
@@ -68,20 +92,24 @@ class Lost(StoreError):
 
 
 @dataclass(slots=True)
-class Produced:
-    """A stream of this process: whether the store knows it, which critical entries it lacks, and `ended` when all that
-    is left to do is to tell it."""
+class Unwritten:
+    """What the store does not know of a stream of this process: `created` once it knows that there is one, the critical
+    entries that it lacks, and `ended` when all that is left is to tell it. `previews` are deferred, by image;
+    `shown_until`, on anyio's clock, they are not.
+    """
 
     record: Record
     created: bool = False
     lacking: deque[Entry] = field(default_factory=deque)
     ended: bool = False
+    previews: dict[int, Entry] = field(default_factory=dict)
+    shown_until: float = -inf
 
 
 class ValkeyStore:
     """See the module's text. `replica` names this process among all; `linger` and `lease` are in seconds.
 
-    Raises ValueError for a URL that is none of the forms in `valkey_client.parse_address`.
+    Raises ValueError for a URL that is none of the forms in `client.parse_address`.
     """
 
     def __init__(self, url: str, *, linger: float, replica: str, lease: float = LEASE_SECONDS) -> None:
@@ -89,7 +117,8 @@ class ValkeyStore:
         self._replica = replica
         self._lease = lease
         self._spans = tuple(int(span * 1000) for span in (lease, LIVE_SECONDS, linger, GONE_SECONDS))
-        self._produced: dict[str, Produced] = {}
+        self._produced: dict[str, Unwritten] = {}
+        self._asked: dict[str, anyio.Event] = {}
         self._heard = b"0-0"
 
     @asynccontextmanager
@@ -115,13 +144,14 @@ class ValkeyStore:
     # Store.
 
     async def create(self, record: Record) -> None:
-        produced = self._produced[record.id] = Produced(record)
+        produced = self._produced[record.id] = Unwritten(record)
         await self._catch_up(produced)
 
     async def append(self, id: str, entry: Entry) -> None:
         produced = self._produced.get(id)
         if produced is None:
             raise StoreError("The store takes no entries of this stream from this process.")
+        produced.previews.pop(entry.frame.image, None)
         if entry.critical:
             produced.lacking.append(entry)
         await self._catch_up(produced)
@@ -131,10 +161,18 @@ class ValkeyStore:
     def spare(self, id: str, entry: Entry) -> bool:
         return False
 
+    def defer(self, id: str, entry: Entry) -> bool:
+        produced = self._produced.get(id)
+        if produced is None or anyio.current_time() < produced.shown_until:
+            return False
+        produced.previews[entry.frame.image] = entry
+        return True
+
     async def finish(self, id: str) -> None:
         produced = self._produced.get(id)
         if produced is None:
             return
+        produced.previews.clear()
         try:
             await self._finish(produced)
         except BaseException:
@@ -143,15 +181,17 @@ class ValkeyStore:
 
     async def load(self, id: str) -> Stored | Gone | None:
         looked = await self._run(LOOK, id)
-        if isinstance(looked, list) and not looked[2] and not looked[4] and await self._bury(id):
-            looked = await self._run(LOOK, id)
+        if isinstance(looked, list) and not looked[2]:
+            ended = not looked[4] and await self._bury(id)
+            if ended or await self._ask_previews(id):
+                looked = await self._run(LOOK, id)
         if not isinstance(looked, list):
             return Gone() if looked else None
         created, n, finished, owner, _, log = looked
         with _readable():
             record = Record(id, None if owner is None else owner.decode(), int(created), int(n))
         entries: list[Entry] = []
-        for row in map(row_of, log):
+        for row in map(entry_of, log):
             if b"end" in row[1]:
                 continue
             entry = await self._entry(id, row)
@@ -178,7 +218,7 @@ class ValkeyStore:
             else:
                 await self._finish(produced)
 
-    async def _catch_up(self, produced: Produced) -> None:
+    async def _catch_up(self, produced: Unwritten) -> None:
         """Bring the store to what it should know already."""
         record = produced.record
         if not produced.created:
@@ -195,7 +235,7 @@ class ValkeyStore:
         where = (entry.cursor.epoch, entry.cursor.seq, frame.type, frame.image, int(frame.final))
         _judge(await self._run(APPEND, id, *where, data))
 
-    async def _finish(self, produced: Produced) -> None:
+    async def _finish(self, produced: Unwritten) -> None:
         id = produced.record.id
         try:
             await self._catch_up(produced)
@@ -207,7 +247,46 @@ class ValkeyStore:
             raise
         del self._produced[id]
 
-    async def _entry(self, id: str, row: Row) -> Entry | None:
+    async def show(self, id: str) -> None:
+        """Write the newest previews of a stream of this process, and from now on every one."""
+        produced = self._produced.get(id)
+        now = anyio.current_time()
+        if produced is None or produced.shown_until > now + SHOWN_SECONDS:
+            return  # it was asked just now, as when many readers come at once
+        produced.shown_until = now + SHOWN_SECONDS + 1
+        deferred = sorted(produced.previews.values(), key=lambda entry: entry.cursor.seq)
+        produced.previews.clear()
+        with suppress(StoreError, Fenced):  # the stream's own entries find this out too
+            for entry in deferred:
+                await self._append(id, entry)
+            await self._client.ask("SET", _key(id, "shown"), self._replica, "PX", int(SHOWN_SECONDS * 1000))
+
+    async def _ask_previews(self, id: str) -> bool:
+        """Have another process write the newest previews, if it does not do so; return when it has, or in time."""
+        shown = _key(id, "shown")
+        if id in self._produced or await self._client.ask("EXISTS", shown):
+            return False
+        if (asked := self._asked.get(id)) is not None:  # readers who come at once ask once
+            await asked.wait()
+            return True
+        self._asked[id] = anyio.Event()
+        try:
+            await self._tell(id, Wanted.PREVIEWS)
+            with anyio.move_on_after(SHOW_SECONDS):
+                while not await self._client.ask("EXISTS", shown):  # noqa: ASYNC110  # only the server knows
+                    await anyio.sleep(LOOK_SECONDS)
+        finally:
+            self._asked.pop(id).set()
+        return True
+
+    async def _tell(self, id: str, wanted: Wanted) -> None:
+        """Ask something of the process that produces this stream, if there is one."""
+        replica = await self._client.ask("HGET", _key(id, "meta"), "replica")
+        if replica is not None:
+            span = int(CONTROL_SECONDS * 1000)
+            await self._client.run(TELL, [_control(replica.decode())], id, wanted.value, span)
+
+    async def _entry(self, id: str, row: LogEntry) -> Entry | None:
         """A row of a log with its bytes; None where these have been superseded or have expired meanwhile."""
         position, fields = row
         seq = int(position.partition(b"-")[0])
@@ -287,9 +366,7 @@ class ValkeyStore:
                         raise Lost("The store has lost entries of this stream.")
 
     async def cancel(self, id: str) -> None:
-        replica = await self._client.ask("HGET", _key(id, "meta"), "replica")
-        if replica is not None:
-            await self._client.run(CANCEL, [_control(replica.decode())], id, int(CONTROL_SECONDS * 1000))
+        await self._tell(id, Wanted.END)
 
     async def cancelled(self) -> AsyncGenerator[str, None]:
         """Goes on where an earlier iteration ended, so that nothing said meanwhile is missed."""
@@ -298,11 +375,14 @@ class ValkeyStore:
                 for position, fields in await line.read(_control(self._replica), self._heard):
                     self._heard = position
                     id = fields[b"id"].decode()
-                    if id in self._produced:
+                    if fields[b"what"] == Wanted.PREVIEWS.value.encode():
+                        await self.show(id)
+                    elif id in self._produced:
                         yield id
 
     async def viewing(self, id: str) -> None:
         await self._client.ask("SET", _key(id, "viewed"), self._replica, "PX", int(VIEWED_SECONDS * 1000))
+        await self._tell(id, Wanted.PREVIEWS)
 
     async def viewed(self, id: str) -> bool:
         return bool(await self._client.ask("EXISTS", _key(id, "viewed")))

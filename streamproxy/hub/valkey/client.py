@@ -55,7 +55,7 @@ KEEPALIVE: Final = {
 """How soon a dead peer is noticed: seconds, a count, milliseconds."""
 
 Argument = str | int | Piece
-Row = tuple[bytes, dict[bytes, bytes]]
+LogEntry = tuple[bytes, dict[bytes, bytes]]
 """An entry of a log: its id and its fields."""
 
 
@@ -113,7 +113,7 @@ def parse_address(url: str) -> Address:
 class ValkeyClient:
     """See the module's text. `since`: when, on anyio's clock, contact began that has not been lost; None without it.
 
-    Who waited in vain for a server that hangs is the last to do so: until it answers again, only a `probe` is tried.
+    It is a circuit breaker: after one timeout every command fails at once until a `probe` succeeds.
     """
 
     def __init__(self, address: Address) -> None:
@@ -132,13 +132,13 @@ class ValkeyClient:
 
     async def ask_all(self, commands: Sequence[tuple[Argument, ...]], *, probe: bool = False) -> list[Any]:
         """The replies to commands that travel together."""
-        with self._translated():
+        with self.translated():
             return await self._ask_all(commands, probe=probe)
 
     async def run(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
         """What a script returns; its text is sent only where the server does not know it."""
         rest = (len(keys), *keys, *arguments)
-        with self._translated():
+        with self.translated():
             try:
                 return (await self._ask_all([("EVALSHA", script.sha, *rest)]))[0]
             except NoScriptError:
@@ -234,7 +234,7 @@ class ValkeyClient:
             await _close(connection)
         else:
             self._idle.append(connection)
-        self.met()
+        self.mark_alive()
         if refused is not None:
             raise refused
         return replies
@@ -244,15 +244,15 @@ class ValkeyClient:
         if self._closed:
             raise StoreError("The store is closed.")
 
-    def met(self) -> None:
-        """The server has answered."""
+    def mark_alive(self) -> None:
+        """Note that the server has answered."""
         self._hangs = False
         if self.since is None:
             self.since = anyio.current_time()
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Names what failed and where; redis-py's own texts can quote arguments."""
+    def translated(self) -> Iterator[None]:
+        """Raise StoreError for all that fails. It names what and where; redis-py's own texts can quote arguments."""
         try:
             yield
         except (RedisError, OSError, ValueError) as error:  # ValueError: what answers speaks another protocol
@@ -274,19 +274,19 @@ class Line:
         self._client = client
         self._connection = connection
 
-    async def read(self, log: str, after: bytes) -> list[Row]:
+    async def read(self, log: str, after: bytes) -> list[LogEntry]:
         """Entries behind the id `after`, in order; none after BLOCK_SECONDS without any."""
         block = int(BLOCK_SECONDS * 1000)
-        with self._client._translated(), anyio.fail_after(BLOCK_SECONDS + COMMAND_SECONDS):
+        with self._client.translated(), anyio.fail_after(BLOCK_SECONDS + COMMAND_SECONDS):
             self._client.check()
             command = ("XREAD", "COUNT", ROWS, "BLOCK", block, "STREAMS", log, after)
             await self._connection.send_command(*command)
             reply = await self._connection.read_response()
-        self._client.met()
-        return [row_of(row) for _, rows in reply or () for row in rows]
+        self._client.mark_alive()
+        return [entry_of(row) for _, rows in reply or () for row in rows]
 
 
-def row_of(reply: Any) -> Row:
+def entry_of(reply: Any) -> LogEntry:
     """An entry of a log as XREAD and XRANGE reply it: its id, and names and values in turn."""
     id, fields = reply
     return id, dict(zip(fields[::2], fields[1::2], strict=True))

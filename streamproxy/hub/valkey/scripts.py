@@ -8,6 +8,7 @@ The keys of a stream `id`, all in one slot of a cluster because of the braces:
     sp:{id}:gone      outlives the others, to tell a stream that was kept from one that never was
     sp:{id}:data:<n>  the bytes of the entry with seq n
     sp:{id}:viewed    there while a process has viewers
+    sp:{id}:shown     there while the producer's process writes previews, because another one has asked for them
 
 Of what was asked for, by its mark:
 
@@ -22,13 +23,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from streamproxy.hub.valkey_client import Script
+from streamproxy.hub.valkey.client import Script
 
 _SHARED: Final = """
 local meta, log, lease, gone = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local data, lease_ms, live_ms, linger_ms, gone_ms = unpack(ARGV, 1, 5)
 
--- An entry, in place of the preview that it supersedes: what Stream.add does in a process.
+-- An entry, in place of the preview that it supersedes: what Log.add does in a process.
 local function keep(epoch, seq, type, image, final, bytes)
   local preview = 'p:' .. image
   local older = redis.call('HGET', meta, preview)
@@ -150,14 +151,14 @@ return {state[1], state[2], state[3], state[4], redis.call('EXISTS', lease), red
 )
 """created, n, finished, owner, whether the lease is there, the log; or whether there once was such a stream."""
 
-CANCEL: Final = Script(
+TELL: Final = Script(
     """
-redis.call('XADD', KEYS[1], 'MAXLEN', '~', '1000', '*', 'id', ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', '1000', '*', 'id', ARGV[1], 'what', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 'kept'
 """
 )
-"""Key: a replica's control stream. Arguments: the stream's id, how long the message is kept."""
+"""Key: a replica's control stream. Arguments: the stream's id, what is asked, how long the message is kept."""
 
 FORGET: Final = Script(
     _SHARED

@@ -1,0 +1,148 @@
+"""The producer's side of a stream in this process: its frames, its failure, and what stops it.
+
+`append` waits for the caller who asked only with previews. Critical frames wait for no reader: the log keeps them
+anyway, and a slow or leaving caller must not make a failure of a generation whose last image is there.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, Protocol
+
+import anyio
+
+from streamproxy.core.cursor import Cursor
+from streamproxy.core.events import Frame, error_frame
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.health import StoreHealth
+from streamproxy.hub.keys import Names
+from streamproxy.hub.log import Entry
+from streamproxy.hub.repeats import Repeats
+from streamproxy.hub.store import Fenced, Previews, Store
+from streamproxy.hub.stream import Ending, Stream
+
+KEEP_SECONDS: Final = 0.5
+"""What storing the last frame may take while the process stops: its readers must learn it too."""
+
+
+class OnDisconnect(Enum):
+    """What happens to a generation without readers."""
+
+    CANCEL = "cancel"
+    FINISH = "finish"
+
+
+class Keeper(Protocol):
+    """Stores the entries of generations."""
+
+    async def keep(self, generation: Generation, entry: Entry) -> None:
+        """Store an entry. Raises Fenced."""
+        ...
+
+    def spare(self, generation: Generation, entry: Entry) -> bool:
+        """Drop a preview that all readers here have been given, if there is no room for it; whether it was dropped."""
+        ...
+
+
+class Generation:
+    """See the module's text. `scope` is its producer's: cancelling it closes the upstream connection.
+
+    `names` are how its request may come again, `ending` is why it was stopped. `over` is set when its end is stored.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        keeper: Keeper | None = None,
+        policy: OnDisconnect = OnDisconnect.CANCEL,
+        names: Names | None = None,
+    ) -> None:
+        self.stream = stream
+        self.policy = policy
+        self.names = names or Names(body="")
+        self.scope = anyio.CancelScope()
+        self.ending: Ending | None = None
+        self.over = anyio.Event()
+        self._keeper = keeper
+        self._turn = anyio.Lock(fast_acquire=True)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image has its outcome."""
+        return self.stream.log.is_complete(self.stream.record.n)
+
+    def stop(self, ending: Ending) -> None:
+        """Cancel the producer. The first reason is the one that is told."""
+        self.ending = self.ending or ending
+        self.scope.cancel()
+
+    async def append(self, frame: Frame) -> None:
+        """Add one whole frame. Returns when the caller who asked has taken it, or has left.
+
+        A preview behind its image's outcome is dropped. The several producers of a stream take turns.
+        """
+        stream = self.stream
+        async with self._turn:
+            if not frame.final and stream.log.has_outcome(frame.image):
+                return
+            entry = Entry(Cursor(stream.log.epoch, stream.log.last + 1), frame)
+            if entry.critical:
+                # Stored before it is delivered: what a reader has seen is not lost. Both or none: a seq is given once.
+                with anyio.CancelScope(shield=True):
+                    await self._keep(entry)
+                stream.add(entry)
+            else:
+                stream.add(entry)
+                await self._keep(entry)
+        if not entry.critical:
+            await stream.pace.taken(entry.cursor.seq)
+            self._spare(entry)
+
+    async def fail(self, error: ProxyError) -> None:
+        """Tell readers, with the final frame added here, that the generation failed; at most once."""
+        self.stream.pace.release()
+        self.stream.error = error
+        try:
+            await self.append(error_frame(error, self.stream.request_id))
+        except ProxyError as lost:  # the store has another end already
+            self.stream.error = lost
+            await self.append(error_frame(lost, self.stream.request_id))
+
+    async def _keep(self, entry: Entry) -> None:
+        if self._keeper is None:
+            return
+        try:
+            await self._keeper.keep(self, entry)
+        except Fenced:
+            self._keeper = None  # the store has an end of this stream and takes no more; the readers here need one too
+            raise ProxyError(Failure.PRODUCER_LOST, "This stream was ended because its producer was lost.") from None
+
+    def _spare(self, entry: Entry) -> None:
+        if self._keeper is None or any(reader.seq < entry.cursor.seq for reader in self.stream.subscribers):
+            return
+        if self._keeper.spare(self, entry):
+            self.stream.log.drop(entry.cursor.seq)
+
+
+class StoreKeeper:
+    """Keeps entries in the hub's store, and failures where retries look for them."""
+
+    def __init__(self, store: Store, previews: Previews | None, health: StoreHealth, repeats: Repeats) -> None:
+        self._store = store
+        self._previews = previews
+        self._health = health
+        self._repeats = repeats
+
+    async def keep(self, generation: Generation, entry: Entry) -> None:
+        id = generation.stream.id
+        if not entry.critical and self._previews is not None and self._previews.defer(id, entry):
+            return
+        error, mark = generation.stream.error, generation.names.mark
+        with anyio.move_on_after(KEEP_SECONDS if generation.ending is Ending.SHUTDOWN else None):
+            if error is not None and mark is not None:
+                await self._repeats.hold(mark, error, entry.frame)
+            await self._health.attempt(self._store.append(id, entry))
+
+    def spare(self, generation: Generation, entry: Entry) -> bool:
+        return self._store.spare(generation.stream.id, entry)

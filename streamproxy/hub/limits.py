@@ -1,0 +1,112 @@
+"""What the hub admits, and how long a generation goes on without readers.
+
+The grace is longer than any reconnect takes. A reader that comes back within it keeps the generation, and its leaving
+begins another grace. Viewers in other processes keep it too: their processes say so in the store every few seconds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import anyio
+from anyio.abc import TaskGroup
+
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.generation import Generation
+from streamproxy.hub.mirrors import PRESENCE_SECONDS
+from streamproxy.hub.stream import Ending, Stream, Subscriber
+
+
+@dataclass(frozen=True, slots=True)
+class HubLimits:
+    """`grace`, and for how long a failure is held, in seconds; the most viewers of one stream, and of all of one
+    owner's; the most generations that run."""
+
+    grace: float
+    hold: float
+    viewers: int
+    viewers_of_owner: int
+    streams: int
+
+
+class Admission:
+    """Counts viewers, and refuses what is over the limits. `draining`: no new generation is taken."""
+
+    def __init__(self, limits: HubLimits) -> None:
+        self._limits = limits
+        self._viewers_of = Counter[str | None]()
+        self.draining = False
+
+    def admit(self, running: int) -> None:
+        """Raises ProxyError where no generation may begin beside those that run."""
+        if self.draining:
+            raise ProxyError(Failure.DRAINING, "The proxy is shutting down and takes no new requests.", retry_after="2")
+        if running >= self._limits.streams:
+            raise ProxyError(
+                Failure.OVERLOADED, "Too many generations are running. The setting is max_streams.", retry_after="2"
+            )
+
+    def watch(self, stream: Stream, subscriber: Subscriber) -> None:
+        """Count a viewer; raises ProxyError(TOO_MANY_VIEWERS) where the stream or its owner has too many."""
+        owner = stream.record.owner
+        if len(stream.subscribers) > self._limits.viewers or self._viewers_of[owner] >= self._limits.viewers_of_owner:
+            subscriber.leave()
+            raise ProxyError(
+                Failure.TOO_MANY_VIEWERS,
+                "This stream has too many viewers. The settings are max_viewers and max_viewers_per_caller.",
+            )
+        self._viewers_of[owner] += 1
+
+    def unwatch(self, stream: Stream, subscriber: Subscriber) -> None:
+        """Count a viewer no longer."""
+        subscriber.leave()
+        owner = stream.record.owner
+        self._viewers_of[owner] -= 1
+        if not self._viewers_of[owner]:
+            del self._viewers_of[owner]
+
+
+class Grace:
+    """Stops generations that no reader comes back for.
+
+    `viewed` says whether another process has viewers of a stream, `forget` that retries shall not find it.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        tasks: TaskGroup,
+        viewed: Callable[[str], Awaitable[bool]],
+        forget: Callable[[Generation], None],
+    ) -> None:
+        self._seconds = seconds
+        self._tasks = tasks
+        self._viewed = viewed
+        self._forget = forget
+
+    def begin(self, generation: Generation) -> None:
+        """Stop the generation after the grace, unless a reader comes back or watches elsewhere."""
+        if self._seconds == 0:
+            self._abandon(generation)
+        else:
+            self._tasks.start_soon(self._wait, generation, generation.stream.visits)
+
+    async def _wait(self, generation: Generation, visits: int) -> None:
+        stream = generation.stream
+        pause = self._seconds
+        while True:
+            await anyio.sleep(pause)
+            if stream.finished or stream.visits != visits:
+                return
+            if not await self._viewed(stream.id):
+                break
+            pause = PRESENCE_SECONDS  # no message says that viewers elsewhere have left
+        if not stream.finished and stream.visits == visits:
+            self._abandon(generation)
+
+    def _abandon(self, generation: Generation) -> None:
+        generation.stop(Ending.ABANDONED)
+        self._forget(generation)

@@ -1,0 +1,102 @@
+"""The log of one stream: its entries in order, conflated as they come.
+
+A log holds every critical frame, and of each image without an outcome the newest preview. A reader is a cursor into it,
+so that one which lags skips previews by itself, and a stuck reader costs no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from streamproxy.core.cursor import Cursor
+from streamproxy.core.events import ANSWER, Frame
+
+EPOCH: Final = 1
+"""A generation is paid for once, so it has one producer; a later epoch only ever says that this one was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Facts of a stream besides its frames. `owner`: whose key asked, if any; `created` in Unix seconds."""
+
+    id: str
+    owner: str | None = None
+    created: int = 0
+    n: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One frame at its position."""
+
+    cursor: Cursor
+    frame: Frame
+
+    @property
+    def critical(self) -> bool:
+        """Whether it is never dropped, however far a reader lags: the outcome of an image, or of the stream."""
+        return self.frame.final
+
+
+class Log:
+    """See the module's text. `epoch` and `last` are those of the newest entry, `bytes` is the size of all."""
+
+    def __init__(self) -> None:
+        self.epoch = EPOCH
+        self.last = 0
+        self.bytes = 0
+        self._entries: dict[int, Entry] = {}
+        self._previews: dict[int, int] = {}
+        self._outcomes: set[int] = set()
+
+    def add(self, entry: Entry) -> None:
+        """Put an entry at its place, and drop the preview that it supersedes."""
+        frame = entry.frame
+        self.epoch = entry.cursor.epoch
+        self.last = entry.cursor.seq
+        self.drop(self._previews.pop(frame.image, 0))
+        self._entries[self.last] = entry
+        self.bytes += frame.size
+        if entry.critical:
+            self._outcomes.add(frame.image)
+        else:
+            self._previews[frame.image] = self.last
+
+    def drop(self, seq: int) -> None:
+        """Drop an entry. Readers behind it will not get it."""
+        entry = self._entries.pop(seq, None)
+        if entry is not None:
+            self.bytes -= entry.frame.size
+
+    def drop_until(self, seq: int) -> None:
+        """Drop all entries up to this position."""
+        for number in [number for number in self._entries if number <= seq]:
+            self.drop(number)
+
+    def finish(self) -> None:
+        """Drop the previews: no entry will follow."""
+        for seq in self._previews.values():
+            self.drop(seq)
+        self._previews.clear()
+
+    def retained(self) -> Iterator[Entry]:
+        """The entries, in order."""
+        return iter(list(self._entries.values()))
+
+    def after(self, seq: int) -> Entry | None:
+        """The first entry behind this position."""
+        return next((entry for number, entry in self._entries.items() if number > seq), None)
+
+    def gave(self, cursor: Cursor) -> bool:
+        """Whether a reader can have this cursor from this log."""
+        return 0 < cursor.epoch <= self.epoch and cursor.seq <= self.last
+
+    def has_outcome(self, image: int) -> bool:
+        """Whether an image's last frame is there, or has been."""
+        return image in self._outcomes
+
+    def is_complete(self, n: int) -> bool:
+        """Whether each of `n` images has its outcome. What ends the generation now is no failure any more."""
+        return len(self._outcomes) >= n or any(entry.frame.type == ANSWER for entry in self._entries.values())

@@ -1,0 +1,204 @@
+"""An event stream's one writer: frames in slices, heartbeats between frames, never inside one.
+
+`written` is the loop for every reader; a Layout says how a frame is written for one kind of them.
+
+    Posted      event: image_edit.completed        the OpenAI surface
+                data: {...}
+
+    Followed    data: {...}                        EventSource: fields in an order that WHATWG leaves free. `event` and
+                event: image_edit.completed        `id` stand behind the data, so a preview that is of no more use can
+                id: 1.17                           end as an event that has no listener, and the cursor stays
+
+The only module that imports sse-starlette, which watches the caller; its own pings would land inside frames. A caller
+is gone when its connection is reset or closed, and also when it is half closed: a caller that ends its own direction
+after the request is not told apart from one that left, so its stream ends.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import anyio
+from sse_starlette.sse import EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from streamproxy.core.events import ANSWER, Frame, error_frame
+from streamproxy.core.sse import Piece
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.log import Entry
+from streamproxy.hub.stream import Stream, Subscriber
+from streamproxy.surfaces.images import layout
+from streamproxy.web.responses import NO_REFERRER, Reader
+from streamproxy.web.slicing import LARGEST, PIECES, Pieces, sliced
+
+HEARTBEAT: Final = b":\n"
+"""A comment line without a blank line: SDKs read a blank line as the end of an event."""
+
+RETRY: Final = (1500, 4000)
+"""Milliseconds until a reader reconnects, drawn anew for each: a deploy must not bring all back at once."""
+
+RETRY_OVERLOADED: Final = (2000, 8000)
+SUPERSEDED: Final = b"\nevent: superseded\n\n"
+
+Data = Callable[[Entry], tuple[Piece, ...]]
+
+
+class Layout(Protocol):
+    """How a stream is written for one kind of reader."""
+
+    def opening(self) -> bytes:
+        """The first bytes, before there is any frame."""
+        ...
+
+    def pieces(self, entry: Entry) -> list[Piece]:
+        """One whole event; empty where this reader is not to have it. The last piece is its end."""
+        ...
+
+    def breaks_off(self, entry: Entry) -> bool:
+        """Whether a half-written event of this entry may end as SUPERSEDED."""
+        ...
+
+    def lost(self, stream: Stream) -> list[Piece]:
+        """The last bytes where this process has lost contact with a stream that goes on elsewhere."""
+        ...
+
+
+class Posted:
+    """For the caller who asked, or who asked again with the same key."""
+
+    def opening(self) -> bytes:
+        return HEARTBEAT
+
+    def pieces(self, entry: Entry) -> list[Piece]:
+        return [*layout(entry.frame)]
+
+    def breaks_off(self, entry: Entry) -> bool:
+        return False
+
+    def lost(self, stream: Stream) -> list[Piece]:
+        return [*layout(error_frame(unfollowed(), stream.request_id))]
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """For an EventSource. `data` gives an entry's data: with the image in it, or a reference to it."""
+
+    data: Data
+    preempt: bool
+
+    def opening(self) -> bytes:
+        return opening_words(RETRY)
+
+    def pieces(self, entry: Entry) -> list[Piece]:
+        if entry.frame.type == ANSWER:
+            return []
+        end = b"\nevent: " + entry.frame.type.encode() + b"\nid: " + str(entry.cursor).encode() + b"\n\n"
+        return [b"data: ", *self.data(entry), end]
+
+    def breaks_off(self, entry: Entry) -> bool:
+        return self.preempt and not entry.critical
+
+    def lost(self, stream: Stream) -> list[Piece]:
+        return []  # it reconnects by itself
+
+
+async def written(subscriber: Subscriber, layout: Layout, heartbeat: float) -> AsyncGenerator[Pieces, None]:
+    """The stream's bytes for one reader, slice by slice, with a comment after `heartbeat` seconds of silence."""
+    yield _small(layout.opening())
+    stream = subscriber.stream
+    while True:
+        try:
+            entry = await subscriber.next(within=heartbeat)
+        except TimeoutError:
+            yield _small(HEARTBEAT)
+            continue
+        if entry is None:
+            for part in sliced([] if subscriber.at_end else layout.lost(stream)):
+                yield part
+            return
+        pieces = layout.pieces(entry)
+        outline = _outline(entry) if layout.breaks_off(entry) else None
+        del entry  # from here on only what has yet to be sent is held
+        for part in sliced(pieces, LARGEST):
+            yield part
+            del part
+            if pieces and outline is not None and stream.superseded(outline):
+                yield _small(SUPERSEDED)
+                break
+        pieces.clear()
+
+
+def _outline(entry: Entry) -> Entry:
+    """The entry without its data."""
+    return Entry(entry.cursor, Frame(entry.frame.type, (), entry.frame.image, entry.frame.final))
+
+
+def _small(words: bytes) -> Pieces:
+    return Pieces((words,), len(words))
+
+
+def opening_words(bounds: tuple[int, int]) -> bytes:
+    """When to come back after the connection ends, and bytes that make intermediaries pass the head on at once.
+
+    No blank line: a field counts as its line ends, and openai-python and httpx-sse take a block without data for an
+    event.
+    """
+    return b"retry: %d\n:\n" % random.randint(*bounds)
+
+
+async def come_back() -> AsyncGenerator[Pieces, None]:
+    """For a reader that cannot be served now: EventSource gives up for good on any status but 200."""
+    yield _small(opening_words(RETRY_OVERLOADED))
+
+
+def unfollowed() -> ProxyError:
+    """The stream runs in another process and this one has lost contact: the caller should retry with the same key."""
+    message = "This stream cannot be followed here any more. Send the request again, with the same Idempotency-Key."
+    return ProxyError(Failure.OVERLOADED, message, retry_after="2")
+
+
+class EventStream(EventSourceResponse):
+    """Event stream bytes to one reader, slice by slice. `grace`: seconds to end in when the process is stopped."""
+
+    def __init__(
+        self, content: AsyncGenerator[Pieces, None], headers: Mapping[str, str], grace: float, reader: Reader
+    ) -> None:
+        self._content = content
+        super().__init__(
+            content,
+            headers={**headers, **NO_REFERRER, "cache-control": "no-store, no-transform"},
+            ping=0,
+            sep="\n",
+            shutdown_event=anyio.Event(),  # with a grace, SIGTERM lets the stream end instead of cutting it
+            shutdown_grace_period=grace,
+        )
+        self._reader = reader
+        self._joins = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._joins = PIECES not in scope.get("extensions", {})
+        sent = False
+        try:
+            await super().__call__(scope, receive, send)
+            sent = self._reader.at_end
+            if not sent:
+                self._reader.left(ProxyError(Failure.CALLER_GONE, "The caller left before the end of the stream."))
+        finally:
+            self._reader.close(sent=sent)
+            del self._reader  # sse-starlette leaves reference cycles: until they are collected, a stream would be held
+
+    async def _stream_response(self, send: Send) -> None:
+        """As sse-starlette's, for pieces that are bytes already: it copies each and gives it a deadline of its own."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        joins = self._joins
+        async with aclosing(self._content) as slices:
+            async for part in slices:
+                body = part.joined() if joins else part
+                del part  # while the next event gathers, this one shall not be held
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                del body
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,230 @@
+"""Providers with a queue, over real sockets: what is sent once, repeated, cancelled, refused and logged."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import orjson
+import pytest
+from PIL import Image
+from structlog.testing import capture_logs
+
+from streamproxy.simulator import pictures
+from tests.e2e.test_wires import KEY, MODELS, PNG, Setup, wired
+from tests.support.proxy import BOUND, PROMPT, events, until
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a fault of a queue is to the caller: status, code, the provider's own code, and requests for work sent."""
+
+    status: int
+    code: str
+    provider_code: str | None = None
+    posts: int = 1
+    before_head: bool = False
+
+
+FAULTS: Final[Mapping[tuple[str, str], Fault]] = {
+    ("fal", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("fal", "key"): Fault(502, "provider_auth", before_head=True),
+    ("fal", "unknown"): Fault(404, "model_not_found", before_head=True),
+    ("fal", "foreign"): Fault(502, "foreign_host"),
+    ("fal", "failed"): Fault(502, "provider_failed", "internal_error"),
+    ("fal", "flagged"): Fault(400, "moderation_blocked", "content_policy_violation"),
+    ("fal", "nsfw"): Fault(400, "moderation_blocked", "has_nsfw_concepts"),
+    ("bfl", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("bfl", "no-credits"): Fault(402, "insufficient_quota", before_head=True),
+    ("bfl", "key"): Fault(502, "provider_auth", before_head=True),
+    ("bfl", "unknown"): Fault(404, "model_not_found", before_head=True),
+    ("bfl", "foreign"): Fault(502, "foreign_host"),
+    ("bfl", "lost"): Fault(502, "provider_failed", "not_found"),
+    ("bfl", "error"): Fault(502, "provider_failed", "Error"),
+    ("bfl", "no-result"): Fault(502, "no_image", "Ready"),
+    ("bfl", "request-moderated"): Fault(400, "moderation_blocked", "Request Moderated"),
+    ("bfl", "content-moderated"): Fault(400, "moderation_blocked", "Content Moderated"),
+    ("replicate", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("replicate", "no-credits"): Fault(402, "insufficient_quota", before_head=True),
+    ("replicate", "key"): Fault(502, "provider_auth", before_head=True),
+    ("replicate", "unknown"): Fault(404, "model_not_found", before_head=True),
+    ("replicate", "foreign"): Fault(502, "foreign_host"),
+    ("replicate", "lost"): Fault(502, "provider_failed", "not_found"),
+    ("replicate", "nsfw"): Fault(400, "moderation_blocked", "nsfw"),
+    ("replicate", "sensitive"): Fault(400, "moderation_blocked", "E005"),
+    ("replicate", "failed"): Fault(502, "provider_failed", "failed"),
+    ("replicate", "aborted"): Fault(502, "provider_failed", "aborted"),
+    ("replicate", "canceled"): Fault(502, "provider_failed", "canceled"),
+    ("replicate", "no-output"): Fault(502, "no_image", "succeeded"),
+}
+FAULTY: Final = {"fal": "fal/fal-ai/fault-{}", "bfl": "bfl/fault-{}", "replicate": "replicate/sim/fault-{}"}
+QUEUES: Final = pytest.mark.parametrize("wire", FAULTY)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("wire", "fault"), FAULTS)
+async def test_faults(wire: str, fault: str, stream: bool, tmp_path: Path) -> None:
+    expected = FAULTS[wire, fault]
+    async with wired(wire, tmp_path) as setup:
+        answer = await _asked(setup, FAULTY[wire].format(fault), stream=stream)
+        told: Any
+        if expected.before_head or not stream:
+            assert answer.status_code == expected.status, answer.text
+            told = answer.json()["error"]
+            assert (answer.headers.get("x-should-retry") == "false") is not expected.before_head
+        else:
+            told = events(answer.content)[-1].json["error"]
+            assert told["status"] == expected.status
+        assert told["code"] == expected.code, told
+        assert told.get("provider_code") == expected.provider_code
+        assert len(setup.posts) == expected.posts
+        assert PROMPT not in answer.text
+        assert KEY not in answer.text
+
+
+async def _asked(setup: Setup, model: str, **members: object) -> Any:
+    body = {"model": model, "prompt": PROMPT, **members}
+    return await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/generations", json=body)
+
+
+@QUEUES
+async def test_looks_that_fail_are_repeated(wire: str, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        answer = await _asked(setup, FAULTY[wire].format("poll-503"))
+        assert answer.status_code == 200, answer.text
+        assert len(setup.posts) == 1
+
+
+@QUEUES
+async def test_a_result_that_is_gone_keeps_its_url(wire: str, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        [image] = (await _asked(setup, FAULTY[wire].format("gone"))).json()["data"]
+        assert image["b64_json"] is None
+        assert "/files/missing" in image["url"]
+
+
+CANCELS: Final = {"fal": "PUT", "replicate": "POST"}
+
+
+@pytest.mark.parametrize("wire", CANCELS)
+async def test_a_caller_who_leaves_cancels_the_job(wire: str, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        with anyio.move_on_after(1.0):
+            await _asked(setup, FAULTY[wire].format("never"))
+        await setup.server.wait_until(lambda server: any("/cancel" in got.target for got in server.received), BOUND)
+        cancels = [got.method for got in setup.server.received if "/cancel" in got.target]
+        assert cancels == [CANCELS[wire]]
+
+
+@QUEUES
+async def test_a_jobs_id_is_in_the_log(wire: str, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        with capture_logs() as logs:
+            answer = await _asked(setup, MODELS[wire])
+            await until(lambda: any(line["event"] == "request" for line in logs))
+        [line] = [line for line in logs if line["event"] == "job"]
+        assert (line["provider"], line["request_id"]) == (wire, answer.headers["x-request-id"])
+        looks = [got.target for got in setup.server.received if got.method == "GET" and "/files/" not in got.target]
+        assert looks
+        assert all(line["job"] in target for target in looks)
+
+
+MASKED: Final = {
+    "fal": "fal/fal-ai/flux-general/inpainting",
+    "bfl": "bfl/flux-pro-1.0-fill",
+    "replicate": "replicate/stability-ai/sdxl",
+}
+
+
+@pytest.mark.parametrize("wire", MASKED)
+async def test_a_mask_is_white_where_it_was_transparent(wire: str, tmp_path: Path) -> None:
+    """The left half of the picture is to be made anew: there alone it differs from what was sent."""
+    mask = Image.new("RGBA", (64, 48), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, 32, 48))
+    out = io.BytesIO()
+    mask.save(out, "png")
+    async with wired(wire, tmp_path) as setup:
+        files = {"image": ("in.png", PNG, "image/png"), "mask": ("mask.png", out.getvalue(), "image/png")}
+        data = {"model": MASKED[wire], "prompt": PROMPT, "size": "64x48"}
+        answer = await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/edits", files=files, data=data)
+        assert answer.status_code == 200, answer.text
+        assert "mask" not in answer.headers.get("streamproxy-not-applied", "")
+        [image] = answer.json()["data"]
+        made = Image.open(io.BytesIO(pictures.from_data_url(f"data:;base64,{image['b64_json']}"))).convert("RGB")
+        given = Image.open(io.BytesIO(PNG)).convert("RGB").resize(made.size)
+        right, left = (made.width * 3 // 4, made.height // 2), (made.width // 8, made.height // 8)
+        assert _apart(made.getpixel(right), given.getpixel(right)) < 40
+        assert max(_apart(made.getpixel(at), given.getpixel(at)) for at in (left, (left[0], made.height - 2))) > 40
+
+
+def _apart(one: Any, other: Any) -> int:
+    return sum(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+async def test_a_fast_app_of_fal_is_one_exchange(tmp_path: Path) -> None:
+    async with wired("fal", tmp_path) as setup:
+        answer = await _asked(setup, "fal/fal-ai/flux/schnell", n=2, size="512x512")
+        assert len(answer.json()["data"]) == 2
+        assert answer.json()["cost"] == 0.006
+        targets = [got.target for got in setup.server.received if "/files/" not in got.target]
+        assert targets == ["/fal/fal-ai/flux/schnell"]
+
+
+async def test_an_app_of_fal_that_streams(tmp_path: Path) -> None:
+    async with wired("fal", tmp_path) as setup:
+        answer = await _asked(setup, "fal/fal-ai/flux/dev", stream=True, partial_images=2, size="512x512")
+        kinds = [event.event.partition(".")[2] for event in events(answer.content)]
+        assert kinds == ["partial_image", "partial_image", "completed"]
+        assert setup.posts == ["/fal/fal-ai/flux/dev/stream"]
+
+
+async def test_one_blackened_picture_of_several(tmp_path: Path) -> None:
+    async with wired("fal", tmp_path) as setup:
+        answer = await _asked(setup, "fal/fal-ai/fault-nsfw", n=2, stream=True)
+        completed, error = events(answer.content)
+        assert (completed.event, completed.json["image_index"]) == ("image_generation.completed", 1)
+        assert orjson.loads(error.data)["error"]["code"] == "moderation_blocked"
+        assert len(setup.posts) == 1
+
+
+async def test_a_fast_model_of_replicate_is_one_exchange(tmp_path: Path) -> None:
+    async with wired("replicate", tmp_path) as setup:
+        answer = await _asked(setup, "replicate/black-forest-labs/flux-schnell", n=2, size="1024x1024")
+        assert len(answer.json()["data"]) == 2
+        assert answer.json()["cost"] == 0.006
+        assert [got.method for got in setup.server.received if "/files/" not in got.target] == ["POST"]
+
+
+async def test_drafts_of_a_prediction(tmp_path: Path) -> None:
+    async with wired("replicate", tmp_path) as setup:
+        answer = await _asked(setup, "replicate/sim/sketcher", stream=True, partial_images=2)
+        kinds = [event.event.partition(".")[2] for event in events(answer.content)]
+        assert kinds == ["partial_image", "partial_image", "completed"]
+        assert len(setup.posts) == 1
+
+
+async def test_a_large_input_of_replicate_is_uploaded(tmp_path: Path) -> None:
+    large = pictures.encode(pictures.draw("a large one", 1024, 1024), "png")
+    assert len(large) > 256_000
+    async with wired("replicate", tmp_path) as setup:
+        files = {"image": ("in.png", large, "image/png")}
+        data = {"model": MODELS["replicate"], "prompt": PROMPT}
+        answer = await setup.proxy.client.post(f"{setup.proxy.url}/v1/images/edits", files=files, data=data)
+        assert answer.status_code == 200, answer.text
+        upload, prediction = [got for got in setup.server.received if got.method == "POST"]
+        assert (upload.target, upload.body_size > len(large)) == ("/replicate/v1/files", True)
+        assert b"/replicate/v1/files/" in prediction.body
+
+
+@pytest.mark.parametrize("name", ["x-fal-no-retry", "x-app-fal-disable-fallback", "cancel-after"])
+async def test_headers_about_money_are_the_proxys_own(name: str, tmp_path: Path) -> None:
+    async with wired("fal", tmp_path) as setup:
+        answer = await _asked(setup, MODELS["fal"], extra_headers={name: "0"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "reserved_header")
+        assert setup.posts == []
