@@ -24,7 +24,7 @@ from streamproxy.simulator import Server, pictures
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Script, Send, event, head
 from streamproxy.simulator.server import serve
-from streamproxy.web import following
+from streamproxy.web import writing
 from streamproxy.web.routes import ROUTES
 from tests.e2e.node.runner import HERE as NODE
 from tests.support import scenes
@@ -49,7 +49,7 @@ def browser() -> Iterator[Chromium]:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers are told to come back sooner."""
-    monkeypatch.setattr(following, "RETRY", (200, 400))
+    monkeypatch.setattr(writing, "RETRY", (200, 400))
 
 
 def drawn(prompt: str = PROMPT, size: int = 1024) -> str:
@@ -238,19 +238,30 @@ async def test_a_failure_dims_the_last_preview(browser: Chromium) -> None:
         await page.reports.until(lambda: len(page.reports.of("failed")) == 2)
 
 
-@pytest.mark.skipif(not any(row.path == "/streams" for row in ROUTES), reason="there is no GET streams yet")
-async def test_twelve_pictures_on_one_connection(browser: Chromium) -> None:
-    """A browser has six connections to a host; the twelve streams of this page take one of them at a time.
+needs_many = pytest.mark.skipif(not any(row.path == "/streams" for row in ROUTES), reason="there is no GET streams")
 
-    The connection is broken on the way. Two elements show one of the streams, one follows two images of one stream.
-    """
-    async with staged(browser, Place(b"event: image_generation.partial_image", Then.RST), pace=0.3) as stage:
-        assert await stage.run("together(12)") == [drawn(f"picture {number}", 256) for number in range(12)]
-        together = [one for one in stage.cutter.follows() if "/streams?" in one.target]
-        assert len(together) >= 2
-        assert {one.target.count("stream=") for one in together} <= {12}
-        assert len(stage.cutter.follows()) == len(together)
-        assert stage.upstream.calls == 12
+
+@needs_many
+@pytest.mark.parametrize(("count", "size"), [(12, 256), (3, 1024)], ids=["events", "large ones, by reference"])
+async def test_streams_of_one_page_share_a_connection(browser: Chromium, count: int, size: int) -> None:
+    """A browser has six connections to a host. The shared one breaks on the way; two elements show the first stream."""
+    place = Place(b"event: image_generation.partial_image", Then.RST)
+    async with staged(browser, place, pace=0.3) as stage:
+        expected = [drawn(f"picture {number}", size) for number in range(count)]
+        assert await stage.run(f"together({count}, {size})") == expected
+        followed = [
+            one.target for one in stage.cutter.asked if "/streams" in one.target and "/images/" not in one.target
+        ]
+        assert len(followed) >= 2
+        assert {target.count("stream=") for target in followed[:2]} == {count}
+        assert stage.upstream.calls == count
+
+
+@needs_many
+async def test_streams_of_several_images_end_beside_others(browser: Chromium) -> None:
+    """Its end is silence there; the other stream ends later."""
+    async with staged(browser, pace=0.2) as stage:
+        assert await stage.run("several()") == [2, 1]
 
 
 async def test_fifty_pictures_leave_no_blob(browser: Chromium) -> None:

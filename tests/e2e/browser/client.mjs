@@ -97,9 +97,9 @@ window.oneAfterTheOther = async (count) => {
 };
 
 // As many elements as streams, all at once, and one more that shows the first stream; the pixels of each.
-window.together = async (count) => {
+window.together = async (count, size) => {
   const prompts = Array.from({ length: count }, (_, number) => `picture ${number}`);
-  const urls = await Promise.all(prompts.map((prompt) => window.ordered({ size: '256x256', prompt })));
+  const urls = await Promise.all(prompts.map((prompt) => window.ordered({ size: `${size}x${size}`, prompt })));
   const elements = [...urls, urls[0]].map((url) => {
     const element = document.createElement('progressive-image');
     element.setAttribute('src', url);
@@ -111,6 +111,14 @@ window.together = async (count) => {
   for (const { shadowRoot } of elements) hashes.push(await pixels(shadowRoot.querySelector('img:last-of-type')));
   if (hashes.pop() !== hashes[0]) throw new Error('two readers of one stream show different pictures');
   return hashes;
+};
+
+// Two streams on one connection, of which the first makes two images: how many of them each reader has in the end.
+window.several = async () => {
+  const orders = [{ model: 'sim/plain', n: 2, size: '64x64' }, { prompt: 'another', size: '64x64' }];
+  const urls = await Promise.all(orders.map((members) => window.ordered(members)));
+  const finals = await Promise.all(urls.map((url) => follow(url).final));
+  return finals.map(({ length }) => length);
 };
 
 // The same events with the engine's own base64, wherever they are cut.
