@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ pytestmark = [pytest.mark.anyio, needs_chromium]
 
 STATIC: Final = Path(__file__).parent / "browser"
 KINDS: Final = {".html": "text/html; charset=utf-8", ".mjs": "text/javascript; charset=utf-8"}
+README: Final = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+ADDRESS: Final = "http://127.0.0.1:8080"
 PREVIEWED: Final = b"id: 1.1\n\n"
 
 
@@ -139,6 +142,27 @@ def waits_for(test: str) -> str:
       }}
       throw new Error('never: ' + document.body.innerText);
     }})()"""
+
+
+async def test_the_page_of_the_readme(browser: Chromium) -> None:
+    """As it stands, but for the address, on a page of another origin."""
+    (snippet,) = re.findall(r"^```html\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    page: list[str] = []
+
+    def handler(_: Received) -> Script:
+        body = f"<!doctype html><meta charset=utf-8><link rel=icon href=data:,>{page[0]}".encode()
+        return (Send(head(200, (("Content-Type", KINDS[".html"]),), length=len(body))), Send(body))
+
+    async with (
+        simulator.running(pace=0) as upstream,
+        serve(handler) as origin,
+        running_proxy(upstream.url, cors_origins=(origin.url,)) as proxy,
+    ):
+        assert snippet.count(ADDRESS) == 3
+        page.append(snippet.replace(ADDRESS, proxy.url))
+        async with browser.page(origin.url) as tab:
+            await tab.run(waits_for("document.querySelector('progressive-image').state === 'completed'"))
+        assert upstream.calls == 1
 
 
 async def test_base64_by_the_engine_itself(browser: Chromium) -> None:
