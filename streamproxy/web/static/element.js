@@ -108,7 +108,7 @@ export class ProgressiveImage extends Base {
       this.#stop();
       return;
     }
-    this.#began = Date.now();
+    this.#began = Number(this.getAttribute("since")) * 1000 || Date.now();
     this.#state("waiting", "");
     this.#clock = setInterval(() => this.#tick(), 1000);
     this.#tick();

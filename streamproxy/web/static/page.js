@@ -41,6 +41,7 @@ async function draw() {
   began = performance.now();
   const simulated = model.value.startsWith(SIMULATED);
   picture.setAttribute("alt", prompt.value);
+  picture.setAttribute("since", Date.now() / 1000);
   picture.toggleAttribute("usual", simulated);
   if (simulated) picture.setAttribute("usual", SIMULATED_SECONDS);
   const request = { model: model.value, prompt: prompt.value, partial_images: PREVIEWS };

@@ -39,6 +39,8 @@ export interface ProgressiveImageProperties {
   index?: number;
   /** Seconds that the model usually takes. */
   usual?: number;
+  /** When it was ordered, in seconds since 1970. Default: now. */
+  since?: number;
   id?: string;
   className?: string;
   style?: CSSProperties;
