@@ -235,6 +235,24 @@ def failing() -> bytes:
     return event(PREVIEW, orjson.dumps(data))
 
 
+async def test_the_last_picture_stays_until_the_next(browser: Chromium) -> None:
+    """Also where the element is moved. With reduced motion nothing fades."""
+    async with staged(browser, pace=0.1) as stage:
+        reduced = [{"name": "prefers-reduced-motion", "value": "reduce"}]
+        await stage.page.call("Emulation.setEmulatedMedia", features=reduced)
+        urls = [orjson.dumps(await stage.run(f"ordered({{prompt: '{prompt}'}})")).decode() for prompt in "ab"]
+        await stage.run(f"placed({urls[0]})")
+        await stage.page.reports.until(lambda: stage.page.reports.of("completed"))
+        element = "document.querySelector('progressive-image')"
+        before = await stage.run(f"root.append({element}), {element}.setAttribute('src', {urls[1]}), element()")
+        assert (before["pictures"], before["alts"], before["opacity"]) == (1, ["A lighthouse"], 1)
+        await stage.page.reports.until(lambda: len(stage.page.reports.of("completed")) == 2)
+        assert await stage.run(f"{element}.shadowRoot.getAnimations().length") == 0
+        assert await stage.run("shownPixels()") == drawn("b")
+        await stage.run("until(() => blobs() === 1)")
+        assert stage.upstream.calls == 2
+
+
 async def test_a_failure_dims_the_last_preview(browser: Chromium) -> None:
     """It says what happened and whether it was charged; the keyboard reaches the button, which orders nothing."""
     async with (

@@ -75,7 +75,7 @@ async def test_an_npm_package_that_follows_and_has_types(tmp_path: Path) -> None
     (tmp_path / "package.json").write_text('{"type": "module"}')
     (tmp_path / "follow.mjs").write_text(FOLLOW)
     npm = ["npm", "install", "--no-audit", "--no-fund", "--no-update-notifier", f"--cache={tmp_path / 'cache'}"]
-    npm.append("--registry=http://127.0.0.1:9")  # nothing is fetched from elsewhere
+    npm += ["--registry=http://127.0.0.1:9", "--fetch-retries=0"]  # nothing is fetched from elsewhere
     async with simulator.running(pace=0.01) as upstream, running_proxy(upstream.url) as proxy:
         await ran([*npm, f"{proxy.url}/client.tgz"], tmp_path)
         seen = orjson.loads(await ran(["node", "follow.mjs", f"{proxy.url}/v1"], tmp_path))

@@ -6,7 +6,7 @@ await import(`${proxy}/element.js`);
 
 const say = (value) => window.report(JSON.stringify(value));
 const base = `${proxy}/v1`;
-const root = document.querySelector('#root');
+const root = (window.root = document.querySelector('#root'));
 
 // URLs of Blobs that are not revoked yet.
 const live = new Set();
