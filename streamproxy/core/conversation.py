@@ -119,6 +119,17 @@ class Convert:
 
 
 @dataclass(frozen=True, slots=True)
+class Inlining:
+    """A frame whose pictures are at `urls`. They are fetched, and `frame` makes it of them. Reply: None.
+
+    One that cannot be fetched keeps its URL: it has been paid for.
+    """
+
+    urls: tuple[str, ...] = field(repr=False)
+    frame: Callable[[tuple[Picture, ...]], Frame] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Connect:
     """Open a WebSocket beside the exchanges. Reply: None."""
 
@@ -178,7 +189,7 @@ class Tolerated:
     label: str
 
 
-Said = Accepted | Frame | Tolerated
+Said = Accepted | Frame | Inlining | Tolerated
 """The steps that a decoder may yield: those without a reply."""
 
 Step = (
@@ -188,6 +199,7 @@ Step = (
     | Pour
     | Wait
     | Fetch
+    | Inlining
     | Convert
     | Connect
     | Tell
@@ -228,11 +240,15 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Most bytes of one event and of a whole answer. `fetch_images`: whether callers' image URLs are fetched."""
+    """Most bytes of one event and of a whole answer. `fetch_images`: whether callers' image URLs are fetched.
+
+    `inline_urls`: whether those of a provider's answer are.
+    """
 
     event: int
     answer: int
     fetch_images: bool = False
+    inline_urls: Literal["always", "asked", "never"] = "never"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +278,12 @@ class Job:
     @property
     def model(self) -> Model:
         return self.route.model
+
+    @property
+    def inlines(self) -> bool:
+        """Whether the caller gets pictures as base64 that the provider has at URLs."""
+        asked = self.request.response_format == "b64_json"
+        return self.limits.inline_urls == "always" or (asked and self.limits.inline_urls == "asked")
 
 
 class Adapter(Protocol):

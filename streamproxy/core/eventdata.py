@@ -3,6 +3,7 @@
     outline(data)           the members of the event besides its image
     referenced(data, url)   the event with `image_url` in the place of `b64_json`: `?payload=ref`
     image_bytes(data)       the image itself, decoded
+    nth_image(data, n)      the image of one item of a whole JSON answer
 
 A GPT image event is a few hundred bytes of JSON around one base64 string of megabytes, which is neither copied, scanned
 nor parsed here. It is cut out where it lies in the chunks (two memchr), a mark takes its place, and the rest is parsed.
@@ -125,6 +126,19 @@ def image_bytes(data: Sequence[Piece]) -> bytes | None:
         return (binascii.a2b_base64(base64) or None) if base64 else None
     except (msgspec.MsgspecError, ValueError, RecursionError):  # binascii.Error is a ValueError
         return None
+
+
+class _Images(msgspec.Struct):
+    data: list[msgspec.Raw] = []  # msgspec copies it
+
+
+def nth_image(data: Sequence[Piece], number: int) -> bytes | None:
+    """The decoded image of an answer's item, from 0; None where it holds none."""
+    try:
+        items = msgspec.json.decode(b"".join(data), type=_Images).data
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return image_bytes((items[number],)) if number < len(items) else None
 
 
 def _with_image(data: tuple[Piece, ...]) -> JsonObject | None:

@@ -25,7 +25,7 @@ from streamproxy.hub.limits import Admission, Grace, HubLimits
 from streamproxy.hub.log import Record
 from streamproxy.hub.mirrors import Mirrors
 from streamproxy.hub.repeats import Repeats
-from streamproxy.hub.store import Gone, Shared, StoreBackend, StoreError
+from streamproxy.hub.store import Gone, Shared, StoreBackend, StoreError, Summary
 from streamproxy.hub.stream import Ending, Stream
 from streamproxy.observe import Observer
 from streamproxy.signals import Signal
@@ -44,6 +44,7 @@ class Hub:
     def __init__(self, *, backend: StoreBackend, tasks: TaskGroup, limits: HubLimits, observer: Observer) -> None:
         self._store = backend.store
         self._shared = backend.shared
+        self._listing = backend.listing
         self._tasks = tasks
         self._generations: dict[str, Generation] = {}
         self._concluded = Signal()
@@ -139,6 +140,15 @@ class Hub:
         if stored.finished or self._mirrors is None:
             return stored.mirror()
         return self._mirrors.get(id) or self._mirrors.start(stored)  # another request may have been as quick
+
+    async def owned(self, owner: str, after: str | None, limit: int) -> list[Summary] | None:
+        """An owner's streams, as `Listing.owned`. Raises ProxyError(OVERLOADED) where the store cannot say."""
+        if self._listing is None:
+            return []
+        listed = await self.health.attempt(self._listing.owned(owner, after, limit))
+        if listed is None and self.health.failed:
+            raise unreachable()
+        return listed
 
     async def end(self, stream: Stream) -> bool:
         """Cancel a stream for all its readers, or forget it where it has finished; whether it had.

@@ -161,6 +161,10 @@ class Settings:
     max_connections: Annotated[Count, "connections to one provider at a time"] = 1000
     trust_env_proxies: Annotated[bool, "whether HTTP_PROXY and its like apply to provider requests"] = False
     fetch_images: Annotated[bool, "whether image URLs in requests are fetched for models that take no URLs"] = False
+    inline_urls: Annotated[
+        Literal["always", "asked", "never"],
+        "whether pictures at a provider's URLs are fetched and added as b64_json; asked: by response_format b64_json",
+    ] = "always"
     fetch_hosts: Annotated[
         FetchHosts, "hosts, *.suffix or host:port, to fetch images from by http and at internal addresses too"
     ] = ()

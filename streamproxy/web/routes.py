@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.routing import Route
 
-from streamproxy.web import images, info, streams
+from streamproxy.web import images, info, many, streams
 from streamproxy.web.endpoint import Endpoint, Handler
 
 PREFIXES: Final = ("/v1", "/v3")
@@ -35,6 +35,14 @@ ROUTES: Final[tuple[RouteRow, ...]] = (
     RouteRow("GET", "/images/models", info.models, "The models that are served"),
     RouteRow("GET", "/models", info.models, "The same list"),
     RouteRow("GET", "/models/{id:path}", info.model, "One model; ids may contain `/`"),
+    RouteRow(
+        "GET",
+        "/streams",
+        many.get_streams,
+        "Several streams on one connection (`?stream=ID:TOKEN&stream=...`); without `stream`, a list of one's own",
+        keys=False,
+        follows=True,
+    ),
     RouteRow(
         "GET",
         "/streams/{id}",

@@ -26,7 +26,6 @@ from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Script, Send, event, head
 from streamproxy.simulator.server import serve
 from streamproxy.web import writing
-from streamproxy.web.routes import ROUTES
 from tests.e2e.node.runner import HERE as NODE
 from tests.support import scenes
 from tests.support.chromium import Chromium, Page, chromium, needs_chromium
@@ -280,10 +279,6 @@ async def test_a_failure_dims_the_last_preview(browser: Chromium) -> None:
         await page.reports.until(lambda: len(page.reports.of("failed")) == 2)
 
 
-needs_many = pytest.mark.skipif(not any(row.path == "/streams" for row in ROUTES), reason="there is no GET streams")
-
-
-@needs_many
 @pytest.mark.parametrize(("count", "size"), [(12, 256), (3, 1024)], ids=["events", "large ones, by reference"])
 async def test_streams_of_one_page_share_a_connection(browser: Chromium, count: int, size: int) -> None:
     """A browser has six connections to a host. The shared one breaks on the way; two elements show the first stream."""
@@ -299,7 +294,6 @@ async def test_streams_of_one_page_share_a_connection(browser: Chromium, count: 
         assert stage.upstream.calls == count
 
 
-@needs_many
 async def test_streams_of_several_images_end_beside_others(browser: Chromium) -> None:
     """Its end is silence there; the other stream ends later."""
     async with staged(browser, pace=0.2) as stage:

@@ -144,3 +144,31 @@ def test_names(host: str, name: str) -> None:
 )
 def test_an_entry_with_every_port(origin: str, allowed: bool) -> None:
     assert Origins(frozenset({"http://localhost:*", "http://[::1]:*"}), None).allows(origin) is allowed
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("localhost:8080", True),
+        ("127.0.0.1", True),
+        ("[::1]:8080", True),
+        ("proxy.internal", True),
+        ("PROXY.internal:443", True),
+        ("a.svc.example:1", True),
+        ("other.example", False),
+        ("", False),
+        ("localhost:8080/x", False),
+        ("localhost:80@other.example", False),
+        ("localhost:", False),
+        ("localhost:123456", False),
+        ("localhost?x", False),
+        ("[::1]x", False),
+    ],
+)
+@pytest.mark.parametrize("enforced", [True, False])
+def test_a_url_begins_with_a_known_name_only(host: str, known: bool, enforced: bool) -> None:
+    names = hosts_of("127.0.0.1", ["proxy.internal", "*.svc.example"])
+    origins = Origins(frozenset(), names if enforced else None, names)
+    assert origins.base_url("http", headers(("host", host))) == (f"http://{host}" if known else "")
+    assert origins.base_url("https", headers(("host", host), ("host", host))) == ""
+    assert origins.base_url("https", headers()) == ""

@@ -35,6 +35,9 @@ STREAMING: Final = ("stream", "partial_images")
 OURS: Final = ("extra_headers",)
 """Members that are meant for this proxy and never sent upstream."""
 
+HONOURED: Final = ("response_format",)
+"""Members that the proxy applies itself, whether they go upstream or not."""
+
 
 class OpenAI:
     """The adapter: see `core.conversation.Adapter`."""
@@ -71,7 +74,8 @@ def asks_to_stream(request: ImageRequest, route: Route) -> bool:
 
 def _not_applied(job: Job, *, streams: bool) -> tuple[str, ...]:
     unasked = () if streams or not job.request.stream else ("partial_images",)
-    return tuple(name for name in (*job.model.refuses, *unasked) if name in job.request.given)
+    refused = tuple(name for name in job.model.refuses if name not in HONOURED)
+    return tuple(name for name in (*refused, *unasked) if name in job.request.given)
 
 
 def _request(job: Job, *, streams: bool) -> UpstreamRequest:
