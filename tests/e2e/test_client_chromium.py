@@ -30,7 +30,7 @@ from tests.e2e.node.runner import HERE as NODE
 from tests.support import scenes
 from tests.support.chromium import Chromium, Page, chromium, needs_chromium
 from tests.support.cutter import Cutter, Place, Then, cutting
-from tests.support.provider import PREVIEW
+from tests.support.provider import COMPLETED, PREVIEW, USAGE
 from tests.support.proxy import BOUND, PROMPT, running_proxy
 
 pytestmark = [pytest.mark.anyio, needs_chromium]
@@ -176,47 +176,82 @@ async def test_a_foreign_page_follows(browser: Chromium) -> None:
         assert stage.upstream.calls == 1
 
 
+def frame(kind: str, size: int, **members: object) -> bytes:
+    """An event with a real picture."""
+    made = pictures.encode(pictures.draw(PROMPT, size, size), "png")
+    data = {"type": kind, "b64_json": base64.b64encode(made).decode(), **members}
+    return event(kind, orjson.dumps(data))
+
+
+@asynccontextmanager
+async def held(browser: Chromium, *places: Place, cut_short: bool = False) -> AsyncIterator[tuple[scenes.Stage, Page]]:
+    """A provider that waits before each event, two previews and the picture; `cut_short`: it leaves instead of that.
+
+    At the end there was one upstream call.
+    """
+    previews = [frame(PREVIEW, size, partial_image_index=number) for number, size in enumerate((64, 512))]
+    frames = (*previews, *(() if cut_short else (frame(COMPLETED, 1024, usage=USAGE),)))
+    async with (
+        serve(page_file) as origin,
+        scenes.staged(*places, frames=frames, cut_short=cut_short, origins=(origin.url,)) as stage,
+        browser.page(f"{origin.url}/client.html?proxy={stage.cutter.url}") as page,
+    ):
+        await page.reports.until(lambda: page.reports.of("ready"))
+        yield stage, page
+
+
+async def ordered(stage: scenes.Stage, page: Page) -> str:
+    """The stream's URL, as a string of JavaScript; the first preview is on its way."""
+    stage.held.let(1)
+    return orjson.dumps(await page.run("ordered()")).decode()
+
+
+OFFLINE_SECONDS: Final = 3.0
+
+
 @pytest.mark.usefixtures("soon")
 async def test_a_network_that_is_gone_for_some_seconds(browser: Chromium) -> None:
-    """A connection breaks inside an event, then there is no network: the right pixels, one upstream call."""
-    async with staged(browser, Place(PREVIEWED, Then.RST, 100_000), pace=0.5) as stage:
-        url = await stage.run("ordered()")
+    """A connection breaks inside an event, then there is no network: the right pixels in the end."""
+    async with held(browser, Place(PREVIEWED, Then.RST, 10_000)) as (stage, page):
+        url = await ordered(stage, page)
+        found: list[object] = []
+
+        async def follow() -> None:
+            found.append(await page.run(f"followed({url})"))
+
         async with anyio.create_task_group() as tasks:
-            found: list[object] = []
-
-            async def follow() -> None:
-                found.append(await stage.run(f"followed({orjson.dumps(url).decode()})"))
-
             tasks.start_soon(follow)
-            await stage.page.reports.until(lambda: stage.page.reports.of("preview"))
+            await page.reports.until(lambda: page.reports.of("preview"))
+            stage.held.let(2)
+            await page.reports.until(lambda: page.reports.of("lost"))
+            await page.call("Network.enable")
             conditions = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-            await stage.page.call("Network.emulateNetworkConditions", offline=True, **conditions)
-            await anyio.sleep(3)
+            await page.call("Network.emulateNetworkConditions", offline=True, **conditions)
+            stage.held.let(4)
+            await anyio.sleep(OFFLINE_SECONDS)
             assert not found
-            await stage.page.call("Network.emulateNetworkConditions", offline=False, **conditions)
+            await page.call("Network.emulateNetworkConditions", offline=False, **conditions)
         assert found == [[drawn()]]
-        assert stage.page.reports.of("lost")
-        assert stage.upstream.calls == 1
 
 
 async def test_the_element(browser: Chromium) -> None:
     """Its ratio is there before the first byte; it has one picture in the end, which is described, and is not busy."""
-    async with staged(browser, pace=0.1) as stage:
-        url = orjson.dumps(await stage.run("ordered()")).decode()
-        before = await stage.run(f"placed({url}, {{width: 1600, height: 900}})")
+    async with held(browser) as (stage, page):
+        url = await ordered(stage, page)
+        before: Any = await page.run(f"placed({url}, {{width: 1600, height: 900}})")
         assert (before["ratio"], before["pictures"], before["message"]) == (1.78, 0, "")
-        await stage.page.reports.until(lambda: stage.page.reports.of("completed"))
-        assert stage.page.reports.of("preview")
-        assert all((r["state"], r["busy"]) == ("forming", "true") for r in stage.page.reports.of("preview"))
-        assert [(r["state"], r["busy"]) for r in stage.page.reports.of("completed")] == [("completed", "false")]
-        await stage.run("until(() => element().pictures === 1)")
-        after = await stage.run("element()")
+        await page.reports.until(lambda: page.reports.of("preview"))
+        stage.held.let(4)
+        await page.reports.until(lambda: page.reports.of("completed"))
+        assert all((r["state"], r["busy"]) == ("forming", "true") for r in page.reports.of("preview"))
+        assert [(r["state"], r["busy"]) for r in page.reports.of("completed")] == [("completed", "false")]
+        await page.run("until(() => element().pictures === 1)")
+        after: Any = await page.run("element()")
         assert (after["alts"], after["button"]) == (["A lighthouse"], False)
-        assert await stage.run("shownPixels()") == drawn()
-        assert await stage.run("blobs()") == 1
-        await stage.run("document.querySelector('progressive-image').remove()")
-        await stage.run("until(() => blobs() === 0)")
-        assert stage.upstream.calls == 1
+        assert await page.run("shownPixels()") == drawn()
+        assert await page.run("blobs()") == 1
+        await page.run("document.querySelector('progressive-image').remove()")
+        await page.run("until(() => blobs() === 0)")
 
 
 async def test_the_element_without_a_size(browser: Chromium) -> None:
@@ -227,48 +262,17 @@ async def test_the_element_without_a_size(browser: Chromium) -> None:
         assert (await stage.run("element()"))["ratio"] == 1.5
 
 
-def failing() -> bytes:
-    """A preview that is a real picture."""
-    made = pictures.encode(pictures.draw(PROMPT, 64, 64), "png")
-    data = {"type": PREVIEW, "b64_json": base64.b64encode(made).decode(), "partial_image_index": 0}
-    return event(PREVIEW, orjson.dumps(data))
-
-
-async def test_the_last_picture_stays_until_the_next(browser: Chromium) -> None:
-    """Also where the element is moved. With reduced motion nothing fades."""
-    async with staged(browser, pace=0.1) as stage:
-        reduced = [{"name": "prefers-reduced-motion", "value": "reduce"}]
-        await stage.page.call("Emulation.setEmulatedMedia", features=reduced)
-        urls = [orjson.dumps(await stage.run(f"ordered({{prompt: '{prompt}'}})")).decode() for prompt in "ab"]
-        await stage.run(f"placed({urls[0]})")
-        await stage.page.reports.until(lambda: stage.page.reports.of("completed"))
-        element = "document.querySelector('progressive-image')"
-        before = await stage.run(f"root.append({element}), {element}.setAttribute('src', {urls[1]}), element()")
-        assert (before["pictures"], before["alts"], before["opacity"]) == (1, ["A lighthouse"], 1)
-        await stage.page.reports.until(lambda: len(stage.page.reports.of("completed")) == 2)
-        assert await stage.run(f"{element}.shadowRoot.getAnimations().length") == 0
-        assert await stage.run("shownPixels()") == drawn("b")
-        await stage.run("until(() => blobs() === 1)")
-        assert stage.upstream.calls == 2
-
-
 async def test_a_failure_dims_the_last_preview(browser: Chromium) -> None:
     """It says what happened and whether it was charged; the keyboard reaches the button, which orders nothing."""
-    async with (
-        serve(page_file) as origin,
-        scenes.staged(frames=(failing(),), cut_short=True, origins=(origin.url,)) as stage,
-        browser.page(f"{origin.url}/client.html?proxy={stage.cutter.url}") as page,
-    ):
-        await page.reports.until(lambda: page.reports.of("ready"))
-        stage.held.let(1)
-        url = orjson.dumps(await page.run("ordered()")).decode()
+    async with held(browser, cut_short=True) as (stage, page):
+        url = await ordered(stage, page)
         await page.run(f"placed({url})")
         await page.reports.until(lambda: page.reports.of("preview"))
-        stage.held.let(2)
+        stage.held.let(3)
         await page.reports.until(lambda: page.reports.of("failed"))
         (failed,) = page.reports.of("failed")
         assert (failed["state"], failed["busy"], failed["charged"]) == ("failed", "false", True)
-        await page.run("until(() => element().opacity < 0.5)")
+        await page.run("until(() => element().opacity < 0.5 && element().pictures === 1)")
         shown: Any = await page.run("element()")
         assert shown["message"].endswith("It may have been charged.")
         assert (shown["pictures"], shown["button"]) == (1, True)
