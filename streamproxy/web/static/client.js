@@ -6,6 +6,12 @@
  *
  * An event of 3 MB is one line of base64. `Cutter` decodes it as it arrives and never makes a string of it, so no task
  * on the page takes long and the memory is that of the picture. Types and meanings are in client.d.ts.
+ *
+ *     Base64, Cutter      bytes -> events
+ *     Feed, Line          one stream of a page; the connection that up to 64 of them share
+ *     follow, order       what a page calls
+ *
+ * It is long because a page is to import one file.
  */
 
 /** What a lost connection waits for at the least and at the most, in milliseconds, unless the server says `retry`. */
@@ -620,7 +626,9 @@ class Following {
   constructor(stream, { signal, fetch = FETCH, onlost = () => {} } = {}) {
     const here = globalThis.location?.href;
     const url = new URL(typeof stream === "string" ? stream : stream.stream_url, here);
-    if (!/\/streams\/[^/?]+$/.test(url.pathname)) throw new TypeError("follow() takes a stream_url, or what order() gave.");
+    if (!/\/streams\/[^/?]+$/.test(url.pathname)) {
+      throw new TypeError("follow() takes a stream_url, or what order() gave.");
+    }
     this.#endUrl = new URL(stream.cancel_url ?? url, here);
     this.#fetch = fetch;
     this.final = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));

@@ -69,7 +69,10 @@ export class ProgressiveImage extends Base {
     const again = made("button", { part: "again", type: "button", hidden: "" });
     const elapsed = made("span", { part: "elapsed", "aria-hidden": "true" }); // a second's count is no news
     again.textContent = "Try again";
-    again.addEventListener("click", () => this.dispatchEvent(new Event("again", { cancelable: true })) && this.#follow());
+    again.addEventListener(
+      "click",
+      () => this.dispatchEvent(new Event("again", { cancelable: true })) && this.#follow(),
+    );
     frame.append(progress);
     status.append(message, again, elapsed);
     root.append(frame, status);

@@ -23,7 +23,9 @@ URL.revokeObjectURL = (url) => {
 window.blobs = () => live.size;
 
 const hex = async (bytes) =>
-  [...new Uint8Array(await crypto.subtle.digest('SHA-256', bytes))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
+  [...new Uint8Array(await crypto.subtle.digest('SHA-256', bytes))]
+    .map((byte) => byte.toString(16).padStart(2, '0'))
+    .join('');
 
 // The hash of a picture's pixels, RGBA.
 async function pixels(source) {
@@ -34,11 +36,17 @@ async function pixels(source) {
 }
 
 window.ordered = async (members) =>
-  (await order({ model: 'sim/gpt-image', prompt: 'a lighthouse at dusk', partial_images: 3, ...members }, { baseUrl: base })).stream_url;
+  (
+    await order(
+      { model: 'sim/gpt-image', prompt: 'a lighthouse at dusk', partial_images: 3, ...members },
+      { baseUrl: base },
+    )
+  ).stream_url;
 
 window.followed = async (url) => {
   const following = follow(url, { onlost: () => say({ kind: 'lost' }) });
-  for await (const { kind, image_index, partial_image_index } of following) say({ kind, image_index, partial_image_index });
+  for await (const { kind, image_index, partial_image_index } of following)
+    say({ kind, image_index, partial_image_index });
   const finals = await following.final;
   return Promise.all(finals.map(async ({ image }) => pixels(await createImageBitmap(image))));
 };
@@ -46,10 +54,16 @@ window.followed = async (url) => {
 // An element that follows; its events are reported with the state that they leave it in.
 window.placed = (url, attributes = {}) => {
   const element = document.createElement('progressive-image');
-  for (const [name, value] of Object.entries({ src: url, alt: 'A lighthouse', ...attributes })) element.setAttribute(name, value);
+  for (const [name, value] of Object.entries({ src: url, alt: 'A lighthouse', ...attributes }))
+    element.setAttribute(name, value);
   for (const type of ['preview', 'completed', 'failed']) {
     element.addEventListener(type, ({ detail }) =>
-      say({ kind: type, state: element.state, busy: element.getAttribute('aria-busy'), charged: detail.charged ?? null }),
+      say({
+        kind: type,
+        state: element.state,
+        busy: element.getAttribute('aria-busy'),
+        charged: detail.charged ?? null,
+      }),
     );
   }
   root.append(element);
@@ -115,7 +129,10 @@ window.together = async (count, size) => {
 
 // Two streams on one connection, of which the first makes two images: how many of them each reader has in the end.
 window.several = async () => {
-  const orders = [{ model: 'sim/plain', n: 2, size: '64x64' }, { prompt: 'another', size: '64x64' }];
+  const orders = [
+    { model: 'sim/plain', n: 2, size: '64x64' },
+    { prompt: 'another', size: '64x64' },
+  ];
   const urls = await Promise.all(orders.map((members) => window.ordered(members)));
   const finals = await Promise.all(urls.map((url) => follow(url).final));
   return finals.map(({ length }) => length);
@@ -127,7 +144,10 @@ window.cutEverywhere = () => {
   const b64 = btoa(String.fromCharCode(...bytes));
   const odd = `${b64.slice(0, 5)}\\n${b64.slice(5, 22)} ${b64.slice(22)}`.replaceAll('/', '\\/');
   const wire = new TextEncoder().encode(`data: {"b64_json":"${b64}"}\n\ndata: {"b64_json":"${odd}","a":"ä"}\r\n\r\n`);
-  const want = JSON.stringify([['{"b64_json":""}', [...bytes]], ['{"b64_json":"","a":"ä"}', [...bytes]]]);
+  const want = JSON.stringify([
+    ['{"b64_json":""}', [...bytes]],
+    ['{"b64_json":"","a":"ä"}', [...bytes]],
+  ]);
   for (let one = 0; one < wire.length; one++) {
     for (let two = one; two < wire.length; two += 7) {
       const cutter = new Cutter();
@@ -152,7 +172,11 @@ window.mounted = async (request) => {
     return createElement(
       'main',
       { 'data-status': error ? error.message : status },
-      createElement(ProgressiveImage, { src: made?.stream_url, alt: 'Hero', onCompleted: () => say({ kind: 'shown' }) }),
+      createElement(ProgressiveImage, {
+        src: made?.stream_url,
+        alt: 'Hero',
+        onCompleted: () => say({ kind: 'shown' }),
+      }),
       createElement('img', { id: 'plain', src: url ?? undefined, alt: '' }),
     );
   }

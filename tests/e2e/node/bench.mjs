@@ -16,7 +16,11 @@ const CHUNK = 65536; // as undici and Chromium give them
 const ROUNDS = 15;
 
 const picture = randomBytes((SIZE / 4) * 3);
-const data = JSON.stringify({ type: 'image_generation.completed', b64_json: picture.toString('base64'), size: '1024x1024' });
+const data = JSON.stringify({
+  type: 'image_generation.completed',
+  b64_json: picture.toString('base64'),
+  size: '1024x1024',
+});
 const wire = Buffer.from(`data: ${data}\nevent: image_generation.completed\nid: 1.1\n\n`);
 const chunks = [];
 for (let at = 0; at < wire.length; at += CHUNK) chunks.push(new Uint8Array(wire.subarray(at, at + CHUNK)));

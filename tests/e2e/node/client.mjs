@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { Buffer } from 'node:buffer';
 
 const url = new URL('../../../streamproxy/web/static/client.js', import.meta.url);
-const { Cutter, StreamError, follow, forget, order, orderOnce } = await import(url);
+const { Cutter, StreamError, follow, order, orderOnce } = await import(url);
 
 const utf8 = new TextEncoder();
 const picture = Uint8Array.from({ length: 61 }, (_, at) => (at * 37) & 255);
@@ -26,7 +26,9 @@ function* splits(bytes) {
   for (let at = 1; at < bytes.length; at++) yield [bytes.subarray(0, at), bytes.subarray(at)];
   yield Array.from(bytes, (_, at) => bytes.subarray(at, at + 1));
   for (let size = 2; size < 9; size++) {
-    yield Array.from({ length: Math.ceil(bytes.length / size) }, (_, at) => bytes.subarray(at * size, at * size + size));
+    yield Array.from({ length: Math.ceil(bytes.length / size) }, (_, at) =>
+      bytes.subarray(at * size, at * size + size),
+    );
   }
 }
 
@@ -34,8 +36,14 @@ function* splits(bytes) {
 function everywhere(text, expected) {
   const bytes = utf8.encode(text);
   const whole = cut([bytes]);
-  assert.deepEqual(whole.found.map(({ data }) => data), expected.map(([data]) => data));
-  assert.deepEqual(whole.found.map(({ image }) => image), expected.map(([, image]) => image));
+  assert.deepEqual(
+    whole.found.map(({ data }) => data),
+    expected.map(([data]) => data),
+  );
+  assert.deepEqual(
+    whole.found.map(({ image }) => image),
+    expected.map(([, image]) => image),
+  );
   for (const chunks of splits(bytes)) assert.deepEqual(cut(chunks), whole);
   return whole;
 }
@@ -52,7 +60,11 @@ export const checks = {
   'lengths of every remainder': () => {
     for (let size = 0; size < 9; size++) {
       const some = Buffer.from(picture.subarray(0, size));
-      for (const text of [some.toString('base64'), some.toString('base64').replace(/=/g, ''), some.toString('base64url')]) {
+      for (const text of [
+        some.toString('base64'),
+        some.toString('base64').replace(/=/g, ''),
+        some.toString('base64url'),
+      ]) {
         everywhere(`data: {"b64_json":"${text}"}\n\n`, [['{"b64_json":""}', some.toString('hex')]]);
       }
     }
@@ -63,11 +75,30 @@ export const checks = {
     everywhere(`data: {"b64_json":"${odd}","x":1}\n\n`, [['{"b64_json":"","x":1}', hex]]);
   },
   'line ends, a BOM and comments': () => {
-    const lines = ['\ufeffretry: 1500', ':', 'id: 1.7', `data: {"b64_json":"${b64}"}`, 'event: x.completed', '', ': häß €', 'data', ''];
+    const lines = [
+      '\ufeffretry: 1500',
+      ':',
+      'id: 1.7',
+      `data: {"b64_json":"${b64}"}`,
+      'event: x.completed',
+      '',
+      ': häß €',
+      'data',
+      '',
+    ];
     for (const end of ['\n', '\r\n', '\r']) {
-      const { found, retry } = everywhere(lines.join(end) + end, [['{"b64_json":""}', hex], ['', null]]);
+      const { found, retry } = everywhere(lines.join(end) + end, [
+        ['{"b64_json":""}', hex],
+        ['', null],
+      ]);
       assert.equal(retry, 1500);
-      assert.deepEqual(found.map(({ name, id }) => [name, id]), [['x.completed', '1.7'], ['message', '1.7']]);
+      assert.deepEqual(
+        found.map(({ name, id }) => [name, id]),
+        [
+          ['x.completed', '1.7'],
+          ['message', '1.7'],
+        ],
+      );
     }
   },
   'several data lines are one event': () => {
@@ -78,8 +109,17 @@ export const checks = {
   },
   'a preview that is broken off ends with its line': () => {
     const text = `data: {"b64_json":"${b64.slice(0, 30)}\nevent: superseded\n\ndata: {"b64_json":"${b64}"}\nid: 1.2\n\n`;
-    const { found } = everywhere(text, [['{"b64_json":"', Buffer.from(b64.slice(0, 30), 'base64').toString('hex')], ['{"b64_json":""}', hex]]);
-    assert.deepEqual(found.map(({ name, id }) => [name, id]), [['superseded', ''], ['message', '1.2']]);
+    const { found } = everywhere(text, [
+      ['{"b64_json":"', Buffer.from(b64.slice(0, 30), 'base64').toString('hex')],
+      ['{"b64_json":""}', hex],
+    ]);
+    assert.deepEqual(
+      found.map(({ name, id }) => [name, id]),
+      [
+        ['superseded', ''],
+        ['message', '1.2'],
+      ],
+    );
   },
   'words in a prompt are no picture': () => {
     const data = JSON.stringify({ revised_prompt: 'say "b64_json":"AAAA" twice, ä€😀', size: '1x1' });
@@ -132,7 +172,7 @@ export const checks = {
       return new Promise((resolve) => (reply = resolve));
     };
     const options = { baseUrl: 'http://h/v1', fetch, storage };
-    const both = [orderOnce('a', { prompt: 'p' }, options), orderOnce('a', { prompt: 'p' }, options)];
+    for (let count = 0; count < 2; count++) void orderOnce('a', { prompt: 'p' }, options);
     assert.equal(seen.length, 1);
     const again = await import(`${url}?reloaded`); // the page is gone before the answer
     const later = again.orderOnce('a', { prompt: 'another' }, options);
@@ -146,8 +186,6 @@ export const checks = {
     again.orderOnce('a', { prompt: 'p' }, options);
     assert.equal(seen.length, 3);
     assert.notEqual(seen[2][0], seen[0][0]);
-    void both;
-    void forget;
   },
 };
 
