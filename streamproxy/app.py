@@ -51,6 +51,7 @@ from streamproxy.web.origins import Origins, hosts_of
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.routes import PREFIXES, ROUTES, routes
 from streamproxy.web.static import StaticFile, read_files
+from streamproxy.web.writing import Cutoff
 
 
 def create_app(
@@ -148,6 +149,7 @@ class _Wiring:
             tokens=self.tokens,
             origins=self.origins,
             intake=_intake(self.settings),
+            cutoff=Cutoff(tasks, self.settings.drain_timeout),
             keyed=_keyed(self.configured),
             models=ModelLists(services),
             files=self.files,

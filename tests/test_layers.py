@@ -71,9 +71,9 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
 WIDE: Final[dict[str, frozenset[str]]] = {
     library: frozenset(layers.split())
     for library, layers in {
-        "anyio": "cli demo app server web simulator generation hub upstream signals",
+        "anyio": "cli demo app server web simulator generation hub upstream",
         "msgspec": "server web simulator surfaces core providers settings",
-        "orjson": "app settings.providers server web simulator core providers",
+        "orjson": "app settings.providers server web simulator observe core providers",
         "starlette": "app server web",
     }.items()
 }

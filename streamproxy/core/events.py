@@ -5,7 +5,7 @@ No other module may spell an event's name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -59,9 +59,12 @@ ANSWER: Final = "answer"
 """Not an event: the frame with the whole JSON answer, for a request without `stream`."""
 
 
+_TYPES: Final = {(kind.operation, kind.role): kind.type for kind in KINDS.values()}
+
+
 def type_of(operation: Operation, role: Role) -> str:
     """The event type for this family and role, e.g. `image_edit.completed`."""
-    return next(kind.type for kind in KINDS.values() if (kind.operation, kind.role) == (operation, role))
+    return _TYPES[operation, role]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +78,11 @@ class Frame:
     data: tuple[Piece, ...]
     image: int = 0
     final: bool = False
+    size: int = field(init=False, compare=False, repr=False)
+    """Bytes of data."""
 
-    @property
-    def size(self) -> int:
-        """Bytes of data."""
-        return sum(len(piece) for piece in self.data)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", sum(map(len, self.data)))  # once: each log of the stream asks for it
 
 
 def error_body(error: ProxyError, request_id: str, *, status: bool = False) -> dict[str, object]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import resources
 from itertools import chain
@@ -29,6 +29,9 @@ from streamproxy.errors import ErrorDetails, Failure, Problem, ProxyError
 REDACTED: Final = "[redacted]"
 SCRUB_CHARS: Final = 4096  # of a provider's text; their messages have a few hundred characters
 SCRUB_OVERHANG: Final = 256  # read beyond it, to recognise a secret across the end
+
+JUDGED: Final = 512
+"""Names whose classes are remembered, some 100 kB; of the names that callers choose the first ones are."""
 
 _TELLING: Final = 5  # characters of a name without hyphens; shorter ones occur in ordinary words by chance
 _RUN_OF_HYPHENS: Final = re.compile("-{2,}")
@@ -170,6 +173,8 @@ class HeaderPolicy:
     _words: Words
     _joined: re.Pattern[str]
     _allow: frozenset[str]
+    _judged: dict[str, list[HeaderClass]] = field(default_factory=dict, compare=False)
+    """What has been said of names: those that we send ourselves are judged with every request."""
 
     @classmethod
     def load(cls) -> HeaderPolicy:
@@ -306,6 +311,14 @@ class HeaderPolicy:
 
     def _classes(self, name: str) -> list[HeaderClass]:
         """Every class of a canonical name, in the order of decision: exact, prefix, words, joined text."""
+        found = self._judged.get(name)
+        if found is None:
+            found = self._judge(name)
+            if len(self._judged) < JUDGED:
+                self._judged[name] = found
+        return found
+
+    def _judge(self, name: str) -> list[HeaderClass]:
         if name in self._allow:
             return []
         rules = self.rules

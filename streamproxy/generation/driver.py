@@ -136,11 +136,10 @@ class Driver:
         self._outside = outside
         self._sink = sink
         self._ends_at = anyio.current_time() + outside.total
-        self._open = AsyncExitStack()
         self._answer: Answer | None = None
         self._events: AsyncIterator[Event] | None = None
         self._socket: Socket | None = None
-        self._beside = AsyncExitStack()
+        self._beside: AsyncExitStack | None = None
         self._undo: UpstreamRequest | None = None
         self._accepted = False
 
@@ -150,8 +149,15 @@ class Driver:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self._answer is not None and (label := await _trailing(self._answer)) is not None:
             self._sink.tolerated(label)
-        await self._open.aclose()
-        await self._beside.aclose()
+        try:
+            await self._hang_up()
+        finally:
+            if self._beside is not None:
+                await self._beside.aclose()
+
+    async def _hang_up(self) -> None:
+        if self._answer is not None:
+            await self._answer.aclose()
 
     async def carry_out(self, conversation: Conversation[None]) -> None:
         """Perform the steps until the conversation ends. Raises ProxyError; after acceptance it is `charged`."""
@@ -232,11 +238,10 @@ class Driver:
         return self._answer
 
     async def _send(self, request: UpstreamRequest) -> Head:
-        await self._open.aclose()
+        await self._hang_up()
         self._events = None
         signed = await self._signed(request)
-        upstream = self._plan.service.upstream
-        self._answer = await self._open.enter_async_context(upstream.open(signed, ends_at=self._ends_at))
+        self._answer = await self._plan.service.upstream.send(signed, ends_at=self._ends_at)
         head = self._answer.head
         if 200 <= head.status < 300:
             self._sink.answered(head.items)
@@ -304,6 +309,7 @@ class Driver:
             signed = await self._signed(UpstreamRequest("GET", step.url))
             limits = SocketLimits(open=self._outside.connect, message=MESSAGE_BYTES)
             socket = connect(signed.url, signed.headers, limits=limits, ssl_context=self._outside.ssl_context)
+            self._beside = self._beside or AsyncExitStack()
             self._socket = await self._beside.enter_async_context(socket)
             return None
         if self._socket is None:
@@ -322,7 +328,7 @@ class Driver:
             return
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + UNDO_SECONDS):
             try:
-                await self._open.aclose()
+                await self._hang_up()
                 signed = await self._signed(request)
                 async with self._plan.service.upstream.open(signed, ends_at=anyio.current_time() + UNDO_SECONDS):
                     pass

@@ -158,9 +158,10 @@ class Stream:
 
     async def opened(self, within: float) -> None:
         """Return when the provider has accepted, or the stream has ended, or after `within` seconds."""
-        with anyio.move_on_after(within):
-            while not self.acceptance.accepted and self.error is None and not self.finished:
-                await self.changed.wait()
+        until = anyio.current_time() + within
+        while not self.acceptance.accepted and self.error is None and not self.finished:
+            if not await self.changed.wait(until):
+                return
 
     async def ended(self, within: float) -> None:
         """Return when no frame will follow here, or after `within` seconds."""
@@ -212,10 +213,11 @@ class Subscriber:
             stream.pace.on_taken(self)
         entry = stream.log.after(self.seq)
         if entry is None and stream.ending is None:
-            with anyio.fail_after(within):
-                while entry is None and stream.ending is None:
-                    await stream.changed.wait()
-                    entry = stream.log.after(self.seq)
+            until = None if within is None else anyio.current_time() + within
+            while entry is None and stream.ending is None:
+                if not await stream.changed.wait(until):
+                    raise TimeoutError
+                entry = stream.log.after(self.seq)
         if entry is None:
             self.at_end = stream.finished
             return None

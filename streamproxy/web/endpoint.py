@@ -27,6 +27,7 @@ from streamproxy.web.origins import Origins
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import deliver, error_response
 from streamproxy.web.static import StaticFile
+from streamproxy.web.writing import Cutoff
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Context:
     tokens: StreamTokens
     origins: Origins
     intake: Intake
+    cutoff: Cutoff
     keyed: bool
     """Whether every provider needs the caller's own key, so that a request without one cannot succeed."""
     models: ModelLists

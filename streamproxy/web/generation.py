@@ -248,10 +248,10 @@ async def _respond(order: _Order, reading: _Reading) -> ASGIApp:
 
 def _events(order: _Order, reading: _Reading) -> ASGIApp:
     """200: the stream, as it comes."""
-    settings, stream = order.context.settings, reading.stream
+    stream = reading.stream
     headers = {**_headers(order, stream), "stream-id": stream.id, **_locations(order, stream)}
-    content = written(reading.subscriber, Posted(_links(order, stream)), settings.heartbeat)
-    return EventStream(content, headers, settings.drain_timeout, reading)
+    content = written(reading.subscriber, Posted(_links(order, stream)), order.context.settings.heartbeat)
+    return EventStream(content, headers, order.context.cutoff, reading)
 
 
 async def _whole(order: _Order, reading: _Reading) -> ASGIApp:

@@ -47,6 +47,7 @@ from streamproxy.web.writing import (
     RETRY,
     RETRY_OVERLOADED,
     SUPERSEDED,
+    Cutoff,
     EventStream,
     opening_words,
     outline_of,
@@ -87,7 +88,7 @@ async def get_streams(request: Request, context: Context) -> ASGIApp:
                 raise refused
             return away(context)
         followed.pop_all()
-        return ManyStreams(reading, context.settings.drain_timeout)
+        return ManyStreams(reading, context.cutoff)
 
 
 async def _open(places: list[Place], *, from_now: bool) -> None:
@@ -396,8 +397,8 @@ class Reading(Reader):
 class ManyStreams(EventStream):
     """The answer. Its tasks wait for streams that are silent, and end with it."""
 
-    def __init__(self, reading: Reading, grace: float) -> None:
-        super().__init__(reading.written(), {}, grace, reading)
+    def __init__(self, reading: Reading, cutoff: Cutoff) -> None:
+        super().__init__(reading.written(), {}, cutoff, reading)
         self._reading = reading
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

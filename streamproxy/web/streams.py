@@ -59,7 +59,7 @@ async def get_stream(request: Request, context: Context) -> ASGIApp:
 
 def away(context: Context) -> ASGIApp:
     """For a reader that cannot be served now: it comes back by itself."""
-    answer = EventStream(come_back(), {}, context.settings.drain_timeout, Reader())
+    answer = EventStream(come_back(), {}, context.cutoff, Reader())
     answer.headers["connection"] = "close"  # on a new connection, a balancer can choose another process
     return answer
 
@@ -82,7 +82,7 @@ def _events(request: Request, context: Context, stream: Stream) -> ASGIApp:
     places = urls(request, context, stream.id, request.query_params.get("token"))
     layout = Followed(places.referenced if ref else inline, preempt)
     content = written(subscriber, layout, context.settings.heartbeat)
-    return EventStream(content, {}, context.settings.drain_timeout, _Viewer(context.hub, subscriber))
+    return EventStream(content, {}, context.cutoff, _Viewer(context.hub, subscriber))
 
 
 class _Viewer(Reader):

@@ -9,20 +9,22 @@
                 event: image_edit.completed        `id` stand behind the data, so a preview that is of no more use can
                 id: 1.17                           end as an event that has no listener, and the cursor stays
 
-The only module that imports sse-starlette, which watches the caller; its own pings would land inside frames. A caller
-is gone when its connection is reset or closed, and also when it is half closed: a caller that ends its own direction
-after the request is not told apart from one that left, so its stream ends.
+The only module that imports sse-starlette, which says when the process is asked to stop; its own pings would land
+inside frames. A caller is gone when its connection is reset or closed, and also when it is half closed: a caller that
+ends its own direction after the request is not told apart from one that left, so its stream ends.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
@@ -32,6 +34,7 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.log import Entry
 from streamproxy.hub.stream import Stream, Subscriber
 from streamproxy.surfaces.images import layout, linked_event
+from streamproxy.web.caller import watched
 from streamproxy.web.responses import NO_REFERRER, Reader
 from streamproxy.web.slicing import LARGEST, PIECES, Pieces, sliced
 
@@ -166,39 +169,77 @@ def unfollowed() -> ProxyError:
     return ProxyError(Failure.OVERLOADED, message, retry_after="2")
 
 
+class Cutoff:
+    """Cuts the event streams that have not ended `grace` seconds after the process was asked to stop.
+
+    sse-starlette knows when that is. It would keep two more tasks for each stream; here one waits for all of an app.
+    """
+
+    def __init__(self, tasks: TaskGroup, grace: float) -> None:
+        self._tasks = tasks
+        self._grace = grace
+        self._open: set[anyio.CancelScope] = set()
+        self._watching = False
+
+    @contextmanager
+    def over(self) -> Iterator[anyio.CancelScope]:
+        """One stream, as long as the block lasts: the scope that is cancelled to cut it."""
+        if not self._watching:
+            self._watching = True
+            self._tasks.start_soon(self._watch)
+        with anyio.CancelScope() as stream:
+            self._open.add(stream)
+            try:
+                yield stream
+            finally:
+                self._open.remove(stream)
+
+    async def _watch(self) -> None:
+        await EventStream.asked_to_stop()
+        await anyio.sleep(self._grace)
+        self._watching = False  # a later stream has a grace of its own
+        for stream in self._open:
+            stream.cancel()
+
+
 class EventStream(EventSourceResponse):
-    """Event stream bytes to one reader, slice by slice. `grace`: seconds to end in when the process is stopped."""
+    """Event stream bytes to one reader, slice by slice."""
 
     def __init__(
-        self, content: AsyncGenerator[Pieces, None], headers: Mapping[str, str], grace: float, reader: Reader
+        self, content: AsyncGenerator[Pieces, None], headers: Mapping[str, str], cutoff: Cutoff, reader: Reader
     ) -> None:
         self._content = content
         super().__init__(
-            content,
-            headers={**headers, **NO_REFERRER, "cache-control": "no-store, no-transform"},
-            ping=0,
-            sep="\n",
-            shutdown_event=anyio.Event(),  # with a grace, SIGTERM lets the stream end instead of cutting it
-            shutdown_grace_period=grace,
+            content, headers={**headers, **NO_REFERRER, "cache-control": "no-store, no-transform"}, ping=0, sep="\n"
         )
+        self._cutoff = cutoff
         self._reader = reader
         self._joins = True
 
+    @classmethod
+    async def asked_to_stop(cls) -> None:
+        """Return when sse-starlette says that the process is asked to stop."""
+        await cls._listen_for_exit_signal()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As sse-starlette's, which watches the caller and the process in a task each, and writes in a third."""
         self._joins = PIECES not in scope.get("extensions", {})
         sent = False
         try:
-            await super().__call__(scope, receive, send)
-            sent = self._reader.at_end
+            with self._cutoff.over() as writing, watched(receive, writing):
+                await anyio.lowlevel.checkpoint()  # nothing is written for a caller who has left already
+                await self._write(send)
+                sent = self._reader.at_end
             if not sent:
                 self._reader.left(ProxyError(Failure.CALLER_GONE, "The caller left before the end of the stream."))
         finally:
             self._reader.close(sent=sent)
-            del self._reader  # sse-starlette leaves reference cycles: until they are collected, a stream would be held
 
-    async def _stream_response(self, send: Send) -> None:
+    async def _write(self, send: Send) -> None:
         """As sse-starlette's, for pieces that are bytes already: it copies each and gives it a deadline of its own."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        headers, self.raw_headers = self.raw_headers, []  # not held as long as the stream
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        del headers
         joins = self._joins
         async with aclosing(self._content) as slices:
             async for part in slices:
