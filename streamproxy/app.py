@@ -143,7 +143,7 @@ class _Wiring:
             providers=self.configured.providers,
             router=Router(self.catalogue, services, self.policy),
             attempts=attempts,
-            producer=Producer(attempts=attempts, hub=hub, observer=self.observer, policy=self.policy, tasks=tasks),
+            producer=Producer(attempts=attempts, hub=hub, observer=self.observer, tasks=tasks),
             observer=self.observer,
             hub=hub,
             tokens=self.tokens,

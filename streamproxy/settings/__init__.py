@@ -76,6 +76,8 @@ class ProviderSettings:
     ] = None
     generations: Annotated[PathTemplate | None, "path of generations, below base_url; may hold {model}"] = None
     edits: Annotated[PathTemplate | None, "path of edits, below base_url; may hold {model}"] = None
+    chat: Annotated[PathTemplate | None, "path of chat completions, below base_url; empty: it has none"] = None
+    responses: Annotated[PathTemplate | None, "path of Responses, below base_url; empty: it has none"] = None
     edit_input: Annotated[Literal["images", "image"] | None, "member that carries the images of an edit"] = None
     query: Annotated[Query | None, "query of every request, like api-version=preview"] = None
     streams: Annotated[bool | None, "whether it can be asked to stream"] = None
