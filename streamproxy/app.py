@@ -140,7 +140,7 @@ class _Wiring:
             providers=self.configured.providers,
             router=Router(self.catalogue, services, self.policy),
             attempts=attempts,
-            producer=Producer(attempts=attempts, hub=hub, observer=self.observer, policy=self.policy, tasks=tasks),
+            producer=Producer(attempts=attempts, hub=hub, observer=self.observer, tasks=tasks),
             observer=self.observer,
             hub=hub,
             tokens=self.tokens,
@@ -194,7 +194,9 @@ class _Wiring:
         settings = self.settings
         fetcher = Fetcher(hosts=settings.fetch_hosts, ssl_context=trust)
         running.push_async_callback(fetcher.aclose)
-        limits = Limits(settings.max_event_bytes, settings.max_response_bytes, settings.fetch_images)
+        limits = Limits(
+            settings.max_event_bytes, settings.max_response_bytes, settings.fetch_images, settings.inline_urls
+        )
         outside = Outside(fetcher, limits, settings.total_timeout, settings.connect_timeout, trust)
         return Attempts(ADAPTERS, outside, settings.stream_n)
 
@@ -231,8 +233,8 @@ def _keyed(configured: Providers) -> bool:
 def _origins(settings: Settings, configured: Providers) -> Origins:
     """The rules for pages and host names. Any name will do unless a configured key can be spent without a caller's."""
     exposed = not settings.caller_keys and any(source.configured for source in configured.credentials.values())
-    hosts = hosts_of(settings.host, settings.allowed_hosts) if exposed else None
-    return Origins(frozenset(settings.cors_origins), hosts)
+    known = hosts_of(settings.host, settings.allowed_hosts)
+    return Origins(frozenset(settings.cors_origins), known if exposed else None, known)
 
 
 async def _not_routed(request: Request, exception: Exception) -> Response:

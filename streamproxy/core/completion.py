@@ -40,12 +40,14 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image of a JSON answer: base64 as the inside of a JSON string, or a URL, or both; `extra`: further members.
+    """One image of a JSON answer: base64 as the inside of a JSON string, in pieces, or a URL, or both.
+
+    The first piece has the image's header. `extra`: further members.
 
     Values of members, here and below, may be msgspec.Raw, which keeps the provider's exact bytes.
     """
 
-    b64: Piece
+    b64: tuple[Piece, ...]
     url: str | None
     extra: Mapping[str, object]
 
@@ -69,7 +71,7 @@ def completed(
     `several`: the request yields more than one image, so each event names its `image_index`. `ending`: the last
     members, which are usage, cost, provider and the provider's own.
     """
-    info = probe_base64(image.b64)
+    info = probe_base64(image.b64[0]) if image.b64 else None
     values: dict[str, object] = {
         "created_at": stated.created_at,
         "size": f"{info.width}x{info.height}" if info else stated.size or "auto",
@@ -87,7 +89,7 @@ def completed(
     head = b'{"type":"' + kind.encode() + (b'","b64_json":"' if image.b64 else b'","b64_json":null,')
     tail = msgspec.json.encode(values)
     if image.b64:
-        return Frame(kind, (head, image.b64, b'",' + tail[1:]), image=index, final=True)
+        return Frame(kind, (head, *image.b64, b'",' + tail[1:]), image=index, final=True)
     return Frame(kind, (head + tail[1:],), image=index, final=True)
 
 

@@ -119,6 +119,17 @@ class Convert:
 
 
 @dataclass(frozen=True, slots=True)
+class Inlining:
+    """A frame whose pictures are at `urls`. They are fetched, and `frame` makes it of them. Reply: None.
+
+    One that cannot be fetched keeps its URL: it has been paid for.
+    """
+
+    urls: tuple[str, ...] = field(repr=False)
+    frame: Callable[[tuple[Picture, ...]], Frame] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Connect:
     """Open a WebSocket beside the exchanges. Reply: None."""
 
@@ -178,7 +189,7 @@ class Tolerated:
     label: str
 
 
-Said = Accepted | Frame | Tolerated
+Said = Accepted | Frame | Inlining | Tolerated
 """The steps that a decoder may yield: those without a reply."""
 
 Step = (
@@ -188,6 +199,7 @@ Step = (
     | Pour
     | Wait
     | Fetch
+    | Inlining
     | Convert
     | Connect
     | Tell
@@ -228,11 +240,15 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Most bytes of one event and of a whole answer. `fetch_images`: whether callers' image URLs are fetched."""
+    """Most bytes of one event and of a whole answer. `fetch_images`: whether callers' image URLs are fetched.
+
+    `inline_urls`: whether those of a provider's answer are.
+    """
 
     event: int
     answer: int
     fetch_images: bool = False
+    inline_urls: Literal["always", "asked", "never"] = "never"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +278,12 @@ class Job:
     @property
     def model(self) -> Model:
         return self.route.model
+
+    @property
+    def inlines(self) -> bool:
+        """Whether the caller gets pictures as base64 that the provider has at URLs."""
+        asked = self.request.response_format == "b64_json"
+        return self.limits.inline_urls == "always" or (asked and self.limits.inline_urls == "asked")
 
 
 class Adapter(Protocol):
@@ -300,12 +322,17 @@ def send(request: UpstreamRequest, *, redirects: bool = False) -> Conversation[H
     """Make one exchange and return its head. A redirect is an error: following it would send the credential along."""
     head = cast(Head, (yield Send(request)))
     if 300 <= head.status < 400 and not redirects:
-        raise ProxyError(
-            Failure.UNEXPECTED_REDIRECT,
-            "The provider answered with a redirect, which is never followed because it would carry the credential. "
-            "Check the provider's base_url.",
-        )
+        raise redirected()
     return head
+
+
+def redirected() -> ProxyError:
+    """The error for an answer that is a redirect."""
+    return ProxyError(
+        Failure.UNEXPECTED_REDIRECT,
+        "The provider answered with a redirect, which is never followed because it would carry the credential. "
+        "Check the provider's base_url.",
+    )
 
 
 def body(limit: int) -> Conversation[bytes]:
@@ -383,7 +410,7 @@ def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled
     if isinstance(image, FileId):
         message = "This provider knows no file ids: send the image as a data: URL, or upload it as a file."
         raise ProxyError(Failure.UNSUPPORTED_PARAMETER, message, param=param)
-    if not job.limits.fetch_images:
+    if not (job.limits.fetch_images or job.request.fetches):
         raise ProxyError(
             Failure.UNSUPPORTED_PARAMETER,
             "This model takes no image URLs: send the image as a data: URL, or upload it as a file. The setting "

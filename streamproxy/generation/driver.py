@@ -8,7 +8,7 @@ moment of sending, and only where the provider's row says that its hosts are.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
@@ -27,6 +27,7 @@ from streamproxy.core.conversation import (
     Events,
     Fetch,
     Hear,
+    Inlining,
     JobId,
     Limits,
     NextEvent,
@@ -213,6 +214,8 @@ class Driver:
                 self._sink.not_applied(names)
             case Wait(seconds):
                 await self._wait(seconds)
+            case Inlining():
+                await self._sink.frame(step.frame(await self._fetch_all(step.urls)))
             case Fetch(url):
                 return await self._fetch(url)
             case Convert(image, form):
@@ -269,6 +272,23 @@ class Driver:
             async with self._outside.fetching:
                 return await self._outside.fetcher.fetch(url)
         raise self._late()
+
+    async def _fetch_all(self, urls: Sequence[str]) -> tuple[Picture, ...]:
+        """Pictures that have been paid for; one that cannot be had, or would make the answer too large, as its URL."""
+        room = self._outside.limits.answer
+        pictures: list[Picture] = []
+        for url in urls:
+            try:
+                picture = await self._fetch(url)
+                room -= sum(map(len, picture.base64))
+                if room < 0:
+                    message = "The pictures are larger together than the setting max_response_bytes."
+                    raise ProxyError(Failure.RESPONSE_BODY_SIZE, message)
+            except ProxyError as error:
+                self._sink.tolerated(error.failure.value.label)
+                picture = Picture((), url=url, problem=error.message)
+            pictures.append(picture)
+        return tuple(pictures)
 
     async def _convert(self, image: Inline | Spooled | Picture, form: str) -> Picture:
         limiter = self._outside.converting

@@ -163,6 +163,12 @@ class Stream:
             if not await self.changed.wait(until):
                 return
 
+    async def ended(self, within: float) -> None:
+        """Return when no frame will follow here, or after `within` seconds."""
+        with anyio.move_on_after(within):
+            while self.ending is None:
+                await self.changed.wait()
+
     def superseded(self, entry: Entry) -> bool:
         """Whether a half-written preview is of no more use because its image's outcome, or the stream's, is waiting."""
         return not entry.critical and (self.finished or self.log.has_outcome(entry.frame.image))
@@ -218,6 +224,16 @@ class Subscriber:
         self.seq = entry.cursor.seq
         stream.on_given()
         return entry
+
+    @property
+    def ready(self) -> bool:
+        """Whether `next` returns at once."""
+        return self.stream.ending is not None or self.stream.log.after(self.seq) is not None
+
+    async def readied(self) -> None:
+        """Return when `next` would return at once. It takes nothing, so that what waits longer is still conflated."""
+        while not self.ready:
+            await self.stream.changed.wait()
 
     def leave(self) -> None:
         """Stop following."""

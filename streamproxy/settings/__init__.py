@@ -76,6 +76,8 @@ class ProviderSettings:
     ] = None
     generations: Annotated[PathTemplate | None, "path of generations, below base_url; may hold {model}"] = None
     edits: Annotated[PathTemplate | None, "path of edits, below base_url; may hold {model}"] = None
+    chat: Annotated[PathTemplate | None, "path of chat completions, below base_url; empty: it has none"] = None
+    responses: Annotated[PathTemplate | None, "path of Responses, below base_url; empty: it has none"] = None
     edit_input: Annotated[Literal["images", "image"] | None, "member that carries the images of an edit"] = None
     query: Annotated[Query | None, "query of every request, like api-version=preview"] = None
     streams: Annotated[bool | None, "whether it can be asked to stream"] = None
@@ -160,6 +162,10 @@ class Settings:
     max_connections: Annotated[Count, "connections to one provider at a time"] = 1000
     trust_env_proxies: Annotated[bool, "whether HTTP_PROXY and its like apply to provider requests"] = False
     fetch_images: Annotated[bool, "whether image URLs in requests are fetched for models that take no URLs"] = False
+    inline_urls: Annotated[
+        Literal["always", "asked", "never"],
+        "whether pictures at a provider's URLs are fetched and added as b64_json; asked: by response_format b64_json",
+    ] = "always"
     fetch_hosts: Annotated[
         FetchHosts, "hosts, *.suffix or host:port, to fetch images from by http and at internal addresses too"
     ] = ()

@@ -43,7 +43,7 @@ async def edits(request: Request, context: Context) -> ASGIApp:
         parts = _with_model(form.parts, _model(request, context))
         named = next((part.value for part in parts if part.name == "model" and isinstance(part.value, bytes)), b"")
         limit = context.catalogue.max_prompt(named.decode())
-        return await generate(request, context, surface.form(parts, max_prompt=limit), files)
+        return await generate(request, context, surface.form(parts, max_prompt=limit), files, surface.Images())
 
 
 class _Read(Protocol):
@@ -61,7 +61,7 @@ async def _json(request: Request, context: Context, read: _Read) -> ASGIApp:
             body = parse(body.edited(drop=("model",), append={"model": orjson.dumps(model)}))
         reading = partial(read, body, max_prompt=context.catalogue.max_prompt(body.decode("model")))
         wanted = reading() if len(body.raw) <= CHECKED_HERE else await to_thread.run_sync(reading)
-        return await generate(request, context, wanted, room)
+        return await generate(request, context, wanted, room, surface.Images())
 
 
 def _model(request: Request, context: Context) -> str | None:

@@ -2,7 +2,7 @@
 
 `written` is the loop for every reader; a Layout says how a frame is written for one kind of them.
 
-    Posted      event: image_edit.completed        the OpenAI surface
+    Posted      event: image_edit.completed        whatever wire the caller asked in, here the images API's
                 data: {...}
 
     Followed    data: {...}                        EventSource: fields in an order that WHATWG leaves free. `event` and
@@ -33,7 +33,8 @@ from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.log import Entry
 from streamproxy.hub.stream import Stream, Subscriber
-from streamproxy.surfaces.images import layout
+from streamproxy.surfaces.images import linked_event
+from streamproxy.surfaces.wire import Layout as Wire
 from streamproxy.web.caller import watched
 from streamproxy.web.responses import NO_REFERRER, Reader
 from streamproxy.web.slicing import LARGEST, PIECES, Pieces, sliced
@@ -70,20 +71,28 @@ class Layout(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
 class Posted:
-    """For the caller who asked, or who asked again with the same key."""
+    """For the caller who asked, or who asked again with the same key, in the wire of its surface.
+
+    `url`: where each image is, if URLs are wanted.
+    """
+
+    wire: Wire
+    url: Callable[[int], str] | None = None
 
     def opening(self) -> bytes:
-        return HEARTBEAT
+        return HEARTBEAT + b"".join(self.wire.opening())
 
     def pieces(self, entry: Entry) -> list[Piece]:
-        return [*layout(entry.frame)]
+        frame = entry.frame
+        return [*self.wire.event(frame if self.url is None else linked_event(frame, self.url(frame.image)))]
 
     def breaks_off(self, entry: Entry) -> bool:
         return False
 
     def lost(self, stream: Stream) -> list[Piece]:
-        return [*layout(error_frame(unfollowed(), stream.request_id))]
+        return [*self.wire.event(error_frame(unfollowed(), stream.request_id))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,37 +120,38 @@ class Followed:
 
 async def written(subscriber: Subscriber, layout: Layout, heartbeat: float) -> AsyncGenerator[Pieces, None]:
     """The stream's bytes for one reader, slice by slice, with a comment after `heartbeat` seconds of silence."""
-    yield _small(layout.opening())
+    yield words(layout.opening())
     stream = subscriber.stream
     while True:
         try:
             entry = await subscriber.next(within=heartbeat)
         except TimeoutError:
-            yield _small(HEARTBEAT)
+            yield words(HEARTBEAT)
             continue
         if entry is None:
             for part in sliced([] if subscriber.at_end else layout.lost(stream)):
                 yield part
             return
         pieces = layout.pieces(entry)
-        outline = _outline(entry) if layout.breaks_off(entry) else None
+        outline = outline_of(entry) if layout.breaks_off(entry) else None
         del entry  # from here on only what has yet to be sent is held
         for part in sliced(pieces, LARGEST):
             yield part
             del part
             if pieces and outline is not None and stream.superseded(outline):
-                yield _small(SUPERSEDED)
+                yield words(SUPERSEDED)
                 break
         pieces.clear()
 
 
-def _outline(entry: Entry) -> Entry:
+def outline_of(entry: Entry) -> Entry:
     """The entry without its data."""
     return Entry(entry.cursor, Frame(entry.frame.type, (), entry.frame.image, entry.frame.final))
 
 
-def _small(words: bytes) -> Pieces:
-    return Pieces((words,), len(words))
+def words(text: bytes) -> Pieces:
+    """A short text as a slice."""
+    return Pieces((text,), len(text))
 
 
 def opening_words(bounds: tuple[int, int]) -> bytes:
@@ -155,7 +165,7 @@ def opening_words(bounds: tuple[int, int]) -> bytes:
 
 async def come_back() -> AsyncGenerator[Pieces, None]:
     """For a reader that cannot be served now: EventSource gives up for good on any status but 200."""
-    yield _small(opening_words(RETRY_OVERLOADED))
+    yield words(opening_words(RETRY_OVERLOADED))
 
 
 def unfollowed() -> ProxyError:

@@ -9,14 +9,15 @@ not look like a refusal, and has any member that may be a picture, a caller that
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from streamproxy.core.completion import ZERO_USAGE, AnswerFacts, Image, completed, ending, full_usage
-from streamproxy.core.conversation import Job
+from streamproxy.core.conversation import Inlining, Job, Picture
 from streamproxy.core.events import ANSWER, Frame
 from streamproxy.core.rawjson import (
     MAX_NODES,
@@ -32,7 +33,8 @@ from streamproxy.core.rawjson import (
     text,
     whole_number,
 )
-from streamproxy.core.requests import ImageRequest
+from streamproxy.core.schema import MAX_IMAGES
+from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.openai.errors import Scrub, error_in_answer, error_of, verdict, words
 
@@ -110,29 +112,32 @@ _NAMES: Final = 512
 """Characters of an error's list of members."""
 
 
-def answer_frame(raw: bytes, job: Job) -> Iterator[Frame]:
+def answer_frame(raw: bytes, job: Job) -> Iterator[Frame | Inlining]:
     """The answer for a caller that wants JSON: the provider's bytes with full usage, cost and provider.
 
     An answer whose picture was not found is forwarded too, with UNREAD. An array becomes the `data` of an object.
     """
     read = _read(raw, job)
     body, usage = read.body, present(read.answer.usage)
-    replace = {} if usage is None else {"usage": full_usage(usage)}
-    data = _unwrapped_items(body, as_url=asks_url(job.request)) if read.items else None
+    changed = {} if usage is None else {"usage": full_usage(usage)}
+    data = _unwrapped_items(body) if read.items else None
     if data is not None:
-        replace["data"] = data
+        changed["data"] = data
     added = read.ending(job) | ({} if read.items else {UNREAD: True})
     append = {name: msgspec.json.encode(value) for name, value in added.items()}
-    yield Frame(ANSWER, (body.edited(replace=replace, drop=(UNREAD,), append=append),), final=True)
+    whole = body.edited(replace=changed, drop=(UNREAD,), append=append)
+    if job.inlines and any(url_of(item) for item in read.items):
+        yield _inlined(whole, keep_url=keeps_url(job))
+    else:
+        yield Frame(ANSWER, (whole,), final=True)
 
 
-def image_frames(raw: bytes, job: Job) -> Iterator[Frame]:
+def image_frames(raw: bytes, job: Job) -> Iterator[Frame | Inlining]:
     """One synthesized `completed` event per image. The last one has usage and cost, which are for the whole request."""
     read = _read(raw, job)
     if not read.items:
         raise _no_image(read.body, job.scrub)
     answer, items, request = read.answer, read.items, job.request
-    as_url = asks_url(request)
     stated = AnswerFacts(
         created_at=whole_number(answer.created) or job.now,
         size=text(answer.size) or request.size or "",
@@ -148,9 +153,21 @@ def image_frames(raw: bytes, job: Job) -> Iterator[Frame]:
     items = items[: job.n]  # further indices are other jobs', or of images that were not asked for
     for index, item in enumerate(items):
         ends = last if index == len(items) - 1 else {"usage": ZERO_USAGE, "cost": None, "provider": last["provider"]}
-        image = _image(item, as_url=as_url)
-        several = share or len(items) > 1
-        yield completed(request.operation, image, stated, index=job.first + index, several=several, ending=ends)
+        several, place = share or len(items) > 1, job.first + index
+        made = partial(completed, request.operation, stated=stated, index=place, several=several, ending=ends)
+        image = _image(item)
+        if job.inlines and (url := url_of(item)):
+            yield Inlining((url,), partial(_fetched, made, image, keeps_url(job)))
+        else:
+            yield made(image)
+
+
+def _fetched(made: Callable[[Image], Frame], image: Image, keep_url: bool, pictures: tuple[Picture, ...]) -> Frame:
+    """The event of an image that was at a URL, and is here now, or could not be had."""
+    [picture] = pictures
+    if not picture.base64:
+        return made(replace(image, extra={**image.extra, "warning": picture.problem}))
+    return made(replace(image, b64=picture.base64, url=image.url if keep_url else None))
 
 
 def read_object(raw: bytes) -> JsonObject:
@@ -161,22 +178,15 @@ def read_object(raw: bytes) -> JsonObject:
         raise _bad_json() from None
 
 
-def asks_url(request: ImageRequest) -> bool:
-    """Whether the caller asked for URLs. If not, a `data:` URL is only another form of base64."""
-    if isinstance(request.body, JsonObject):
-        return request.body.value("response_format") == b'"url"'
-    return any(part.name == "response_format" and part.value == b"url" for part in request.body)
-
-
-def unwrapped(image: JsonObject, *, as_url: bool) -> bytes | None:
+def unwrapped(image: JsonObject) -> bytes | None:
     """An object with a picture, without the `data:` prefix of its base64; None where there is no such prefix.
 
-    A `data:` URL becomes `b64_json`, unless there is `b64_json` already or the caller asked for URLs (`as_url`).
+    A `data:` URL becomes `b64_json`, unless there is `b64_json` already.
     """
     raw, b64, url = image.raw, image.members.get("b64_json"), image.members.get("url")
     if b64 is not None and (prefix := _DATA_URL.match(raw, b64.value, b64.end)):
         return image.edited(replace={"b64_json": b'"' + raw[prefix.end() : b64.end]})
-    if as_url or url is None or (b64 is not None and raw.startswith(b'"', b64.value) and b64.end - b64.value > 2):
+    if url is None or (b64 is not None and raw.startswith(b'"', b64.value) and b64.end - b64.value > 2):
         return None
     prefix = _BASE64_URL.match(raw, url.value, url.end)
     if prefix is None:
@@ -185,7 +195,54 @@ def unwrapped(image: JsonObject, *, as_url: bool) -> bytes | None:
     return image.edited(drop=_PICTURE, append={"b64_json": picture})
 
 
-def _unwrapped_items(body: JsonObject, *, as_url: bool) -> bytes | None:
+def url_of(item: Mapping[str, msgspec.Raw]) -> str:
+    """The URL of an item's picture, where it comes without its bytes; "" for every other item."""
+    url = text(item.get("url", _ABSENT))
+    return url if url[:6].lower() in ("http:/", "https:") and not holds_text(item.get("b64_json", _ABSENT)) else ""
+
+
+def keeps_url(job: Job) -> bool:
+    """Whether the provider's URL goes on beside the picture: where the caller has asked for neither form."""
+    return job.request.response_format not in ("b64_json", "url")
+
+
+def _inlined(whole: bytes, *, keep_url: bool) -> Inlining:
+    """An answer with the pictures of its items that are at URLs, the first MAX_IMAGES of them."""
+    body = parse(whole)
+    data = body.members["data"]
+    spans = elements(body, data.value, limit=MAX_NODES, where="data")
+    items = {start: members(body, start, where="data") for start, _ in spans if whole.startswith(b"{", start)}
+    view = memoryview(whole)
+    raw = {
+        start: {name: msgspec.Raw(view[m.value : m.end]) for name, m in found.items() if name in _PICTURE}
+        for start, found in items.items()
+    }
+    urls = {start: url for start, item in raw.items() if (url := url_of(item))}
+    asked = dict([*urls.items()][:MAX_IMAGES])
+
+    def frame(pictures: tuple[Picture, ...]) -> Frame:
+        found = dict(zip(asked, pictures, strict=True))
+        pieces: list[Piece] = []
+        for start, end in spans:
+            item = JsonObject(whole, items[start]) if start in found else None
+            shown = (view[start:end],) if item is None else with_picture(item, found[start], keep_url=keep_url)
+            pieces += (b",", *shown)
+        return Frame(ANSWER, (view[: data.value], b"[", *pieces[1:], b"]", view[data.end :]), final=True)
+
+    return Inlining(tuple(asked.values()), frame)
+
+
+def with_picture(image: JsonObject, picture: Picture, *, keep_url: bool) -> tuple[Piece, ...]:
+    """An object that shows a picture by its URL, with the picture, or with a `warning` where it is not to be had."""
+    if not picture.base64:
+        warning = {"warning": msgspec.json.encode(picture.problem), "b64_json": b"null"}
+        return image.pieces(drop=("b64_json", "warning"), append=warning)
+    drop = ("b64_json",) if keep_url else ("b64_json", "url")
+    head = b"".join(image.pieces(drop=drop, append={"b64_json": b'"'}))
+    return (head[:-1], *picture.base64, b'"}')
+
+
+def _unwrapped_items(body: JsonObject) -> bytes | None:
     """The array `data` with its pictures unwrapped; None where nothing changes."""
     view = memoryview(body.raw)
     items: list[bytes | memoryview] = []
@@ -193,7 +250,7 @@ def _unwrapped_items(body: JsonObject, *, as_url: bool) -> bytes | None:
     for start, end in elements(body, body.members["data"].value, limit=MAX_NODES, where="data"):
         plain = None
         if body.raw.startswith(b"{", start):
-            plain = unwrapped(JsonObject(body.raw, members(body, start, where="data")), as_url=as_url)
+            plain = unwrapped(JsonObject(body.raw, members(body, start, where="data")))
         changed = changed or plain is not None
         items += (b",", view[start:end] if plain is None else plain)
     return b"".join((b"[", *items[1:], b"]")) if changed else None
@@ -277,12 +334,12 @@ def _extra(item: _Item) -> Mapping[str, object]:
     return {name: value for name, value in item.items() if name not in _IN_EVENTS and bytes(value) != b"null"}
 
 
-def _image(item: _Item, *, as_url: bool) -> Image:
+def _image(item: _Item) -> Image:
     """One item's picture. A `data:` URL becomes base64, as in `unwrapped`."""
     b64, url = _base64(item.get("b64_json", _ABSENT)), item.get("url", _ABSENT)
-    if not b64 and not as_url and _BASE64_URL.match(memoryview(url)):
-        return Image(_base64(url), None, _extra(item))
-    return Image(b64, text(url) or None, _extra(item))
+    if not b64 and _BASE64_URL.match(memoryview(url)):
+        return Image((_base64(url),), None, _extra(item))
+    return Image((b64,) if b64 else (), text(url) or None, _extra(item))
 
 
 def _base64(raw: msgspec.Raw) -> bytes | memoryview:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from streamproxy.core.completion import ZERO_USAGE, appended, ending, full_usage
-from streamproxy.core.conversation import Accepted, Job, Said, Tolerated
+from streamproxy.core.conversation import Accepted, Inlining, Job, Picture, Said, Tolerated
 from streamproxy.core.eventdata import Outline, outline
 from streamproxy.core.events import ERROR, KINDS, Frame, Role, type_of
 from streamproxy.core.rawjson import JsonObject
@@ -27,10 +29,12 @@ from streamproxy.core.sse import Cutter, Event, Piece
 from streamproxy.errors import ErrorDetails, Failure, ProxyError
 from streamproxy.providers.openai.answer import (
     answer_frame,
-    asks_url,
     image_frames,
+    keeps_url,
     read_object,
     unwrapped,
+    url_of,
+    with_picture,
 )
 from streamproxy.providers.openai.errors import error_in_answer, error_in_words
 
@@ -126,7 +130,6 @@ class _Events:
         self._job = job
         self._request = job.request
         self._cutter = Cutter(job.limits.event)
-        self._as_url = asks_url(job.request)
         self._images = 0
         self._size = 0
         self._idle = 0
@@ -197,12 +200,12 @@ class _Events:
             if not said.has_image:
                 raise ProxyError(Failure.NO_IMAGE, "The provider's completed event has no image.")
             self._idle = 0
-            data, said = _unwrapped(event.data, said, as_url=self._as_url)
+            data, said = _unwrapped(event.data, said)
             yield from self._completed(_mended(data, said, right), said)
         elif self._request.stream and said.has_image:
             self._idle = 0
             image = self._index(said)
-            data = _mended(*_unwrapped(event.data, said, as_url=self._as_url), right)
+            data = _mended(*_unwrapped(event.data, said), right)
             if self._job.several and "image_index" not in said.has:
                 data = appended(data, {"image_index": image})
             yield Frame(right, data, image=image)
@@ -227,7 +230,7 @@ class _Events:
         message = "The provider's stream ended without the completed image, and had events whose data is not JSON."
         return ProxyError(Failure.BAD_JSON, message)
 
-    def _completed(self, data: tuple[Piece, ...], said: Outline) -> Iterator[Frame]:
+    def _completed(self, data: tuple[Piece, ...], said: Outline) -> Iterator[Frame | Inlining]:
         index = self._index(said)
         self._images += 1
         self.done = self._images >= self._job.n
@@ -248,7 +251,9 @@ class _Events:
         self._size += sum(map(len, data))
         if not self._request.as_events and self._size > self._job.limits.answer:
             raise _too_large(self._job)
-        yield Frame(type_of(self._request.operation, Role.COMPLETED), data, image=index, final=True)
+        frame = Frame(type_of(self._request.operation, Role.COMPLETED), data, image=index, final=True)
+        url = _url(_parsed(data, said)) if self._job.inlines and said.has_url and not said.has_b64 else ""
+        yield Inlining((url,), partial(_fetched, frame, keeps_url(self._job))) if url else frame
 
     def _index(self, said: Outline) -> int:
         """The index of the event's image: the provider's, if it makes all of them, otherwise the job's next one."""
@@ -283,11 +288,21 @@ def _too_large(job: Job) -> ProxyError:
     )
 
 
-def _unwrapped(data: tuple[Piece, ...], said: Outline, *, as_url: bool) -> tuple[tuple[Piece, ...], Outline]:
+def _unwrapped(data: tuple[Piece, ...], said: Outline) -> tuple[tuple[Piece, ...], Outline]:
     """An event's data with its picture as bare base64, and the new outline."""
-    if not said.wrapped or (plain := unwrapped(_parsed(data, said), as_url=as_url)) is None:
+    if not said.wrapped or (plain := unwrapped(_parsed(data, said))) is None:
         return data, said
     return (plain,), outline((plain,)) or said
+
+
+def _url(event: JsonObject) -> str:
+    return url_of({name: msgspec.Raw(event.value(name) or b"") for name in ("b64_json", "url")})
+
+
+def _fetched(frame: Frame, keep_url: bool, pictures: tuple[Picture, ...]) -> Frame:
+    """A completed event whose picture was at a URL, and is here now, or could not be had."""
+    event = read_object(b"".join(frame.data))
+    return replace(frame, data=with_picture(event, pictures[0], keep_url=keep_url))
 
 
 def _mended(data: tuple[Piece, ...], said: Outline, right: str) -> tuple[Piece, ...]:

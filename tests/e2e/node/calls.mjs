@@ -1,6 +1,6 @@
 // Runs calls against the proxy with the real SDK and prints one JSON line per call: what its user would have seen.
 //
-//   node calls.mjs <base_url>  < [{"method": "generate" | "edit" | "models", "body": {...}, "files": n, "retries": n}]
+//   node calls.mjs <base_url>  < [{"method": "generate" | "edit" | "models" | "respond" | "chat", "body": {...}, "files": n, "retries": n}]
 //
 // An outcome is {"events": [...], "answer": ..., "error": null | {...}}; pictures stay in, they are small.
 
@@ -51,6 +51,10 @@ async function send(client, call) {
       );
       return client.images.edit({ ...call.body, image: call.files === 1 ? files[0] : files });
     }
+    case 'respond':
+      return client.responses.create(call.body);
+    case 'chat':
+      return client.chat.completions.create(call.body);
     case 'models': {
       const ids = [];
       for await (const model of client.models.list()) ids.push(model.id);

@@ -21,7 +21,10 @@ BOUND = 60.0
 
 
 class Call(TypedDict, total=False):
-    """One call: `method` is generate, edit or models; `files` pictures are attached to an edit; `retries` the SDK's."""
+    """One call. `files` pictures are attached to an edit; `retries` are the SDK's.
+
+    `method` is generate, edit, models, respond or chat.
+    """
 
     method: str
     body: dict[str, object]
