@@ -46,6 +46,7 @@ class Provider:
     `hosts`: other hosts of its own, like "*.bfl.ai", that may get the credential. `workflows`: (model, JSON) pairs.
     `signing`: by a key in a header, or by an OAuth token that Google gives for the credential. `project` and `location`
     stand in `base_url` as {project} and {location}; {region} is the location and a hyphen, nothing where it is global.
+    `variations`: a path like the other two, "" where it has none. `file_ids`: how ids of its own files begin.
     """
 
     name: str
@@ -68,6 +69,8 @@ class Provider:
     signing: Literal["key", "google"] = "key"
     project: str = ""
     location: str = ""
+    variations: str = ""
+    file_ids: tuple[str, ...] = ()
 
     @property
     def takes_everything(self) -> bool:
@@ -102,7 +105,8 @@ class Model:
     it off; gateways may serve it longer, so it is still resolved. `created`: seconds since 1970. `simulated`: only
     ever found by its full id, and not listed by a provider's "*". `max_prompt`: characters of its prompt.
     `unstreamed_formats`: output formats that it refuses to stream. `fast`: it takes a second or two, so that a
-    provider with a queue is asked to answer in one exchange.
+    provider with a queue is asked to answer in one exchange. `varies`: its edit without an instruction is a
+    variation.
     """
 
     id: str
@@ -126,6 +130,7 @@ class Model:
     max_prompt: int = MAX_PROMPT
     unstreamed_formats: tuple[str, ...] = ()
     fast: bool = False
+    varies: bool = False
 
     @classmethod
     def unknown(cls, id: str) -> Model:

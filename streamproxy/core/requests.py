@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 import msgspec
@@ -112,6 +113,13 @@ def as_bytes(image: Inline | Spooled) -> Segment:
     return Decoded(image.base64) if isinstance(image, Inline) else image.upload
 
 
+class Variation(Enum):
+    """How a variation is made: by the provider's own route, or as an edit without an instruction."""
+
+    ROUTE = "variation"
+    EDIT = "edit"
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
     """What a caller wants, the same for every provider that might make it.
@@ -119,6 +127,7 @@ class ImageRequest:
     `model` is the name as the caller wrote it. `body` is as it was sent: a JSON object as raw bytes with member spans,
     or the parts of a form. `extra_headers` are not judged yet: that depends on the provider. `via_generations`: an edit
     that came as a generation with an `image` member. `later`: its readers come later, and follow events in any case.
+    `variation`: an edit that came as a variation.
     """
 
     operation: Operation
@@ -138,6 +147,7 @@ class ImageRequest:
     body: JsonObject | tuple[Part, ...] = field(repr=False)
     via_generations: bool = False
     later: bool = False
+    variation: Variation | None = None
 
     @property
     def as_events(self) -> bool:

@@ -22,7 +22,7 @@ from streamproxy.auth import Right, owner_of
 from streamproxy.core.catalogue import UNKNOWN
 from streamproxy.core.completion import collected
 from streamproxy.core.events import ANSWER, ERROR, read_error
-from streamproxy.core.requests import ImageRequest
+from streamproxy.core.requests import ImageRequest, Variation
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.router import Plan
@@ -30,6 +30,7 @@ from streamproxy.hub.generation import OnDisconnect
 from streamproxy.hub.keys import Names
 from streamproxy.hub.log import Record
 from streamproxy.hub.stream import Ending, Stream, Subscriber
+from streamproxy.surfaces.variations import SERVED_AS
 from streamproxy.web.caller import unless_gone
 from streamproxy.web.endpoint import Context
 from streamproxy.web.headers import idempotency_key, is_retry, preferences
@@ -45,6 +46,7 @@ from streamproxy.web.responses import (
     json_response,
 )
 from streamproxy.web.streams import status_of, urls
+from streamproxy.web.uploads import at_hand
 from streamproxy.web.writing import EventStream, Posted, unfollowed, written
 
 
@@ -59,7 +61,10 @@ class _Preferences:
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """One request, checked: what is wanted, how, where it would go, and what it is known by."""
+    """One request, checked: what is wanted, how, where it would go, and what it is known by.
+
+    `missing`: an uploaded file that is not there. An earlier stream answers the same request without it.
+    """
 
     request: Request
     context: Context
@@ -68,6 +73,7 @@ class _Order:
     preferences: _Preferences
     owner: str | None
     names: Names
+    missing: ProxyError | None
 
 
 async def generate(request: Request, context: Context, wanted: ImageRequest, files: ExitStack) -> ASGIApp:
@@ -75,14 +81,14 @@ async def generate(request: Request, context: Context, wanted: ImageRequest, fil
 
     `files` free what the body takes. They are the producer's as soon as there is one.
     """
-    order = await _order(request, context, wanted)
+    order = await _order(request, context, wanted, files)
     record = Record(f"str_{uuid.uuid4().hex}", order.owner, int(time.time()), order.wanted.n)
     earlier = await _find_earlier(order, record.id)
     reading = await _begin(order, record, files) if earlier is None else _attach(order, earlier)
     return await _respond(order, reading)
 
 
-async def _order(request: Request, context: Context, wanted: ImageRequest) -> _Order:
+async def _order(request: Request, context: Context, wanted: ImageRequest, files: ExitStack) -> _Order:
     plan = context.router.plan(wanted.model, request.scope["headers"])
     plan = plan.with_headers(wanted.extra_headers, request.state.trace)
     model = plan.route.model
@@ -93,7 +99,12 @@ async def _order(request: Request, context: Context, wanted: ImageRequest) -> _O
     key = idempotency_key(request)
     context.attempts.check(wanted, plan)
     called = names(owner, key, await fingerprint(request, wanted.body))
-    return _Order(request, context, replace(wanted, later=preferred.later), plan, preferred, owner, called)
+    missing = None
+    try:
+        wanted = await at_hand(wanted, context, plan.route.provider, owner, files)
+    except ProxyError as error:
+        missing = error
+    return _Order(request, context, replace(wanted, later=preferred.later), plan, preferred, owner, called, missing)
 
 
 def _preferences(request: Request, finish: bool) -> _Preferences:
@@ -127,6 +138,8 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     """A new generation and its producer, and its caller as the first reader."""
     hub, preferred = order.context.hub, order.preferences
     try:
+        if order.missing is not None:
+            raise order.missing
         hub.admission.admit(hub.running)
     except ProxyError:
         await hub.withdraw(record.id, order.names)
@@ -317,6 +330,8 @@ def _headers(order: _Order, stream: Stream) -> dict[str, str]:
     headers = dict(stream.acceptance.headers)
     if stream.acceptance.not_applied:
         headers[NOT_APPLIED] = ", ".join(stream.acceptance.not_applied)
+    if order.wanted.variation is Variation.EDIT:
+        headers[SERVED_AS] = Variation.EDIT.value
     if order.preferences.applied:
         headers["preference-applied"] = ", ".join(order.preferences.applied)
     return headers

@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.routing import Route
 
-from streamproxy.web import images, info, streams
+from streamproxy.web import images, info, streams, uploads
 from streamproxy.web.endpoint import Endpoint, Handler
 
 PREFIXES: Final = ("/v1", "/v3")
@@ -32,9 +32,16 @@ class RouteRow:
 ROUTES: Final[tuple[RouteRow, ...]] = (
     RouteRow("POST", "/images/generations", images.generations, "Images from a prompt; with an `image`, an edit"),
     RouteRow("POST", "/images/edits", images.edits, "Images from images, as JSON or multipart"),
+    RouteRow("POST", "/images/variations", images.variations, "Images like another one; without a prompt"),
     RouteRow("GET", "/images/models", info.models, "The models that are served"),
     RouteRow("GET", "/models", info.models, "The same list"),
     RouteRow("GET", "/models/{id:path}", info.model, "One model; ids may contain `/`"),
+    RouteRow("POST", "/files", uploads.create, "Upload an image, to be named by its id in later requests"),
+    RouteRow("GET", "/files", uploads.index, "The files that came with this key"),
+    RouteRow("GET", "/files/{id}", uploads.describe, "One file: its name, size and expiry"),
+    RouteRow("DELETE", "/files/{id}", uploads.delete, "Delete it"),
+    RouteRow("GET", "/files/{id}/content", uploads.content, "The file itself"),
+    RouteRow("POST", "/upload", uploads.create_as_eden, "Upload an image as Eden AI's callers do"),
     RouteRow(
         "GET",
         "/streams/{id}",

@@ -6,7 +6,7 @@ catalogue (paths, credential header, how they name models and take input images)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import quote, urlsplit
 
@@ -25,11 +25,23 @@ from streamproxy.core.conversation import (
 from streamproxy.core.events import Operation
 from streamproxy.core.images import media_type, probe_base64
 from streamproxy.core.rawjson import JsonObject, Member, Pieces, elements, members
-from streamproxy.core.requests import ImageRequest, Part, Remote, Segment, UpstreamRequest
+from streamproxy.core.requests import (
+    ImageRequest,
+    Input,
+    Part,
+    Remote,
+    Segment,
+    Spooled,
+    UpstreamRequest,
+    Variation,
+    as_base64,
+)
 from streamproxy.core.schema import MAX_IMAGES
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.openai import errors
 from streamproxy.providers.openai.events import Answer
+
+Segments = tuple[Segment, ...]
 
 STREAMING: Final = ("stream", "partial_images")
 OURS: Final = ("extra_headers",)
@@ -66,7 +78,7 @@ def asks_to_stream(request: ImageRequest, route: Route) -> bool:
     """Whether the provider is asked for events: where the caller wants them, and both model and host can."""
     model, host = route.model, route.provider
     able = model.streams and host.streams and request.output_format not in model.unstreamed_formats
-    return request.stream and able
+    return request.stream and able and request.variation is not Variation.ROUTE
 
 
 def _not_applied(job: Job, *, streams: bool) -> tuple[str, ...]:
@@ -85,6 +97,7 @@ def _request(job: Job, *, streams: bool) -> UpstreamRequest:
         content_type = f"multipart/form-data; boundary={boundary}"
         body = tuple(_form_body(job, request.body, boundary.encode(), streams=streams))
     path = provider.edits if request.operation is Operation.EDIT else provider.generations
+    path = provider.variations if request.variation is Variation.ROUTE else path
     query = f"?{provider.query}" if provider.query else ""
     accept = "text/event-stream, application/json" if streams else "application/json"
     url = provider.base_url + path.replace("{model}", _segment(job.route.upstream_model)) + query
@@ -106,7 +119,7 @@ def _json_body(job: Job, body: JsonObject, *, streams: bool) -> tuple[Segment, .
     request, provider = job.request, job.provider
     drop = set(_left_out(job, streams=streams))
     replace: dict[str, bytes] = {}
-    append: dict[str, Pieces] = {}
+    append: dict[str, Segments] = {}
     model = orjson.dumps(job.route.upstream_model)
     if body.value("model") != model:
         replace["model"] = model
@@ -115,34 +128,58 @@ def _json_body(job: Job, body: JsonObject, *, streams: bool) -> tuple[Segment, .
     if request.operation is Operation.EDIT:
         _refuse_remote(job)
         given = "image" if request.via_generations else "images"
-        if given != provider.edit_input:
-            if provider.edit_input in body.members:
-                raise ProxyError(
-                    Failure.UNSUPPORTED_PARAMETER,
-                    f"Send the input images as {given} only.",
-                    param=provider.edit_input,
-                )
+        if given != provider.edit_input and provider.edit_input in body.members:
+            raise ProxyError(
+                Failure.UNSUPPORTED_PARAMETER,
+                f"Send the input images as {given} only.",
+                param=provider.edit_input,
+            )
+        if given != provider.edit_input or any(isinstance(image, Spooled) for image in request.images):
             drop.add(given)
-            append[provider.edit_input] = _array(_translated(request, body))
-            mask = body.members.get("mask")
-            if mask is not None and not body.raw.startswith(b"null", mask.value):
-                replace["mask"] = b"".join(_mask(request, body, mask))
-    return body.pieces(replace=replace, drop=drop & body.members.keys(), append=append)
+            append[provider.edit_input] = _array(_translated(job, body))
+        mask = body.members.get("mask")
+        masked = mask is not None and not body.raw.startswith(b"null", mask.value)
+        if mask is not None and masked and (given != provider.edit_input or isinstance(request.mask, Spooled)):
+            drop.add("mask")
+            append["mask"] = _mask(job, body, mask)
+    pieces = body.pieces(replace=replace, drop=drop & body.members.keys())
+    return _extended(pieces, append) if append else pieces
 
 
-def _translated(request: ImageRequest, body: JsonObject) -> Iterator[Pieces]:
-    """The input images in the other form: strings as references, references as strings."""
-    if request.via_generations:
+def _extended(body: Pieces, members: Mapping[str, Segments]) -> Segments:
+    """A JSON object, which is not empty, with more members at its end."""
+    *before, last = body
+    segments: list[Segment] = [*before, memoryview(last)[:-1]]
+    for name, value in members.items():
+        segments += (b',"%b":' % name.encode(), *value)
+    return (*segments, b"}")
+
+
+def _translated(job: Job, body: JsonObject) -> Iterator[Segments]:
+    """The input images as the provider takes them: as references or as strings."""
+    if job.request.via_generations:
         yield from map(_reference, _strings(body, "image"))
     else:
-        for index, (start, _) in enumerate(_spans(body, "images")):
-            yield (_needed_url(body, start, f"images[{index}]"),)
+        for index, (start, end) in enumerate(_spans(body, "images")):
+            image = job.request.images[index] if index < len(job.request.images) else None
+            yield _sent(job, body, image, Member(f"images[{index}]", start, start, end))
 
 
-def _mask(request: ImageRequest, body: JsonObject, mask: Member) -> Pieces:
-    if request.via_generations:
+def _mask(job: Job, body: JsonObject, mask: Member) -> Segments:
+    if job.request.via_generations:
         return _reference(memoryview(body.raw)[mask.value : mask.end])
-    return (_needed_url(body, mask.value, "mask"),)
+    return _sent(job, body, job.request.mask, mask)
+
+
+def _sent(job: Job, body: JsonObject, image: Input | None, where: Member) -> Segments:
+    """One reference as the provider takes it. An uploaded file of ours goes with its bytes."""
+    strings = job.provider.edit_input == "image"
+    if isinstance(image, Spooled):
+        url = (b'"data:%b;base64,' % image.media_type.encode(), as_base64(image), b'"')
+        return url if strings else (b'{"image_url":', *url, b"}")
+    if strings:
+        return (_needed_url(body, where.value, where.key),)
+    return (memoryview(body.raw)[where.value : where.end],)
 
 
 def _refuse_remote(job: Job) -> None:
@@ -215,11 +252,11 @@ def _needed_url(body: JsonObject, start: int, where: str) -> memoryview:
     return url
 
 
-def _array(items: Iterator[Pieces]) -> Pieces:
-    pieces: list[bytes | memoryview] = []
+def _array(items: Iterator[Segments]) -> Segments:
+    segments: list[Segment] = []
     for item in items:
-        pieces += (b",", *item)
-    return (b"[", *pieces[1:], b"]")
+        segments += (b",", *item)
+    return (b"[", *segments[1:], b"]")
 
 
 def _form_body(job: Job, parts: tuple[Part, ...], boundary: bytes, *, streams: bool) -> Iterator[Segment]:
