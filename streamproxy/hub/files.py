@@ -18,7 +18,7 @@ from typing import BinaryIO, Final, Protocol, TypeVar
 from streamproxy.core.files import FileRecord, NewFile, expiry, file_id
 from streamproxy.core.requests import Upload
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub.health import StoreHealth, unreachable
+from streamproxy.hub.health import StoreHealth
 from streamproxy.hub.store import StoreError
 
 Result = TypeVar("Result")
@@ -131,7 +131,11 @@ class Files:
             return await operation
         except StoreError as error:
             self.health.note(error)
-            raise unreachable() from None
+            raise ProxyError(
+                Failure.OVERLOADED,
+                "The store of files cannot be reached now, or has no memory left. The setting is store.",
+                retry_after="2",
+            ) from None
 
 
 def missing() -> ProxyError:

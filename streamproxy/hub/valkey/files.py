@@ -89,7 +89,7 @@ class ValkeyFiles:
         if not ids:
             return []
         found = map(_record, await self._client.ask_all([("GET", _key(id)) for id in ids]))
-        return [record for record in found if record is not None]
+        return [record for record in found if record is not None and record.owner == owner]
 
     async def content(self, record: FileRecord) -> BinaryIO | None:
         try:

@@ -21,7 +21,10 @@ BOUND = 60.0
 
 
 class Call(TypedDict, total=False):
-    """One call: `method` is generate, edit or models; `files` pictures are attached to an edit; `retries` the SDK's."""
+    """One call: `method` is generate, edit, vary, files or models; `files` pictures are attached to an edit.
+
+    `retries` are the SDK's.
+    """
 
     method: str
     body: dict[str, object]
