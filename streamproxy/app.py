@@ -51,6 +51,7 @@ from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.origins import Origins, hosts_of
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.routes import PREFIXES, ROUTES, routes
+from streamproxy.web.writing import Cutoff
 
 
 def create_app(
@@ -147,6 +148,7 @@ class _Wiring:
             tokens=self.tokens,
             origins=self.origins,
             intake=_intake(self.settings),
+            cutoff=Cutoff(tasks, self.settings.drain_timeout),
             keyed=_keyed(self.configured),
             models=ModelLists(services),
         )
@@ -200,7 +202,9 @@ class _Wiring:
         settings = self.settings
         fetcher = Fetcher(hosts=settings.fetch_hosts, ssl_context=trust)
         running.push_async_callback(fetcher.aclose)
-        limits = Limits(settings.max_event_bytes, settings.max_response_bytes, settings.fetch_images)
+        limits = Limits(
+            settings.max_event_bytes, settings.max_response_bytes, settings.fetch_images, settings.inline_urls
+        )
         outside = Outside(fetcher, limits, settings.total_timeout, settings.connect_timeout, trust)
         return Attempts(ADAPTERS, outside, settings.stream_n)
 
@@ -237,8 +241,8 @@ def _keyed(configured: Providers) -> bool:
 def _origins(settings: Settings, configured: Providers) -> Origins:
     """The rules for pages and host names. Any name will do unless a configured key can be spent without a caller's."""
     exposed = not settings.caller_keys and any(source.configured for source in configured.credentials.values())
-    hosts = hosts_of(settings.host, settings.allowed_hosts) if exposed else None
-    return Origins(frozenset(settings.cors_origins), hosts)
+    known = hosts_of(settings.host, settings.allowed_hosts)
+    return Origins(frozenset(settings.cors_origins), known if exposed else None, known)
 
 
 async def _not_routed(request: Request, exception: Exception) -> Response:

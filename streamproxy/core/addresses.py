@@ -1,15 +1,15 @@
-"""Which addresses and URLs a fetch may go to: the guard against requests forged through this server.
+"""The guard against server-side request forgery: which addresses and URLs a fetch may go to.
 
-    destination(url, hosts)    a URL taken apart, or ProxyError(DESTINATION_IP_PROHIBITED)
-    prohibited(address)        what an IP address is that must not be dialled, None where it may be
+    destination(url, hosts)    the parts of a URL, or ProxyError(DESTINATION_IP_PROHIBITED)
+    prohibited(address)        the reason why an IP address must not be dialled, None where it may be
 
-Strategy: nothing is repaired. A URL has exactly one reading here or it is refused: browsers, resolvers and libraries
-disagree about backslashes, `@`, octal numbers and full-width dots, and a guard that reads another host than the dialler
-does guards nothing. IPv4 is a list of what is not public; IPv6 the other way round, since only 2000::/3 is public.
+Strategy: nothing is repaired. Browsers, resolvers and libraries disagree about backslashes, `@`, octal numbers and
+full-width dots. A guard that sees another host than the dialler is useless, so an ambiguous URL is refused. For IPv4
+the table lists networks that are not public. For IPv6 only 2000::/3 is public.
 
 Sources: RFC 3986 3; RFC 6890 and the IANA special-purpose address registries for IPv4 and IPv6 (RFC 8190); RFC 6052 2.1
 (NAT64); the providers' own pages for their metadata services. Python's `ipaddress.is_global` follows the registries of
-its release only, and knows neither multicast nor metadata services nor addresses within addresses.
+its release only, and does not cover multicast, metadata services and addresses inside addresses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_URL: Final = 16 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A URL that may be fetched, as far as its text tells. `host` is in lower case, IPv6 without brackets.
+    """A URL that may be fetched, as far as its text shows. `host` is in lower case, IPv6 without brackets.
 
     `listed`: the configuration names this host, so it may speak http and have an address of an internal network.
     """
@@ -43,7 +43,7 @@ class Destination:
 
     @property
     def authority(self) -> str:
-        """Host and port as the Host header has them: the scheme's own port is left out (RFC 9110 7.2)."""
+        """Host and port for the Host header, without the scheme's default port (RFC 9110 7.2)."""
         return _authority(self.host, self.port if self.port != _PORTS[self.scheme] else None)
 
     @property
@@ -52,44 +52,44 @@ class Destination:
         return self.host if _is_literal(self.host) else None
 
     def at(self, address: str) -> str:
-        """The URL with an IP address in the place of the host: what is dialled when the name has been resolved."""
+        """The URL with an IP address in place of the host, to dial the resolved name."""
         return f"{self.scheme}://{_authority(address, self.port)}{self.target}"
 
 
 def destination(url: str, hosts: Collection[str], *, base: Destination | None = None) -> Destination:
-    """Take `url` apart; `hosts` are those that `fetch_hosts` lists. `base`: what a redirect's Location is relative to.
+    """Parse `url`. `hosts`: the setting `fetch_hosts`. `base`: the URL that a redirect's Location is relative to.
 
     Raises ProxyError(DESTINATION_IP_PROHIBITED) for every URL that is not https to a public host or http(s) to a listed
-    one, and where its host is an address that must not be dialled. Names have yet to be resolved.
+    one, and for a host that is an address that must not be dialled. Names are not resolved here.
     """
     if len(url) > MAX_URL or _UNSAFE.search(url):
-        raise _refused("it is too long, or holds a space, a backslash or a control character")
+        raise _refused("it is too long, or has a space, a backslash or a control character")
     if base is not None:
         url = _joined(base, url)
     if (match := _URL.fullmatch(quote(url, safe=_PRINTABLE))) is None:
-        raise _refused("it is not an https:// address with a plain host name, without a user")
+        raise _refused("it is not an https:// URL with a plain host name and no user")
     scheme, host = match["scheme"].lower(), _host(match["host"].lower())
     port = int(match["port"] or _PORTS[scheme])
     if not host or not 0 < port < 65536:
-        raise _refused("its host or port is not written plainly")
+        raise _refused("its host or port is not in the usual form")
     target = match["target"] if match["target"].startswith("/") else f"/{match['target']}"
     found = Destination(scheme, host, port, target, is_listed(host, port, hosts))
     if found.literal is not None and (reason := prohibited(found.literal, listed=found.listed)):
         raise refusal(found, reason)
     if not found.listed and scheme != "https":
-        raise _refused("only https is fetched from there", host)
+        raise _refused("this host may be fetched from by https only", host)
     if not found.listed and found.literal is None and ("." not in host or host.endswith(".localhost")):
-        raise _refused("it is a name of an internal network", host)
+        raise _refused("the name belongs to an internal network", host)
     return found
 
 
 def refusal(destination: Destination, reason: str) -> ProxyError:
-    """The error for a destination whose address is prohibited; it names the host and never the rest of the URL."""
+    """The error for a destination with a prohibited address. It has the host, never the rest of the URL."""
     return _refused(f"its address is {reason}", destination.host)
 
 
 def is_listed(host: str, port: int, hosts: Collection[str]) -> bool:
-    """Whether fetch_hosts has this host: its name, or `*.` and what that ends in; for every port or for this one."""
+    """Whether fetch_hosts lists this host: by name or by `*.suffix`, for every port or for this one."""
     names = [_authority(host, None)]
     if not _is_literal(host):
         labels = host.split(".")
@@ -98,15 +98,15 @@ def is_listed(host: str, port: int, hosts: Collection[str]) -> bool:
 
 
 def prohibited(address: str, *, listed: bool = False) -> str | None:
-    """Say what an IP address is that must not be dialled; None where it is public, or internal and its host `listed`.
+    """The reason why an IP address must not be dialled; None where it is public, or internal and its host `listed`.
 
-    A NAT64 address (RFC 6052) is judged by the IPv4 address within, because a network without IPv4 reaches every public
+    A NAT64 address (RFC 6052) is checked by the IPv4 address inside it: a network without IPv4 reaches every public
     host through one.
     """
     try:
         parsed = ip_address(address)
     except ValueError:
-        return "no IP address"
+        return "not an IP address"
     if isinstance(parsed, IPv6Address) and parsed in _NAT64:
         parsed = IPv4Address(parsed.packed[-4:])
     for network, reason in _SPECIAL.items():
@@ -114,9 +114,9 @@ def prohibited(address: str, *, listed: bool = False) -> str | None:
             return reason
     for network in _INTERNAL:
         if parsed in network:
-            return None if listed else "one of an internal network"
+            return None if listed else "internal"
     outside = isinstance(parsed, IPv6Address) and (parsed.scope_id is not None or parsed not in _GLOBAL)
-    return "none of the public Internet" if outside else None
+    return "outside the public Internet" if outside else None
 
 
 def _refused(reason: str, host: str = "") -> ProxyError:
@@ -132,11 +132,11 @@ def _joined(base: Destination, location: str) -> str:
     try:
         return urljoin(f"{base.scheme}://{_authority(base.host, base.port)}{base.target}", location)
     except ValueError:  # a broken IPv6 address
-        raise _refused("a redirect leads to what is no URL") from None
+        raise _refused("a redirect's Location is not a URL") from None
 
 
 def _host(written: str) -> str:
-    """The host of a URL without brackets, an address in its shortest form; "" where it is neither address nor name."""
+    """The host of a URL without brackets, an address in its shortest form; "" for neither address nor name."""
     try:
         return str(IPv6Address(written[1:-1]) if written.startswith("[") else IPv4Address(written))
     except ValueError:
@@ -184,11 +184,11 @@ _SPECIAL: Final = {
     }.items()
     for network in _networks(networks)
 }
-"""What no host of fetch_hosts may have either. 169.254.0.0/16 is link-local, and 192.0.0.0/24 holds Oracle's service;
-2001::/23 is Teredo, ORCHID, benchmarking and AMT."""
+"""Networks that hosts of fetch_hosts must not be in either. 169.254.0.0/16 is link-local, and 192.0.0.0/24 has Oracle's
+service; 2001::/23 is Teredo, ORCHID, benchmarking and AMT."""
 
 _INTERNAL: Final = _networks("10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 172.16.0.0/12 192.168.0.0/16 ::1/128 fc00::/7")
-"""RFC 1918, RFC 6598, loopback, RFC 4193: where an operator's own CDN or ComfyUI may be."""
+"""RFC 1918, RFC 6598, loopback, RFC 4193: an operator's own CDN or ComfyUI may be there."""
 
 _GLOBAL: Final = IPv6Network("2000::/3")
 _NAT64: Final = IPv6Network("64:ff9b::/96")

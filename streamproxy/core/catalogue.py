@@ -1,12 +1,12 @@
-"""The models and hosts we know, and the way from the name a caller writes to the name a provider is sent.
+"""The known models and hosts, and the way from a caller's model name to the name that a provider is sent.
 
-    parse(text) -> Catalogue               catalogue.toml's text; the composition root reads the file
+    parse(text) -> Catalogue               the text of catalogue.toml; the caller reads the file
     catalogue.resolve(name, providers)     -> Route(provider, model, upstream_model)
-    catalogue.listed(providers, today)     what GET /v1/models shows
+    catalogue.listed(providers, today)     the models of GET /v1/models
 
-Strategy: data first, no provider is named here. Every id, alias and bare name points to one model, and two rows that
-claim the same word are an error when the file is read. A name that is not in the catalogue still reaches a provider
-that takes it: as a sidecar we pass on models we have never heard of.
+Strategy: everything is data, and no provider is named in this module. Every id, alias and bare name points to one
+model. Two rows that claim the same word are an error when the file is read. A name outside the catalogue still reaches
+a provider that takes it, so models newer than the catalogue work.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ Row = TypeVar("Row", "Provider", "Model")
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """One host as it is reached. Configuration replaces fields of the catalogue's row, or adds rows of its own.
+    """One host and how to reach it. Configuration replaces fields of the catalogue's row, or adds rows of its own.
 
     `generations` and `edits` are paths below `base_url` (no trailing slash); `{model}` in them is the upstream model.
-    `names`: whether it wants "gpt-image-2", "openai/gpt-image-2", or what the caller wrote. `edit_input`: JSON edits as
+    `names`: whether it expects "gpt-image-2", "openai/gpt-image-2", or the caller's name. `edit_input`: JSON edits as
     `images` of {image_url | file_id}, or as `image`, strings, on the generations path. `streams` false: never asked to
-    stream. `serves`: owners whose models it has; "*" adds every name that nobody serves by owner. `models`: the
+    stream. `serves`: owners whose models it has; "*" adds every name that no provider serves by owner. `models`: the
     operator's own list, same "*". `deployments`: (model, upstream name) pairs; with any, it serves no owner.
     `hosts`: other hosts of its own, like "*.bfl.ai", that may get the credential. `workflows`: (model, JSON) pairs.
-    `signing`: by a key in a header, or by an OAuth token that Google gives for the credential. `project` and `location`
-    stand in `base_url` as {project} and {location}; {region} is the location and a hyphen, nothing where it is global.
+    `signing`: a key in a header, or an OAuth token from Google for the credential. `project` and `location` replace
+    {project} and {location} in `base_url`; {region} is the location and a hyphen, or empty where it is global.
     `variations`: a path like the other two, "" where it has none. `file_ids`: how ids of its own files begin.
     """
 
@@ -78,16 +78,16 @@ class Provider:
 
     @property
     def unlisted(self) -> bool:
-        """Whether only the host itself knows its models: it takes every name, and is known for no owner's."""
+        """Whether only the host itself knows its models: it takes every name, and serves no known owner."""
         return self.serves == (EVERYTHING,)
 
     @property
     def listed(self) -> tuple[str, ...]:
-        """What the operator named: `models` and the keys of `deployments`, "*" left out."""
+        """Names given by the operator: `models` and the keys of `deployments`, without "*"."""
         return tuple(word for word in (*self.models, *dict(self.deployments)) if word != EVERYTHING)
 
     def only_named(self) -> Provider:
-        """This provider with what the operator named, and no other model: what is known of one that is `unlisted`."""
+        """An `unlisted` provider with only the models that the operator named; any other provider unchanged."""
         return replace(self, serves=(), models=self.listed) if self.unlisted else self
 
     def serves_owner(self, owner: str) -> bool:
@@ -96,16 +96,15 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model and what it can do.
+    """One model and its capabilities.
 
     `streams`: it sends events itself; where false it is never sent `stream` or `partial_images`. `partial_images`: the
-    most previews one may ask it for. `max_n`: the most pictures of one request to it; `max_stream_n`: of one that
-    streams, 0 where nobody says. `formats`: what `output_format` may be; empty: not known, so nothing is refused.
-    `refuses`: members it answers with an error, so they are never sent. `retired`: the day its owner turned or turns
-    it off; gateways may serve it longer, so it is still resolved. `created`: seconds since 1970. `simulated`: only
-    ever found by its full id, and not listed by a provider's "*". `max_prompt`: characters of its prompt.
-    `unstreamed_formats`: output formats that it refuses to stream. `fast`: it takes a second or two, so that a
-    provider with a queue is asked to answer in one exchange. `varies`: its edit without an instruction is a
+    most previews of one request. `max_n`: the most pictures of one request; `max_stream_n`: of one that streams, 0
+    where that is not documented. `refuses`: members it answers with an error, so they are never sent. `retired`: the
+    day its owner turned or turns it off; gateways may serve it longer, so it is still resolved. `created`: seconds
+    since 1970. `simulated`: found by its full id only, and not listed by a provider's "*". `max_prompt`: characters of
+    its prompt. `unstreamed_formats`: output formats that it refuses to stream. `fast`: it takes a second or two, so
+    that a provider with a queue is asked to answer in one exchange. `varies`: its edit without an instruction is a
     variation.
     """
 
@@ -115,9 +114,7 @@ class Model:
     family: str
     streams: bool
     edits: bool
-    surfaces: tuple[Literal["images", "chat"], ...]
     max_n: int
-    formats: tuple[str, ...]
     partial_images: int
     remote_image_urls: bool
     aliases: tuple[str, ...] = ()
@@ -134,25 +131,26 @@ class Model:
 
     @classmethod
     def unknown(cls, id: str) -> Model:
-        """A model that is not in the catalogue: asked as the caller wrote it, nothing refused on its behalf.
+        """A model outside the catalogue: sent as the caller wrote it, with nothing refused in advance.
 
         `max_n` and `partial_images` are the most that OpenAI's request schema allows.
         """
         owner, _, name = id.partition("/")
         owner, name = (owner, name) if owner and name else ("", id)
-        both: tuple[Literal["images", "chat"], ...] = ("images", "chat")
-        return cls(id, owner, name, UNKNOWN, True, True, both, 10, (), 3, True)
+        return cls(
+            id, owner, name, UNKNOWN, streams=True, edits=True, max_n=10, partial_images=3, remote_image_urls=True
+        )
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """Every name it answers to. Not a simulated model's bare name ("plain" is too common), nor an unknown one."""
+        """Every name of the model. Not the bare name of a simulated one ("plain" is too common) or an unknown one."""
         bare = () if self.simulated or self.family == UNKNOWN else (self.name,)
         return (self.id, *bare, *self.aliases)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request goes: `upstream_model` is what the provider is told, never empty."""
+    """Where a request goes. `upstream_model`: the name that the provider is sent, never empty."""
 
     provider: Provider
     model: Model
@@ -177,15 +175,15 @@ class Catalogue:
         return self._named.get(name)
 
     def max_prompt(self, name: object = None) -> int:
-        """Characters that a prompt for a model of this name may have, also where nothing else is known of it."""
+        """Most characters of a prompt for a model of this name, which may be unknown."""
         model = self._named.get(name) if isinstance(name, str) else None
         return MAX_PROMPT if model is None else model.max_prompt
 
     def resolve(self, name: str, providers: Sequence[Provider]) -> Route:
-        """The provider for a model name, the first configured one that fits, and the name it wants.
+        """The provider for a model name, the first configured one that fits, and its own name for the model.
 
-        In this order: "<provider>/<model>" where a provider of that very name serves the model; a provider that lists
-        the model or serves its owner; a provider that takes everything. Raises ProxyError(MODEL_NOT_FOUND).
+        In this order: "<provider>/<model>" where a provider of exactly that name serves the model; a provider that
+        lists the model or serves its owner; a provider that takes everything. Raises ProxyError(MODEL_NOT_FOUND).
         """
         for provider in providers:
             rest = name.removeprefix(provider.name + "/")
@@ -201,14 +199,14 @@ class Catalogue:
         raise self._not_found(name, providers)
 
     def listed(self, providers: Sequence[Provider], today: date) -> list[tuple[Model, str]]:
-        """(model, the id callers use) for GET /v1/models, no model twice.
+        """Pairs (model, the id that callers use) for GET /v1/models, no model twice.
 
-        First what operators name, in their spelling, then every catalogue model that is served and not yet retired.
+        First the names given by operators, then every catalogue model that is served and not yet retired.
         """
         return self._listed(providers, today, today)
 
     def _listed(self, providers: Sequence[Provider], today: date, at_hosts: date) -> list[tuple[Model, str]]:
-        """`at_hosts`: the day for models that the catalogue's own row of a host lists."""
+        """`listed`, with another day, `at_hosts`, for models listed by the catalogue's own row of a host."""
         found: dict[str, tuple[Model, str]] = {}
         for provider in providers:
             known = self.providers.get(provider.name)
@@ -229,12 +227,12 @@ class Catalogue:
         if known is not None:
             return known
         model = Model.unknown(name)
-        # "openai/gemini-3-pro-image" is a mistake, not a new model of OpenAI's.
+        # "openai/gemini-3-pro-image" is a mistake, not a new model of OpenAI.
         # A name with a slash is the path of a model at a host: "replicate/openai/gpt-image-2".
         return replace(model, owner="") if "/" not in model.name and self.find(model.name) is not None else model
 
     def _not_found(self, name: str, providers: Sequence[Provider]) -> ProxyError:
-        # Nothing whose end is announced is recommended. The caller's own text is not repeated: it may be anything.
+        # Models with an announced end are not recommended. The caller's own text is not repeated: it may be a secret.
         served = {
             word: id for model, id in self._listed(providers, date.max, date.min) for word in (*model.spellings, id)
         }
@@ -292,7 +290,7 @@ def _serves(provider: Provider, model: Model, written: Sequence[str]) -> bool:
 
 
 def _upstream_model(provider: Provider, model: Model, written: str, rest: str) -> str:
-    """`rest` is `written` without the provider's own prefix."""
+    """The provider's own name for a model. `rest`: `written` without the provider's prefix."""
     deployments = dict(provider.deployments)
     for word in (written, rest, *model.spellings):
         if deployments.get(word):
@@ -303,5 +301,5 @@ def _upstream_model(provider: Provider, model: Model, written: str, rest: str) -
         return model.id
     if model.family != UNKNOWN:
         return model.name
-    # Only our own routing prefixes go: what else has a slash may be all of a model's name ("black-forest-labs/FLUX.1").
+    # Only routing prefixes are removed: another slash may belong to the model's name ("black-forest-labs/FLUX.1").
     return rest.removeprefix(model.owner + "/") if provider.serves_owner(model.owner) else rest

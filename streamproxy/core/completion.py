@@ -1,8 +1,8 @@
-"""The `completed` event: synthesized for providers that answer JSON, and what is added to everybody's.
+"""The `completed` event: synthesized where the provider answers JSON, and completed where it sends its own.
 
-`cost` (USD) and `provider` stand in every `completed` event and every JSON answer: the provider's where it says them,
-else computed from `usage` and the catalogue's prices, else null. They are appended to the provider's bytes, which stay
-as they are.
+Every `completed` event and every JSON answer has `cost` (USD) and `provider`. The provider's own values count.
+Otherwise the cost is computed from `usage` and the catalogue's prices, and is null where that is impossible. Both
+members are appended to the provider's bytes, which do not change.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ ZERO_USAGE: Final[Mapping[str, object]] = {
     "output_tokens": 0,
     "input_tokens_details": _ZERO_DETAILS,
 }
-"""What SDK types require of `usage`; consumers read `event.usage.total_tokens` unasked."""
+"""The members of `usage` that SDK types require. Applications read `event.usage.total_tokens` without a check."""
 
 
 USAGE_BYTES: Final = 16 * 1024
-"""Bytes of a `usage` that is read; real ones have under 1 KiB. A larger one is no usage, and replaced by zeros."""
+"""Bytes of a `usage` that is read; real ones have under 1 KiB. A larger one is replaced by zeros."""
 
 _NULL: Final = b"null"
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -40,19 +40,21 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image of a JSON answer: base64 as raw JSON string content, or a URL, or both; `extra` are further members.
+    """One image of a JSON answer: base64 as the inside of a JSON string, in pieces, or a URL, or both.
 
-    Values in `extra`, and wherever members are given below, may be msgspec.Raw: the provider's bytes, which stay exact.
+    The first piece has the image's header. `extra`: further members.
+
+    Values of members, here and below, may be msgspec.Raw, which keeps the provider's exact bytes.
     """
 
-    b64: Piece
+    b64: tuple[Piece, ...]
     url: str | None
     extra: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerFacts:
-    """What an answer says of all its images, or else the request: empty strings where nobody says anything concrete."""
+    """Facts about all images of an answer, from the answer or else from the request; "" where neither is concrete."""
 
     created_at: int
     size: str = ""
@@ -66,10 +68,10 @@ def completed(
 ) -> Frame:
     """One synthesized `completed` event. Format, size and transparency are read from the image's own bytes.
 
-    `several`: the request yields more than one image, so each event names its `image_index`. `ending` are the last
-    members: usage, cost, provider and whatever else the provider said.
+    `several`: the request yields more than one image, so each event names its `image_index`. `ending`: the last
+    members, which are usage, cost, provider and the provider's own.
     """
-    info = probe_base64(image.b64)
+    info = probe_base64(image.b64[0]) if image.b64 else None
     values: dict[str, object] = {
         "created_at": stated.created_at,
         "size": f"{info.width}x{info.height}" if info else stated.size or "auto",
@@ -87,12 +89,12 @@ def completed(
     head = b'{"type":"' + kind.encode() + (b'","b64_json":"' if image.b64 else b'","b64_json":null,')
     tail = msgspec.json.encode(values)
     if image.b64:
-        return Frame(kind, (head, image.b64, b'",' + tail[1:]), image=index, final=True)
+        return Frame(kind, (head, *image.b64, b'",' + tail[1:]), image=index, final=True)
     return Frame(kind, (head + tail[1:],), image=index, final=True)
 
 
 _COMMAS: Final = 64 * 1024
-"""In one event: more than that many members would be seconds of work. Base64 has none."""
+"""Commas of one event: more members than this would take seconds. Base64 has no comma."""
 
 _PER_IMAGE: Final = ("b64_json", "url", "revised_prompt", "warning")
 _JOINED: Final = ("usage", "cost", "text", "parts")
@@ -100,10 +102,10 @@ _EVENT_ONLY: Final = ("type", "created_at", "image_index", "partial_image_index"
 
 
 def collected(events: Sequence[bytes], now: int) -> bytes:
-    """The JSON answer that `completed` events amount to; what holds for all images is taken from the last.
+    """The JSON answer made of `completed` events. Members about all images are taken from the last one.
 
-    What each job says of its own images is put together: `usage` and `cost` are sums, `text` and `parts` follow each
-    other. Raises ProxyError(BAD_JSON).
+    The jobs' own members are combined: `usage` and `cost` are sums, `text` and `parts` are joined. Raises
+    ProxyError(BAD_JSON).
     """
     images = [_event_members(event) for event in events]
     last = images[-1]
@@ -169,7 +171,7 @@ _DIGITS: Final = 12
 
 
 def full_usage(raw: bytes | None) -> bytes:
-    """`usage` as the provider says it, with zeros for what SDK types require and it leaves out or calls null."""
+    """The provider's `usage`, with zeros for required members that are absent or null."""
     said = _members(raw)
     details = _members(bytes(said.get("input_tokens_details", b"")))
     if raw is not None and said.keys() >= ZERO_USAGE.keys() and details.keys() >= _ZERO_DETAILS.keys():
@@ -178,7 +180,7 @@ def full_usage(raw: bytes | None) -> bytes:
 
 
 def _members(raw: bytes | None) -> dict[str, msgspec.Raw]:
-    """A JSON object's members that are not null; {} where it is no object, or far too large for a usage."""
+    """A JSON object's members that are not null; {} where it is not an object, or too large for a usage."""
     try:
         found = _OBJECT.decode(raw if raw and len(raw) <= USAGE_BYTES else b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -200,7 +202,7 @@ def decoded_usage(raw: bytes | None) -> dict[str, object]:
 def ending(
     usage: bytes | None, *, price: Price | None, images: int, provider: str, has: Collection[str]
 ) -> dict[str, object]:
-    """The members to append: `cost` and `provider`, each only where the provider has not said it (`has`)."""
+    """The members to append: `cost` and `provider`, without those that the provider sent itself (`has`)."""
     members: dict[str, object] = {}
     if "cost" not in has:
         members["cost"] = cost(decoded_usage(usage), price, images)
@@ -210,7 +212,7 @@ def ending(
 
 
 def appended(data: tuple[Piece, ...], members: Mapping[str, object]) -> tuple[Piece, ...]:
-    """`data`, a JSON object with at least one member, with `members` before its closing brace; nothing else changes."""
+    """Insert `members` before the closing brace of `data`, a JSON object with at least one member."""
     if not members:
         return data
     pieces = list(data)
@@ -227,7 +229,7 @@ def preview(job: Job, picture: Picture, number: int, *, image: int = 0) -> Frame
 
 
 class Spread:
-    """Chooses at most `partial_images` of a picture's drafts, each after twice as many as the one before."""
+    """Chooses at most `partial_images` of a picture's drafts: the first, second, fourth, eighth and so on."""
 
     def __init__(self, job: Job) -> None:
         self._most = (job.request.partial_images or 0) if job.request.stream else 0
@@ -235,7 +237,7 @@ class Spread:
         self._given = 0
 
     def take(self) -> int | None:
-        """Take a draft: the number of the preview that it becomes, None where it becomes none."""
+        """Take a draft. Returns the number of its preview, None where it is not shown."""
         self._seen += 1
         if self._given >= self._most or self._seen < 2**self._given:
             return None
@@ -251,11 +253,11 @@ def finals(
     work: Work | None = None,
     said: Mapping[str, object] | None = None,
 ) -> Iterator[Frame]:
-    """One `completed` event per picture. The last one has the job's `usage`, in OpenAI's terms, and what it cost.
+    """One `completed` event per picture. The last one has the job's `usage`, in OpenAI's terms, and its cost.
 
-    None among them is a picture that is missing: the others keep their indices. The cost is what `work` says was paid,
-    else computed from `usage`, `work` and the catalogue's price. `work` without pixels: the pictures have them.
-    `said`: what else the provider says, for the last event.
+    None in `pictures` stands for a missing picture; the others keep their indices. The cost is `work.paid`, or computed
+    from `usage`, `work` and the catalogue's price. `work` without pixels: those of the pictures count. `said`: further
+    members for the last event.
     """
     used = ZERO_USAGE if usage is None else usage
     made = [picture for picture in pictures if picture is not None]
@@ -287,7 +289,7 @@ def _pixels(pictures: Sequence[Picture]) -> tuple[int, ...] | None:
 def _frame(
     job: Job, role: Role, picture: Picture, image: int, members: Mapping[str, object], several: bool = False
 ) -> Frame:
-    """An event round a picture. Format, size and transparency are read from the picture's own bytes."""
+    """An event around a picture. Format, size and transparency are read from the picture's own bytes."""
     request = job.request
     info = probe_base64(picture.base64[0]) if picture.base64 else None
     kind = type_of(request.operation, role)

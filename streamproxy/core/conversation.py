@@ -1,23 +1,22 @@
-"""A conversation with a provider: what an adapter may ask for, as values.
+"""A conversation with a provider: the steps that an adapter asks for, as values, and typed helpers for them.
 
-    head = yield from send(request)       one HTTP exchange; what was open before is closed
+    head = yield from send(request)       one HTTP exchange; closes an earlier one
     raw = yield from body(limit)          its answer, whole
     event = yield from next_event()       or event by event, None at the end
-    yield from pour(decoder)              or through a decoder, where it arrives: the fast lane
-    yield Accepted()                      the provider works on it: from here on every failure may have been charged
+    yield from pour(decoder)              or through a decoder as it arrives: the fast lane
+    yield Accepted()                      the provider works on it: every later failure may have been charged
     yield frame                           one event for the readers
 
-An adapter's `converse` is a generator of these steps. It reads like code that blocks and does none of the work: no
-socket, clock, credential or log is in it, so a test drives it with a list of replies. `generation/driver.py` performs
-the steps; a step that fails is thrown into the generator as ProxyError.
+An adapter's `converse` is a generator of these steps. It reads like blocking code but does no I/O: it has no socket,
+clock, credential or log, so a test drives it with a list of replies. `generation/driver.py` performs the steps, and
+throws the ProxyError of a failed step into the generator.
 
-Rules, which one contract suite holds every adapter to: no frame before Accepted; nothing is sent after the last final
+Rules, checked for every adapter by one contract suite: no frame before Accepted; nothing is sent after the last final
 frame; no credential in any step; `close()` and `throw()` at any step leave nothing behind.
 """
 
 from __future__ import annotations
 
-import binascii
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ import msgspec
 
 from streamproxy.core.catalogue import Model, Provider, Route
 from streamproxy.core.events import Frame
-from streamproxy.core.images import media_type, probe, probe_base64
+from streamproxy.core.images import base64_slices, media_type, probe, probe_base64
 from streamproxy.core.requests import (
     FileId,
     Head,
@@ -45,23 +44,23 @@ from streamproxy.errors import Failure, ProxyError
 Result = TypeVar("Result")
 
 SMALL: Final = 256 * 1024
-"""Bytes of an answer that holds no picture: a job's status, an error. The largest recorded one has under 64 KiB."""
+"""Bytes of an answer without a picture: a job's status, an error. The largest recorded one has under 64 KiB."""
 
 REFUSAL_SECONDS: Final = 5.0
-"""How long an error answer's body is waited for: its status alone is enough for an error."""
+"""Seconds to wait for the body of an error answer. Its status alone is enough for an error."""
 
 POLLS: Final = (0.25, 0.5, 0.5, 1.0)
-"""Seconds between looks at a job; the last one repeats. BFL asks for 1 s (its `retry-after`)."""
+"""Seconds between two polls of a job; the last one repeats. BFL asks for 1 s (its `retry-after`)."""
 
 TRIES: Final = 5
-"""Times a look at a job is repeated in a row when it fails: the job has been paid for, and looking costs nothing."""
+"""Tries of one poll that fails. The job has been paid for, and polling costs nothing."""
 
 _BUSY: Final = frozenset({429, 500, 502, 503, 504})
 _LASTING: Final = frozenset(
     {Failure.FOREIGN_HOST, Failure.UNEXPECTED_REDIRECT, Failure.DEADLINE, Failure.PROVIDER_AUTH, Failure.INTERNAL}
     | {Failure.RESPONSE_BODY_SIZE, Failure.CONTENT_CODING, Failure.UPSTREAM_REQUEST}
 )
-"""Failures that asking again does not mend."""
+"""Failures that a repetition does not mend."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- steps
@@ -69,14 +68,14 @@ _LASTING: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """One HTTP exchange. Reply: Head. The driver signs the request, and closes what was open before."""
+    """One HTTP exchange. Reply: Head. The driver signs the request, and closes the answer that was open before."""
 
     request: UpstreamRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The rest of the open answer. Reply: bytes, at most `limit`. With `within`: what came in that many seconds."""
+    """The rest of the open answer. Reply: bytes, at most `limit`. `within`: stop after that many seconds."""
 
     limit: int
     within: float | None = None
@@ -89,14 +88,14 @@ class NextEvent:
 
 @dataclass(frozen=True, slots=True)
 class Pour:
-    """The open answer runs through `decoder`, whose values are steps. Reply: None when it has ended or is `done`."""
+    """Run the open answer through `decoder`, whose values are steps. Reply: None when it has ended or is `done`."""
 
     decoder: Decoder
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Reply: None after `seconds`."""
+    """A pause. Reply: None after `seconds`."""
 
     seconds: float
 
@@ -117,6 +116,17 @@ class Convert:
 
     image: Inline | Spooled | Picture = field(repr=False)
     form: Literal["png", "jpeg", "white mask", "black mask"]
+
+
+@dataclass(frozen=True, slots=True)
+class Inlining:
+    """A frame whose pictures are at `urls`. They are fetched, and `frame` makes it of them. Reply: None.
+
+    One that cannot be fetched keeps its URL: it has been paid for.
+    """
+
+    urls: tuple[str, ...] = field(repr=False)
+    frame: Callable[[tuple[Picture, ...]], Frame] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +155,14 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class NotApplied:
-    """The caller's members that the provider is not asked for, where that is other than was known beforehand."""
+    """The caller's members that are not sent to the provider, where they differ from `Adapter.not_applied`."""
 
     names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """What is sent, once, if the generation is cancelled from here on; None takes an earlier one back."""
+    """A request to send once if the generation is cancelled from here on; None withdraws an earlier one."""
 
     request: UpstreamRequest | None
 
@@ -166,7 +176,7 @@ class JobId:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the provider says it is: a fraction from 0 to 1, or a place in its queue."""
+    """The provider's progress: a fraction from 0 to 1, or a place in its queue."""
 
     fraction: float | None = None
     queue: int | None = None
@@ -174,13 +184,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Tolerated:
-    """A fault of the provider's that no caller noticed, by its metric label."""
+    """A fault of the provider that no caller noticed, by its metric label."""
 
     label: str
 
 
-Said = Accepted | Frame | Tolerated
-"""What a decoder may yield: steps without a reply."""
+Said = Accepted | Frame | Inlining | Tolerated
+"""The steps that a decoder may yield: those without a reply."""
 
 Step = (
     Send
@@ -189,6 +199,7 @@ Step = (
     | Pour
     | Wait
     | Fetch
+    | Inlining
     | Convert
     | Connect
     | Tell
@@ -205,22 +216,22 @@ Conversation = Generator[Step, object, Result]
 
 
 class Decoder(Protocol):
-    """Turns one answer into frames. What was whole is yielded first; ProxyError where it ends in failure."""
+    """Turns one answer into frames. Yields every whole frame before it raises the ProxyError of a failure."""
 
     @property
     def done(self) -> bool:
-        """Whether every image has its final frame: what may still come is not wanted."""
+        """Whether every image has its final frame, so that the rest of the answer is not wanted."""
         ...
 
     def feed(self, chunk: bytes) -> Iterator[Said | None]:
-        """Take the next bytes, cut anywhere; yields what they complete.
+        """Take the next bytes, cut anywhere, and yield the steps that they complete.
 
-        None among them says that much work became nothing: others should have a turn before the next.
+        None among them asks for a pause: much work gave no step, and other tasks should have a turn.
         """
         ...
 
     def finish(self) -> Iterator[Said]:
-        """The answer has ended: yields what was left, then raises ProxyError unless every image had its outcome."""
+        """Take the answer's end: yield the rest, then raise ProxyError unless every image had its outcome."""
         ...
 
 
@@ -229,20 +240,24 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bytes: of one event, and of a whole answer. `fetch_images`: whether callers' image URLs are fetched for them."""
+    """Most bytes of one event and of a whole answer. `fetch_images`: whether callers' image URLs are fetched.
+
+    `inline_urls`: whether those of a provider's answer are.
+    """
 
     event: int
     answer: int
     fetch_images: bool = False
+    inline_urls: Literal["always", "asked", "never"] = "never"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One provider's share of a request.
 
-    `n` images are to be made, the first of them with the index `first`; `several`: events name their index, because the
-    request is for more than one. `now` is in Unix seconds, `token` 32 random hexadecimal digits. `scrub` takes secrets
-    out of a provider's text. `callers_key`: the credential is the caller's own, so that a 401 is about that.
+    `n`: images to make; `first`: the index of the first one. `several`: the request is for more than one image, so
+    events name their index. `now`: Unix seconds. `token`: 32 random hexadecimal digits. `scrub` removes secrets from a
+    provider's text. `callers_key`: the credential is the caller's own, so a 401 is the caller's error.
     """
 
     request: ImageRequest
@@ -264,6 +279,12 @@ class Job:
     def model(self) -> Model:
         return self.route.model
 
+    @property
+    def inlines(self) -> bool:
+        """Whether the caller gets pictures as base64 that the provider has at URLs."""
+        asked = self.request.response_format == "b64_json"
+        return self.limits.inline_urls == "always" or (asked and self.limits.inline_urls == "asked")
+
 
 class Adapter(Protocol):
     """One provider's wire form."""
@@ -273,19 +294,19 @@ class Adapter(Protocol):
         ...
 
     def not_applied(self, job: Job) -> tuple[str, ...]:
-        """Names of the caller's members that are not honoured, as far as is known before anything is sent."""
+        """Names of the caller's members that will not be honoured, as far as is known before anything is sent."""
         ...
 
     def converse(self, job: Job) -> Conversation[None]:
-        """Make the job's images: ends when each has its final frame, else raises ProxyError."""
+        """Make the job's images. Ends when each has its final frame; otherwise raises ProxyError."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image: base64 in pieces, the first of which holds the image's header, and what its bytes are.
+    """One image: its base64 in pieces, the first with the image's header, and its media type.
 
-    One that could not be fetched has no pieces; it keeps its URL, and `problem` says why.
+    An image that could not be fetched has no pieces, but its URL, and the reason in `problem`.
     """
 
     base64: tuple[bytes | memoryview, ...] = field(repr=False)
@@ -298,7 +319,7 @@ class Picture:
 
 
 def send(request: UpstreamRequest, *, redirects: bool = False) -> Conversation[Head]:
-    """One exchange: its answer's head. A redirect is an error, since following it would carry the credential along."""
+    """Make one exchange and return its head. A redirect is an error: following it would send the credential along."""
     head = cast(Head, (yield Send(request)))
     if 300 <= head.status < 400 and not redirects:
         raise ProxyError(
@@ -315,7 +336,7 @@ def body(limit: int) -> Conversation[bytes]:
 
 
 def refusal_body() -> Conversation[bytes]:
-    """What an error answer says, b"" where it cannot be read: its status is enough for an error."""
+    """The body of an error answer; b"" where it cannot be read, since its status is enough for an error."""
     try:
         return cast(bytes, (yield Body(SMALL, REFUSAL_SECONDS)))
     except ProxyError:
@@ -329,20 +350,13 @@ def picture(limit: int) -> Conversation[Picture]:
     return Picture(tuple(base64_slices(raw)), media_type(info.format) if info else "")
 
 
-def base64_slices(raw: bytes | memoryview) -> Iterator[bytes]:
-    """Bytes as base64 text, in slices."""
-    view = memoryview(raw)
-    for start in range(0, len(view), _SLICE):
-        yield binascii.b2a_base64(view[start : start + _SLICE], newline=False)
-
-
 def next_event() -> Conversation[Event | None]:
     """The open answer's next event, None at the end."""
     return cast("Event | None", (yield NextEvent()))
 
 
 def pour(decoder: Decoder) -> Conversation[None]:
-    """Let the open answer run through a decoder, where it arrives."""
+    """Run the open answer through a decoder as it arrives."""
     yield Pour(decoder)
 
 
@@ -357,7 +371,7 @@ def hear() -> Conversation[str | bytes]:
 
 
 def fetch(url: str) -> Conversation[Picture]:
-    """A result by its URL. What cannot be fetched keeps the URL: it has been paid for."""
+    """A result by its URL. One that cannot be fetched keeps the URL: it has been paid for."""
     try:
         return cast(Picture, (yield Fetch(url)))
     except ProxyError as error:
@@ -385,7 +399,7 @@ def first_of(made: Sequence[Result], job: Job) -> Conversation[Sequence[Result]]
 
 
 def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled]:
-    """An input image whose bytes are at hand. Fetches a caller's URL where the setting fetch_images allows it."""
+    """An input image with its bytes. Fetches a caller's URL where the setting fetch_images allows it."""
     if isinstance(image, Inline | Spooled):
         return image
     if isinstance(image, FileId):
@@ -416,7 +430,7 @@ def mask(job: Job, marks: Literal["white", "black"]) -> Conversation[Inline | No
 
 
 def look(request: UpstreamRequest, limit: int = SMALL) -> Conversation[tuple[Head, bytes]]:
-    """A request that is safe to repeat: repeated with pauses while the provider is busy or cannot be reached."""
+    """Send a request that is safe to repeat; repeat it with pauses while the provider is busy or unreachable."""
     for pause in (*(2.0**number / 4 for number in range(TRIES - 1)), None):
         try:
             head = yield from send(request)
@@ -439,14 +453,14 @@ def asked_pause(head: Head) -> float:
 
 
 def pauses() -> Iterator[float]:
-    """Seconds between looks at a job, without end."""
+    """Seconds between two polls of a job, without end."""
     yield from POLLS
     while True:
         yield POLLS[-1]
 
 
 def post_json(job: Job, url: str, value: object, headers: tuple[tuple[str, str], ...] = ()) -> UpstreamRequest:
-    """A POST of JSON. Embedded images in `value` are sent from where they are."""
+    """A POST of JSON. Images embedded in `value` are not copied into it."""
     own = (("content-type", "application/json"), *COMMON, *headers)
     return UpstreamRequest("POST", url, own, json_segments(value, job.token))
 
@@ -472,26 +486,17 @@ def get(url: str) -> UpstreamRequest:
 
 
 COMMON: Final = (("accept-encoding", "identity"), ("user-agent", "streamproxy"))
-"""Headers of every request: an answer is relayed as it comes, so it must not be compressed."""
-
-
-def base64_text(raw: msgspec.Raw) -> bytes:
-    """A JSON string of base64, without its quotes, b"" where it is none: a copy, so that what surrounds it can go."""
-    view = memoryview(raw)
-    if bytes(view[:1]) != b'"':
-        return b""
-    text = bytes(view[1:-1])
-    return text if b"\\" not in text else str(msgspec.json.decode(raw)).encode("ascii", "replace")
+"""Headers of every request. An answer is relayed as it comes, so it must not be compressed."""
 
 
 def pixels(size: str | None) -> tuple[int, int] | None:
-    """Width and height of a size like 1024x1536; None for `auto`, none, and what is no such size."""
+    """Width and height of a size like 1024x1536; None for `auto` and for anything else."""
     found = _PIXELS.fullmatch(size or "")
     return (int(found[1]), int(found[2])) if found else None
 
 
 def unapplied(job: Job, applied: frozenset[str]) -> tuple[str, ...]:
-    """The caller's members that an adapter does nothing with, but for those that the proxy itself honours."""
+    """The caller's members that neither the adapter (`applied`) nor the proxy itself honours."""
     return tuple(sorted(job.request.given - applied - _HONOURED))
 
 
@@ -504,7 +509,7 @@ def decoded(raw: bytes, shape: type[Result]) -> Result:
 
 
 class Events:
-    """Cuts an answer into events where it arrives. One that begins like JSON is one event, whole, without a name."""
+    """Cuts an answer into events as it arrives. One that begins like JSON is a single event without a name."""
 
     done = False
 
@@ -516,7 +521,7 @@ class Events:
         self._size = 0
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """Take the next bytes; yields the events that they end."""
+        """Take the next bytes, and yield the events that they end."""
         if self._json is None and self._cutter is None:
             chunk = self._lead + chunk
             start = chunk.lstrip(_BLANK)[:1]
@@ -544,9 +549,9 @@ class Events:
         return self._cutter is not None and self._cutter.gather(chunk)
 
     def finish(self) -> Iterator[Event]:
-        """The answer has ended: yields what was left, if it is whole. Raises ProxyError(BAD_JSON).
+        """Take the answer's end, and yield the rest as the last event. Raises ProxyError(BAD_JSON) if it is not whole.
 
-        A lost connection is a better reason than that: `UpstreamResponse.frames` gives it instead.
+        After a lost connection `UpstreamResponse.frames` gives that as the reason instead.
         """
         last = None if self._cutter is None else self._cutter.finish()
         if self._json is not None:
@@ -559,8 +564,5 @@ class Events:
 
 _PIXELS: Final = re.compile(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})")
 _HONOURED: Final = frozenset({"model", "prompt", "n", "stream", "partial_images", "response_format", "extra_headers"})
-
-_SLICE: Final = 48 * 1024
-"""Bytes encoded at a time; the text of each slice is 64 KiB."""
 
 _BLANK: Final = b"\xef\xbb\xbf \t\r\n"

@@ -1,8 +1,8 @@
-"""What a generation cost, in US dollars: the provider's token counts times the catalogue's prices.
+"""The cost of a generation in US dollars: the provider's token counts times the catalogue's prices.
 
-Strategy: a figure that might be wrong is worse than none. Counts that are missing, negative, not integers, absurd or
-all zero (which is how unknown usage is filled in for clients that require the object) give None, and so does a kind of
-token that has no price. Decimal arithmetic: 19 x 5 and 272 x 40 millionths are 0.010975, as billed, nothing near it.
+Strategy: a wrong figure is worse than none. Counts that are missing, negative, not integers, absurd or all zero (the
+filling for unknown usage, which clients require) give None, and so do tokens without a price. Arithmetic is decimal:
+19 x 5 and 272 x 40 millionths are exactly 0.010975, as billed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ MAX_SECONDS: Final = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One model's price list: USD per million tokens of each kind, and/or USD per picture. None: not known.
+    """One model's prices in USD. None: not known.
 
-    Or USD by size: `first_megapixel` of a picture and `per_megapixel` of the rest, each megapixel that is begun; where
-    the first has no price of its own it is as any other, and input pictures are charged as the rest. Or `per_second`.
+    By million tokens of each kind, by picture, or both. By size: `first_megapixel` of a picture and `per_megapixel` of
+    the rest, each megapixel begun; without a price of its own the first costs the same, and input pictures cost
+    `per_megapixel`. Or `per_second`.
     """
 
     text_input: Decimal | None = None
@@ -50,10 +51,10 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a job is charged by where that is not tokens. None: not known.
+    """The measures of a job that is not charged by tokens. None: not known.
 
-    `pixels` of each picture made; `inputs`, megapixels of the input pictures; `seconds` that it ran; `paid`, USD where
-    the provider says it.
+    `pixels`: of each picture made; `inputs`: megapixels of the input pictures; `seconds`: the job's run time; `paid`:
+    the provider's own figure in USD.
     """
 
     pixels: tuple[int, ...] | None = None
@@ -66,11 +67,11 @@ UNKNOWN: Final = Work(inputs=None)
 
 
 def cost(usage: Mapping[str, object] | None, price: Price | None, images: int, work: Work = UNKNOWN) -> float | None:
-    """The cost of `images` completed pictures in USD, to six places, or None where it cannot be known. Never raises.
+    """The cost of `images` completed pictures in USD, to six places, or None where that is unknown. Never raises.
 
     `usage` has OpenAI's shape: `input_tokens`, `output_tokens`, and per direction optional `*_tokens_details` with
-    `text_tokens` and `image_tokens`. Tokens that the details leave unexplained are text on the way in (a generation
-    has no other) and picture on the way out (OpenAI's `completed` event has no output details at all).
+    `text_tokens` and `image_tokens`. Tokens without details are text on the way in (a generation has no other) and
+    picture on the way out (OpenAI's `completed` event has no output details).
     """
     if price is None or not 0 <= images <= MAX_IMAGES:
         return None
@@ -89,7 +90,7 @@ def cost(usage: Mapping[str, object] | None, price: Price | None, images: int, w
 
 
 def why_unknown(price: Price | None) -> str:
-    """Why `cost` gave None, in words for the caller."""
+    """The reason, as a sentence for the caller, why `cost` is None."""
     if price is None:
         return "The catalogue has no price for this model."
     return "The provider's answer does not say what this model's price is counted by."
@@ -135,7 +136,7 @@ def _token_cost(usage: Mapping[str, object], price: Price) -> Decimal | None:
 
 
 def _kinds(usage: Mapping[str, object], key: str, *, rest_is_text: bool) -> tuple[int | None, int | None]:
-    """Text and image tokens of one direction; (None, None) where the usage does not say or cannot be believed."""
+    """Text and image tokens of one direction; (None, None) where the usage has none or is inconsistent."""
     total = _count(usage.get(key))
     if total is None:
         return None, None

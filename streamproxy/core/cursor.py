@@ -1,7 +1,7 @@
-"""A reader's position in a stream, as the event id that carries it: `<epoch>.<seq>`.
+"""A reader's position in a stream, as an event id: `<epoch>.<seq>`.
 
-The epoch is the producer's incarnation, seq the position, given once and the same on every replica. Ids hold digits and
-one dot: other characters in Last-Event-ID can make a browser ask for permission first (Fetch, CORS-safelisted headers).
+The epoch counts the producer's starts. seq is the position, assigned once and the same on every replica. Ids have only
+digits and one dot: other characters in Last-Event-ID can cause a preflight request (Fetch, CORS-safelisted headers).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Cursor:
 
 
 def parse_cursor(text: str | None) -> Cursor | None:
-    """The cursor that a Last-Event-ID says; None for what is none of ours, which resynchronises instead of failing."""
+    """The cursor of a Last-Event-ID; None for a foreign id, whose reader starts over instead of failing."""
     if text is None or not _ID.fullmatch(text):
         return None
     epoch, _, seq = text.partition(".")

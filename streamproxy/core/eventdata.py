@@ -1,8 +1,9 @@
 """An event's JSON without its image.
 
-    outline(data)           what the event says besides its image
+    outline(data)           the members of the event besides its image
     referenced(data, url)   the event with `image_url` in the place of `b64_json`: `?payload=ref`
     image_bytes(data)       the image itself, decoded
+    nth_image(data, n)      the image of one item of a whole JSON answer
 
 A GPT image event is a few hundred bytes of JSON around one base64 string of megabytes, which is neither copied, scanned
 nor parsed here. It is cut out where it lies in the chunks (two memchr), a mark takes its place, and the rest is parsed.
@@ -58,7 +59,7 @@ _DECODER: Final = msgspec.json.Decoder(_Members)
 class Outline:
     """The small members of one event. `type` is "" when absent or not a string, `usage` raw JSON, None for null.
 
-    `error`: the raw member, None when absent. `failed`: whether it says anything, since some providers send `null` or
+    `error`: the raw member, None when absent. `failed`: whether it reports one, since some providers send `null` or
     `{}` with every event. `has_b64`, `has_url`: an image as base64, as a URL. `wrapped`: either is a `data:` URL.
     `has`: the members of APPENDED that the event has, even if null. `utf8`: everything but the image is valid UTF-8.
     """
@@ -125,6 +126,19 @@ def image_bytes(data: Sequence[Piece]) -> bytes | None:
         return (binascii.a2b_base64(base64) or None) if base64 else None
     except (msgspec.MsgspecError, ValueError, RecursionError):  # binascii.Error is a ValueError
         return None
+
+
+class _Images(msgspec.Struct):
+    data: list[msgspec.Raw] = []  # msgspec copies it
+
+
+def nth_image(data: Sequence[Piece], number: int) -> bytes | None:
+    """The decoded image of an answer's item, from 0; None where it holds none."""
+    try:
+        items = msgspec.json.decode(b"".join(data), type=_Images).data
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return image_bytes((items[number],)) if number < len(items) else None
 
 
 def _with_image(data: tuple[Piece, ...]) -> JsonObject | None:

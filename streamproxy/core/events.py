@@ -5,7 +5,7 @@ No other module may spell an event's name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -59,33 +59,36 @@ ANSWER: Final = "answer"
 """Not an event: the frame with the whole JSON answer, for a request without `stream`."""
 
 
+_TYPES: Final = {(kind.operation, kind.role): kind.type for kind in KINDS.values()}
+
+
 def type_of(operation: Operation, role: Role) -> str:
     """The event type for this family and role, e.g. `image_edit.completed`."""
-    return next(kind.type for kind in KINDS.values() if (kind.operation, kind.role) == (operation, role))
+    return _TYPES[operation, role]
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One whole event on its way to callers: its type and the pieces of its data, never changed, shared by all readers.
+    """One whole event on its way to callers: its type and the pieces of its data, shared by all readers.
 
-    `image` is the index of the image among the n of the request. `final`: no later frame for this image.
+    `image`: the index of the image among the n of the request. `final`: no later frame for this image.
     """
 
     type: str
     data: tuple[Piece, ...]
     image: int = 0
     final: bool = False
+    size: int = field(init=False, compare=False, repr=False)
+    """Bytes of data."""
 
-    @property
-    def size(self) -> int:
-        """Bytes of data."""
-        return sum(len(piece) for piece in self.data)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", sum(map(len, self.data)))  # once: each log of the stream asks for it
 
 
 def error_body(error: ProxyError, request_id: str, *, status: bool = False) -> dict[str, object]:
-    """OpenAI's error object, and FastAPI's `detail` beside it where single fields are at fault. Never holds a value.
+    """OpenAI's error object, with FastAPI's `detail` beside it where single fields are wrong. Never has a value in it.
 
-    `status`: with the HTTP status in it, where the head has said another.
+    `status`: include the HTTP status, for answers whose head had another.
     """
     said = {"status": error.status} if status else {}
     body: dict[str, object] = {
@@ -98,7 +101,7 @@ def error_body(error: ProxyError, request_id: str, *, status: bool = False) -> d
 
 
 def error_frame(error: ProxyError, request_id: str) -> Frame:
-    """The final `error` event: nested, because SDKs recognise only that; `status` is what HTTP would have said."""
+    """The final `error` event. The error is nested, the only form that SDKs recognise, with the `status` for HTTP."""
     if error.details.as_sent:
         return Frame(ERROR, error.details.as_sent, final=True)
     data = {
@@ -122,11 +125,11 @@ class _Failed(msgspec.Struct):
 
 
 _OURS: Final = {(failure.value.code, failure.value.status): failure for failure in Failure}
-"""By what an `error` event says of it; a provider's own code is none of these."""
+"""Our failures by code and status. A provider's own code is not among them."""
 
 
 def read_error(frame: Frame) -> ProxyError:
-    """The failure that an `error` frame of ours, perhaps of another process, tells of."""
+    """The failure in an `error` frame of this proxy, perhaps from another process."""
     try:
         said = msgspec.json.decode(b"".join(frame.data), type=_Failed).error
     except msgspec.DecodeError:

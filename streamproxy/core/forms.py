@@ -1,10 +1,9 @@
-"""The text parts and file parts of a multipart edit -> its Fields, or every problem at once.
+"""The checks of a multipart edit: its text parts and file parts become Fields, or one error with every problem.
 
-The files themselves stay where the caller of this module keeps them: what counts here is how many there are and under
-which names. The official SDKs send `image` for one file and `image[]` for a list; `images`, `images[]` and `image[0]`
-are met in the wild and mean the same.
+Only the names and sizes of files are needed here. The official SDKs send `image` for one file and `image[]` for a list;
+other clients send `images`, `images[]` and `image[0]` with the same meaning.
 
-Sources: OpenAI's CreateImageEditRequest; what openai-python 3.52 and openai-node 7.55 put on the wire.
+Sources: OpenAI's CreateImageEditRequest; the requests of openai-python 3.52 and openai-node 7.55.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ def form(
     max_prompt: int = MAX_PROMPT,
     variation: bool = False,
 ) -> Fields:
-    """Check a multipart edit: `text` holds each text part's values in order, `files` the sizes of each name's files.
+    """Check a multipart edit. `text`: the values of each text part in order; `files`: the sizes of each name's files.
 
     A variation has one image, and needs no prompt.
 
     Raises ProxyError: INVALID_REQUEST with every problem in field order; INVALID_JSON or DUPLICATE_KEY for an
-    `extra_headers` part that is an object, but not a proper one.
+    `extra_headers` part that starts like an object and cannot be read.
     """
     checks = Checklist()
     rules, most = (VARIATION, 1) if variation else (RULES, MAX_IMAGES)
@@ -121,7 +120,7 @@ def _images(
 
 
 def _extra_headers(checks: Checklist, values: Sequence[str]) -> object:
-    """The part as JSON; that it must be an object is the header policy's to say, as for a JSON body."""
+    """The part as decoded JSON. The header policy checks that it is an object, as for a JSON body."""
     if not values:
         return None
     if len(values) > 1:

@@ -1,22 +1,22 @@
-"""The header policy: which headers may pass between caller, provider and log.
+"""The header policy: which headers may pass between caller and provider, and which texts are secrets.
 
-Credentials come from configuration only, so a caller's `extra_headers` are judged by name before anything is sent, and
-nothing is forwarded unless every entry passes. Names are rejected, never cleaned: what cleaning leads to is netty's
-GHSA-wx5j-54mm-rqqq. One data file, `headers.json`, drives the refusal of `extra_headers`, the redaction of logs and the
-filter of response headers, so that the three cannot drift apart.
+Credentials come from configuration only. A caller's `extra_headers` are therefore checked by name before anything is
+sent, and nothing is forwarded unless every entry passes. Bad names are rejected, never rewritten (rewriting caused
+netty GHSA-wx5j-54mm-rqqq). One data file, `headers.json`, drives the refusal of `extra_headers`, the scrubbing of texts
+and the filter of response headers, so that the three stay consistent.
 
-Some values may be a key or an identifier: a UUID, 32 hexadecimal digits. Name and value decide together: they pass in
-`x-job-id`, `x-content-sha256`, `x-trace`, and in headers whose meaning is known, and in no other.
+Some values may be a key or an identifier: a UUID, 32 hexadecimal digits. They pass only in headers that are named as
+identifiers, like `x-job-id`, `x-content-sha256` and `x-trace`, and in headers with a known meaning.
 
-Every pattern runs on bounded text, and what repeats in it is bounded or begins with a fixed word: none can backtrack
-without end.
+Every pattern runs on bounded text, and each repetition in it is bounded or begins with a fixed word, so none can
+backtrack without end.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import resources
 from itertools import chain
@@ -28,16 +28,19 @@ from streamproxy.errors import ErrorDetails, Failure, Problem, ProxyError
 
 REDACTED: Final = "[redacted]"
 SCRUB_CHARS: Final = 4096  # of a provider's text; their messages have a few hundred characters
-SCRUB_OVERHANG: Final = 256  # read beyond it, so that a secret which straddles the end is still recognised
+SCRUB_OVERHANG: Final = 256  # read beyond it, to recognise a secret across the end
 
-_TELLING: Final = 5  # characters of a name without hyphens; shorter ones stand in ordinary words by chance
+JUDGED: Final = 512
+"""Names whose classes are remembered, some 100 kB; of the names that callers choose the first ones are."""
+
+_TELLING: Final = 5  # characters of a name without hyphens; shorter ones occur in ordinary words by chance
 _RUN_OF_HYPHENS: Final = re.compile("-{2,}")
-_SHAPE: Final = "(?<![A-Za-z0-9])(?:{})"  # not \b, for which an underscore or a foreign letter is part of the word
+_SHAPE: Final = "(?<![A-Za-z0-9])(?:{})"  # not \b, which takes an underscore or a foreign letter as part of the word
 _UNSAFE: Final = re.compile("[^A-Za-z0-9-]")
 
 
 class HeaderClass(StrEnum):
-    """What a header would let its sender do."""
+    """What a header would allow its sender to do."""
 
     CREDENTIAL = "credential"
     SESSION = "session"
@@ -64,7 +67,7 @@ OPERATORS_CHOICE: Final = frozenset({HeaderClass.ACCOUNT_SELECTOR, HeaderClass.R
 
 
 class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`headers.json` as it stands; names in canonical form."""
+    """The members of `headers.json`; names in canonical form."""
 
     about: str
     version: int
@@ -102,7 +105,7 @@ def canonical(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Words:
-    """The words of a name, each judged by itself, by what is glued into it, and by its neighbours.
+    """The classes of a name's words: each by itself, by words glued into it, and by its neighbours.
 
     `x-hf-tokens` and `falkey` carry credentials; `tokenizer`, `max-tokens` and `key-frames` do not. A secret name is
     found inside a longer one too, and where its hyphens have been left out.
@@ -136,7 +139,7 @@ class Words:
         )
 
     def classes(self, name: str) -> list[HeaderClass]:
-        """The class of each word of a canonical name that has one, in order; last, that of a name inside it."""
+        """The class of each word of a canonical name that has one, in order; last, the class of a name inside it."""
         segments = name.split("-")
         found: list[HeaderClass] = []
         for segment, before, after in zip(segments, ("", *segments), (*segments[1:], ""), strict=False):
@@ -149,7 +152,7 @@ class Words:
         return [*found, HeaderClass.CREDENTIAL] if inside else found
 
     def _qualified(self, word: str, before: str, after: str) -> bool:
-        """Whether a neighbour makes the word mean something else, as in `key-frames`. `preceded` covers plurals too."""
+        """Whether a neighbour changes the word's meaning, as in `key-frames`. `preceded` covers plurals too."""
         singles = (word, word.removesuffix("s"), word.removesuffix("es"))
         return after in self.rules.followed.get(word, ()) or any(
             before in self.rules.preceded.get(single, ()) for single in singles
@@ -158,7 +161,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class HeaderPolicy:
-    """The rules, with everything precomputed that a request would otherwise compute. Build it once, with `load`."""
+    """The rules with their patterns compiled. Build it once, with `load`."""
 
     rules: Rules
     _name: re.Pattern[str]
@@ -170,6 +173,8 @@ class HeaderPolicy:
     _words: Words
     _joined: re.Pattern[str]
     _allow: frozenset[str]
+    _judged: dict[str, list[HeaderClass]] = field(default_factory=dict, compare=False)
+    """What has been said of names: those that we send ourselves are judged with every request."""
 
     @classmethod
     def load(cls) -> HeaderPolicy:
@@ -185,7 +190,7 @@ class HeaderPolicy:
             rules=rules,
             _name=re.compile(rules.name_charset),
             _value=re.compile(rules.value_charset),
-            # "Is there any?" takes one alternation; "where are they all?" needs each pattern by itself.
+            # A yes or no takes one alternation; finding every occurrence needs each pattern by itself.
             _in_value=(
                 *free,
                 re.compile(_SHAPE.format("|".join(rules.value_shapes))),
@@ -202,11 +207,11 @@ class HeaderPolicy:
     def check(
         self, extra: object, *, strict: bool = False, allow: Collection[str] = (), reserved: Collection[str] = ()
     ) -> tuple[tuple[str, str], ...]:
-        """The caller's decoded `extra_headers` as (canonical name, value), in their order: all of them, or an error.
+        """The caller's decoded `extra_headers` as (canonical name, value), in their order.
 
-        `strict`: only the allow list passes. `allow`: names the operator adds to it, without effect on a name that is
-        not `allowable`. `reserved`: names the adapter sets itself for this provider.
-        Raises ProxyError (400) that names the header and its class and never holds the value.
+        `strict`: only the allow list passes. `allow`: names that the operator adds to it, without effect on a name that
+        is not `allowable`. `reserved`: names that the adapter sets itself for this provider.
+        Raises ProxyError (400) with the name and class of the first bad header, never with its value.
         """
         if extra is None:
             return ()
@@ -218,7 +223,7 @@ class HeaderPolicy:
         passed: dict[str, str] = {}
         for given, value in extra.items():
             if not isinstance(given, str) or not self._name.fullmatch(given):
-                problem = "a name has only ASCII letters, digits and inner hyphens; all else is shown as '-'."
+                problem = "a name has only ASCII letters, digits and inner hyphens; other characters are shown as '-'."
                 raise self._refused(Failure.INVALID_EXTRA_HEADERS, problem, given)
             name = canonical(given)
             classes = self._classes(name)
@@ -245,7 +250,7 @@ class HeaderPolicy:
     def allowable(self, name: str) -> bool:
         """Whether an operator may put this name on a provider's `allow` list.
 
-        Only if no rule sees more in it than an account or a route: `x-litellm-token` is a credential all the same.
+        Only a name whose classes are account or route: `x-litellm-token` is a credential too, so it is not allowable.
         """
         return bool(self._name.fullmatch(name)) and OPERATORS_CHOICE.issuperset(self._classes(canonical(name)))
 
@@ -254,8 +259,8 @@ class HeaderPolicy:
     ) -> list[tuple[str, str]]:
         """The request's headers: the caller's checked entries first, the proxy's own last.
 
-        `credential_names` are all names in `own` that carry the credential (SigV4 has several). Raises ProxyError
-        INTERNAL, with names only, unless each occurs exactly once, from `own`, and no other secret does.
+        `credential_names`: all names in `own` that carry the credential (SigV4 has several). Raises
+        ProxyError(INTERNAL), with names only, unless each occurs exactly once, in `own`, and no other secret name does.
         """
         credentials = set(map(canonical, credential_names))
         names = [canonical(name) for name, _ in (*extra, *own)]
@@ -263,7 +268,7 @@ class HeaderPolicy:
         wrong |= credentials.difference(names[len(extra) :])
         wrong |= {name for name in names if name not in credentials and not SECRET.isdisjoint(self._classes(name)[:1])}
         for name, value in own:
-            # An empty credential is none; one that ends in a newline is printed whole by the libraries' exceptions.
+            # HTTP libraries print a value that ends in a newline, whole, in their exceptions.
             clean = value.isascii() and value.isprintable() and value == value.strip()
             if not clean or (not value and canonical(name) in credentials):
                 wrong.add(canonical(name))
@@ -272,17 +277,11 @@ class HeaderPolicy:
             raise ProxyError(Failure.INTERNAL, f"The outgoing headers are inconsistent: {shown}.")
         return [*extra, *own]
 
-    def redact(self, headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Headers fit for a log: the value is hidden under a secret name, and where it holds a credential's shape.
-
-        Doubt hides it too: a name outside the charset (an underscore counts as a hyphen), or a value over the limit.
-        """
-        return [(name, REDACTED if self._is_secret(name, value) else value) for name, value in headers]
-
     def scrub(self, text: str) -> str:
-        """Free text, such as a provider's error message, with every credential's shape replaced by `[redacted]`.
+        """Free text, such as a provider's error message, with everything that looks like a credential `[redacted]`.
 
-        Keeps the first 4096 characters. OpenAI's 401, for one, echoes the key: `Incorrect API key provided: sk-...`.
+        Keeps the first 4096 characters. OpenAI's 401, for example, has the key in it: `Incorrect API key provided:
+        sk-...`.
         """
         kept: list[str] = []
         end = 0
@@ -295,7 +294,7 @@ class HeaderPolicy:
         return "".join([*kept, text[end:SCRUB_CHARS]])
 
     def relayable(self, headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        """The provider's response headers a caller may see: lower-case, the first of each name, within the limits."""
+        """The provider's response headers for the caller: lower-case, the first of each name, within the limits."""
         passed: dict[str, str] = {}
         room = self.rules.max_total_bytes
         for given, value in headers:
@@ -312,6 +311,14 @@ class HeaderPolicy:
 
     def _classes(self, name: str) -> list[HeaderClass]:
         """Every class of a canonical name, in the order of decision: exact, prefix, words, joined text."""
+        found = self._judged.get(name)
+        if found is None:
+            found = self._judge(name)
+            if len(self._judged) < JUDGED:
+                self._judged[name] = found
+        return found
+
+    def _judge(self, name: str) -> list[HeaderClass]:
         if name in self._allow:
             return []
         rules = self.rules
@@ -337,29 +344,22 @@ class HeaderPolicy:
         return any(pattern.search(value) for pattern in self._in_value)
 
     def _may_be_key(self, name: str, value: str) -> bool:
-        """Whether a value is a UUID or a long run of letters and digits, in a header that is not named an identifier.
+        """Whether a value is a UUID or a long run of letters and digits, in a header not named as an identifier.
 
-        Azure's, Together's and fal's keys are nothing else; so are the identifiers of requests, and hashes.
+        The keys of Azure, Together and fal look like this. So do identifiers of requests, and hashes.
         """
         if name in self._allow or name.startswith(self.rules.allow_prefix) or not self._opaque.search(value):
             return False
         return not any(segment in self.rules.identifier for segment in name.split("-"))
 
-    def _is_secret(self, name: str, value: str) -> bool:
-        plain = name.replace("_", "-")
-        if not self._name.fullmatch(plain) or not SECRET.isdisjoint(self._classes(canonical(plain))):
-            return True
-        too_long = len(value) > self.rules.max_value_bytes
-        return too_long or any(self._spans(value)) or self._may_be_key(canonical(plain), value)
-
     def _spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where credentials stand in bounded text; of a pattern with a group, only what the group holds."""
+        """Spans of credentials in bounded text; for a pattern with a group, the span of the group."""
         for pattern in self._in_text:
             for match in pattern.finditer(text):
                 yield match.span(min(pattern.groups, 1))
 
     def _shown(self, name: object) -> str:
-        """A name as messages show it: canonical, at most 64 safe characters, and no credential written as a name."""
+        """A name as messages show it: canonical, at most 64 safe characters, without a credential in it."""
         text = name if isinstance(name, str) else ""
         if not self._name.fullmatch(text) or self._has_credential(text):
             text = self.scrub(text)
@@ -374,5 +374,5 @@ class HeaderPolicy:
 
 
 def _size(value: object) -> int:
-    """Bytes of a string in UTF-8 (JSON may hold lone surrogates). Anything else is refused later, for its type."""
+    """Bytes of a string in UTF-8 (JSON may have lone surrogates). Another type is refused later."""
     return len(value.encode("utf-8", "surrogatepass")) if isinstance(value, str) else 0

@@ -88,7 +88,7 @@ def sniff(start: bytes) -> str | None:
 
 
 def probe(data: bytes | memoryview) -> ImageInfo | None:
-    """Read an image's header; None where it is none of the four formats, or cut off before its size."""
+    """Read an image's header; None where it is in another format, or cut off before its size."""
     view = memoryview(data)[:PROBE_LIMIT]
     return _probe(bytes(view[at : at + _WINDOW]) for at in range(0, len(view), _WINDOW))
 

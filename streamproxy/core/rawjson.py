@@ -139,7 +139,7 @@ class JsonObject:
         drop: Collection[str] = (),
         append: Mapping[str, bytes | Pieces] = _NOTHING,
     ) -> Pieces:
-        """The same as `edited`, in pieces: what is kept are views of the body, so that nothing large is copied."""
+        """The same as `edited`, in pieces. Unchanged parts are views of the body, so that nothing large is copied."""
         kept = [member for key, member in self.members.items() if key not in drop]
         names = {member.key for member in kept}
         if misplaced := (replace.keys() - names) | (append.keys() & names):

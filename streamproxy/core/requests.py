@@ -1,4 +1,4 @@
-"""What one caller asks for, and what one provider is sent: plain values between surfaces, providers and upstream."""
+"""A caller's request and a provider's request: plain values between surfaces, providers and upstream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streamproxy.errors import Failure, ProxyError
 
 
 class Upload(Protocol):
-    """One uploaded file, spooled: its size in bytes is known, its bytes stay where they are until they are sent."""
+    """One uploaded file, spooled. Its size in bytes is known; its bytes are read when they are sent."""
 
     @property
     def size(self) -> int: ...
@@ -28,7 +28,7 @@ class Upload(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An upload as base64 text, which is made while it is sent."""
+    """An upload as base64 text, encoded while it is sent."""
 
     upload: Upload
 
@@ -40,7 +40,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The bytes of base64 text, padded and without white space, which are decoded while they are sent."""
+    """The bytes of base64 text (padded, without white space), decoded while they are sent."""
 
     base64: memoryview = field(repr=False)
 
@@ -51,11 +51,11 @@ class Decoded:
 
 
 Segment = bytes | memoryview | Upload | Encoded | Decoded
-"""A run of a request's body: the bytes themselves, or what makes them while they are sent."""
+"""A part of a request's body: bytes, or a source that makes them while they are sent."""
 
 
 def size_of(segment: Segment) -> int:
-    """Bytes that a segment has on the wire."""
+    """Bytes of a segment on the wire."""
     return len(segment) if isinstance(segment, bytes | memoryview) else segment.size
 
 
@@ -71,7 +71,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Inline:
-    """An input image as base64 text in the caller's JSON body. `media_type` is what its bytes say."""
+    """An input image as base64 text in the caller's JSON body. `media_type` comes from its bytes."""
 
     base64: memoryview = field(repr=False)
     media_type: str
@@ -79,7 +79,7 @@ class Inline:
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """An input image as an uploaded file. `media_type` is what its bytes say."""
+    """An input image as an uploaded file. `media_type` comes from its bytes."""
 
     upload: Upload
     media_type: str
@@ -100,7 +100,7 @@ class FileId:
 
 
 Input = Inline | Spooled | Remote | FileId
-"""One input image or mask: where its bytes are, and what they are. The bytes are looked at once."""
+"""One input image or mask: where its bytes are, and their media type."""
 
 
 def as_base64(image: Inline | Spooled) -> Segment:
@@ -122,11 +122,11 @@ class Variation(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """What a caller wants, the same for every provider that might make it.
+    """A caller's request, the same for every provider that might serve it.
 
-    `model` is the name as the caller wrote it. `body` is as it was sent: a JSON object as raw bytes with member spans,
-    or the parts of a form. `extra_headers` are not judged yet: that depends on the provider. `via_generations`: an edit
-    that came as a generation with an `image` member. `later`: its readers come later, and follow events in any case.
+    `model`: the name as the caller wrote it. `body`: as it was sent, a JSON object as raw bytes with member spans, or
+    the parts of a form. `extra_headers`: not checked yet, since the checks depend on the provider. `via_generations`:
+    an edit that came as a generation with an `image` member. `later`: its readers come later, and always read events.
     `variation`: an edit that came as a variation.
     """
 
@@ -151,7 +151,7 @@ class ImageRequest:
 
     @property
     def as_events(self) -> bool:
-        """Whether what is made is read as events; without `stream` the model is asked for one whole answer."""
+        """Whether the result is read as events. Without `stream` the model is asked for one whole answer."""
         return self.stream or self.later
 
     @property
@@ -162,7 +162,7 @@ class ImageRequest:
         return frozenset(part.name for part in self.body)
 
     def option(self, name: str) -> object:
-        """A member that no field holds, decoded; a form's text as it is. None where it is absent or null."""
+        """A member without a field of its own: decoded JSON, or a form's text. None where it is absent or null."""
         if isinstance(self.body, JsonObject):
             return self.body.decode(name)
         values = (part.value for part in self.body if part.name == name and part.filename is None)
@@ -172,9 +172,9 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
-    """One request to a provider but for its credential and the caller's headers, which the driver adds.
+    """One request to a provider. The driver adds the credential and the caller's headers.
 
-    `headers` are in order, names lower-case. The body is sent segment by segment with a Content-Length.
+    `headers`: in order, names lower-case. The body is sent segment by segment with a Content-Length.
     """
 
     method: str
@@ -191,8 +191,8 @@ class UpstreamRequest:
 class Embedded:
     """An image inside a JSON value: a string of `prefix` and the image's base64.
 
-    Not a dataclass, which msgspec would encode as an object. Raises ProxyError(UNSUPPORTED_PARAMETER) where the image's
-    bytes are elsewhere.
+    Not a dataclass, because msgspec would encode it as an object. Raises ProxyError(UNSUPPORTED_PARAMETER) for an image
+    without its bytes: a URL or a file id.
     """
 
     __slots__ = ("prefix", "segment")
@@ -211,7 +211,7 @@ class Embedded:
 def json_segments(value: object, token: str) -> tuple[Segment, ...]:
     """`value` as JSON, with each Embedded image as a segment of its own.
 
-    `token`: random hexadecimal digits. They mark the images' places, and a caller's text cannot hold them.
+    `token`: random hexadecimal digits that mark the images' places. A caller's text cannot contain them.
     """
     images: list[Embedded] = []
 
@@ -234,14 +234,14 @@ def json_segments(value: object, token: str) -> tuple[Segment, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A provider's response head: status, and headers as they came. Names in `items` are lower-case."""
+    """A provider's response head: status and headers in order. Names in `items` are lower-case."""
 
     status: int
     items: tuple[tuple[str, str], ...]
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """By name, the last of equal names winning."""
+        """Headers by name; of equal names the last counts."""
         return dict(self.items)
 
     @property

@@ -58,7 +58,7 @@ Loc = tuple[str | int, ...]
 
 
 class FieldType(Enum):
-    """What JSON type a field has. In multipart every part is text."""
+    """The JSON type of a field. In multipart every part is text."""
 
     STRING = "string"
     INTEGER = "integer"
@@ -133,7 +133,7 @@ def lax_boolean(text: str) -> bool | None:
 
 
 def lax_integer(text: str) -> str | None:
-    """The digits of a text as an integer, with a minus where it has one, as pydantic's lax mode reads it; else None.
+    """The digits of a text as an integer, with a minus where it has one, as pydantic's lax mode reads it; or None.
 
     `1.0` is an integer, `1.5` is not.
     """
@@ -327,7 +327,7 @@ class _JsonReader:
         return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
 
     def scalar(self, span: tuple[int, int]) -> str | float | bool | None:
-        """A short text, number or boolean; None for all else."""
+        """A short text, number or boolean; None for anything else."""
         start, end = span
         if end - start > _LONGEST_SCALAR or self.raw.startswith((b"{", b"["), start):
             return None

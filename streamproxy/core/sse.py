@@ -1,15 +1,16 @@
-"""Cuts a provider's byte stream into events, by WHATWG's rules, in linear time and with one copy at the most.
+"""Cuts a provider's byte stream into events by WHATWG's rules, in linear time and with at most one copy.
 
     Cutter.feed(chunk)   -> the events that this chunk ends
-    Cutter.finish()      -> the event that the stream's end leaves unfinished, if it had data
+    Cutter.finish()      -> the event that is unfinished when the stream ends, if it has data
 
-Three things make it fast. A line end is found with one-byte searches (memchr), each position at most once. An event's
-data are pieces of GATHERED bytes, the writer's slices: all readers of an event share them, and none joins any for
-itself. A chunk of that size inside a data line is kept as that very object, or as a view; what arrives in less is
-gathered, so that a provider that sends byte by byte costs neither a list entry per byte nor the memory of the chunk a
-byte came in. And short lines are not taken one by one: a run of them is matched, searched and joined as a whole, so
-that 64 KiB of line ends or of two-byte lines cost a few milliseconds and not the forty that a step of Python for each
-of them would.
+Three things make it fast.
+
+* A line end is found with one-byte searches (memchr), each position at most once.
+* An event's data are pieces of GATHERED bytes, the writer's slices. All readers of an event share them without joining
+  any. A chunk of that size inside a data line is kept as the same object, or as a view. Smaller chunks are gathered, so
+  a provider that sends byte by byte costs neither a list entry per byte nor the memory of each byte's chunk.
+* A run of short lines is matched, searched and joined as a whole. 64 KiB of line ends or of two-byte lines cost a few
+  milliseconds; one step of Python for each line would take forty.
 
 Source: WHATWG HTML, "Server-sent events", section "Interpreting an event stream".
 """
@@ -17,7 +18,7 @@ Source: WHATWG HTML, "Server-sent events", section "Interpreting an event stream
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -30,20 +31,20 @@ SMALL: Final = 16 * 1024
 """Bytes below which a piece is gathered: a copy of them costs what one more object to handle and send would."""
 
 GATHERED: Final = 64 * 1024
-"""Bytes of a piece that is gathered, one slice of the writer. With pieces as they arrive, of any size, 200 stuck
-readers held 190 kB each: joins of their own, and holes of all sizes in the heap. With equal ones it is under 128."""
+"""Bytes of a gathered piece: one slice of the writer. With pieces of any size, as they arrive, 200 stuck readers held
+190 kB each, in joins of their own and in holes of the heap. With equal pieces they hold under 128 kB."""
 
 FIELD_LIMIT: Final = 1024
-"""What is kept of an `event` line, the only other field we read; event names in use have under 40 bytes."""
+"""Bytes kept of an `event` line, the only other field that is read. Event names in use have under 40 bytes."""
 
-# A run: whole lines of at most 255 bytes. Possessive, so that each is linear and remembers no place to go back to.
+# A run: whole lines of at most 255 bytes. Possessive quantifiers make each pattern linear.
 _NO_DATA: Final = re.compile(rb"(?:[\r\n]++|(?!data[:\r\n])[^\r\n]{1,255}+(?:\r\n?+|\n))++")
-"""Lines without data, blank ones among them."""
+"""Lines without data, blank ones included."""
 
 _FIELDS: Final = re.compile(rb"(?:[^\r\n]{1,255}+(?:\r\n?+|\n))++")
 """Lines of one event: no blank one."""
 
-# Within a run whose line ends have become LFs, and whose values CRs precede.
+# Within a run with LFs as line ends and a CR before each value.
 _EMPTY_VALUE: Final = re.compile(rb"\ndata(?![^\r\n])")
 _OTHER_FIELDS: Final = re.compile(rb"(?:\n[^\r\n]*+)++")
 
@@ -54,7 +55,7 @@ _SPACE: Final = 0x20
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event as the provider sent it: `name` is "" without an `event` line, `data` the pieces of its data.
+    """One event as the provider sent it. `name`: "" without an `event` line. `data`: the pieces of its data.
 
     Several data lines are joined with a space instead of WHATWG's LF: inside JSON both are white space, and a space
     lets the data go out again as one line.
@@ -69,12 +70,12 @@ class Event:
         return sum(len(piece) for piece in self.data)
 
     def joined(self) -> bytes:
-        """The data as one object: a copy, for the few events that have to be parsed whole."""
+        """The data as one object: a copy, for the few events that must be parsed whole."""
         return b"".join(self.data)
 
 
 class _Line(Enum):
-    """What the line under the cursor is known to be."""
+    """The kind of the current line, as far as its bytes show."""
 
     START = 1  # not enough bytes yet
     DATA = 2
@@ -83,7 +84,7 @@ class _Line(Enum):
 
 
 class Cutter:
-    """The incremental parser of one stream. `max_event_bytes` bounds what is held; over it `feed` raises ProxyError."""
+    """The incremental parser of one stream. `feed` raises ProxyError for an event over `max_event_bytes`."""
 
     def __init__(self, max_event_bytes: int) -> None:
         self._max = max_event_bytes
@@ -98,7 +99,7 @@ class Cutter:
         self._after_cr = False
         self._bom: bytes | None = b""
         self.lone_cr = False
-        """Whether a line has ended with a CR and no LF: allowed, and used by nobody who sends events."""
+        """Whether a line has ended with a CR and no LF. The standard allows it, but no known sender does it."""
 
     @property
     def held(self) -> int:
@@ -106,7 +107,7 @@ class Cutter:
         return self._size
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """Take the next bytes, cut anywhere: the events that they end, then perhaps ProxyError(EVENT_TOO_LARGE)."""
+        """Take the next bytes, cut anywhere, and yield the events that they end. Raises ProxyError(EVENT_TOO_LARGE)."""
         if self._bom is not None:
             chunk = self._without_bom(chunk)
         size = len(chunk)
@@ -155,13 +156,13 @@ class Cutter:
         return True
 
     def finish(self) -> Event | None:
-        """The stream has ended: what is left is an event only if its data is whole, which the caller has to judge."""
+        """Take the stream's end. The rest is an event only if its data is whole, which the caller must check."""
         if self._line is not _Line.START or self._head:
             self._end_line()
         return self._dispatch()
 
     def _run(self, chunk: bytes, start: int) -> int:
-        """Take what begins at `start`, a line's start, in whole short lines that end no event; where they end."""
+        """Take the whole short lines at `start`, a line's start, that end no event. Returns the offset after them."""
         end = start
         if not self._has_data and (found := _NO_DATA.match(chunk, start)):
             end = found.end()
@@ -172,7 +173,7 @@ class Cutter:
         return end
 
     def _with_lf(self, chunk: bytes, start: int, end: int) -> bytes:
-        """The lines chunk[start:end] with an LF before each and behind the last, and no CR."""
+        """The lines chunk[start:end] with an LF before each and after the last, and no CR."""
         lines = chunk[start:end]
         if crs := lines.count(b"\r"):
             self._after_cr = end == len(chunk) and lines.endswith(b"\r")
@@ -181,7 +182,7 @@ class Cutter:
         return b"\n" + lines
 
     def _pass_over(self, lines: bytes) -> None:
-        """Read a run between events: an event's name is all that it can leave."""
+        """Read a run between events. It can only leave an event's name."""
         blank = lines.rfind(b"\n\n")
         if blank >= 0:
             self._name = ""
@@ -205,7 +206,7 @@ class Cutter:
             self._flush()
 
     def _find_name(self, lines: bytes, start: int) -> None:
-        """Read the last `event` line behind `start`, if there is one."""
+        """Read the last `event` line after `start`, if there is one."""
         at = max(lines.rfind(b"\nevent:", start), lines.rfind(b"\nevent\n", start))
         if at >= 0:
             self._name = _name(lines[at + 1 : lines.index(b"\n", at + 1)].partition(b":")[2])
@@ -220,7 +221,7 @@ class Cutter:
         return start[len(_BOM) :] if start.startswith(_BOM) else start
 
     def _take(self, chunk: bytes, start: int, end: int) -> None:
-        """Take chunk[start:end], which has no line end, as more of the current line."""
+        """Add chunk[start:end], which has no line end, to the current line."""
         if self._line is _Line.DATA:
             self._keep(chunk, start, end)
         elif self._line is _Line.FIELD:
@@ -278,7 +279,7 @@ class Cutter:
             self._small.clear()
 
     def _end_line(self) -> Event | None:
-        """The current line is complete; a blank one ends the event."""
+        """End the current line. A blank one ends the event."""
         line, self._line = self._line, _Line.START
         if line is _Line.START and not self._head:
             return self._dispatch()
@@ -304,8 +305,3 @@ class Cutter:
 
 def _name(value: bytes) -> str:
     return value.removeprefix(b" ").decode("utf-8", "replace")
-
-
-def event_bytes(name: str, data: Iterable[Piece]) -> bytes:
-    """One whole event in the layout of the OpenAI surface: LF only, `event` line first, one `data` line, blank line."""
-    return b"".join((b"event: ", name.encode(), b"\ndata: ", *data, b"\n\n"))

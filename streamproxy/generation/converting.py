@@ -13,8 +13,8 @@ from typing import Final
 
 from PIL import Image, ImageOps
 
-from streamproxy.core.conversation import Picture, base64_slices
-from streamproxy.core.images import Format, media_type, probe
+from streamproxy.core.conversation import Picture
+from streamproxy.core.images import Format, base64_slices, media_type, probe
 from streamproxy.core.requests import Inline, Spooled
 from streamproxy.errors import Failure, ProxyError
 

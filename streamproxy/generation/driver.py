@@ -8,7 +8,7 @@ moment of sending, and only where the provider's row says that its hosts are.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
@@ -27,6 +27,7 @@ from streamproxy.core.conversation import (
     Events,
     Fetch,
     Hear,
+    Inlining,
     JobId,
     Limits,
     NextEvent,
@@ -135,11 +136,10 @@ class Driver:
         self._outside = outside
         self._sink = sink
         self._ends_at = anyio.current_time() + outside.total
-        self._open = AsyncExitStack()
         self._answer: Answer | None = None
         self._events: AsyncIterator[Event] | None = None
         self._socket: Socket | None = None
-        self._beside = AsyncExitStack()
+        self._beside: AsyncExitStack | None = None
         self._undo: UpstreamRequest | None = None
         self._accepted = False
 
@@ -149,8 +149,15 @@ class Driver:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self._answer is not None and (label := await _trailing(self._answer)) is not None:
             self._sink.tolerated(label)
-        await self._open.aclose()
-        await self._beside.aclose()
+        try:
+            await self._hang_up()
+        finally:
+            if self._beside is not None:
+                await self._beside.aclose()
+
+    async def _hang_up(self) -> None:
+        if self._answer is not None:
+            await self._answer.aclose()
 
     async def carry_out(self, conversation: Conversation[None]) -> None:
         """Perform the steps until the conversation ends. Raises ProxyError; after acceptance it is `charged`."""
@@ -204,6 +211,8 @@ class Driver:
                 self._sink.not_applied(names)
             case Wait(seconds):
                 await self._wait(seconds)
+            case Inlining():
+                await self._sink.frame(step.frame(await self._fetch_all(step.urls)))
             case Fetch(url):
                 return await self._fetch(url)
             case Convert(image, form):
@@ -229,11 +238,10 @@ class Driver:
         return self._answer
 
     async def _send(self, request: UpstreamRequest) -> Head:
-        await self._open.aclose()
+        await self._hang_up()
         self._events = None
         signed = await self._signed(request)
-        upstream = self._plan.service.upstream
-        self._answer = await self._open.enter_async_context(upstream.open(signed, ends_at=self._ends_at))
+        self._answer = await self._plan.service.upstream.send(signed, ends_at=self._ends_at)
         head = self._answer.head
         if 200 <= head.status < 300:
             self._sink.answered(head.items)
@@ -262,6 +270,23 @@ class Driver:
                 return await self._outside.fetcher.fetch(url)
         raise self._late()
 
+    async def _fetch_all(self, urls: Sequence[str]) -> tuple[Picture, ...]:
+        """Pictures that have been paid for; one that cannot be had, or would make the answer too large, as its URL."""
+        room = self._outside.limits.answer
+        pictures: list[Picture] = []
+        for url in urls:
+            try:
+                picture = await self._fetch(url)
+                room -= sum(map(len, picture.base64))
+                if room < 0:
+                    message = "The pictures are larger together than the setting max_response_bytes."
+                    raise ProxyError(Failure.RESPONSE_BODY_SIZE, message)
+            except ProxyError as error:
+                self._sink.tolerated(error.failure.value.label)
+                picture = Picture((), url=url, problem=error.message)
+            pictures.append(picture)
+        return tuple(pictures)
+
     async def _convert(self, image: Inline | Spooled | Picture, form: str) -> Picture:
         limiter = self._outside.converting
         with anyio.CancelScope(deadline=self._ends_at):
@@ -284,6 +309,7 @@ class Driver:
             signed = await self._signed(UpstreamRequest("GET", step.url))
             limits = SocketLimits(open=self._outside.connect, message=MESSAGE_BYTES)
             socket = connect(signed.url, signed.headers, limits=limits, ssl_context=self._outside.ssl_context)
+            self._beside = self._beside or AsyncExitStack()
             self._socket = await self._beside.enter_async_context(socket)
             return None
         if self._socket is None:
@@ -302,7 +328,7 @@ class Driver:
             return
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + UNDO_SECONDS):
             try:
-                await self._open.aclose()
+                await self._hang_up()
                 signed = await self._signed(request)
                 async with self._plan.service.upstream.open(signed, ends_at=anyio.current_time() + UNDO_SECONDS):
                     pass

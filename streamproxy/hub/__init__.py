@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def _memory(url: str, max_bytes: int, linger: float) -> AsyncIterator[StoreBackend]:
     store = MemoryStore(max_bytes=max_bytes, linger=linger, now=time.monotonic)
-    yield StoreBackend(store, store, MemoryMarks(now=time.monotonic))
+    yield StoreBackend(store, store, MemoryMarks(now=time.monotonic), listing=store)
 
 
 @asynccontextmanager
@@ -37,7 +37,7 @@ async def _valkey(url: str, max_bytes: int, linger: float) -> AsyncIterator[Stor
     from streamproxy.hub.valkey.store import ValkeyStore  # needs the extra `valkey`
 
     async with ValkeyStore(url, linger=linger, replica=uuid.uuid4().hex).open() as store:
-        yield StoreBackend(store, store, store, store, store)
+        yield StoreBackend(store, store, store, store, store, store)
 
 
 @asynccontextmanager

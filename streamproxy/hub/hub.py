@@ -25,7 +25,7 @@ from streamproxy.hub.limits import Admission, Grace, HubLimits
 from streamproxy.hub.log import Record
 from streamproxy.hub.mirrors import Mirrors
 from streamproxy.hub.repeats import Repeats
-from streamproxy.hub.store import Gone, Shared, StoreBackend, StoreError
+from streamproxy.hub.store import Gone, Shared, StoreBackend, StoreError, Summary
 from streamproxy.hub.stream import Ending, Stream
 from streamproxy.observe import Observer
 from streamproxy.signals import Signal
@@ -42,8 +42,7 @@ class Hub:
     """See the module's text. `tasks` is the app's task group."""
 
     def __init__(self, *, backend: StoreBackend, tasks: TaskGroup, limits: HubLimits, observer: Observer) -> None:
-        self._store = backend.store
-        self._shared = backend.shared
+        self._backend = backend
         self._tasks = tasks
         self._generations: dict[str, Generation] = {}
         self._concluded = Signal()
@@ -70,7 +69,7 @@ class Hub:
     async def register(self, generation: Generation) -> None:
         """Let the generation be found, here at once and elsewhere by the store."""
         self._generations[generation.stream.id] = generation
-        await self.health.attempt(self._store.create(generation.stream.record))
+        await self.health.attempt(self._backend.store.create(generation.stream.record))
 
     async def conclude(self, generation: Generation) -> None:
         """End a generation's stream, however it ended, and store its end; a second time changes nothing."""
@@ -80,10 +79,9 @@ class Hub:
         stream.finish()
         try:
             with anyio.move_on_after(CONCLUDE_SECONDS, shield=True):
-                await self.health.attempt(self._store.finish(stream.id))
+                await self.health.attempt(self._backend.store.finish(stream.id))
         finally:
             self._generations.pop(stream.id, None)
-            generation.over.set()
             stream.release()
             self._concluded.set()
 
@@ -102,10 +100,9 @@ class Hub:
         await self.health.attempt(self._forget(id))
 
     async def _forget(self, id: str) -> None:
-        generation = self._generations.get(id)
-        if generation is not None:  # its end is being stored now
-            await generation.over.wait()
-        await self._store.forget(id)
+        while id in self._generations:  # its end is being stored now
+            await self._concluded.wait()
+        await self._backend.store.forget(id)
 
     def _on_idle(self, stream: Stream) -> None:
         generation = self._generations.get(stream.id)
@@ -118,7 +115,7 @@ class Hub:
             self.repeats.finished(generation.names.mark, generation.stream.id)
 
     async def _viewed_elsewhere(self, id: str) -> bool:
-        return self._shared is not None and bool(await self.health.attempt(self._shared.viewed(id)))
+        return self._backend.shared is not None and bool(await self.health.attempt(self._backend.shared.viewed(id)))
 
     # Streams of any process.
 
@@ -129,7 +126,7 @@ class Hub:
             return local.stream
         if self._mirrors is not None and (followed := self._mirrors.get(id)) is not None:
             return followed
-        stored = await self.health.attempt(self._store.load(id))
+        stored = await self.health.attempt(self._backend.store.load(id))
         if stored is None and self.health.failed:
             raise unreachable()
         if isinstance(stored, Gone):
@@ -139,6 +136,15 @@ class Hub:
         if stored.finished or self._mirrors is None:
             return stored.mirror()
         return self._mirrors.get(id) or self._mirrors.start(stored)  # another request may have been as quick
+
+    async def owned(self, owner: str, after: str | None, limit: int) -> list[Summary] | None:
+        """An owner's streams, as `Listing.owned`. Raises ProxyError(OVERLOADED) where the store cannot say."""
+        if self._backend.listing is None:
+            return []
+        listed = await self.health.attempt(self._backend.listing.owned(owner, after, limit))
+        if listed is None and self.health.failed:
+            raise unreachable()
+        return listed
 
     async def end(self, stream: Stream) -> bool:
         """Cancel a stream for all its readers, or forget it where it has finished; whether it had.
@@ -152,8 +158,8 @@ class Hub:
                 await self._forget(stream.id)
             elif generation is not None:
                 generation.stop(Ending.CANCELLED)
-            elif self._shared is not None:
-                await self._shared.cancel(stream.id)
+            elif self._backend.shared is not None:
+                await self._backend.shared.cancel(stream.id)
         except StoreError as error:  # to say that it ends would be a lie that costs money
             self.health.note(error)
             raise unreachable() from None
@@ -164,11 +170,11 @@ class Hub:
     async def tend(self) -> None:
         """Purge what has lingered, and stop what other processes cancel."""
         async with anyio.create_task_group() as tasks:
-            if self._shared is not None:
-                tasks.start_soon(self._obey, self._shared)
+            if self._backend.shared is not None:
+                tasks.start_soon(self._obey, self._backend.shared)
             while True:
                 await anyio.sleep(SWEEP_SECONDS)
-                await self.health.attempt(self._store.sweep())
+                await self.health.attempt(self._backend.store.sweep())
 
     async def _obey(self, shared: Shared) -> None:
         while True:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import dropwhile, islice
 from math import ceil
 from typing import Final
 
+from streamproxy.core.events import ERROR
 from streamproxy.hub.log import Entry, Log, Record
 from streamproxy.hub.store import (
     MARK_SECONDS,
@@ -23,6 +25,7 @@ from streamproxy.hub.store import (
     Gone,
     Standing,
     Stored,
+    Summary,
 )
 
 REMEMBERED: Final = 10_000
@@ -42,12 +45,15 @@ class MemoryStore:
         self._now = now
         self._live: dict[str, tuple[Record, Log]] = {}
         self._finished: OrderedDict[str, tuple[float, Record, Log]] = OrderedDict()
+        self._owned: dict[str, dict[str, None]] = {}
         self._purged: OrderedDict[str, None] = OrderedDict()
         self._claims: OrderedDict[str, tuple[float, Claim]] = OrderedDict()
         self.bytes = 0
 
     async def create(self, record: Record) -> None:
         self._live[record.id] = record, Log()
+        if record.owner is not None:
+            self._owned.setdefault(record.owner, {})[record.id] = None
 
     async def append(self, id: str, entry: Entry) -> None:
         _, kept = self._live[id]
@@ -83,6 +89,21 @@ class MemoryStore:
             return Stored(record, tuple(kept.retained()), True)
         return Gone() if id in self._purged else None
 
+    async def owned(self, owner: str, after: str | None, limit: int) -> list[Summary] | None:
+        self._purge()
+        ids = self._owned.get(owner, {})
+        if after is None:
+            return [self._summary(id) for id in islice(reversed(ids), limit)]
+        if after not in ids:
+            return None
+        behind = dropwhile(lambda id: id != after, reversed(ids))
+        return [self._summary(id) for id in islice(behind, 1, limit + 1)]
+
+    def _summary(self, id: str) -> Summary:
+        record, kept = self._live[id] if id in self._live else self._finished[id][1:]
+        error = next((entry.frame for entry in kept.retained() if entry.frame.type == ERROR), None)
+        return Summary(record, id in self._finished, b"" if error is None else b"".join(error.data))
+
     async def claim(self, key: str, claim: Claim) -> Claim:
         now = self._now()
         while self._claims and next(iter(self._claims.values()))[0] <= now:
@@ -97,7 +118,7 @@ class MemoryStore:
     async def forget(self, id: str) -> None:
         found = self._finished.pop(id, None)
         if found is not None:
-            self._gone(id, found[2])
+            self._gone(*found[1:])
 
     async def sweep(self) -> None:
         """Purge what has lingered long enough."""
@@ -107,15 +128,20 @@ class MemoryStore:
         """Purge what has lingered long enough, and the oldest while the cap is exceeded."""
         now = self._now()
         while self._finished:
-            id, (ends, _, kept) = next(iter(self._finished.items()))
+            id, (ends, record, kept) = next(iter(self._finished.items()))
             if ends > now and self.bytes <= self._max_bytes:
                 return
             del self._finished[id]
-            self._gone(id, kept)
+            self._gone(record, kept)
 
-    def _gone(self, id: str, kept: Log) -> None:
+    def _gone(self, record: Record, kept: Log) -> None:
         self.bytes -= kept.bytes
-        self._purged[id] = None
+        if record.owner is not None:
+            ids = self._owned[record.owner]
+            del ids[record.id]
+            if not ids:
+                del self._owned[record.owner]
+        self._purged[record.id] = None
         if len(self._purged) > REMEMBERED:
             self._purged.popitem(last=False)
 

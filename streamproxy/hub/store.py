@@ -86,6 +86,23 @@ class Store(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A stream without its images. `error`: the data of its error event, b"" without one."""
+
+    record: Record
+    finished: bool
+    error: bytes = field(default=b"", repr=False)
+
+
+class Listing(Protocol):
+    """Stores that know whose streams they keep."""
+
+    async def owned(self, owner: str, after: str | None, limit: int) -> list[Summary] | None:
+        """An owner's streams, newest first, those behind `after`; None where that is none of them, or no longer."""
+        ...
+
+
 class Claims(Protocol):
     """What Idempotency-Keys stand for. A key is already a hash of the owner and the caller's key."""
 
@@ -196,10 +213,11 @@ class Previews(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoreBackend:
-    """A store's abilities; `shared` where several processes use it."""
+    """A store's abilities; `shared` where several processes use it, `listing` where it can list an owner's streams."""
 
     store: Store
     claims: Claims
     marks: Marks
     shared: Shared | None = None
     previews: Previews | None = None
+    listing: Listing | None = None

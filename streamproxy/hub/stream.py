@@ -158,8 +158,15 @@ class Stream:
 
     async def opened(self, within: float) -> None:
         """Return when the provider has accepted, or the stream has ended, or after `within` seconds."""
+        until = anyio.current_time() + within
+        while not self.acceptance.accepted and self.error is None and not self.finished:
+            if not await self.changed.wait(until):
+                return
+
+    async def ended(self, within: float) -> None:
+        """Return when no frame will follow here, or after `within` seconds."""
         with anyio.move_on_after(within):
-            while not self.acceptance.accepted and self.error is None and not self.finished:
+            while self.ending is None:
                 await self.changed.wait()
 
     def superseded(self, entry: Entry) -> bool:
@@ -206,16 +213,27 @@ class Subscriber:
             stream.pace.on_taken(self)
         entry = stream.log.after(self.seq)
         if entry is None and stream.ending is None:
-            with anyio.fail_after(within):
-                while entry is None and stream.ending is None:
-                    await stream.changed.wait()
-                    entry = stream.log.after(self.seq)
+            until = None if within is None else anyio.current_time() + within
+            while entry is None and stream.ending is None:
+                if not await stream.changed.wait(until):
+                    raise TimeoutError
+                entry = stream.log.after(self.seq)
         if entry is None:
             self.at_end = stream.finished
             return None
         self.seq = entry.cursor.seq
         stream.on_given()
         return entry
+
+    @property
+    def ready(self) -> bool:
+        """Whether `next` returns at once."""
+        return self.stream.ending is not None or self.stream.log.after(self.seq) is not None
+
+    async def readied(self) -> None:
+        """Return when `next` would return at once. It takes nothing, so that what waits longer is still conflated."""
+        while not self.ready:
+            await self.stream.changed.wait()
 
     def leave(self) -> None:
         """Stop following."""

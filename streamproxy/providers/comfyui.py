@@ -34,7 +34,6 @@ from streamproxy.core.conversation import (
     Tell,
     Undo,
     Wait,
-    base64_slices,
     body,
     decoded,
     fetch,
@@ -53,7 +52,7 @@ from streamproxy.core.conversation import (
     unapplied,
 )
 from streamproxy.core.events import Frame
-from streamproxy.core.images import media_type, probe
+from streamproxy.core.images import base64_slices, media_type, probe
 from streamproxy.core.requests import Head, ImageRequest, Inline, Input, Spooled, UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.refusals import Refusal, failed, no_image, refused

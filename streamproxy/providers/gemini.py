@@ -33,7 +33,6 @@ from streamproxy.core.conversation import (
     Job,
     Picture,
     Tolerated,
-    base64_text,
     converted,
     inlined,
     next_event,
@@ -44,6 +43,7 @@ from streamproxy.core.conversation import (
     unapplied,
 )
 from streamproxy.core.events import Frame
+from streamproxy.core.rawjson import base64_text
 from streamproxy.core.requests import Embedded, Head, ImageRequest, UpstreamRequest
 from streamproxy.core.sse import Event
 from streamproxy.errors import ErrorDetails, Failure, ProxyError

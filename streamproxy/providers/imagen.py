@@ -25,7 +25,6 @@ from streamproxy.core.conversation import (
     Conversation,
     Job,
     Picture,
-    base64_text,
     body,
     converted,
     decoded,
@@ -37,6 +36,7 @@ from streamproxy.core.conversation import (
     send,
     unapplied,
 )
+from streamproxy.core.rawjson import base64_text
 from streamproxy.core.requests import Embedded, ImageRequest, UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.google import FORMATS, nearest, on_vertex, refusal, support_code

@@ -71,7 +71,7 @@ class ProviderSettings:
         "environment or that directory",
     ] = None
     auth_header: Annotated[Token | None, "header that carries the key"] = None
-    auth_scheme: Annotated[Text | None, 'what precedes the key, like "Bearer "'] = None
+    auth_scheme: Annotated[Text | None, 'text before the key, like "Bearer "'] = None
     names: Annotated[
         Literal["bare", "full", "written"] | None, "gpt-image-2, openai/gpt-image-2, or as the caller wrote it"
     ] = None
@@ -150,9 +150,9 @@ class Settings:
     linger: Annotated[Seconds, "seconds a finished stream is kept"] = 900.0
     file_bytes: Annotated[Bytes, "bytes of all uploaded files together; no more are taken until some go"] = GIB
     file_seconds: Annotated[Lifetime, "seconds an uploaded file is kept, unless it asks for less"] = 86400.0
-    disconnect_grace: Annotated[Grace, "seconds until a generation that nobody follows is cancelled"] = 15.0
+    disconnect_grace: Annotated[Grace, "seconds until a generation without readers is cancelled"] = 15.0
     failure_hold: Annotated[Grace, "seconds a failure that may have been charged is held for the same request"] = 10.0
-    finish_models: Annotated[ModelNames, "models whose generations run to the end though nobody follows"] = ()
+    finish_models: Annotated[ModelNames, "models whose generations run to the end without readers"] = ()
     default_model: Annotated[Model | None, "model of requests that name none"] = None
     stream_n: Annotated[bool, "whether n > 1 with stream becomes n requests where the model takes one"] = False
     max_streams: Annotated[Count, "generations that run at a time"] = 1000
@@ -166,6 +166,10 @@ class Settings:
     max_connections: Annotated[Count, "connections to one provider at a time"] = 1000
     trust_env_proxies: Annotated[bool, "whether HTTP_PROXY and its like apply to provider requests"] = False
     fetch_images: Annotated[bool, "whether image URLs in requests are fetched for models that take no URLs"] = False
+    inline_urls: Annotated[
+        Literal["always", "asked", "never"],
+        "whether pictures at a provider's URLs are fetched and added as b64_json; asked: by response_format b64_json",
+    ] = "always"
     fetch_hosts: Annotated[
         FetchHosts, "hosts, *.suffix or host:port, to fetch images from by http and at internal addresses too"
     ] = ()

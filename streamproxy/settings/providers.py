@@ -322,7 +322,7 @@ def _misplaced(provider: Provider) -> Iterator[ConfigurationProblem]:
 
 
 def _default(provider: Provider, environ: Mapping[str, str]) -> str:
-    """The default reference of a credential: the variable of the catalogue's row, else a file of that name."""
+    """The default reference of a credential: the variable of the catalogue's row, or a file of that name."""
     if provider.key_env:
         name, directory = provider.key_env, environ.get("CREDENTIALS_DIRECTORY", "")
         in_file = not environ.get(name, "").strip() and directory and Path(directory, name).exists()

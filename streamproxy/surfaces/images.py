@@ -2,7 +2,8 @@
 
     generation(body), edit(body), form(parts)    a checked body -> what is wanted
     layout(frame)                                 an event's bytes in the answer to a POST
-    answer(events)                                the JSON answer that `completed` events amount to
+    linked(answer, url)                           a JSON answer with images by URL: `response_format` url
+    linked_event(frame, url)                      a `completed` event with the URL of its image
 
 Input images stay where they are: as spans of the JSON body, or in their files. Their first bytes are looked at once.
 """
@@ -10,16 +11,18 @@ Input images stay where they are: as spans of the JSON body, or in their files. 
 from __future__ import annotations
 
 import binascii
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
 import msgspec
 
 from streamproxy.core import forms, schema
-from streamproxy.core.events import Frame, Operation
+from streamproxy.core.completion import appended
+from streamproxy.core.eventdata import outline
+from streamproxy.core.events import KINDS, Frame, Operation, Role
 from streamproxy.core.images import SNIFFED, sniff
-from streamproxy.core.rawjson import JsonObject, Member, elements, members, parse
+from streamproxy.core.rawjson import MAX_NODES, JsonObject, Member, elements, members, parse
 from streamproxy.core.requests import FileId, ImageRequest, Inline, Input, Part, Remote, Spooled, Variation
 from streamproxy.core.schema import MAX_IMAGES, Fields
 from streamproxy.core.sse import Piece
@@ -68,6 +71,33 @@ def form(parts: tuple[Part, ...], *, max_prompt: int, variation: Variation | Non
 def layout(frame: Frame) -> tuple[Piece, ...]:
     """A frame's bytes: `event` line, one `data` line, blank line, LF only, never an id."""
     return (b"event: " + frame.type.encode() + b"\ndata: ", *frame.data, b"\n\n")
+
+
+def linked(answer: tuple[Piece, ...], url: Callable[[int], str]) -> tuple[Piece, ...]:
+    """A JSON answer with `url(position)` in the place of each image's base64. An item without base64 stays as it is."""
+    body = parse(b"".join(answer))
+    data = body.members.get("data")
+    if data is None or not body.raw.startswith(b"[", data.value):
+        return answer
+    view = memoryview(body.raw)
+    pieces: list[Piece] = []
+    for number, (start, end) in enumerate(elements(body, data.value, limit=MAX_NODES, where="data")):
+        image = members(body, start, where="data") if body.raw.startswith(b"{", start) else {}
+        b64 = image.get("b64_json")
+        if b64 is not None and body.raw.startswith(b'"', b64.value) and b64.end - b64.value > len('""'):
+            link = msgspec.json.encode(url(number))
+            pieces += (b",", *JsonObject(body.raw, image).pieces(drop=("b64_json", "url"), append={"url": link}))
+        else:
+            pieces += (b",", view[start:end])
+    return (view[: data.value], b"[", *pieces[1:], b"]", view[data.end :])
+
+
+def linked_event(frame: Frame, url: str) -> Frame:
+    """A `completed` event with `url`, where it has an image and no URL yet. Its base64 stays: SDKs' types need it."""
+    said = outline(frame.data) if frame.type in KINDS and KINDS[frame.type].role is Role.COMPLETED else None
+    if said is None or not said.has_b64 or said.has_url:
+        return frame
+    return replace(frame, data=appended(frame.data, {"url": url}))
 
 
 def _request(

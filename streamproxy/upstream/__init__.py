@@ -17,6 +17,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import lru_cache
 
 import httpx
 
@@ -63,7 +64,15 @@ class Upstream:
 
     @asynccontextmanager
     async def open(self, request: UpstreamRequest, *, ends_at: float | None = None) -> AsyncIterator[Answer]:
-        """Send `request`; yields the answer once its head is there. Leaving the block early closes the connection.
+        """`send`, for a block: leaving it early closes the connection."""
+        answer = await self.send(request, ends_at=ends_at)
+        try:
+            yield answer
+        finally:
+            await answer.aclose()
+
+    async def send(self, request: UpstreamRequest, *, ends_at: float | None = None) -> Answer:
+        """Send `request`; returns its answer, to be closed, once the head is there.
 
         `ends_at`: on anyio's clock, instead of the total that one exchange may take.
         """
@@ -74,22 +83,29 @@ class Upstream:
         answer: Answer = response.extensions[ANSWER]
         try:
             _check_head(answer.head)
-            yield answer
-        finally:
+        except ProxyError:
             await answer.aclose()
+            raise
+        return answer
 
 
 def _built(request: UpstreamRequest) -> httpx.Request:
     """httpx's request; raises ProxyError(UPSTREAM_REQUEST) where it takes a part for none."""
     try:
         if not request.body:
-            return httpx.Request(request.method, request.url, headers=request.headers)
+            return httpx.Request(request.method, _url(request.url), headers=request.headers)
         headers = [*request.headers, ("content-length", str(request.content_length))]
-        return httpx.Request(request.method, request.url, headers=headers, stream=_Stream(request.body))
+        return httpx.Request(request.method, _url(request.url), headers=headers, stream=_Stream(request.body))
     except (httpx.InvalidURL, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ProxyError(
             Failure.UPSTREAM_REQUEST, f"The request to the provider could not be built ({type(error).__name__})."
         ) from None
+
+
+@lru_cache(maxsize=64)
+def _url(url: str) -> httpx.URL:
+    """A parsed URL: a provider has few, and to parse one costs a tenth of the CPU of a small request."""
+    return httpx.URL(url)
 
 
 class _Stream(httpx.AsyncByteStream):

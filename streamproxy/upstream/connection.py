@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.signals import Signal
 
 if TYPE_CHECKING:
     from streamproxy.upstream.answer import Answer
@@ -56,8 +57,8 @@ class Connection(BufferedProtocol):
         self._space = space
         self._tolerated = tolerated
         self._answer: Answer | None = None
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._full = False
+        self._room = Signal()
         self._paused = False
         self._used = False
         self._closed_idle = False
@@ -101,7 +102,8 @@ class Connection(BufferedProtocol):
 
     async def writable(self) -> None:
         """Return when the transport has room for more, or the connection has ended."""
-        await self._writable.wait()
+        while self._full:
+            await self._room.wait()
 
     def pause(self) -> None:
         """Read nothing more for now: the kernel, and with it the provider, has to wait."""
@@ -154,10 +156,11 @@ class Connection(BufferedProtocol):
         if self._answer is not None:
             self._answer.ended(exc)
         self._closed_idle = self._closed_idle or (self._answer is None and exc is not None)
-        self._writable.set()
+        self.resume_writing()
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._full = True
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self._full = False
+        self._room.set()

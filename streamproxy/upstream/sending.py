@@ -56,7 +56,7 @@ def _spans(body: tuple[Segment, ...]) -> Iterator[bytes | _Span]:
     """The body in pieces. Short segments in a row are one: each piece is a write, and for the network a packet."""
     short = bytearray()
     for segment in body:
-        if isinstance(segment, bytes) and len(short) + len(segment) <= PIECE:
+        if isinstance(segment, bytes | memoryview) and len(short) + len(segment) <= PIECE:
             short += segment
             continue
         if short:

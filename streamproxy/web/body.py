@@ -199,14 +199,16 @@ class Intake:
             raise too_large
         size = 0
         began = anyio.current_time()
-        chunks = request.stream()
-        while True:
+        more = True
+        while more:
             with anyio.move_on_after(self.pause) as waiting:
-                chunk = await anext(chunks, None)
+                message = await request.receive()
             if waiting.cancelled_caught:
                 raise _too_slow(f"paused for {self.pause:g} s. The setting is receive_timeout.")
-            if chunk is None:
-                return
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            more = message.get("more_body", False)
+            chunk = message.get("body", b"")
             size += len(chunk)
             if size > limit:
                 raise too_large

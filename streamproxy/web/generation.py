@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
+from typing import Final
 
 import anyio
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
@@ -30,10 +33,11 @@ from streamproxy.hub.generation import OnDisconnect
 from streamproxy.hub.keys import Names
 from streamproxy.hub.log import Record
 from streamproxy.hub.stream import Ending, Stream, Subscriber
+from streamproxy.surfaces.images import linked
 from streamproxy.surfaces.variations import SERVED_AS
 from streamproxy.web.caller import unless_gone
 from streamproxy.web.endpoint import Context
-from streamproxy.web.headers import idempotency_key, is_retry, preferences
+from streamproxy.web.headers import idempotency_key, is_retry, preferences, wait_seconds
 from streamproxy.web.idempotency import fingerprint, names
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import (
@@ -45,16 +49,23 @@ from streamproxy.web.responses import (
     Response,
     json_response,
 )
-from streamproxy.web.streams import status_of, urls
+from streamproxy.web.streams import LOOK_AGAIN, image_urls, status_of, urls
 from streamproxy.web.uploads import at_hand
 from streamproxy.web.writing import EventStream, Posted, unfollowed, written
+
+LINKED_HERE: Final = 4 * 1024 * 1024
+"""Bytes of an answer whose images become URLs at once: at 0.5 to 3 ms per MiB at most 12 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Preferences:
-    """The caller's Prefer header, applied. `later`: the response is 202. `applied`: for Preference-Applied."""
+    """The caller's Prefer header, applied. `later`: the response is 202, unless the stream ends within `wait` seconds.
+
+    `applied`: for Preference-Applied.
+    """
 
     later: bool
+    wait: int
     policy: OnDisconnect
     applied: tuple[str, ...]
 
@@ -111,14 +122,17 @@ def _preferences(request: Request, finish: bool) -> _Preferences:
     """`finish`: the model's generations go on without their caller, where the header does not say otherwise."""
     prefer = preferences(request)
     later = "respond-async" in prefer
+    wait = wait_seconds(request) if later else None
     applied = ["respond-async"] if later else []
+    if wait is not None:
+        applied.append(f"wait={wait}")
     asked = prefer.get("on-disconnect")
     if asked in ("finish", "cancel"):
         applied.append(f"on-disconnect={asked}")
         finish = asked == "finish"
     else:
         finish = finish or later
-    return _Preferences(later, OnDisconnect.FINISH if finish else OnDisconnect.CANCEL, tuple(applied))
+    return _Preferences(later, wait or 0, OnDisconnect.FINISH if finish else OnDisconnect.CANCEL, tuple(applied))
 
 
 # The stream.
@@ -204,7 +218,8 @@ class _FirstReading(_Reading):
 
     def __init__(self, order: _Order, subscriber: Subscriber) -> None:
         super().__init__(order, subscriber)
-        self._unknown = order.names.key is None and not order.wanted.as_events
+        wanted = order.wanted
+        self._unknown = order.names.key is None and not wanted.as_events and wanted.response_format != "url"
 
     def leave(self, *, had_all: bool) -> None:
         """As _Reading.leave. Where no other caller can know the stream, it is not kept."""
@@ -231,8 +246,10 @@ async def _respond(order: _Order, reading: _Reading) -> ASGIApp:
         if not order.wanted.as_events:
             return Delivery(await _whole(order, reading), reading)
         await _accepted(order, reading.stream)
-        if order.preferences.later:
+        if order.preferences.later and not await _ended(order, reading.stream):
             return Delivery(_where(order, reading.stream), reading)
+        if not order.wanted.stream:
+            return Delivery(await _whole(order, reading), reading)
         return _events(order, reading)
     except ProxyError as error:  # the stream's end, unless the caller is gone or it cannot be followed here any more
         reading.leave(had_all=error.failure not in (Failure.CALLER_GONE, Failure.OVERLOADED))
@@ -244,15 +261,15 @@ async def _respond(order: _Order, reading: _Reading) -> ASGIApp:
 
 def _events(order: _Order, reading: _Reading) -> ASGIApp:
     """200: the stream, as it comes."""
-    settings, stream = order.context.settings, reading.stream
+    stream = reading.stream
     headers = {**_headers(order, stream), "stream-id": stream.id, **_locations(order, stream)}
-    content = written(reading.subscriber, Posted(), settings.heartbeat)
-    return EventStream(content, headers, settings.drain_timeout, reading)
+    content = written(reading.subscriber, Posted(_links(order, stream)), order.context.settings.heartbeat)
+    return EventStream(content, headers, order.context.cutoff, reading)
 
 
 async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
     """The JSON response once it is there; after `json_heartbeat` one that begins without it."""
-    gathering = _Gathering(reading.subscriber)
+    gathering = _Gathering(reading.subscriber, _links(order, reading.stream))
     interval = order.context.settings.json_heartbeat
     body = None
     with anyio.move_on_after(interval or None):
@@ -274,6 +291,12 @@ async def _accepted(order: _Order, stream: Stream) -> None:
     stream.commit()
 
 
+async def _ended(order: _Order, stream: Stream) -> bool:
+    """Whether all images are there within the time that the caller prefers to wait."""
+    await unless_gone(order.request.receive, partial(stream.ended, within=order.preferences.wait))
+    return order.preferences.wait > 0 and stream.finished and stream.error is None
+
+
 def _where(order: _Order, stream: Stream) -> Response:
     """202: where the stream is, in what forms, and what cancels it."""
     locations = _locations(order, stream)
@@ -287,7 +310,8 @@ def _where(order: _Order, stream: Stream) -> Response:
         "expires_at": int(time.time() + order.context.settings.token_seconds),
     }
     applied = {"preference-applied": ", ".join(order.preferences.applied)}
-    return json_response(body, status=202, headers={**locations, **applied, "cache-control": "no-store"})
+    again = {"retry-after": LOOK_AGAIN, "cache-control": "no-store"}
+    return json_response(body, status=202, headers={**locations, **applied, **again})
 
 
 def _locations(order: _Order, stream: Stream) -> dict[str, str]:
@@ -297,11 +321,22 @@ def _locations(order: _Order, stream: Stream) -> dict[str, str]:
     return {"location": places.stream, "cancel-location": f"{places.base}?token={ending}", **NO_REFERRER}
 
 
-class _Gathering:
-    """The JSON answer of a stream: as the provider gave it, or what the stream's images amount to."""
+def _links(order: _Order, stream: Stream) -> Callable[[int], str] | None:
+    """The URL of each image, where the caller wants URLs."""
+    if order.wanted.response_format != "url":
+        return None
+    return image_urls(order.request, order.context, stream.id)
 
-    def __init__(self, subscriber: Subscriber) -> None:
+
+class _Gathering:
+    """The JSON answer of a stream: as the provider gave it, or what the stream's images amount to.
+
+    `link` gives the URL of an image, where URLs are wanted.
+    """
+
+    def __init__(self, subscriber: Subscriber, link: Callable[[int], str] | None) -> None:
         self._subscriber = subscriber
+        self._link = link
         self._images: list[tuple[int, bytes]] = []
         self._answer: tuple[Piece, ...] | None = None
 
@@ -318,11 +353,20 @@ class _Gathering:
         if not self._subscriber.at_end:
             raise unfollowed()
         if self._answer is not None:
-            return self._answer
+            return await self._linked(self._answer, None)
         if not self._images:
             raise stream.error or ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
         self._images.sort(key=itemgetter(0))
-        return (collected([image for _, image in self._images], int(time.time())),)
+        answer = collected([image for _, image in self._images], int(time.time()))
+        return await self._linked((answer,), [index for index, _ in self._images])
+
+    async def _linked(self, answer: tuple[Piece, ...], indices: Sequence[int] | None) -> tuple[Piece, ...]:
+        """The answer as it is, or with URLs. `indices`: of its images; else they are what the provider listed."""
+        if self._link is None:
+            return answer
+        link = self._link
+        linking = partial(linked, answer, link if indices is None else lambda place: link(indices[place]))
+        return linking() if sum(map(len, answer)) <= LINKED_HERE else await to_thread.run_sync(linking)
 
 
 def _headers(order: _Order, stream: Stream) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """A caller's headers about its request, and about the response it prefers.
 
 preferences        Prefer (RFC 7240)
+wait_seconds       its `wait` (4.3)
 wants_events       Accept (RFC 9110, 12.5.1)
 has_version        If-None-Match (13.1.2)
 byte_range         Range and If-Range (14.2, 13.1.5), for bytes that never change
@@ -35,6 +36,9 @@ _WEIGHT: Final = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
 """One range of bytes; several, or longer numbers, are answered as if none had been asked for."""
 
+WAIT_MOST: Final = 50
+"""Seconds that an answer may be waited for: nginx and HAProxy cut silence at 60 (`proxy_read_timeout`)."""
+
 _KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 _RETRIES: Final = re.compile(r"0*[1-9][0-9]{0,5}")
 
@@ -49,6 +53,12 @@ def preferences(request: Request) -> Mapping[str, str]:
                 name, quoted, token = preference.groups()
                 found.setdefault(name.lower(), (quoted or token or "").lower())
     return found
+
+
+def wait_seconds(request: Request) -> int | None:
+    """How long the caller would rather wait than get an answer without a result, at most WAIT_MOST."""
+    value = preferences(request).get("wait", "")
+    return min(int(value[:9]), WAIT_MOST) if value.isascii() and value.isdecimal() else None
 
 
 def wants_events(request: Request) -> bool:

@@ -18,6 +18,7 @@ Host) needs the page's origin in `cors_origins`. The scheme is not compared: an 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
@@ -30,14 +31,20 @@ EVERY: Final = "*"
 CHANGES_NOTHING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 FOREIGN: Final = frozenset({"cross-site", "same-site"})
 DEFAULT_PORTS: Final = (":80", ":443")
+AUTHORITY: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
+"""A Host header that can go into a URL: a name or an address, and a port."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """`allowed` are origins, or "*" for every one. `hosts` are names that callers may use; None: any name will do."""
+    """`allowed` are origins, or "*" for every one. `hosts` are names that callers may use; None: any name will do.
+
+    `known` are those that the settings give the proxy, in any case.
+    """
 
     allowed: frozenset[str]
     hosts: frozenset[str] | None
+    known: frozenset[str] = frozenset()
 
     def check_host(self, headers: Headers) -> None:
         """Raises ProxyError(HOST_NOT_ALLOWED) for a request by a name that is not this proxy's."""
@@ -52,9 +59,17 @@ class Origins:
             )
 
     def _is_ours(self, name: str) -> bool:
-        if is_loopback_name(name) or name in (self.hosts or ()):
+        names = self.hosts or self.known
+        if is_loopback_name(name) or name in names:
             return True
-        return any(host.startswith("*.") and name.endswith(host[1:]) for host in self.hosts or ())
+        return any(host.startswith("*.") and name.endswith(host[1:]) for host in names)
+
+    def base_url(self, scheme: str, headers: Headers) -> str:
+        """`http://name:port` by which the request came; "" where the settings do not know that name."""
+        given = headers.getlist("host")
+        if len(given) != 1 or not AUTHORITY.fullmatch(given[0]) or not self._is_ours(name_of(given[0])):
+            return ""
+        return f"{scheme}://{given[0]}"
 
     def check_origin(self, method: str, headers: Headers, *, follows: bool = False) -> None:
         """Raises ProxyError(ORIGIN_NOT_ALLOWED) for a page that may not do this. `follows`: it reads a stream."""

@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.routing import Route
 
-from streamproxy.web import images, info, streams, uploads
+from streamproxy.web import images, info, many, streams, uploads
 from streamproxy.web.endpoint import Endpoint, Handler
 
 PREFIXES: Final = ("/v1", "/v3")
@@ -42,6 +42,14 @@ ROUTES: Final[tuple[RouteRow, ...]] = (
     RouteRow("DELETE", "/files/{id}", uploads.delete, "Delete it"),
     RouteRow("GET", "/files/{id}/content", uploads.content, "The file itself"),
     RouteRow("POST", "/upload", uploads.create_as_eden, "Upload an image as Eden AI's callers do"),
+    RouteRow(
+        "GET",
+        "/streams",
+        many.get_streams,
+        "Several streams on one connection (`?stream=ID:TOKEN&stream=...`); without `stream`, a list of one's own",
+        keys=False,
+        follows=True,
+    ),
     RouteRow(
         "GET",
         "/streams/{id}",

@@ -13,7 +13,7 @@ from typing import Final
 from streamproxy.core.sse import Piece
 
 SLICE: Final = 64 * 1024
-"""Bytes of a slice for a reader who takes its time."""
+"""Bytes of a slice for a reader who takes its time, and of the first one where no larger one is allowed."""
 
 LARGEST: Final = 4 * SLICE
 """What slices grow to, by doubling, while they are taken at once: fewer of them cost less CPU per byte. It bounds what

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -14,20 +15,27 @@ from starlette.types import ASGIApp
 
 from streamproxy.auth import Right, owner_of
 from streamproxy.core.cursor import Cursor, parse_cursor
-from streamproxy.core.eventdata import image_bytes, referenced
-from streamproxy.core.events import ANSWER, ERROR, read_error
+from streamproxy.core.eventdata import image_bytes, nth_image, referenced
+from streamproxy.core.events import ANSWER, ERROR, Frame, read_error
 from streamproxy.core.images import media_type, probe
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.log import Entry
 from streamproxy.hub.stream import Stream, Subscriber
+from streamproxy.web.caller import unless_gone
 from streamproxy.web.endpoint import Context
-from streamproxy.web.headers import byte_range, has_version, preferences, wants_events
+from streamproxy.web.headers import byte_range, has_version, preferences, wait_seconds, wants_events
 from streamproxy.web.responses import NO_REFERRER, Reader, Response, empty_response, json_response
 from streamproxy.web.writing import EventStream, Followed, come_back, written
 
+LOOK_AGAIN: Final = "2"
+"""Seconds between looks at a stream that has not ended: previews come that often."""
+
 IMMUTABLE = "private, max-age=31536000, immutable"
+
+_INDEX: Final = 3
+"""Digits of an image's index: as many as are read of a provider's."""
 
 _VERSION: Final = re.compile(r"/v[0-9]+(?=/)")
 
@@ -43,33 +51,38 @@ async def get_stream(request: Request, context: Context) -> ASGIApp:
     except ProxyError as error:
         if not events or strict or error.status != 503:
             raise
-        away = EventStream(come_back(), {}, context.settings.drain_timeout, Reader())
-        away.headers["connection"] = "close"  # on a new connection, a balancer can choose another process
-        return away
+        return away(context)
     if not events:
-        return _as_json(request, context, stream)
+        return await _as_json(request, context, stream)
     return _events(request, context, stream)
+
+
+def away(context: Context) -> ASGIApp:
+    """For a reader that cannot be served now: it comes back by itself."""
+    answer = EventStream(come_back(), {}, context.cutoff, Reader())
+    answer.headers["connection"] = "close"  # on a new connection, a balancer can choose another process
+    return answer
 
 
 async def get_status(request: Request, context: Context) -> ASGIApp:
     """Its status and its results so far, whatever is accepted."""
     stream, _ = await _authorised(request, context)
-    return _as_json(request, context, stream)
+    return await _as_json(request, context, stream)
 
 
 def _events(request: Request, context: Context, stream: Stream) -> ASGIApp:
-    begin = _choice(request, "from", ("latest", "start", "now"))
-    ref = _choice(request, "payload", ("inline", "ref")) == "ref"
-    preempt = _choice(request, "preempt", ("1", "0")) == "1"
+    begin = choice(request, "from", ("latest", "start", "now"))
+    ref = choice(request, "payload", ("inline", "ref")) == "ref"
+    preempt = choice(request, "preempt", ("1", "0")) == "1"
     after = _cursor(request, stream, begin)
-    if stream.finished and not _follows(stream, after):
+    if stream.finished and not follows(stream, after):
         return empty_response(204, {"cache-control": "no-store", **NO_REFERRER})
     subscriber = stream.subscribe(after)
     context.hub.admission.watch(stream, subscriber)
     places = urls(request, context, stream.id, request.query_params.get("token"))
-    layout = Followed(places.referenced if ref else _inline, preempt)
+    layout = Followed(places.referenced if ref else inline, preempt)
     content = written(subscriber, layout, context.settings.heartbeat)
-    return EventStream(content, {}, context.settings.drain_timeout, _Viewer(context.hub, subscriber))
+    return EventStream(content, {}, context.cutoff, _Viewer(context.hub, subscriber))
 
 
 class _Viewer(Reader):
@@ -87,7 +100,7 @@ class _Viewer(Reader):
         self._hub.admission.unwatch(self._subscriber.stream, self._subscriber)
 
 
-def _choice(request: Request, name: str, values: tuple[str, ...]) -> str:
+def choice(request: Request, name: str, values: tuple[str, ...]) -> str:
     """A query parameter's value, the first of `values` by default; raises ProxyError(INVALID_REQUEST) for another."""
     given = request.query_params.get(name, values[0])
     if given not in values:
@@ -95,7 +108,7 @@ def _choice(request: Request, name: str, values: tuple[str, ...]) -> str:
     return given
 
 
-def _follows(stream: Stream, after: Cursor | None) -> bool:
+def follows(stream: Stream, after: Cursor | None) -> bool:
     """Whether there are events behind this position; a JSON answer is none."""
     seq = 0 if after is None else after.seq
     return any(entry.cursor.seq > seq and entry.frame.type != ANSWER for entry in stream.log.retained())
@@ -111,7 +124,8 @@ def _cursor(request: Request, stream: Stream, begin: str) -> Cursor | None:
     return Cursor(stream.log.epoch, stream.log.last) if given is None and begin == "now" else None
 
 
-def _inline(entry: Entry) -> tuple[Piece, ...]:
+def inline(entry: Entry) -> tuple[Piece, ...]:
+    """The event's data as it is."""
     return entry.frame.data
 
 
@@ -153,10 +167,21 @@ def urls(request: Request, context: Context, id: str, given: str | None = None) 
     return Urls(base, given)
 
 
-def _as_json(request: Request, context: Context, stream: Stream) -> Response:
+def image_urls(request: Request, context: Context, id: str) -> Callable[[int], str]:
+    """The URLs of a stream's completed images, absolute where the name of the proxy is known.
+
+    It begins with `public_url`, or with the request's own host where the settings know that name.
+    """
+    places = urls(request, context, id)
+    known = "" if context.settings.public_url else context.origins.base_url(request.scope["scheme"], request.headers)
+    return lambda index: f"{known}{places.base}/images/{index}?token={places.token}"
+
+
+async def _as_json(request: Request, context: Context, stream: Stream) -> Response:
     """The stream as one object; `data` are the completed events."""
+    applied = await _wait(request, context, stream)
     places = urls(request, context, stream.id, request.query_params.get("token"))
-    ref = _choice(request, "payload", ("inline", "ref")) == "ref"
+    ref = choice(request, "payload", ("inline", "ref")) == "ref"
     done = [entry for entry in stream.log.retained() if entry.critical]
     images = [e for e in done if e.frame.type not in (ERROR, ANSWER)]
     errors = [e for e in done if e.frame.type == ERROR]
@@ -173,15 +198,37 @@ def _as_json(request: Request, context: Context, stream: Stream) -> Response:
     for number, entry in enumerate(images):
         pieces += [b"," if number else b"", *(places.referenced(entry) if ref else entry.frame.data)]
     pieces += [b'],"error":', _error_of(errors), b',"response":', *(answers[-1].frame.data if answers else (b"null",))]
-    return Response(200, "application/json", [*pieces, b"}"], {"cache-control": "no-store", **NO_REFERRER})
+    later = {} if stream.finished else {"retry-after": LOOK_AGAIN}
+    headers = {"cache-control": "no-store", **NO_REFERRER, **later, **applied}
+    return Response(200, "application/json", [*pieces, b"}"], headers)
+
+
+async def _wait(request: Request, context: Context, stream: Stream) -> Mapping[str, str]:
+    """Wait for the stream's end for as long as the caller prefers, as one of its viewers; the header that says so."""
+    seconds = wait_seconds(request)
+    if seconds is None:
+        return {}
+    if not stream.finished:
+        subscriber = stream.subscribe()
+        context.hub.admission.watch(stream, subscriber)
+        try:
+            await unless_gone(request.receive, partial(stream.ended, within=seconds))
+        finally:
+            context.hub.admission.unwatch(stream, subscriber)
+    return {"preference-applied": f"wait={seconds}"}
 
 
 def status_of(stream: Stream) -> str:
     """in_progress, completed, failed or cancelled."""
-    error = next((entry for entry in stream.log.retained() if entry.frame.type == ERROR), None)
+    error = next((entry.frame for entry in stream.log.retained() if entry.frame.type == ERROR), None)
+    return status_with(error, finished=stream.finished)
+
+
+def status_with(error: Frame | None, *, finished: bool) -> str:
+    """The status of a stream with this error event."""
     if error is not None:
-        return "cancelled" if read_error(error.frame).code == Failure.CANCELLED.value.code else "failed"
-    return "completed" if stream.finished else "in_progress"
+        return "cancelled" if read_error(error).code == Failure.CANCELLED.value.code else "failed"
+    return "completed" if finished else "in_progress"
 
 
 def _error_of(errors: list[Entry]) -> bytes:
@@ -221,6 +268,10 @@ async def _picture(request: Request, context: Context, *, preview: bool) -> ASGI
     candidates = [e for e in of_image if e.frame.type not in (ERROR, ANSWER)]
     wanted = [e for e in candidates if e.critical] or (candidates if preview else [])
     picture = image_bytes(wanted[-1].frame.data) if wanted else None
+    answers = [] if wanted else [entry for entry in stream.log.retained() if entry.frame.type == ANSWER]
+    if answers and index.isdecimal() and len(index) <= _INDEX:
+        wanted = answers
+        picture = nth_image(answers[-1].frame.data, int(index))
     if picture is None:
         raise ProxyError(Failure.NOT_FOUND, "This stream has no such image, or not yet.", param="image_index")
     info = probe(picture)

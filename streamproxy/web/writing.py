@@ -9,20 +9,22 @@
                 event: image_edit.completed        `id` stand behind the data, so a preview that is of no more use can
                 id: 1.17                           end as an event that has no listener, and the cursor stays
 
-The only module that imports sse-starlette, which watches the caller; its own pings would land inside frames. A caller
-is gone when its connection is reset or closed, and also when it is half closed: a caller that ends its own direction
-after the request is not told apart from one that left, so its stream ends.
+The only module that imports sse-starlette, which says when the process is asked to stop; its own pings would land
+inside frames. A caller is gone when its connection is reset or closed, and also when it is half closed: a caller that
+ends its own direction after the request is not told apart from one that left, so its stream ends.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
@@ -31,7 +33,8 @@ from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.log import Entry
 from streamproxy.hub.stream import Stream, Subscriber
-from streamproxy.surfaces.images import layout
+from streamproxy.surfaces.images import layout, linked_event
+from streamproxy.web.caller import watched
 from streamproxy.web.responses import NO_REFERRER, Reader
 from streamproxy.web.slicing import LARGEST, PIECES, Pieces, sliced
 
@@ -67,14 +70,18 @@ class Layout(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
 class Posted:
-    """For the caller who asked, or who asked again with the same key."""
+    """For the caller who asked, or who asked again with the same key. `url`: where each image is, if that is wanted."""
+
+    url: Callable[[int], str] | None = None
 
     def opening(self) -> bytes:
         return HEARTBEAT
 
     def pieces(self, entry: Entry) -> list[Piece]:
-        return [*layout(entry.frame)]
+        frame = entry.frame
+        return [*layout(frame if self.url is None else linked_event(frame, self.url(frame.image)))]
 
     def breaks_off(self, entry: Entry) -> bool:
         return False
@@ -108,37 +115,38 @@ class Followed:
 
 async def written(subscriber: Subscriber, layout: Layout, heartbeat: float) -> AsyncGenerator[Pieces, None]:
     """The stream's bytes for one reader, slice by slice, with a comment after `heartbeat` seconds of silence."""
-    yield _small(layout.opening())
+    yield words(layout.opening())
     stream = subscriber.stream
     while True:
         try:
             entry = await subscriber.next(within=heartbeat)
         except TimeoutError:
-            yield _small(HEARTBEAT)
+            yield words(HEARTBEAT)
             continue
         if entry is None:
             for part in sliced([] if subscriber.at_end else layout.lost(stream)):
                 yield part
             return
         pieces = layout.pieces(entry)
-        outline = _outline(entry) if layout.breaks_off(entry) else None
+        outline = outline_of(entry) if layout.breaks_off(entry) else None
         del entry  # from here on only what has yet to be sent is held
         for part in sliced(pieces, LARGEST):
             yield part
             del part
             if pieces and outline is not None and stream.superseded(outline):
-                yield _small(SUPERSEDED)
+                yield words(SUPERSEDED)
                 break
         pieces.clear()
 
 
-def _outline(entry: Entry) -> Entry:
+def outline_of(entry: Entry) -> Entry:
     """The entry without its data."""
     return Entry(entry.cursor, Frame(entry.frame.type, (), entry.frame.image, entry.frame.final))
 
 
-def _small(words: bytes) -> Pieces:
-    return Pieces((words,), len(words))
+def words(text: bytes) -> Pieces:
+    """A short text as a slice."""
+    return Pieces((text,), len(text))
 
 
 def opening_words(bounds: tuple[int, int]) -> bytes:
@@ -152,7 +160,7 @@ def opening_words(bounds: tuple[int, int]) -> bytes:
 
 async def come_back() -> AsyncGenerator[Pieces, None]:
     """For a reader that cannot be served now: EventSource gives up for good on any status but 200."""
-    yield _small(opening_words(RETRY_OVERLOADED))
+    yield words(opening_words(RETRY_OVERLOADED))
 
 
 def unfollowed() -> ProxyError:
@@ -161,39 +169,77 @@ def unfollowed() -> ProxyError:
     return ProxyError(Failure.OVERLOADED, message, retry_after="2")
 
 
+class Cutoff:
+    """Cuts the event streams that have not ended `grace` seconds after the process was asked to stop.
+
+    sse-starlette knows when that is. It would keep two more tasks for each stream; here one waits for all of an app.
+    """
+
+    def __init__(self, tasks: TaskGroup, grace: float) -> None:
+        self._tasks = tasks
+        self._grace = grace
+        self._open: set[anyio.CancelScope] = set()
+        self._watching = False
+
+    @contextmanager
+    def over(self) -> Iterator[anyio.CancelScope]:
+        """One stream, as long as the block lasts: the scope that is cancelled to cut it."""
+        if not self._watching:
+            self._watching = True
+            self._tasks.start_soon(self._watch)
+        with anyio.CancelScope() as stream:
+            self._open.add(stream)
+            try:
+                yield stream
+            finally:
+                self._open.remove(stream)
+
+    async def _watch(self) -> None:
+        await EventStream.asked_to_stop()
+        await anyio.sleep(self._grace)
+        self._watching = False  # a later stream has a grace of its own
+        for stream in self._open:
+            stream.cancel()
+
+
 class EventStream(EventSourceResponse):
-    """Event stream bytes to one reader, slice by slice. `grace`: seconds to end in when the process is stopped."""
+    """Event stream bytes to one reader, slice by slice."""
 
     def __init__(
-        self, content: AsyncGenerator[Pieces, None], headers: Mapping[str, str], grace: float, reader: Reader
+        self, content: AsyncGenerator[Pieces, None], headers: Mapping[str, str], cutoff: Cutoff, reader: Reader
     ) -> None:
         self._content = content
         super().__init__(
-            content,
-            headers={**headers, **NO_REFERRER, "cache-control": "no-store, no-transform"},
-            ping=0,
-            sep="\n",
-            shutdown_event=anyio.Event(),  # with a grace, SIGTERM lets the stream end instead of cutting it
-            shutdown_grace_period=grace,
+            content, headers={**headers, **NO_REFERRER, "cache-control": "no-store, no-transform"}, ping=0, sep="\n"
         )
+        self._cutoff = cutoff
         self._reader = reader
         self._joins = True
 
+    @classmethod
+    async def asked_to_stop(cls) -> None:
+        """Return when sse-starlette says that the process is asked to stop."""
+        await cls._listen_for_exit_signal()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As sse-starlette's, which watches the caller and the process in a task each, and writes in a third."""
         self._joins = PIECES not in scope.get("extensions", {})
         sent = False
         try:
-            await super().__call__(scope, receive, send)
-            sent = self._reader.at_end
+            with self._cutoff.over() as writing, watched(receive, writing):
+                await anyio.lowlevel.checkpoint()  # nothing is written for a caller who has left already
+                await self._write(send)
+                sent = self._reader.at_end
             if not sent:
                 self._reader.left(ProxyError(Failure.CALLER_GONE, "The caller left before the end of the stream."))
         finally:
             self._reader.close(sent=sent)
-            del self._reader  # sse-starlette leaves reference cycles: until they are collected, a stream would be held
 
-    async def _stream_response(self, send: Send) -> None:
+    async def _write(self, send: Send) -> None:
         """As sse-starlette's, for pieces that are bytes already: it copies each and gives it a deadline of its own."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        headers, self.raw_headers = self.raw_headers, []  # not held as long as the stream
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        del headers
         joins = self._joins
         async with aclosing(self._content) as slices:
             async for part in slices:

@@ -43,7 +43,7 @@ from streamproxy.upstream import Decoder
 T = TypeVar("T")
 
 GOLDEN: Final = Path(__file__).parent.parent / "golden"
-LIMITS: Final = Limits(event=1 << 20, answer=1 << 20)
+LIMITS: Final = Limits(event=1 << 20, answer=1 << 20, inline_urls="always")
 INSTANT: Final = (steps.Accepted, steps.NotApplied, steps.Undo, steps.JobId, steps.Progress, steps.Tolerated, Frame)
 """Steps that take no time: a driver neither fails nor is cancelled at them."""
 
@@ -138,12 +138,11 @@ class Peer:
                 return next(self._events, None)
             case steps.Pour(decoder):
                 for said in self._through(decoder):
+                    if isinstance(said, steps.Inlining):
+                        said = said.frame(tuple(map(self._kept, said.urls)))
                     self._say(said)
             case steps.Fetch(url):
-                found = self._answer(f"FETCH {url}")
-                if "failed" in found.words:
-                    raise ProxyError(Failure.FETCH_FAILED, "files.test: the status is 404.")
-                return Picture((base64.b64encode(found.body),), found.head.media_type)
+                return self._fetched(url)
             case steps.Convert(image):
                 return image if isinstance(image, Picture) else Picture((bytes(as_text(image)),), "image/png")
             case steps.Connect(url):
@@ -180,6 +179,19 @@ class Peer:
                 run.undo = request
             case steps.Send() | steps.Fetch() | steps.Connect():
                 assert run.finals < self._n, "sent after the last image"
+
+    def _fetched(self, url: str) -> Picture:
+        found = self._answer(f"FETCH {url}")
+        if "failed" in found.words:
+            raise ProxyError(Failure.FETCH_FAILED, "files.test: the status is 404.")
+        return Picture((base64.b64encode(found.body),), found.head.media_type)
+
+    def _kept(self, url: str) -> Picture:
+        """The same; one that is not to be had keeps its URL."""
+        try:
+            return self._fetched(url)
+        except ProxyError as error:
+            return Picture((), url=url, problem=error.message)
 
     def _send(self, request: UpstreamRequest) -> Head:
         self._open = found = self._answer(_asked(request))

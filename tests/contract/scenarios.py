@@ -158,7 +158,9 @@ class Scenario:
         host = HOSTS[self.adapter]
         row, own = CATALOGUE.providers["openai"], (("*", WORKFLOW),)
         provider = replace(row, name=self.adapter, adapter=self.adapter, base_url=host.base_url, workflows=own)
-        model = replace(Model.unknown(host.model), max_n=4, max_stream_n=2, refuses=("response_format",), **self.about)
+        model = replace(
+            Model.unknown(host.model), max_n=4, max_stream_n=2, refuses=("response_format", "style"), **self.about
+        )
         return Route(provider, model, self.model or host.model)
 
     @cached_property
@@ -234,6 +236,9 @@ SCENARIOS: Final = (
     Scenario("openai", "json", "a0", n=2, stream=False),
     Scenario("openai", "one", "c1", first=1, of=2),
     Scenario("openai", "refuses-streaming", "c1", first=1, of=2),
+    Scenario("openai", "url", "c0 c1", n=2),
+    Scenario("openai", "url", "a0", n=2, stream=False),
+    Scenario("openai", "url-event", "p0 c0", proof="event"),
     Scenario("openai", "refused", failure=F.PROVIDER_REFUSED, proof=None),
     Scenario("openai", "invalid", failure=F.PROVIDER_REFUSED, proof=None),
     Scenario("openai", "refused-under-200", failure=F.PROVIDER_STREAM_ERROR, proof=None),

@@ -146,7 +146,7 @@ OTHERS: Final = tuple(name for name in ADAPTERS if name != "openai")
 INLINE: Final = tuple(name for name in OTHERS if name not in ("fal", "bfl", "replicate"))
 TAKES_ONE: Final = {"bfl": "flux-pro-1.1"}
 CANNOT: Final = (
-    Scenario("openai", "response_format", members={"response_format": "canary"}),
+    Scenario("openai", "style", members={"style": "canary"}),
     *(Scenario(name, "style", members={"style": "canary"}) for name in OTHERS),
     *(Scenario(name, "quality", members={"quality": "canary"}) for name in OTHERS),
     *(Scenario(name, "file", images=(FileId("canary"),)) for name in OTHERS),

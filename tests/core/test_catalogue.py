@@ -38,7 +38,6 @@ def test_every_model_row(model: Model) -> None:
     assert 1 <= model.max_n <= 10
     assert 0 <= model.partial_images <= 3
     assert model.streams == (model.partial_images > 0), "only a model that streams has previews to ask for"
-    assert "images" in model.surfaces
     assert all(rate is None or rate >= 0 for rate in asdict(model.price).values()) if model.price else True
     assert model.price is None or any(asdict(model.price).values())
     assert model.owner in {owner for provider in CATALOGUE.providers.values() for owner in provider.serves}
@@ -100,10 +99,9 @@ def test_what_is_retired(id: str, day: date | None) -> None:
     assert CATALOGUE.models[id].retired == day
 
 
-def test_gpt_image_models_are_never_sent_response_format() -> None:
+def test_gpt_image_models_get_no_response_format() -> None:
     for model in CATALOGUE.models.values():
         assert ("response_format" in model.refuses) == (model.family == "gpt-image" or model.id == "sim/gpt-image")
-        assert ("chat" in model.surfaces) == (model.family == "gemini")
 
 
 def test_the_price_list_explains_a_bill() -> None:
@@ -301,9 +299,7 @@ FAMILY = """
 [families.f]
 streams = false
 edits = false
-surfaces = ["images"]
 max_n = 1
-formats = []
 partial_images = 0
 remote_image_urls = false
 """
@@ -335,7 +331,6 @@ def test_a_prompt_may_be_as_long_as_its_models_row_says() -> None:
         (ONE + 'alias = ["b"]', "models.a/x: no such member: alias"),
         (ONE + 'max_n = "1"', "models.a/x: Expected `int`"),
         (ONE + 'released = "yesterday"', "models.a/x: no such member: released"),
-        (ONE + 'surfaces = ["video"]', "models.a/x: Invalid enum value 'video'"),
         (ONE + 'price = { image_output = "cheap" }', "models.a/x"),
         (FAMILY + '[models."x"]\nfamily = "f"', "models.x: an id is <owner>/<name>"),
         (FAMILY + '[models."a/x"]\nfamily = "g"', "models.a/x: an id is"),
@@ -378,7 +373,6 @@ def test_an_unknown_model_keeps_its_name_and_refuses_nothing(id: str) -> None:
     assert model.edits
     assert model.price is None
     assert not model.refuses
-    assert not model.formats
 
 
 def test_a_hosts_own_list_ends_with_its_models() -> None:

@@ -56,7 +56,7 @@ def make(
     several: bool = False,
     **ending: object,
 ) -> Frame:
-    image = Image(b64, url, {"revised_prompt": "r"})
+    image = Image((b64,) if b64 else (), url, {"revised_prompt": "r"})
     stated = stated or AnswerFacts(created_at=7)
     return completed(Operation.GENERATION, image, stated, index=2, several=several, ending=ending)
 
@@ -114,7 +114,7 @@ def test_raw_members_stay_exact() -> None:
 
 
 def test_edits_have_their_own_type() -> None:
-    frame = completed(Operation.EDIT, Image(b"", "u", {}), AnswerFacts(1), index=0, several=False, ending={})
+    frame = completed(Operation.EDIT, Image((), "u", {}), AnswerFacts(1), index=0, several=False, ending={})
     assert frame.type == parsed(frame)["type"] == "image_edit.completed"
 
 

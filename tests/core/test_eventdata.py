@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamproxy.core.eventdata import APPENDED, Outline, image_bytes, outline, referenced
+from streamproxy.core.eventdata import APPENDED, Outline, image_bytes, nth_image, outline, referenced
 from streamproxy.core.sse import Piece
 
 BASE64 = "iVBORw0KGgo="
@@ -262,3 +262,13 @@ def test_an_event_without_an_image_of_its_own_stays_as_it_is(event: bytes) -> No
 )
 def test_what_is_no_picture_is_none(event: bytes) -> None:
     assert image_bytes((event,)) is None
+
+
+def test_the_images_of_an_answer_by_their_places() -> None:
+    answer = (b'{"data":[{"b64_json":"QQ=="},{"url":"u"},5,{"b64_json":"', memoryview(b"Qg=="), b'"}]}')
+    assert [nth_image(answer, number) for number in range(5)] == [b"A", None, None, b"B", None]
+
+
+@pytest.mark.parametrize("answer", [b"", b"{", b"[]", b"{}", b'{"data":null}', b'{"data":{}}', b'{"data":[]}', b"\xff"])
+def test_an_answer_without_images_has_none(answer: bytes) -> None:
+    assert nth_image((answer,), 0) is None

@@ -329,7 +329,6 @@ def test_what_may_be_a_key_or_an_identifier_is_decided_by_the_name(value: str) -
         error = refusal({name: value})
         assert error.failure is Failure.CREDENTIAL_VALUE
         assert value not in error.message + repr(error.details.problems)
-        assert POLICY.redact([(name, value)]) == [(name, REDACTED)]
     identifiers = (
         "x-job-id",
         "x-b3-traceid",
@@ -340,7 +339,6 @@ def test_what_may_be_a_key_or_an_identifier_is_decided_by_the_name(value: str) -
     )
     for name in (*identifiers, "x-cache-key", "helicone-property-conversation"):
         assert POLICY.check({name: value}) == ((name.lower(), value),)
-        assert POLICY.redact([(name, value)]) == [(name, value)]
     assert POLICY.scrub(f"request {value} failed") == f"request {value} failed"
 
 
@@ -457,24 +455,6 @@ def test_an_inconsistent_merge_is_an_internal_error(
 
 
 # The log.
-
-
-@pytest.mark.parametrize("name", [name for kind, name in EXACT if kind in SECRET])
-def test_every_secret_name_is_redacted(name: str) -> None:
-    for spelling in {*spellings(name), name.replace("-", "_"), name.replace("-", ""), f"{name} ", f"x-{name}:"}:
-        assert POLICY.redact([(spelling, "hunter22")]) == [(spelling, REDACTED)], spelling
-
-
-@pytest.mark.parametrize("value", VALUES)
-def test_a_credentials_shape_is_redacted_under_any_name(value: str) -> None:
-    for name in ("user-agent", "x-cache-key", "referer"):
-        assert POLICY.redact([(name, f"see {value}")]) == [(name, REDACTED)]
-
-
-def test_the_rest_of_a_log_line_stays_legible() -> None:
-    shown = [("Content-Type", "application/json"), ("x-request-id", "req_54"), ("x_zebra_id", "7"), ("Accept", "*/*")]
-    assert POLICY.redact(shown) == shown
-    assert POLICY.redact([("x-zebra", "v" * 4097)]) == [("x-zebra", REDACTED)]
 
 
 @pytest.mark.parametrize("value", VALUES)

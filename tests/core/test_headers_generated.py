@@ -201,6 +201,5 @@ def test_no_text_makes_a_pattern_backtrack_without_end(text: str) -> None:
     """A bound of 0.5 s against the 10 ms that were seen: a catastrophic pattern takes minutes at this length."""
     started = time.process_time()
     POLICY.scrub(text)
-    POLICY.redact([("x-zebra", text[:4096])])
     refused({f"x-zebra-{i}": text[:4000].strip() for i in range(4)})
     assert time.process_time() - started < 0.5

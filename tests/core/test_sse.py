@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamproxy.core.sse import FIELD_LIMIT, GATHERED, Cutter, Event, event_bytes
+from streamproxy.core.sse import FIELD_LIMIT, GATHERED, Cutter, Event
 from streamproxy.errors import Failure, ProxyError
 
 LARGE = 1 << 30
@@ -287,10 +287,6 @@ def test_what_is_held_is_the_data_of_the_event_that_has_not_ended() -> None:
         for _ in cutter.feed(chunk):
             pass
         assert cutter.held == held
-
-
-def test_event_bytes() -> None:
-    assert event_bytes("e", [b'{"a":', memoryview(b"1}")]) == b'event: e\ndata: {"a":1}\n\n'
 
 
 @pytest.mark.parametrize(("end", "lone"), [(b"\n", False), (b"\r\n", False), (b"\r", True)])

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,10 +23,11 @@ from streamproxy.simulator.script import Script, Send, event, head
 from streamproxy.simulator.server import serve
 from streamproxy.web import writing
 from tests.support.chromium import Chromium, Page, chromium, needs_chromium
-from tests.support.cutter import Place, Then
+from tests.support.cutter import Asked, Cutter, Place, Then, cutting
 from tests.support.provider import COMPLETED, PREVIEW, USAGE
-from tests.support.proxy import BOUND
+from tests.support.proxy import BOUND, running_proxy
 from tests.support.scenes import (
+    Held,
     Reports,
     Scene,
     Stage,
@@ -202,3 +204,121 @@ async def test_a_page_that_may_not_follow_asks_once(browser: Chromium, origin: s
         await stage.quiet()
         assert [one.status for one in stage.cutter.follows()] == [403]
         assert reports.of("open") == []
+
+
+TWELVE: Final = 12
+SHOWN_MS: Final = 300.0
+"""From a preview's event to its picture on the screen: what a reader takes for at once, and room for a busy machine."""
+
+
+def noisy(width: int) -> str:
+    """A real PNG of this width as base64 that is too large to go inline."""
+    made = io.BytesIO()
+    Image.effect_noise((width, 512), 90).save(made, "PNG")
+    return base64.b64encode(made.getvalue()).decode()
+
+
+def shown_as(stream: int, step: int) -> str:
+    """The picture of a stream's step: small ones in even streams, in odd ones some that are references."""
+    return noisy(600 + step) if stream % 2 else picture(32 + step)
+
+
+def frames_of(stream: int) -> tuple[bytes, ...]:
+    """Two previews, and the picture."""
+    members: tuple[dict[str, object], ...] = ({"partial_image_index": 0}, {"partial_image_index": 1}, {"usage": USAGE})
+    kinds = (PREVIEW, PREVIEW, COMPLETED)
+    return tuple(
+        event(kind, orjson.dumps({"type": kind, "b64_json": shown_as(stream, step), **more}))
+        for step, (kind, more) in enumerate(zip(kinds, members, strict=True))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Dozen:
+    """Twelve generations whose frames the test lets go, their ids, and the URL that follows them all."""
+
+    held: list[Held]
+    ids: list[str]
+    url: str
+    cutter: Cutter
+
+    def let(self, count: int) -> None:
+        """So many frames of each may go."""
+        for held in self.held:
+            held.let(count)
+
+    def together(self) -> list[Asked]:
+        """The requests that followed them."""
+        return [one for one in self.cutter.follows() if one.target.startswith("/v3/streams?")]
+
+
+@asynccontextmanager
+async def twelve(origin: str, *places: Place) -> AsyncIterator[Dozen]:
+    held = {f"picture {number}": Held(frames_of(number)) for number in range(TWELVE)}
+
+    def play(received: Received) -> Script:
+        return held[orjson.loads(received.body)["prompt"]](received)
+
+    async with (
+        serve(play) as upstream,
+        running_proxy(upstream.url, cors_origins=(origin,), commit_after=0.05) as proxy,
+        cutting(proxy.port, *places) as cutter,
+    ):
+        pairs: list[str] = []
+        for prompt in held:
+            answer = await proxy.client.post(
+                f"{proxy.url}/v3/images/generations",
+                json={"model": "sim/gpt-image", "prompt": prompt, "stream": True, "partial_images": 2},
+                headers={"prefer": "respond-async"},
+            )
+            pairs.append(answer.json()["stream_url"].rpartition("/")[2].replace("?token=", ":"))
+        url = "/v3/streams?" + "&".join(f"stream={pair}" for pair in pairs)
+        yield Dozen([*held.values()], [pair.partition(":")[0] for pair in pairs], url, cutter)
+        assert upstream.calls == TWELVE
+
+
+async def test_twelve_pictures_on_one_connection(browser: Chromium, origin: str) -> None:
+    """A preview is on the screen soon after its event, and there is one connection for all of them."""
+    async with twelve(origin) as dozen, opened(browser, origin) as page:
+        await page.run(f"together({orjson.dumps(dozen.cutter.url).decode()}, {orjson.dumps(dozen.url).decode()})")
+        for step in range(3):
+            dozen.let(step + 1)
+            await page.reports.until(lambda: len(page.reports.of("shown")) == TWELVE * (step + 1))  # noqa: B023
+        dozen.let(4)
+        await page.reports.stopped()
+        took = sorted(report["ms"] for report in page.reports.of("shown"))
+        assert took[len(took) // 2] < SHOWN_MS / 2, took
+        assert took[-1] < SHOWN_MS, took
+        widths = {(report["stream"], report["width"]) for report in page.reports.of("shown")}
+        assert widths == {
+            (id, (600 if number % 2 else 32) + step) for number, id in enumerate(dozen.ids) for step in range(3)
+        }
+        refs = {report["stream"] for report in page.reports.of("event") if report["ref"]}
+        assert refs == set(dozen.ids[1::2])
+        first, last = dozen.together()
+        assert (first.status, last.status) == (200, 204)
+        assert last.headers["last-event-id"] == "-".join(["1.3"] * TWELVE)
+        assert {one.method for one in dozen.cutter.asked} == {"GET"}
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_cut_connection_resumes_all_twelve(browser: Chromium, origin: str) -> None:
+    """Cut between frames and inside one: no event comes twice, and none is missing."""
+    mark = b"event: image_generation.completed"
+    async with (
+        twelve(origin, Place(mark, Then.RST, 200), Place(mark, Then.FIN, 900)) as dozen,
+        opened(browser, origin) as page,
+    ):
+        await page.run(f"together({orjson.dumps(dozen.cutter.url).decode()}, {orjson.dumps(dozen.url).decode()})")
+        dozen.let(1)
+        await page.reports.until(lambda: len(page.reports.of("event")) == TWELVE)
+        dozen.let(4)
+        await page.reports.stopped()
+        events = [(report["stream"], report["type"]) for report in page.reports.of("event")]
+        assert sorted(event for event in events if event[1] == COMPLETED) == sorted((id, COMPLETED) for id in dozen.ids)
+        assert not dozen.cutter.places
+        follows = dozen.together()
+        assert [one.status for one in follows] == [200, 200, 200, 204]
+        ids = [report["id"] for report in page.reports.of("event")]
+        assert [one.headers.get("last-event-id") in (None, *ids) for one in follows] == [True] * 4
+        assert follows[-1].headers["last-event-id"] == "-".join(["1.3"] * TWELVE)

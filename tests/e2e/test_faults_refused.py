@@ -262,7 +262,7 @@ async def test_an_answer_with_its_picture_elsewhere_is_not_lost() -> None:
         assert server.calls == 1
         streamed = failed(await proxy.generate(stream=True))
         assert (streamed.status, streamed.code) == (502, "no_image")
-        message = "The provider's answer holds no image that could be found. Its members: created, images."
+        message = "The provider's answer has no image in a known place. Its members: created, images."
         assert streamed.message == message
         assert server.calls == 2
 

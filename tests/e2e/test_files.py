@@ -283,7 +283,7 @@ def valkey() -> Any:
 
 
 async def test_replicas_share_files(sim: Server, valkey: ValkeyServer) -> None:
-    settings = {"store": valkey.url, "secret": "one-secret-for-all-of-the-replicas"}
+    settings: dict[str, Any] = {"store": valkey.url, "secret": "one-secret-for-all-of-the-replicas"}
     async with no_leaks(), running_proxy(sim.url, **settings) as one, running_proxy(sim.url, **settings) as other:
         id = await uploaded(one)
         assert (await edit(other, id)).status_code == 200

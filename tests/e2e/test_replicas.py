@@ -19,7 +19,7 @@ from tests.support.process import Process
 from tests.support.provider import COMPLETED, completed, passed_on, preview
 from tests.support.proxy import BOUND, events
 from tests.support.replicas import GRACE, USER, Cluster, replicas
-from tests.support.streams import EVENTS, KEY, Followed, followed, holds, retry_of
+from tests.support.streams import EVENTS, IDS, KEY, Followed, followed, holds, retry_of
 from tests.support.valkey import valkey_server
 
 pytestmark = pytest.mark.anyio
@@ -258,6 +258,44 @@ async def test_a_failure_at_one_replica_is_held_at_the_other(cluster: Cluster) -
         assert (failed.status_code, failed.json()["error"]["code"]) == (502, "missing_terminal_event")
     assert "failure_hold" in again.json()["error"]["message"]
     assert scene.calls == 1
+
+
+async def test_streams_of_two_replicas_on_one_connection(cluster: Cluster) -> None:
+    """Running and finished, from either replica; the reader goes on at the other one where it was."""
+    scenes = [cluster.scene() for _ in range(3)]
+    locations = [
+        await cluster.later(at, scene) for at, scene in zip((cluster.a, cluster.b, cluster.a), scenes, strict=True)
+    ]
+    scenes[2].go.set()
+    await cluster.until(cluster.a, locations[2], "completed")
+    pairs = [location.rpartition("/")[2].replace("?token=", ":") for location in locations]
+    together = "/v3/streams?" + "&".join(f"stream={pair}" for pair in pairs)
+    async with cluster.following(cluster.b, together) as reading:
+        await reading.until(holds(b"\n\n", 3))
+        scenes[1].go.set()
+        await reading.until(holds(COMPLETED.encode() + b"\n", 2))
+    seen = followed(reading.body, IDS)
+    scenes[0].go.set()
+    async with cluster.following(cluster.a, together, seen[-1].id or "") as reading:
+        seen += followed(await reading.rest(), IDS)
+    names = [str(event.json["stream"]) for event in seen if event.event == COMPLETED]
+    assert names == [pairs[number].partition(":")[0] for number in (2, 1, 0)]
+    assert seen[-1].id == "1.2-1.2-1.2"
+    async with cluster.following(cluster.b, together, seen[-1].id) as reading:
+        assert reading.response.status_code == 204
+    assert [scene.calls for scene in scenes] == [1, 1, 1]
+
+
+async def test_a_list_is_the_same_at_every_replica(cluster: Cluster) -> None:
+    key = {"authorization": "Bearer a key that no other test has"}
+    scene = cluster.scene()
+    scene.go.set()
+    locations = [await cluster.later(at, scene, **key) for at in (cluster.a, cluster.b)]
+    ids = [location.rpartition("/")[2].partition("?")[0] for location in reversed(locations)]
+    for at in (cluster.a, cluster.b):
+        listed = (await cluster.get(at, "/v3/streams", key)).json()["data"]
+        assert [one["id"] for one in listed] == ids
+        await cluster.until(at, listed[0]["stream_url"], "completed")
 
 
 async def test_nothing_is_left(cluster: Cluster) -> None:

@@ -44,6 +44,10 @@ async def test_a_store_that_goes_away_and_comes_back() -> None:
                 refused = await cluster.get(cluster.b, location, STRICT)
                 assert refused.status_code == 503
                 assert refused.headers["retry-after"]
+                several = "/v3/streams?stream=" + location.rpartition("/")[2].replace("?token=", ":")
+                away = await cluster.get(cluster.b, several, EVENTS)
+                assert followed(away.content) == []
+                assert (await cluster.get(cluster.b, several, STRICT)).status_code == 503
                 shared.go.set()
                 local = followed(await here.rest())
             assert [(event.event, event.id) for event in local] == [

@@ -285,7 +285,9 @@ async def test_every_event_that_a_simple_decoder_sees_has_data(state: str, monke
         stage.go.set()
         await stage.until(url, "completed")
         if state == "draining":
-            monkeypatch.setattr(streams, "_events", lambda *_: EventStream(come_back(), {}, 5, Reader()))
+            monkeypatch.setattr(
+                streams, "_events", lambda _, wired, __: EventStream(come_back(), {}, wired.cutoff, Reader())
+            )
         expected = [] if state == "draining" else ["image_generation.completed"]
         async with aconnect_sse(stage.proxy.client, "GET", url) as source:
             assert [event.json()["type"] async for event in source.aiter_sse()] == expected

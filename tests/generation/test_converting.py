@@ -17,10 +17,10 @@ from streamproxy.core.conversation import (
     Convert,
     Picture,
     Tolerated,
-    base64_slices,
     converted,
     mask,
 )
+from streamproxy.core.images import base64_slices
 from streamproxy.core.requests import Inline, Spooled
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.converting import MAX_PIXELS, convert

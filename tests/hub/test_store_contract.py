@@ -25,10 +25,12 @@ from streamproxy.hub.store import (
     Claims,
     Found,
     Gone,
+    Listing,
     Marks,
     Standing,
     Store,
     Stored,
+    Summary,
 )
 from streamproxy.hub.valkey.store import ValkeyStore
 from tests.support.valkey import ValkeyServer
@@ -49,6 +51,7 @@ class Row:
     store: Store
     claims: Claims
     marks: Marks
+    listing: Listing
     pass_linger: Callable[[], AbstractAsyncContextManager[None]]
 
 
@@ -66,7 +69,7 @@ async def open_memory() -> AsyncIterator[Row]:
         yield  # not yet
         now[0] += 0.02
 
-    yield Row(store, store, MemoryMarks(now=lambda: now[0]), pass_linger)
+    yield Row(store, store, MemoryMarks(now=lambda: now[0]), store, pass_linger)
 
 
 def open_valkey(url: str, linger: float) -> Open:
@@ -78,7 +81,7 @@ def open_valkey(url: str, linger: float) -> Open:
 
         with anyio.fail_after(BOUND):
             async with ValkeyStore(url, linger=linger, replica="one").open() as store:
-                yield Row(store, store, store, pass_linger)
+                yield Row(store, store, store, store, pass_linger)
 
     return opened
 
@@ -371,3 +374,69 @@ async def test_a_failure_is_every_requests_for_a_while(opened: Open) -> None:
         with anyio.fail_after(BOUND):
             while (found := await ask("four", Asking.FIRST)) != NEW:
                 assert found.failure == failure
+
+
+# Listing.
+
+
+async def listed(row: Row, owner: str, after: str | None = None, limit: int = 9) -> list[tuple[str, bool]]:
+    found = await row.listing.owned(owner, after, limit)
+    assert found is not None
+    return [(one.record.id, one.finished) for one in found]
+
+
+async def test_an_owners_streams_are_listed_newest_first(opened: Open) -> None:
+    mine, other = f"mine-{next(ids)}", f"other-{next(ids)}"
+    names = [f"listed-{next(ids)}" for _ in range(4)]
+    async with opened() as row:
+        assert await row.listing.owned(mine, None, 9) == []
+        for id, owner in zip(names, (mine, other, mine, mine), strict=True):
+            await row.store.create(record(id, owner=owner))
+            await row.store.create(record(f"{id}-nobodys", owner=None))
+        await row.store.finish(names[2])
+        first, _, second, third = names
+        assert await listed(row, mine) == [(third, False), (second, True), (first, False)]
+        assert await listed(row, mine, limit=2) == [(third, False), (second, True)]
+        assert await listed(row, mine, after=second) == [(first, False)]
+        assert await listed(row, mine, after=third, limit=1) == [(second, True)]
+        assert await listed(row, mine, after=first) == []
+        assert await row.listing.owned(mine, names[1], 9) is None
+        assert await row.listing.owned(mine, "never", 9) is None
+        assert [one.record for one in await row.listing.owned(other, None, 9) or []] == [record(names[1], owner=other)]
+
+
+async def test_a_list_says_how_a_stream_failed(opened: Open) -> None:
+    owner, id = f"owner-{next(ids)}", f"failed-{next(ids)}"
+    async with opened() as row:
+        await row.store.create(record(id, owner=owner, n=2))
+        await row.store.append(id, entry(1, completed(b"{}")))
+        frame = error_frame(ProxyError(Failure.CANCELLED, "The generation was cancelled."), "r")
+        await row.store.append(id, entry(2, frame))
+        await row.store.finish(id)
+        expected = Summary(record(id, owner=owner, n=2), True, b"".join(frame.data))
+        assert await row.listing.owned(owner, None, 9) == [expected]
+
+
+async def test_what_is_forgotten_is_not_listed(opened: Open) -> None:
+    owner = f"owner-{next(ids)}"
+    names = [f"forgotten-{next(ids)}" for _ in range(5)]
+    async with opened() as row:
+        for id in names:
+            await row.store.create(record(id, owner=owner))
+        for id in names[1:4]:
+            await row.store.finish(id)
+            await row.store.forget(id)
+        assert await listed(row, owner, limit=2) == [(names[4], False), (names[0], False)]
+        assert await row.listing.owned(owner, names[2], 9) is None
+
+
+async def test_what_lingered_long_enough_is_not_listed(forgetful: Open) -> None:
+    owner, id = f"owner-{next(ids)}", f"lingered-{next(ids)}"
+    async with forgetful() as row:
+        await row.store.create(record(id, owner=owner))
+        await row.store.finish(id)
+        async with row.pass_linger():
+            assert await listed(row, owner) == [(id, True)]
+        with anyio.fail_after(BOUND):
+            while await row.listing.owned(owner, None, 9):
+                pass

@@ -236,15 +236,23 @@ async def test_other_readers_do_not_pace_and_do_not_wake_each_other() -> None:
     stream = Stream(Record("s"))
     generation = Generation(stream)
     readers = [stream.subscribe() for _ in range(3)]
+    woken: list[bool] = []
+
+    async def watch() -> None:
+        woken.append(await stream.changed.wait())
+
     with anyio.fail_after(BOUND):
         for number in range(100):
             await generation.append(preview(str(number)))
-    waited = stream.changed._event
-    for reader in readers:
-        assert text(await reader.next()) == "99"
-        with pytest.raises(TimeoutError):
-            await reader.next(within=0.001)
-    assert stream.changed._event is waited  # a step of one reader is no news to the others
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            await _settle()
+            for reader in readers:
+                assert text(await reader.next()) == "99"
+                with pytest.raises(TimeoutError):
+                    await reader.next(within=0.001)
+            assert woken == []  # a step of one reader is no news to the others
+            tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("how", ["leaves", "fails"])

@@ -345,6 +345,7 @@ async def test_every_key_expires(server: ValkeyServer) -> None:
         live = server.lifetimes()
         assert set(live) == {
             *(f"sp:{{left}}:{name}" for name in ("meta", "log", "lease", "gone", "data:1", "data:2", "viewed")),
+            "sp:{owner}:owned",
             "sp:claim:key",
             "sp:r:one",
         }

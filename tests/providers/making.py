@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from decimal import Decimal
+from typing import Literal
 
 from streamproxy.core.catalogue import Model, Provider, Route
 from streamproxy.core.completion import collected
-from streamproxy.core.conversation import Accepted, Job, Limits, Send, Tolerated
+from streamproxy.core.conversation import Accepted, Job, Limits, Said, Send
 from streamproxy.core.cost import Price
 from streamproxy.core.events import ANSWER, Frame, Operation
 from streamproxy.core.headers import HeaderPolicy
@@ -44,6 +45,8 @@ def wanted(
     stream: bool = True,
     asks: bool = True,
     via_generations: bool = False,
+    inline_urls: Literal["always", "asked", "never"] = "never",
+    response_format: str | None = None,
     max_event_bytes: int = 1 << 20,
     max_answer_bytes: int = 1 << 20,
 ) -> Job:
@@ -62,7 +65,7 @@ def wanted(
         quality="high",
         background=None,
         output_format=None,
-        response_format=None,
+        response_format=response_format,
         images=inputs,
         mask=mask,
         extra_headers=None,
@@ -75,7 +78,7 @@ def wanted(
         n=n,
         now=NOW,
         token=TOKEN,
-        limits=Limits(max_event_bytes, max_answer_bytes),
+        limits=Limits(max_event_bytes, max_answer_bytes, inline_urls=inline_urls),
         scrub=SCRUB,
         several=n > 1,
     )
@@ -136,7 +139,7 @@ def _frames(decoder: Answer, chunks: Iterable[bytes]) -> Iterator[Frame]:
                 yield step
 
 
-def _steps(decoder: Answer, chunks: Iterable[bytes]) -> Iterator[Accepted | Frame | Tolerated | None]:
+def _steps(decoder: Answer, chunks: Iterable[bytes]) -> Iterator[Said | None]:
     for chunk in chunks:
         yield from decoder.feed(chunk)
         if decoder.done:

@@ -279,17 +279,17 @@ def test_the_prefix_of_a_data_url_comes_off_in_the_answer_too(written: str) -> N
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("others", ["", '"b64_json":null,', '"b64_json":"",'])
-def test_a_data_url_is_base64_unless_urls_were_asked_for(others: str, stream: bool) -> None:
+def test_a_data_url_is_base64(others: str, stream: bool) -> None:
     url = f"data:image/png;base64,{P}"
     body = f'{{"data":[{{{others}"url":"{url}"}}]}}'.encode()
-    for format, asked in ((b"b64_json", False), (b"", False), (b"url", True)):
+    for format in (b"b64_json", b"", b"url"):
         forms = (Part("prompt", b"p"), Part("response_format", format))
         for given in (b'{"model":"m","response_format":"%b"}' % format, forms):
             frames, error = decoded(wanted(given, stream=stream), [body], JSON)
             assert error is None
             said = orjson.loads(data(frames[0]))
             item = said if stream else said["data"][0]
-            assert (item.get("b64_json") or None, item.get("url")) == ((None, url) if asked else (P, None))
+            assert (item["b64_json"], item.get("url")) == (P, None)
 
 
 @pytest.mark.parametrize("url", ["data:image/svg+xml,%3Csvg/%3E", "https://host/p"])

@@ -8,7 +8,7 @@ import gc
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +16,7 @@ from typing import Final
 import anyio
 import httpx
 import orjson
+from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from streamproxy.app import create_app
@@ -35,11 +36,15 @@ NO_TRUST: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A running proxy. `url` has no path; `client` has no timeout below BOUND and follows nothing."""
+    """A running proxy. `url` has no path; `client` has no timeout below BOUND and follows nothing.
+
+    `drain` asks it to stop: it ends with the last stream.
+    """
 
     url: str
     port: int
     client: httpx.AsyncClient
+    drain: Callable[[], Coroutine[None, None, None]] | None = None
 
     async def metric(self, name: str, **labels: str) -> float:
         """A metric's value, 0 where it has not been counted yet."""
@@ -98,7 +103,8 @@ async def serving(app: ASGIApp, settings: Settings) -> AsyncIterator[Proxy]:
         with anyio.fail_after(BOUND):
             await ready.wait()
         async with httpx.AsyncClient(timeout=BOUND, trust_env=False, verify=NO_TRUST) as client:
-            yield Proxy(f"http://127.0.0.1:{port}", port, client)
+            drain = getattr(app.state, "drain", None) if isinstance(app, Starlette) else None
+            yield Proxy(f"http://127.0.0.1:{port}", port, client, drain)
         tasks.cancel_scope.cancel()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import cached_property
 
 import anyio
@@ -10,6 +12,7 @@ from starlette.types import Message, Scope
 from streamproxy.errors import ProxyError
 from streamproxy.hub.stream import Subscriber
 from streamproxy.web.responses import ABORT, Reader
+from streamproxy.web.writing import Cutoff
 
 
 class Sending:
@@ -41,6 +44,14 @@ class Sending:
     @property
     def body(self) -> bytes:
         return b"".join(message["body"] for message in self.sent[1:])
+
+
+@asynccontextmanager
+async def cutting(grace: float) -> AsyncIterator[Cutoff]:
+    """The end of event streams, as the app has it."""
+    async with anyio.create_task_group() as tasks:
+        yield Cutoff(tasks, grace)
+        tasks.cancel_scope.cancel()
 
 
 class Following(Reader):

@@ -27,6 +27,9 @@ JSON: Final = {"accept": "application/json"}
 LATER: Final = {"prefer": "respond-async"}
 RETRY: Final = re.compile(rb"retry: ([0-9]+)\n:\n")
 ID: Final = re.compile(r"[0-9]{1,10}\.[0-9]{1,10}")
+IDS: Final = re.compile(rf"{ID.pattern}(-{ID.pattern})*")
+"""Of several streams on one connection: a cursor for each."""
+
 KEY: Final = "idempotency-key"
 
 
@@ -139,7 +142,7 @@ def retry_of(body: bytes) -> int:
     return int(found[1])
 
 
-def followed(body: bytes) -> list[Followed]:
+def followed(body: bytes, ids: re.Pattern[str] = ID) -> list[Followed]:
     """The events of a GET answer, which must have exactly our layout: retry and comment; then frames of data, event, id
     and blank line, with comment lines between them."""
     retry_of(body)
@@ -157,7 +160,7 @@ def followed(body: bytes) -> list[Followed]:
         if lines[at + 2] != b"":
             assert lines[at + 2].startswith(b"id: "), lines[at + 2][:80]
             id = lines[at + 2][4:].decode()
-            assert ID.fullmatch(id), id
+            assert ids.fullmatch(id), id
             at += 1
         assert lines[at + 2] == b"", "a frame ends with a blank line"
         found.append(Followed(name, data, id))

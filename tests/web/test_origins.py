@@ -126,3 +126,31 @@ def test_programs_own_pages_and_allowed_ones(given: tuple[tuple[str, str], ...])
 @pytest.mark.parametrize(("host", "name"), [("a:1", "a"), ("[::1]:1", "::1"), ("A.B.", "a.b"), ("::1", "::1")])
 def test_names(host: str, name: str) -> None:
     assert name_of(host) == name
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("localhost:8080", True),
+        ("127.0.0.1", True),
+        ("[::1]:8080", True),
+        ("proxy.internal", True),
+        ("PROXY.internal:443", True),
+        ("a.svc.example:1", True),
+        ("other.example", False),
+        ("", False),
+        ("localhost:8080/x", False),
+        ("localhost:80@other.example", False),
+        ("localhost:", False),
+        ("localhost:123456", False),
+        ("localhost?x", False),
+        ("[::1]x", False),
+    ],
+)
+@pytest.mark.parametrize("enforced", [True, False])
+def test_a_url_begins_with_a_known_name_only(host: str, known: bool, enforced: bool) -> None:
+    names = hosts_of("127.0.0.1", ["proxy.internal", "*.svc.example"])
+    origins = Origins(frozenset(), names if enforced else None, names)
+    assert origins.base_url("http", headers(("host", host))) == (f"http://{host}" if known else "")
+    assert origins.base_url("https", headers(("host", host), ("host", host))) == ""
+    assert origins.base_url("https", headers()) == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import weakref
 from collections.abc import AsyncGenerator
@@ -10,8 +9,7 @@ from collections.abc import AsyncGenerator
 import anyio
 import orjson
 import pytest
-from sse_starlette.sse import EventSourceResponse
-from starlette.types import Receive, Scope, Send
+from sse_starlette.sse import AppStatus
 
 from streamproxy.core.events import ANSWER, ERROR, Frame
 from streamproxy.core.sse import Piece
@@ -33,7 +31,7 @@ from streamproxy.web.writing import (
     opening_words,
     written,
 )
-from tests.support.sending import Following, Sending
+from tests.support.sending import Following, Sending, cutting
 
 pytestmark = pytest.mark.anyio
 
@@ -219,9 +217,10 @@ async def test_a_caller_who_stops_at_the_end_of_a_stream_is_aborted_too() -> Non
     stream.finish()
     sending = Sending(takes=2)  # the head and the first heartbeat
     reader = Following(subscriber)
-    answer = EventStream(posted(subscriber), {}, 1, reader)
     with anyio.fail_after(5):
-        await deliver(answer, sending.scope, sending.receive, sending.send, 0.05)
+        async with cutting(1) as cutoff:
+            answer = EventStream(posted(subscriber), {}, cutoff, reader)
+            await deliver(answer, sending.scope, sending.receive, sending.send, 0.05)
     assert (reader.told, reader.sent) == ([], [False])  # it has been given all, and has not taken it
     assert sending.aborted.is_set()
     noted = failure_of(sending.scope)
@@ -238,7 +237,9 @@ async def test_pieces_are_joined_only_for_a_server_that_wants_bytes(takes_pieces
     sending = Sending()
     scope = {**sending.scope, "extensions": {PIECES: {}} if takes_pieces else {}}
     with anyio.fail_after(5):
-        await EventStream(posted(stream.subscribe()), {}, 1, Reader())(scope, sending.receive, sending.send)
+        async with cutting(1) as cutoff:
+            answer = EventStream(posted(stream.subscribe()), {}, cutoff, Reader())
+            await answer(scope, sending.receive, sending.send)
     bodies = [message["body"] for message in sending.sent[2:-1]]
     assert {isinstance(body, Pieces) for body in bodies} == {takes_pieces}
     if takes_pieces:
@@ -255,13 +256,10 @@ async def test_our_headers_of_a_stream_win_over_the_providers() -> None:
     sending = Sending()
     theirs = {"cache-control": "public", "x-accel-buffering": "yes", "openai-version": "2020-10-01"}
     reader = Following(subscriber)
-    answer = EventStream(posted(subscriber), theirs, 1, reader)
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await answer(scope, receive, send)
-
     with anyio.fail_after(5):
-        await deliver(app, sending.scope, sending.receive, sending.send, 1)
+        async with cutting(1) as cutoff:
+            answer = EventStream(posted(subscriber), theirs, cutoff, reader)
+            await deliver(answer, sending.scope, sending.receive, sending.send, 1)
     assert sending.head["cache-control"] == "no-store, no-transform"
     assert sending.head["x-accel-buffering"] == "no"
     assert sending.head["openai-version"] == "2020-10-01"
@@ -272,8 +270,20 @@ async def test_our_headers_of_a_stream_win_over_the_providers() -> None:
     assert failure_of(sending.scope) is None
 
 
-def test_the_private_method_that_we_replace_still_sends() -> None:
-    assert "self._stream_response(send)" in inspect.getsource(EventSourceResponse.__call__)
+async def test_a_stream_ends_a_grace_after_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app that is mounted in another one has no drain: sse-starlette knows that the process is asked to stop."""
+    monkeypatch.setattr(AppStatus, "should_exit", True)
+    sending = Sending()
+    subscriber = Stream(Record("s")).subscribe()
+    reader = Following(subscriber)
+    with anyio.fail_after(5):
+        async with cutting(0.05) as cutoff:
+            for streams in (1, 2):  # each has a grace of its own
+                stream = EventStream(posted(subscriber), {}, cutoff, reader)
+                await stream(sending.scope, sending.receive, sending.send)
+                assert len(reader.sent) == streams
+    assert [error.failure for error in reader.told] == [Failure.CALLER_GONE] * 2
+    assert reader.sent == [False] * 2
 
 
 async def test_a_stream_that_is_lost_ends_with_an_error() -> None:

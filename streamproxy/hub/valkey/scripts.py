@@ -15,6 +15,10 @@ Of what was asked for, by its mark:
     sp:{mark}:asked   sorted set: generations by their place (hub.store.Marks), how many follow and how new it is
     sp:{mark}:failed  event data of a failure that every request of this mark gets, as long as it is there
 
+Of an owner, by the hash of the key that asked:
+
+    sp:{owner}:owned  sorted set: ids of its streams, by when they began, in microseconds
+
 A script gets the first four as KEYS. The names of `data` keys depend on what is found, so scripts derive them from a
 prefix; they lie in the same slot. Each script may run twice for one request, when a reply was lost.
 """
@@ -163,17 +167,19 @@ return 'kept'
 FORGET: Final = Script(
     _SHARED
     + """
+local owner = redis.call('HGET', meta, 'owner')
 if redis.call('HGET', meta, 'finished') then
   for _, row in ipairs(redis.call('XRANGE', log, '-', '+')) do
     redis.call('UNLINK', data .. string.match(row[1], '^%d+'))
   end
   redis.call('UNLINK', meta, log)
   redis.call('SET', gone, '1', 'PX', gone_ms)
+  return owner or ''
 end
-return 'kept'
+return ''
 """
 )
-"""Takes no arguments: a finished stream is gone at once."""
+"""Takes no arguments: a finished stream is gone at once. Gives its owner, where it has one."""
 
 ASK: Final = Script(
     """

@@ -19,18 +19,19 @@ kept while the server was away is kept when it is back, as long as its stream is
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import anyio
 
 from streamproxy.core.cursor import Cursor
-from streamproxy.core.events import ANSWER, Frame, error_frame
+from streamproxy.core.events import ANSWER, ERROR, Frame, error_frame
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.log import EPOCH, Entry, Record
@@ -47,6 +48,7 @@ from streamproxy.hub.store import (
     Standing,
     Stored,
     StoreError,
+    Summary,
 )
 from streamproxy.hub.valkey.client import Argument, LogEntry, Script, ValkeyClient, entry_of, parse_address
 from streamproxy.hub.valkey.scripts import APPEND, ASK, BURY, CREATE, FINISH, FORGET, LOOK, TELL
@@ -68,6 +70,8 @@ CONTROL_SECONDS: Final = 3600.0
 VIEWED_SECONDS: Final = 15.0
 """Processes say every 5 s that they have viewers; two of these may get lost."""
 
+LISTED: Final = 1000
+"""Streams of one owner that are listed, some 100 bytes each; the oldest are left out first."""
 SHOWN_SECONDS: Final = 15.0
 """For so long after it was asked, a producer's process writes previews. Followers ask every 5 s; two may get lost."""
 
@@ -180,16 +184,10 @@ class ValkeyStore:
             raise
 
     async def load(self, id: str) -> Stored | Gone | None:
-        looked = await self._run(LOOK, id)
-        if isinstance(looked, list) and not looked[2]:
-            ended = not looked[4] and await self._bury(id)
-            if ended or await self._ask_previews(id):
-                looked = await self._run(LOOK, id)
+        looked = await self._look(id, previews=True)
         if not isinstance(looked, list):
             return Gone() if looked else None
-        created, n, finished, owner, _, log = looked
-        with _readable():
-            record = Record(id, None if owner is None else owner.decode(), int(created), int(n))
+        record, finished, log = _read(id, looked)
         entries: list[Entry] = []
         for row in map(entry_of, log):
             if b"end" in row[1]:
@@ -199,12 +197,23 @@ class ValkeyStore:
                 entries.append(entry)
             elif row[1].get(b"final") == b"1":
                 return Gone()  # expired just now, or evicted
-        return Stored(record, tuple(entries), bool(finished))
+        return Stored(record, tuple(entries), finished)
+
+    async def _look(self, id: str, *, previews: bool = False) -> object:
+        """What LOOK says, once a stream whose producer is dead has been ended; with the `previews` of one that runs."""
+        looked = await self._run(LOOK, id)
+        if isinstance(looked, list) and not looked[2]:
+            ended = not looked[4] and await self._bury(id)
+            if ended or (previews and await self._ask_previews(id)):
+                looked = await self._run(LOOK, id)
+        return looked
 
     async def forget(self, id: str) -> None:
         if (produced := self._produced.get(id)) is not None and produced.ended:
             del self._produced[id]  # the store does not know yet that it has ended, and need not
-        await self._run(FORGET, id)
+        owner = await self._run(FORGET, id)
+        if isinstance(owner, bytes) and owner:
+            await self._client.ask("ZREM", _key(owner.decode(), "owned"), id)
 
     async def sweep(self) -> None:
         """Keys expire by themselves: this ends what could not be ended while the server was away, if it is back."""
@@ -224,6 +233,7 @@ class ValkeyStore:
         if not produced.created:
             owner = () if record.owner is None else (record.owner,)
             await self._run(CREATE, record.id, record.created, record.n, self._replica, EPOCH, *owner)
+            await self._list(record)
             produced.created = True
         while produced.lacking:
             await self._append(record.id, produced.lacking[0])
@@ -312,6 +322,50 @@ class ValkeyStore:
             raise Lost("The store has lost this stream.")
         return verdict == b"ended"
 
+    # Listing.
+
+    async def owned(self, owner: str, after: str | None, limit: int) -> list[Summary] | None:
+        key, start = _key(owner, "owned"), 0
+        if after is not None:
+            rank = await self._client.ask("ZREVRANK", key, after)
+            if rank is None:
+                return None
+            start = int(rank) + 1
+        found: list[Summary] = []
+        gone: list[bytes] = []
+        while ids := await self._client.ask("ZREVRANGE", key, start, start + limit - len(found) - 1):
+            start += len(ids)
+            for id in ids:
+                looked = await self._look(id.decode())
+                if isinstance(looked, list):
+                    found.append(await self._summary(id.decode(), looked))
+                else:
+                    gone.append(id)
+            if len(found) == limit:
+                break
+        if gone:
+            await self._client.ask("ZREM", key, *gone)
+        return found
+
+    async def _summary(self, id: str, looked: list[Any]) -> Summary:
+        record, finished, log = _read(id, looked)
+        failed = next((row for row in map(entry_of, log) if row[1].get(b"type") == ERROR.encode()), None)
+        entry = None if failed is None else await self._entry(id, failed)
+        return Summary(record, finished, b"" if entry is None else b"".join(entry.frame.data))
+
+    async def _list(self, record: Record) -> None:
+        """Put a new stream into its owner's list. Microseconds: several are created within one second."""
+        if record.owner is None:
+            return
+        key = _key(record.owner, "owned")
+        await self._client.ask_all(
+            [
+                ("ZADD", key, "NX", time.time_ns() // 1000, record.id),
+                ("ZREMRANGEBYRANK", key, 0, -LISTED - 1),
+                ("PEXPIRE", key, self._spans[1] + self._spans[2]),
+            ]
+        )
+
     # Claims.
 
     async def claim(self, key: str, claim: Claim) -> Claim:
@@ -390,6 +444,14 @@ class ValkeyStore:
     async def _run(self, script: Script, id: str, *arguments: Argument) -> object:
         keys = [_key(id, name) for name in ("meta", "log", "lease", "gone")]
         return await self._client.run(script, keys, _key(id, "data:"), *self._spans, *arguments)
+
+
+def _read(id: str, looked: list[Any]) -> tuple[Record, bool, list[Any]]:
+    """What LOOK says of a stream that is kept: its record, whether it has finished, and its log."""
+    created, n, finished, owner, _, log = looked
+    with _readable():
+        record = Record(id, None if owner is None else owner.decode(), int(created), int(n))
+    return record, bool(finished), log
 
 
 def _judge(verdict: object) -> None:

@@ -1,7 +1,7 @@
 """OpenAI's images wire, as OpenAI, Azure and every compatible host speak it.
 
-A caller's body goes on as it came: only the members named here are replaced or left out. Hosts differ in rows of the
-catalogue (paths, credential header, how they name models and take input images), never in branches.
+A caller's body is forwarded unchanged, except for the members named in this module. Hosts differ in their rows of the
+catalogue (paths, credential header, names of models, form of input images), never in branches.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-import orjson
+import msgspec
 
 from streamproxy.core.catalogue import Route
 from streamproxy.core.conversation import (
@@ -45,7 +45,10 @@ Segments = tuple[Segment, ...]
 
 STREAMING: Final = ("stream", "partial_images")
 OURS: Final = ("extra_headers",)
-"""Members that are addressed to this proxy and never go upstream."""
+"""Members that are meant for this proxy and never sent upstream."""
+
+HONOURED: Final = ("response_format",)
+"""Members that the proxy applies itself, whether they go upstream or not."""
 
 
 class OpenAI:
@@ -69,13 +72,13 @@ class OpenAI:
             if not (streams and errors.refuses_streaming(head, raw)):
                 path = urlsplit(request.url).path
                 raise errors.refusal(head, raw, path=path, callers_credential=job.callers_key, scrub=job.scrub)
-            streams = False  # nothing of it has been processed
+            streams = False  # the provider has processed nothing
             yield NotApplied(_not_applied(job, streams=False))
         yield from pour(Answer(job, head))
 
 
 def asks_to_stream(request: ImageRequest, route: Route) -> bool:
-    """Whether the provider is asked for events: where the caller wants them, and both model and host can."""
+    """Whether the provider is asked for events: if the caller wants them, and both model and host can stream."""
     model, host = route.model, route.provider
     able = model.streams and host.streams and request.output_format not in model.unstreamed_formats
     return request.stream and able and request.variation is not Variation.ROUTE
@@ -83,7 +86,8 @@ def asks_to_stream(request: ImageRequest, route: Route) -> bool:
 
 def _not_applied(job: Job, *, streams: bool) -> tuple[str, ...]:
     unasked = () if streams or not job.request.stream else ("partial_images",)
-    return tuple(name for name in (*job.model.refuses, *unasked) if name in job.request.given)
+    refused = tuple(name for name in job.model.refuses if name not in HONOURED)
+    return tuple(name for name in (*refused, *unasked) if name in job.request.given)
 
 
 def _request(job: Job, *, streams: bool) -> UpstreamRequest:
@@ -105,7 +109,7 @@ def _request(job: Job, *, streams: bool) -> UpstreamRequest:
 
 
 def _segment(model: str) -> str:
-    """A model name as one segment of a path: never more of the path than that, for it is the caller's text."""
+    """Quote the caller-supplied model name as exactly one path segment."""
     if model in (".", ".."):
         raise ProxyError(Failure.MODEL_NOT_FOUND, "No provider serves a model of this name.", param="model")
     return quote(model, safe="")
@@ -120,7 +124,7 @@ def _json_body(job: Job, body: JsonObject, *, streams: bool) -> tuple[Segment, .
     drop = set(_left_out(job, streams=streams))
     replace: dict[str, bytes] = {}
     append: dict[str, Segments] = {}
-    model = orjson.dumps(job.route.upstream_model)
+    model = msgspec.json.encode(job.route.upstream_model)  # orjson keeps 4 kB for it, as long as the stream lasts
     if body.value("model") != model:
         replace["model"] = model
     if job.n < request.n:
@@ -156,7 +160,7 @@ def _extended(body: Pieces, members: Mapping[str, Segments]) -> Segments:
 
 
 def _translated(job: Job, body: JsonObject) -> Iterator[Segments]:
-    """The input images as the provider takes them: as references or as strings."""
+    """Convert the input images to what the provider takes: references, or strings."""
     if job.request.via_generations:
         yield from map(_reference, _strings(body, "image"))
     else:
@@ -183,7 +187,7 @@ def _sent(job: Job, body: JsonObject, image: Input | None, where: Member) -> Seg
 
 
 def _refuse_remote(job: Job) -> None:
-    """Models that take no remote image URLs would be asked, and paid perhaps, for nothing."""
+    """Refuse a remote image URL for a model that takes none, before the request is paid for."""
     if job.model.remote_image_urls:
         return
     request = job.request
@@ -205,12 +209,12 @@ def _remote(param: str) -> ProxyError:
 
 
 def _is_remote(image: memoryview) -> bool:
-    """Whether a raw JSON string is a URL with a scheme of HTTP's; base64 has no colon."""
+    """Whether a raw JSON string is an http or https URL; base64 has no colon."""
     return bytes(image[1:7]).lower().startswith((b"http:", b"https:"))
 
 
 def _spans(body: JsonObject, name: str) -> tuple[tuple[int, int], ...]:
-    """Where the elements of an array member lie: images have megabytes, and are copied once, into the request."""
+    """The spans of an array member's elements. Images have megabytes, and are copied once, into the request."""
     member = body.members.get(name)
     return () if member is None else elements(body, member.value, limit=MAX_IMAGES, where=name)
 
@@ -226,7 +230,7 @@ def _strings(body: JsonObject, name: str) -> list[memoryview]:
 
 
 def _reference(image: memoryview) -> Pieces:
-    """A raw JSON string of base64, or of a URL, as OpenAI's `{"image_url": ...}`."""
+    """Convert a raw JSON string of base64, or a URL, to OpenAI's `{"image_url": ...}`."""
     if bytes(image[1:6]).lower() == b"data:" or _is_remote(image):
         return b'{"image_url":', image, b"}"
     info = probe_base64(image[1:-1])
@@ -235,13 +239,13 @@ def _reference(image: memoryview) -> Pieces:
 
 
 def _url(body: JsonObject, start: int, where: str) -> memoryview:
-    """The URL of the reference at `start`, as a raw JSON string; empty where it has none."""
+    """The URL of the reference at `start`, as a raw JSON string; empty where there is none."""
     url = members(body, start, where=where).get("image_url")
     return memoryview(body.raw)[url.value : url.end] if url is not None else memoryview(b"")
 
 
 def _needed_url(body: JsonObject, start: int, where: str) -> memoryview:
-    """The same for hosts that take strings: they know no file ids."""
+    """The same for hosts that take strings. They have no file ids."""
     url = _url(body, start, where)
     if bytes(url[:1]) != b'"':
         raise ProxyError(
@@ -260,7 +264,7 @@ def _array(items: Iterator[Segments]) -> Segments:
 
 
 def _form_body(job: Job, parts: tuple[Part, ...], boundary: bytes, *, streams: bool) -> Iterator[Segment]:
-    """The caller's parts in the caller's order, under our boundary. Files stay on disk."""
+    """The caller's parts in their order, with a new boundary. Files stay on disk until they are sent."""
     drop = _left_out(job, streams=streams)
     for part in parts:
         if part.name in (drop if part.filename is None else OURS):
@@ -280,11 +284,11 @@ def _part_head(part: Part) -> bytes:
     head = f'Content-Disposition: form-data; name="{_quoted(part.name)}"'
     if part.filename is not None:
         head += f'; filename="{_quoted(part.filename)}"'
-    if part.content_type and part.content_type.isprintable():  # a line break would begin another header
+    if part.content_type and part.content_type.isprintable():  # a line break would start another header
         head += f"\r\nContent-Type: {part.content_type}"
     return head.encode() + b"\r\n\r\n"
 
 
 def _quoted(value: str) -> str:
-    """As WHATWG's multipart/form-data encoding escapes names and file names."""
+    """Escape a name or file name as WHATWG's multipart/form-data encoding does."""
     return value.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")

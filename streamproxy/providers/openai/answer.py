@@ -1,22 +1,23 @@
-"""A whole JSON answer (OpenAI's `ImagesResponse` and what others make of it) as frames.
+"""A whole JSON answer (OpenAI's `ImagesResponse` and other hosts' variants of it) as frames.
 
-The images stay where they are in the answer: a frame holds a view of the base64 string between two pieces of JSON.
+Images are not copied: a frame has a view of the base64 string between two pieces of JSON.
 
-A picture is an item of `data` with `b64_json` or `url`. An answer without one may be paid for all the same: where it
-does not read as a refusal, and holds anything that may be a picture, a caller who wants JSON gets it as it came.
+A picture is an item of `data` with `b64_json` or `url`. An answer without one may still have been paid for. If it does
+not look like a refusal, and has any member that may be a picture, a caller that wants JSON gets it unchanged.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from streamproxy.core.completion import ZERO_USAGE, AnswerFacts, Image, completed, ending, full_usage
-from streamproxy.core.conversation import Job
+from streamproxy.core.conversation import Inlining, Job, Picture
 from streamproxy.core.events import ANSWER, Frame
 from streamproxy.core.rawjson import (
     MAX_NODES,
@@ -32,7 +33,8 @@ from streamproxy.core.rawjson import (
     text,
     whole_number,
 )
-from streamproxy.core.requests import ImageRequest
+from streamproxy.core.schema import MAX_IMAGES
+from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.openai.errors import Scrub, error_in_answer, error_of, verdict, words
 
@@ -44,7 +46,7 @@ _ABSENT: Final = msgspec.Raw()
 
 
 class _Answer(msgspec.Struct):
-    """The members that we read. Raw, because a paid image must not be lost to a timestamp that is a string."""
+    """The members that are read. Raw, because a timestamp that is a string must not lose a paid image."""
 
     data: msgspec.Raw = _ABSENT
     error: msgspec.Raw = _ABSENT
@@ -61,9 +63,9 @@ class _Answer(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """An answer: its bytes with the spans of its members, those that we read, and the items that show a picture.
+    """An answer: its bytes with the spans of its members, the decoded members, and the items with a picture.
 
-    `items` is empty where the answer is no error, and its picture is nowhere that we know.
+    `items` is empty where the answer is not an error, but its picture is in no known place.
     """
 
     body: JsonObject
@@ -71,7 +73,7 @@ class _Read:
     items: tuple[_Item, ...]
 
     def ending(self, job: Job) -> dict[str, object]:
-        """`cost` and `provider`, where the provider has not said them. What cannot be read has no price."""
+        """`cost` and `provider`, where the answer has none. An answer whose picture was not found has no price."""
         return ending(
             present(self.answer.usage),
             price=job.model.price if self.items else None,
@@ -92,47 +94,50 @@ _IN_EVENTS: Final = frozenset(
     {"type", "b64_json", "url", "created_at", "size", "quality", "background", "output_format", "image_index"}
     | {"partial_image_index", "usage", "cost", "provider", "error", "data", "created"}
 )
-"""Members with their own place in an event. Every other one goes along: an item's with its image, an answer's with the
-last."""
+"""Members with their own place in an event. Others are added as they are: an item's to its image, an answer's to the
+last image."""
 
 _NO_PICTURE: Final = frozenset(
     {"id", "object", "model", "created", "created_at", "status", "type", "code", "success", "usage", "cost", "provider"}
     | {"size", "quality", "background", "output_format", "prompt", "revised_prompt", "request_id", "base_resp"}
     | {"error", "errors", "message", "msg", "detail", "title"}
 )
-"""Members in which no picture is looked for, at any depth."""
+"""Members that are not searched for a picture, at any depth."""
 
 _SMALL: Final = 64 * 1024
-"""Bytes of a member that is decoded to look for words. Pictures are larger, and errors are not."""
+"""Bytes of a member that is decoded to search for an error's text. Pictures are larger, errors are smaller."""
 
 
 _NAMES: Final = 512
 """Characters of an error's list of members."""
 
 
-def answer_frame(raw: bytes, job: Job) -> Iterator[Frame]:
-    """The answer for a caller who wants JSON: the provider's bytes, with usage filled up, cost and provider added.
+def answer_frame(raw: bytes, job: Job) -> Iterator[Frame | Inlining]:
+    """The answer for a caller that wants JSON: the provider's bytes with full usage, cost and provider.
 
-    An answer that holds its picture elsewhere goes on as well, with UNREAD. An array becomes the `data` of an object.
+    An answer whose picture was not found is forwarded too, with UNREAD. An array becomes the `data` of an object.
     """
     read = _read(raw, job)
     body, usage = read.body, present(read.answer.usage)
-    replace = {} if usage is None else {"usage": full_usage(usage)}
-    data = _unwrapped_items(body, as_url=asks_url(job.request)) if read.items else None
+    changed = {} if usage is None else {"usage": full_usage(usage)}
+    data = _unwrapped_items(body) if read.items else None
     if data is not None:
-        replace["data"] = data
+        changed["data"] = data
     added = read.ending(job) | ({} if read.items else {UNREAD: True})
     append = {name: msgspec.json.encode(value) for name, value in added.items()}
-    yield Frame(ANSWER, (body.edited(replace=replace, drop=(UNREAD,), append=append),), final=True)
+    whole = body.edited(replace=changed, drop=(UNREAD,), append=append)
+    if job.inlines and any(url_of(item) for item in read.items):
+        yield _inlined(whole, keep_url=keeps_url(job))
+    else:
+        yield Frame(ANSWER, (whole,), final=True)
 
 
-def image_frames(raw: bytes, job: Job) -> Iterator[Frame]:
-    """One synthesized `completed` event per image; usage and cost are the whole request's, so the last one has them."""
+def image_frames(raw: bytes, job: Job) -> Iterator[Frame | Inlining]:
+    """One synthesized `completed` event per image. The last one has usage and cost, which are for the whole request."""
     read = _read(raw, job)
     if not read.items:
         raise _no_image(read.body, job.scrub)
     answer, items, request = read.answer, read.items, job.request
-    as_url = asks_url(request)
     stated = AnswerFacts(
         created_at=whole_number(answer.created) or job.now,
         size=text(answer.size) or request.size or "",
@@ -148,35 +153,40 @@ def image_frames(raw: bytes, job: Job) -> Iterator[Frame]:
     items = items[: job.n]  # further indices are other jobs', or of images that were not asked for
     for index, item in enumerate(items):
         ends = last if index == len(items) - 1 else {"usage": ZERO_USAGE, "cost": None, "provider": last["provider"]}
-        image = _image(item, as_url=as_url)
-        several = share or len(items) > 1
-        yield completed(request.operation, image, stated, index=job.first + index, several=several, ending=ends)
+        several, place = share or len(items) > 1, job.first + index
+        made = partial(completed, request.operation, stated=stated, index=place, several=several, ending=ends)
+        image = _image(item)
+        if job.inlines and (url := url_of(item)):
+            yield Inlining((url,), partial(_fetched, made, image, keeps_url(job)))
+        else:
+            yield made(image)
+
+
+def _fetched(made: Callable[[Image], Frame], image: Image, keep_url: bool, pictures: tuple[Picture, ...]) -> Frame:
+    """The event of an image that was at a URL, and is here now, or could not be had."""
+    [picture] = pictures
+    if not picture.base64:
+        return made(replace(image, extra={**image.extra, "warning": picture.problem}))
+    return made(replace(image, b64=picture.base64, url=image.url if keep_url else None))
 
 
 def read_object(raw: bytes) -> JsonObject:
-    """A provider's JSON object, checked whole; raises ProxyError(BAD_JSON)."""
+    """Parse a provider's JSON object and check all of it. Raises ProxyError(BAD_JSON)."""
     try:
         return parse(raw)
     except ProxyError:
         raise _bad_json() from None
 
 
-def asks_url(request: ImageRequest) -> bool:
-    """Whether the caller asked for URLs: a `data:` URL is one, and otherwise base64 in another dress."""
-    if isinstance(request.body, JsonObject):
-        return request.body.value("response_format") == b'"url"'
-    return any(part.name == "response_format" and part.value == b"url" for part in request.body)
+def unwrapped(image: JsonObject) -> bytes | None:
+    """An object with a picture, without the `data:` prefix of its base64; None where there is no such prefix.
 
-
-def unwrapped(image: JsonObject, *, as_url: bool) -> bytes | None:
-    """An object that shows a picture, without the `data:` prefix of its base64; None where it has no such prefix.
-
-    A `data:` URL becomes `b64_json`, unless there is base64 beside it or URLs were asked for (`as_url`).
+    A `data:` URL becomes `b64_json`, unless there is `b64_json` already.
     """
     raw, b64, url = image.raw, image.members.get("b64_json"), image.members.get("url")
     if b64 is not None and (prefix := _DATA_URL.match(raw, b64.value, b64.end)):
         return image.edited(replace={"b64_json": b'"' + raw[prefix.end() : b64.end]})
-    if as_url or url is None or (b64 is not None and raw.startswith(b'"', b64.value) and b64.end - b64.value > 2):
+    if url is None or (b64 is not None and raw.startswith(b'"', b64.value) and b64.end - b64.value > 2):
         return None
     prefix = _BASE64_URL.match(raw, url.value, url.end)
     if prefix is None:
@@ -185,7 +195,54 @@ def unwrapped(image: JsonObject, *, as_url: bool) -> bytes | None:
     return image.edited(drop=_PICTURE, append={"b64_json": picture})
 
 
-def _unwrapped_items(body: JsonObject, *, as_url: bool) -> bytes | None:
+def url_of(item: Mapping[str, msgspec.Raw]) -> str:
+    """The URL of an item's picture, where it comes without its bytes; "" for every other item."""
+    url = text(item.get("url", _ABSENT))
+    return url if url[:6].lower() in ("http:/", "https:") and not holds_text(item.get("b64_json", _ABSENT)) else ""
+
+
+def keeps_url(job: Job) -> bool:
+    """Whether the provider's URL goes on beside the picture: where the caller has asked for neither form."""
+    return job.request.response_format not in ("b64_json", "url")
+
+
+def _inlined(whole: bytes, *, keep_url: bool) -> Inlining:
+    """An answer with the pictures of its items that are at URLs, the first MAX_IMAGES of them."""
+    body = parse(whole)
+    data = body.members["data"]
+    spans = elements(body, data.value, limit=MAX_NODES, where="data")
+    items = {start: members(body, start, where="data") for start, _ in spans if whole.startswith(b"{", start)}
+    view = memoryview(whole)
+    raw = {
+        start: {name: msgspec.Raw(view[m.value : m.end]) for name, m in found.items() if name in _PICTURE}
+        for start, found in items.items()
+    }
+    urls = {start: url for start, item in raw.items() if (url := url_of(item))}
+    asked = dict([*urls.items()][:MAX_IMAGES])
+
+    def frame(pictures: tuple[Picture, ...]) -> Frame:
+        found = dict(zip(asked, pictures, strict=True))
+        pieces: list[Piece] = []
+        for start, end in spans:
+            item = JsonObject(whole, items[start]) if start in found else None
+            shown = (view[start:end],) if item is None else with_picture(item, found[start], keep_url=keep_url)
+            pieces += (b",", *shown)
+        return Frame(ANSWER, (view[: data.value], b"[", *pieces[1:], b"]", view[data.end :]), final=True)
+
+    return Inlining(tuple(asked.values()), frame)
+
+
+def with_picture(image: JsonObject, picture: Picture, *, keep_url: bool) -> tuple[Piece, ...]:
+    """An object that shows a picture by its URL, with the picture, or with a `warning` where it is not to be had."""
+    if not picture.base64:
+        warning = {"warning": msgspec.json.encode(picture.problem), "b64_json": b"null"}
+        return image.pieces(drop=("b64_json", "warning"), append=warning)
+    drop = ("b64_json",) if keep_url else ("b64_json", "url")
+    head = b"".join(image.pieces(drop=drop, append={"b64_json": b'"'}))
+    return (head[:-1], *picture.base64, b'"}')
+
+
+def _unwrapped_items(body: JsonObject) -> bytes | None:
     """The array `data` with its pictures unwrapped; None where nothing changes."""
     view = memoryview(body.raw)
     items: list[bytes | memoryview] = []
@@ -193,15 +250,15 @@ def _unwrapped_items(body: JsonObject, *, as_url: bool) -> bytes | None:
     for start, end in elements(body, body.members["data"].value, limit=MAX_NODES, where="data"):
         plain = None
         if body.raw.startswith(b"{", start):
-            plain = unwrapped(JsonObject(body.raw, members(body, start, where="data")), as_url=as_url)
+            plain = unwrapped(JsonObject(body.raw, members(body, start, where="data")))
         changed = changed or plain is not None
         items += (b",", view[start:end] if plain is None else plain)
     return b"".join((b"[", *items[1:], b"]")) if changed else None
 
 
 def _read(raw: bytes, job: Job) -> _Read:
-    """The answer's members; raises ProxyError where it is an error, or holds nothing that may be a picture."""
-    # Read first, because its allowances bound what everything after it may cost.
+    """The answer's members. Raises ProxyError where it is an error, or has nothing that may be a picture."""
+    # First, because its limits bound the cost of everything after it.
     body = read_object(b'{"data":' + raw + b"}" if raw.startswith(b"[") else raw)
     try:
         answer = _DECODER.decode(body.raw)
@@ -223,7 +280,7 @@ def _read(raw: bytes, job: Job) -> _Read:
 
 
 def _listed(data: msgspec.Raw) -> list[_Item | None]:
-    """The items of `data`, None for each that is no object; [] where it is no array."""
+    """The items of `data`, None for each that is not an object; [] where it is not an array."""
     try:
         return [_item(one) for one in _LIST.decode(data)]
     except msgspec.DecodeError:
@@ -238,12 +295,12 @@ def _item(raw: msgspec.Raw) -> _Item | None:
 
 
 def _said(body: JsonObject) -> Mapping[str, object]:
-    """The members that may be words: all but large ones."""
+    """The members that may be an error's text: all but large ones."""
     return {name: _value(body, name) for name, member in body.members.items() if member.end - member.value <= _SMALL}
 
 
 def _may_show(body: JsonObject, name: str) -> bool:
-    """Whether a member may be a picture: where any string stands in it, for no two providers call it the same."""
+    """Whether a member may be a picture: if there is any string in it, since its name differs by provider."""
     member = body.members[name]
     return member.end - member.value > _SMALL or _has_string(_value(body, name))
 
@@ -251,7 +308,7 @@ def _may_show(body: JsonObject, name: str) -> bool:
 def _value(body: JsonObject, name: str) -> object:
     try:
         return body.decode(name)
-    except ProxyError:  # a number that Python has no room for
+    except ProxyError:  # a number that Python cannot represent
         return None
 
 
@@ -262,10 +319,10 @@ def _has_string(value: object) -> bool:
 
 
 def _no_image(body: JsonObject, scrub: Scrub) -> ProxyError:
-    """Name the members that there are instead, and repeat the provider's words."""
+    """The error for an answer without a picture: the names of its members, and the provider's own text."""
     names = ", ".join(shown(name, place) for place, name in enumerate(body.members, 1))[:_NAMES]
     said = words(_said(body), scrub)
-    message = f"The provider's answer holds no image that could be found. Its members: {names or 'none'}."
+    message = f"The provider's answer has no image in a known place. Its members: {names or 'none'}."
     return ProxyError(Failure.NO_IMAGE, f"{message} It says: {said}" if said else message)
 
 
@@ -277,16 +334,16 @@ def _extra(item: _Item) -> Mapping[str, object]:
     return {name: value for name, value in item.items() if name not in _IN_EVENTS and bytes(value) != b"null"}
 
 
-def _image(item: _Item, *, as_url: bool) -> Image:
-    """One item's picture; a `data:` URL is base64, as in `unwrapped`."""
+def _image(item: _Item) -> Image:
+    """One item's picture. A `data:` URL becomes base64, as in `unwrapped`."""
     b64, url = _base64(item.get("b64_json", _ABSENT)), item.get("url", _ABSENT)
-    if not b64 and not as_url and _BASE64_URL.match(memoryview(url)):
-        return Image(_base64(url), None, _extra(item))
-    return Image(b64, text(url) or None, _extra(item))
+    if not b64 and _BASE64_URL.match(memoryview(url)):
+        return Image((_base64(url),), None, _extra(item))
+    return Image((b64,) if b64 else (), text(url) or None, _extra(item))
 
 
 def _base64(raw: msgspec.Raw) -> bytes | memoryview:
-    """The base64 between the quotes, as a view; only where it holds escapes (`\\/`) is it written anew."""
+    """The base64 between the quotes, as a view. A string with escapes (`\\/`) is encoded again without them."""
     if not holds_text(raw):
         return b""
     view = memoryview(raw)

@@ -1,9 +1,9 @@
-"""What OpenAI-compatible providers mean by an error: HTTP answers, error objects in a 200, and error events.
+"""Errors of OpenAI-compatible providers: HTTP answers, error objects in a 200, and error events.
 
-They agree on `{"error": {message, type, param, code}}` and on little else: `code` may be an integer, `error` a string,
-the members may stand flat beside `"type":"error"` or `"success":false`, there may be a list of `errors`, and FastAPI
-services answer `detail`. Every string that a provider says, however deep, is scrubbed of what looks like a secret,
-because their 401 texts echo keys.
+The common form is `{"error": {message, type, param, code}}`, but `code` may be an integer, `error` a string, the
+members may stand flat beside `"type":"error"` or `"success":false`, there may be a list of `errors`, and FastAPI
+services send `detail`. Every string in an error, at any depth, is scrubbed of secrets: the text of a 401 may repeat the
+key.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from streamproxy.core.sse import Piece
 from streamproxy.errors import ErrorDetails, Failure, Problem, ProxyError
 
 MESSAGE_LIMIT: Final = 4096
-"""Characters of a provider's text that are passed on."""
+"""Characters of a provider's text that are forwarded."""
 
 PROBLEM_LIMIT: Final = 32
-"""Rejected fields that are passed on; the request schema has 20."""
+"""Rejected fields that are forwarded; the request schema has 20."""
 
 ERROR_BYTES: Final = 256 * 1024
-"""Bytes of an error that are read at all; the largest recorded one has under 1 KiB."""
+"""Bytes of an error that is read; the largest recorded one has under 1 KiB."""
 
 NAME_LIMIT: Final = 256
 """Characters of a code, a type or a field's name."""
@@ -43,15 +43,15 @@ DETAILS_LIMIT: Final = 256
 DEPTH_LIMIT: Final = 8
 
 _WORDS: Final = ("message", "detail", "msg", "error_msg", "error_message", "errmsg", "error_description", "status_msg")
-"""Where providers put their words, best first. Then `errors` and, of RFC 9457, `title`."""
+"""Members with an error's text, best first. `errors` and RFC 9457's `title` come after them."""
 
 _CODES: Final = ("code", "error_code", "errcode", "status_code", "status")
 
 _FINE: Final = frozenset({"", "0", "200", "ok", "success", "succeeded", "completed"})
-"""Codes and statuses, in lower case, that do not mean a refusal."""
+"""Codes and statuses, in lower case, of success."""
 
 _FAILED: Final = frozenset({"error", "failed", "failure", "rejected", "blocked"})
-"""Statuses that do; others, like "processing", say nothing about it."""
+"""Statuses of failure. Others, like "processing", mean neither."""
 
 _STREAMING: Final = re.compile(r"['\"`](?:stream|partial_images)['\"`]|\bpartial_images\b|\bstreaming\b", re.IGNORECASE)
 
@@ -68,13 +68,13 @@ _STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "timeout": 504,
     "overloaded_error": 503,
 }
-"""HTTP equivalents of codes, and of types where the code says nothing, that come inside a 200."""
+"""HTTP statuses for codes inside a 200, and for types where the code is unknown."""
 
 Scrub = Callable[[str], str]
 
 
 def refusal(head: Head, body: bytes, *, path: str, callers_credential: bool, scrub: Scrub) -> ProxyError:
-    """The error that a non-2xx answer means for the caller. `path`: what was asked for, without a query."""
+    """The caller's error for a non-2xx answer. `path`: the path of the provider's URL, without a query."""
     said = _ProviderError(_json(body), scrub)
     status = head.status
     retry_after = _retry_after(head.headers.get("retry-after", ""))
@@ -101,7 +101,7 @@ def refusal(head: Head, body: bytes, *, path: str, callers_credential: bool, scr
 
 
 def _retry_after(value: str) -> str | None:
-    """Retry-After if it is what RFC 9110 (10.2.3) allows: seconds, or an HTTP date, which is written anew."""
+    """Retry-After in a form of RFC 9110 (10.2.3): seconds, or an HTTP date, which is formatted again."""
     value = value.strip()
     if value.isascii() and value.isdigit() and len(value) <= 9:
         return value
@@ -113,7 +113,7 @@ def _retry_after(value: str) -> str | None:
 
 
 def refuses_streaming(head: Head, body: bytes) -> bool:
-    """A 400 or 422 that is about `stream` or `partial_images`: by its `param` or `loc`, else by its text."""
+    """Whether a 400 or 422 is about `stream` or `partial_images`: by its `param` or `loc`, otherwise by its text."""
     if head.status not in (400, 422):
         return False
     value = _json(body)
@@ -130,9 +130,9 @@ def refuses_streaming(head: Head, body: bytes) -> bool:
 
 
 def error_in_answer(raw: bytes, scrub: Scrub, as_sent: tuple[Piece, ...] = ()) -> ProxyError:
-    """The error that stands inside a 200: the raw JSON of the whole event or answer.
+    """The error inside a 200. `raw`: the JSON of the whole event or answer.
 
-    `as_sent` is the event's data: it goes on unchanged when it is nested, complete and free of secrets.
+    `as_sent`: the event's data, which is relayed unchanged if it is nested, complete and free of secrets.
     """
     value = _json(raw)
     error = error_of(value, scrub)
@@ -140,29 +140,29 @@ def error_in_answer(raw: bytes, scrub: Scrub, as_sent: tuple[Piece, ...] = ()) -
     whole = value.get("type") == "error" and {"message", "type", "param", "code"} <= given.keys()
     if as_sent and whole and given["message"] == error.message:
         sent = raw.decode()
-        clean = scrub(sent) == sent and _scrubbed(value, scrub) == value  # as it is written, and as it is read
+        clean = scrub(sent) == sent and _scrubbed(value, scrub) == value  # as it is written, and as it is decoded
         error.details = replace(error.details, as_sent=as_sent if clean else ())
     return error
 
 
 def error_of(value: Mapping[str, object], scrub: Scrub) -> ProxyError:
-    """The same, of members that have been decoded."""
+    """The same for decoded members."""
     said = _ProviderError(value, scrub)
     message = said.message or said.problem or "The provider reported an error without a message."
     return said.error(Failure.PROVIDER_STREAM_ERROR, message, said.status, None)
 
 
 def error_in_words(raw: bytes, scrub: Scrub) -> ProxyError:
-    """The error that an event named `error` reports in plain text."""
+    """The error in an event named `error` with plain text."""
     text = scrub(raw[: 4 * MESSAGE_LIMIT].decode("utf-8", "replace").strip())
     return ProxyError(Failure.PROVIDER_STREAM_ERROR, text or "The provider reported an error without a message.")
 
 
 def verdict(value: Mapping[str, object]) -> bool | None:
-    """Whether an answer under 200 that shows no picture says by itself that all is well; None where it says neither.
+    """Whether a 200 without a picture reports success (True) or failure (False); None where it reports neither.
 
-    It does not by `{"success": false}`, `{"code": 1026, "msg": ...}` or `{"status": "failed"}`, beside its words or,
-    as MiniMax writes it, in `base_resp`.
+    Failures are `{"success": false}`, `{"code": 1026, "msg": ...}` and `{"status": "failed"}`, at the top or, from
+    MiniMax, in `base_resp`.
     """
     said = {**value, **_mapping(value.get("base_resp"))}
     flags = [said[name] for name in ("success", "ok") if isinstance(said.get(name), bool)]
@@ -174,7 +174,7 @@ def verdict(value: Mapping[str, object]) -> bool | None:
 
 
 def words(value: Mapping[str, object], scrub: Scrub) -> str:
-    """An answer's own words, scrubbed; "" where it has none."""
+    """The text of an answer's error, scrubbed; "" where it has none."""
     return _ProviderError(value, scrub).message
 
 
@@ -193,7 +193,7 @@ class _ProviderError:
         self.message = "; ".join(dict.fromkeys(map(scrub, found)))[:MESSAGE_LIMIT]
 
     def _problems(self, detail: object) -> Iterator[Problem]:
-        """FastAPI's `detail`: only its `loc`, `msg` and `type`, for it echoes the caller's values too."""
+        """FastAPI's `detail`, reduced to `loc`, `msg` and `type`, because it repeats the caller's values too."""
         for item in detail[:PROBLEM_LIMIT] if isinstance(detail, list) else ():
             problem = _mapping(item)
             loc, msg, kind = problem.get("loc"), problem.get("msg"), problem.get("type")
@@ -255,7 +255,7 @@ class _ProviderError:
 
 
 def _texts(value: object, depth: int) -> Iterator[str]:
-    """The words of an error: a string, the items of a list, the first member of an object that has words."""
+    """The texts of an error: a string, the items of a list, the first member of an object with texts."""
     if isinstance(value, str):
         if value.strip():
             yield value
@@ -271,14 +271,14 @@ def _texts(value: object, depth: int) -> Iterator[str]:
 
 
 def _listed(value: Mapping[str, object]) -> list[str]:
-    """The words of `errors` as an object of lists by field, as Rails and Laravel write it."""
+    """The texts of an `errors` object with a list for each field, as Rails and Laravel write it."""
     errors = _mapping(value.get("errors"))
     fields = islice(errors.items(), WORDS_LIMIT)
     return [f"{field}: {text}" for field, texts in fields for text in islice(_texts(texts, 2), 1)]
 
 
 def _scrubbed(value: object, scrub: Scrub) -> object:
-    """The same JSON value with every string in it scrubbed, member names too; None where it is over the limits."""
+    """A JSON value with every string scrubbed, member names included; None where it is over the limits."""
     left = [DETAILS_LIMIT]
 
     def clean(value: object, depth: int) -> object:
@@ -300,7 +300,7 @@ def _scrubbed(value: object, scrub: Scrub) -> object:
 
 
 def _json(body: bytes) -> Mapping[str, object]:
-    """The body as a JSON object; {} where it is none, or too large for an error."""
+    """The body as a JSON object; {} where it is something else, or too large for an error."""
     if len(body) > ERROR_BYTES:
         return {}
     try:

@@ -1,24 +1,26 @@
-"""Decodes the answers of OpenAI-compatible providers, whichever of the two forms they choose.
+"""Decodes the answers of OpenAI-compatible providers, which may be events or JSON.
 
-    events  -> frames, relayed as they are        (a caller who asked for a stream)
-    events  -> one JSON answer                    (a caller who did not)
-    JSON    -> one synthesized event per image    (a caller who asked for a stream)
-    JSON    -> the same JSON                      (a caller who did not)
+    events  -> frames, relayed unchanged          (the caller asked for a stream)
+    events  -> one JSON answer                    (the caller did not)
+    JSON    -> one synthesized event per image    (the caller asked for a stream)
+    JSON    -> the same JSON                      (the caller did not)
 
-Which form it is shows in the first bytes, not in the content type: services send events as application/json, error
-objects as text/event-stream, and either as text/plain.
+The first bytes decide which form it is, not the content type: services send events as application/json, error objects
+as text/event-stream, and either as text/plain.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from streamproxy.core.completion import ZERO_USAGE, appended, ending, full_usage
-from streamproxy.core.conversation import Accepted, Job, Said, Tolerated
+from streamproxy.core.conversation import Accepted, Inlining, Job, Picture, Said, Tolerated
 from streamproxy.core.eventdata import Outline, outline
 from streamproxy.core.events import ERROR, KINDS, Frame, Role, type_of
 from streamproxy.core.rawjson import JsonObject
@@ -27,41 +29,42 @@ from streamproxy.core.sse import Cutter, Event, Piece
 from streamproxy.errors import ErrorDetails, Failure, ProxyError
 from streamproxy.providers.openai.answer import (
     answer_frame,
-    asks_url,
     image_frames,
+    keeps_url,
     read_object,
     unwrapped,
+    url_of,
+    with_picture,
 )
 from streamproxy.providers.openai.errors import error_in_answer, error_in_words
 
 IDLE_BYTES: Final = 1024 * 1024
-"""Bytes in a row that may become nothing: white space before an answer, comments, events of no use. A keepalive event
-of 100 bytes each second for ten minutes has 60 KB.
+"""Bytes in a row without a frame: white space before an answer, comments, events of no use. A keepalive event of 100
+bytes each second makes 60 KB in ten minutes.
 """
 
 IDLE_EVENT: Final = 16 * 1024
-"""The most that one event of no use counts, so that a picture in an unknown kind of event does not cost the stream."""
+"""Most bytes counted for one event of no use, so that a picture in an unknown event does not end the stream."""
 
 STEP: Final = 256
-"""Events after which others get a turn: a few milliseconds."""
+"""Events, a few milliseconds of work, after which other tasks get a turn."""
 
 _SPACE: Final = b"\xef\xbb\xbf \t\r\n"
 _ANSWERS: Final = ("text/event-stream", "application/json", "")
 _FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
-"""How an event stream begins."""
+"""The possible first bytes of an event stream."""
 
 _NOTED: Final = 128
-"""Characters of a provider's header that a log line may have; RFC 6838 allows media types of 127 for each half."""
+"""Characters of a provider's header in a log line. RFC 6838 allows 127 for each half of a media type."""
 
 _OURS: Final = re.compile(rb"image_|error|\\")
-"""Text in the data of every event that is ours by its `type`, or that reports an error. A backslash may hide it."""
+"""Text in the data of every known `type` of event, and of every error. A backslash may hide it."""
 
 
 class Answer:
-    """Decides by the first bytes which decoder reads the answer, and is that decoder from then on.
+    """Chooses the decoder of the answer by its first bytes, and forwards to it from then on.
 
-    The provider's word is not its status line: an answer is accepted with the first event, or the JSON, that is no
-    refusal.
+    A status of 200 does not accept the request. The first event, or the JSON, that is not a refusal does.
     """
 
     def __init__(self, job: Job, head: Head) -> None:
@@ -100,7 +103,7 @@ class Answer:
         yield from inner.finish()
 
     def _decider(self, start: bytes) -> _Events | _Json | None:
-        """The decoder for an answer with this start, None where that is too short. Raises ProxyError for neither."""
+        """The decoder for an answer with this start; None where it is too short. Raises ProxyError for neither form."""
         if start[:1] in (b"{", b"["):
             return _Json(self._job)
         if not self._known and not start.startswith(_FIELDS):
@@ -110,7 +113,7 @@ class Answer:
         return _Events(self._job)
 
     def _refused(self) -> ProxyError:
-        """For a body of another kind: of it, only its head may be logged."""
+        """The error for a body in neither form. Only its head may be logged."""
         head, scrub = self._head, self._job.scrub
         said = {"content_type": head.media_type, "content_length": head.headers.get("content-length", "")}
         return ProxyError(
@@ -121,13 +124,12 @@ class Answer:
 
 
 class _Events:
-    """An event stream: GPT image events go on as they are, everything else a provider may say is left out."""
+    """An event stream. GPT image events are relayed, all other events are left out."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._request = job.request
         self._cutter = Cutter(job.limits.event)
-        self._as_url = asks_url(job.request)
         self._images = 0
         self._size = 0
         self._idle = 0
@@ -137,7 +139,7 @@ class _Events:
         self.done = False
 
     def _faults(self) -> Iterator[Tolerated]:
-        """Bytes that are no UTF-8 in an event that went on, or a lone CR as a line end; events that are no JSON."""
+        """The stream's faults: invalid UTF-8 in a relayed event, a lone CR as a line end, events that are not JSON."""
         if self._mended or self._cutter.lone_cr:
             yield Tolerated("sse_odd")
         if self._noise:
@@ -149,7 +151,7 @@ class _Events:
             size = event.size
             self._idle -= size - min(size, IDLE_EVENT)
             yield from self._event(event)
-            del event  # the chunk's rest begins the next one
+            del event  # it would keep the chunk alive
             if self.done:
                 yield from self._faults()
                 return
@@ -174,11 +176,11 @@ class _Events:
 
     def _event(self, event: Event) -> Iterator[Said]:
         if not event.data:
-            return  # SDKs read an event without data as broken JSON
+            return  # SDKs take an event without data for broken JSON
         if bytes(event.data[0][:6]) == b"[DONE]":
             if not self._images:
                 raise self._unfinished()
-            self.done = True  # fewer images than asked for, as a JSON answer may have fewer
+            self.done = True  # perhaps with fewer images than asked for, as in a JSON answer
             return
         said = outline(event.data) if _may_be_ours(event) else None
         if said is None:
@@ -196,20 +198,20 @@ class _Events:
             yield Accepted()
         if kind.role is Role.COMPLETED:
             if not said.has_image:
-                raise ProxyError(Failure.NO_IMAGE, "The provider's completed event holds no image.")
+                raise ProxyError(Failure.NO_IMAGE, "The provider's completed event has no image.")
             self._idle = 0
-            data, said = _unwrapped(event.data, said, as_url=self._as_url)
+            data, said = _unwrapped(event.data, said)
             yield from self._completed(_mended(data, said, right), said)
         elif self._request.stream and said.has_image:
             self._idle = 0
             image = self._index(said)
-            data = _mended(*_unwrapped(event.data, said, as_url=self._as_url), right)
+            data = _mended(*_unwrapped(event.data, said), right)
             if self._job.several and "image_index" not in said.has:
                 data = appended(data, {"image_index": image})
             yield Frame(right, data, image=image)
 
     def _skip(self, event: Event) -> None:
-        """Pass over an event that is not ours; raises ProxyError where its name says error, or picture."""
+        """Skip an unknown event. Raises ProxyError where its name is that of an error or a picture."""
         start = bytes(event.data[0][:IDLE_EVENT]).lstrip()
         if not start:
             return
@@ -222,13 +224,13 @@ class _Events:
             self._noise = self._noise or start[:1] != b"{" or _may_be_ours(event)
 
     def _unfinished(self) -> ProxyError:
-        """For a stream that ended too early: an event that could not be read may have been the picture."""
+        """The error for a stream that ended too early. An unreadable event may have been the picture."""
         if not self._noise:
             return _no_terminal()
         message = "The provider's stream ended without the completed image, and had events whose data is not JSON."
         return ProxyError(Failure.BAD_JSON, message)
 
-    def _completed(self, data: tuple[Piece, ...], said: Outline) -> Iterator[Frame]:
+    def _completed(self, data: tuple[Piece, ...], said: Outline) -> Iterator[Frame | Inlining]:
         index = self._index(said)
         self._images += 1
         self.done = self._images >= self._job.n
@@ -249,17 +251,19 @@ class _Events:
         self._size += sum(map(len, data))
         if not self._request.as_events and self._size > self._job.limits.answer:
             raise _too_large(self._job)
-        yield Frame(type_of(self._request.operation, Role.COMPLETED), data, image=index, final=True)
+        frame = Frame(type_of(self._request.operation, Role.COMPLETED), data, image=index, final=True)
+        url = _url(_parsed(data, said)) if self._job.inlines and said.has_url and not said.has_b64 else ""
+        yield Inlining((url,), partial(_fetched, frame, keeps_url(self._job))) if url else frame
 
     def _index(self, said: Outline) -> int:
-        """Which image the event is about: as the provider says where it makes all of them, else the job's next."""
+        """The index of the event's image: the provider's, if it makes all of them, otherwise the job's next one."""
         if self._job.n < self._request.n or said.image_index is None:
             return self._job.first + self._images
         return said.image_index
 
 
 def _may_be_ours(event: Event) -> bool:
-    """Whether it is worth reading: most events of other kinds are small, and sent in any number."""
+    """Whether an event must be parsed. Most events of other types are small and numerous."""
     if event.name in KINDS or event.name == ERROR or event.size > IDLE_EVENT:
         return True
     return any(_OURS.search(piece) for piece in event.data)
@@ -284,18 +288,28 @@ def _too_large(job: Job) -> ProxyError:
     )
 
 
-def _unwrapped(data: tuple[Piece, ...], said: Outline, *, as_url: bool) -> tuple[tuple[Piece, ...], Outline]:
-    """An event's data with its picture as bare base64, and what it says then."""
-    if not said.wrapped or (plain := unwrapped(_parsed(data, said), as_url=as_url)) is None:
+def _unwrapped(data: tuple[Piece, ...], said: Outline) -> tuple[tuple[Piece, ...], Outline]:
+    """An event's data with its picture as bare base64, and the new outline."""
+    if not said.wrapped or (plain := unwrapped(_parsed(data, said))) is None:
         return data, said
     return (plain,), outline((plain,)) or said
 
 
-def _mended(data: tuple[Piece, ...], said: Outline, right: str) -> tuple[Piece, ...]:
-    """The event's data as SDKs can read it; nearly always it is so already.
+def _url(event: JsonObject) -> str:
+    return url_of({name: msgspec.Raw(event.value(name) or b"") for name in ("b64_json", "url")})
 
-    They read `type`, not the event's name; openai-python fails on invalid UTF-8, which WHATWG reads as U+FFFD;
-    openai-node takes an empty object in `error` for an error; their types have no usage without details.
+
+def _fetched(frame: Frame, keep_url: bool, pictures: tuple[Picture, ...]) -> Frame:
+    """A completed event whose picture was at a URL, and is here now, or could not be had."""
+    event = read_object(b"".join(frame.data))
+    return replace(frame, data=with_picture(event, pictures[0], keep_url=keep_url))
+
+
+def _mended(data: tuple[Piece, ...], said: Outline, right: str) -> tuple[Piece, ...]:
+    """The event's data in a form that SDKs can read, which it nearly always has already.
+
+    SDKs read `type`, not the event's name. openai-python fails on invalid UTF-8, which WHATWG decodes to U+FFFD.
+    openai-node takes an empty object in `error` for an error. Their types require the details of `usage`.
     """
     usage = None if "usage" not in said.has else full_usage(said.usage)
     drop = ("error",) if said.error is not None and said.error[:1] in (b"{", b"[") else ()
@@ -315,7 +329,7 @@ def _parsed(data: tuple[Piece, ...], said: Outline) -> JsonObject:
 
 
 class _Json:
-    """A buffered JSON answer, decoded when it is whole. In one piece: it may come byte by byte."""
+    """A JSON answer, decoded when it is whole. One buffer, because it may come byte by byte."""
 
     def __init__(self, job: Job) -> None:
         self._job = job

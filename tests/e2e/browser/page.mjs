@@ -58,4 +58,24 @@ window.observed = () => {
   window.alert = (text) => say({ kind: 'told', text });
 };
 
+// Follow several streams on one EventSource, each in an <img> of its own; when a picture is on the screen, say so.
+window.together = (origin, url) => {
+  const pictures = new Map();
+  const show = async (event) => {
+    const came = performance.now();
+    const data = JSON.parse(event.data);
+    if (!pictures.has(data.stream)) pictures.set(data.stream, document.body.appendChild(document.createElement('img')));
+    const picture = pictures.get(data.stream);
+    picture.src = data.image_url ? origin + data.image_url : `data:image/png;base64,${data.b64_json}`;
+    say({ kind: 'event', type: event.type, id: event.lastEventId, stream: data.stream, ref: 'image_url' in data });
+    await picture.decode().catch(() => {}); // another one has taken its place
+    await new Promise(requestAnimationFrame);
+    say({ kind: 'shown', stream: data.stream, ms: performance.now() - came, width: picture.naturalWidth });
+  };
+  const source = new EventSource(origin + url);
+  source.addEventListener('image_generation.partial_image', show);
+  source.addEventListener('image_generation.completed', show);
+  source.addEventListener('error', () => say({ kind: 'lost', state: source.readyState }));
+};
+
 say({ kind: 'ready' });
