@@ -216,8 +216,11 @@ async def test_without_caller_keys_the_id_is_the_right(proxy: Proxy) -> None:
     async with sdk(proxy, "other") as other:
         assert [one.id async for one in other.files.list()] == []
         assert (await other.files.retrieve(id)).id == id
-    listed = await proxy.client.get(f"{proxy.url}/v1/files")
-    assert listed.json()["data"] == []
+    url = f"{proxy.url}/v1/files"
+    form = {"files": {"file": ("in.png", PNG)}, "data": {"purpose": "vision"}}
+    keyless = (await proxy.client.post(url, **form)).json()  # type: ignore[arg-type]
+    assert (await proxy.client.get(url)).json()["data"] == []
+    assert (await proxy.client.get(f"{url}/{keyless['id']}")).json() == keyless
 
 
 async def test_no_room_is_said_and_nothing_lost(sim: Server) -> None:
