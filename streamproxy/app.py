@@ -141,7 +141,7 @@ class _Wiring:
             providers=self.configured.providers,
             router=Router(self.catalogue, services, self.policy),
             attempts=attempts,
-            producer=Producer(attempts=attempts, hub=hub, observer=self.observer, policy=self.policy, tasks=tasks),
+            producer=Producer(attempts=attempts, hub=hub, observer=self.observer, tasks=tasks),
             observer=self.observer,
             hub=hub,
             files=await self._open_files(running, hub),

@@ -73,7 +73,7 @@ WIDE: Final[dict[str, frozenset[str]]] = {
     for library, layers in {
         "anyio": "cli demo app server web simulator generation hub upstream",
         "msgspec": "server web simulator surfaces core providers settings",
-        "orjson": "app settings.providers server web simulator observe core providers",
+        "orjson": "app generation settings.providers server web simulator observe core providers",
         "starlette": "app server web",
     }.items()
 }

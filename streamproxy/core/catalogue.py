@@ -47,6 +47,7 @@ class Provider:
     `signing`: a key in a header, or an OAuth token from Google for the credential. `project` and `location` replace
     {project} and {location} in `base_url`; {region} is the location and a hyphen, or empty where it is global.
     `variations`: a path like the other two, "" where it has none. `file_ids`: how ids of its own files begin.
+    `chat` and `responses`: paths of chat completions and of Responses, for requests that are passed on as they came.
     """
 
     name: str
@@ -71,6 +72,8 @@ class Provider:
     location: str = ""
     variations: str = ""
     file_ids: tuple[str, ...] = ()
+    chat: str = ""
+    responses: str = ""
 
     @property
     def takes_everything(self) -> bool:
@@ -104,7 +107,8 @@ class Model:
     day its owner turned or turns it off; gateways may serve it longer, so it is still resolved. `created`: seconds
     since 1970. `simulated`: found by its full id only, and not listed by a provider's "*". `max_prompt`: characters of
     its prompt. `unstreamed_formats`: output formats that it refuses to stream. `fast`: it takes a second or two, so
-    that a provider with a queue is asked to answer in one exchange. `varies`: its edit without an instruction is a
+    that a provider with a queue is asked to answer in one exchange. `surfaces`: the APIs by which it makes pictures.
+    `image_sizes`: what `image_config.image_size` may be in a chat. `varies`: its edit without an instruction is a
     variation.
     """
 
@@ -128,6 +132,8 @@ class Model:
     unstreamed_formats: tuple[str, ...] = ()
     fast: bool = False
     varies: bool = False
+    surfaces: tuple[Literal["images", "chat"], ...] = ("images",)
+    image_sizes: tuple[str, ...] = ("1K", "2K", "4K")
 
     @classmethod
     def unknown(cls, id: str) -> Model:

@@ -322,12 +322,17 @@ def send(request: UpstreamRequest, *, redirects: bool = False) -> Conversation[H
     """Make one exchange and return its head. A redirect is an error: following it would send the credential along."""
     head = cast(Head, (yield Send(request)))
     if 300 <= head.status < 400 and not redirects:
-        raise ProxyError(
-            Failure.UNEXPECTED_REDIRECT,
-            "The provider answered with a redirect, which is never followed because it would carry the credential. "
-            "Check the provider's base_url.",
-        )
+        raise redirected()
     return head
+
+
+def redirected() -> ProxyError:
+    """The error for an answer that is a redirect."""
+    return ProxyError(
+        Failure.UNEXPECTED_REDIRECT,
+        "The provider answered with a redirect, which is never followed because it would carry the credential. "
+        "Check the provider's base_url.",
+    )
 
 
 def body(limit: int) -> Conversation[bytes]:
@@ -405,7 +410,7 @@ def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled
     if isinstance(image, FileId):
         message = "This provider knows no file ids of its own. POST /v1/files uploads an image to this proxy."
         raise ProxyError(Failure.UNSUPPORTED_PARAMETER, message, param=param)
-    if not job.limits.fetch_images:
+    if not (job.limits.fetch_images or job.request.fetches):
         raise ProxyError(
             Failure.UNSUPPORTED_PARAMETER,
             "This model takes no image URLs: send the image as a data: URL, or upload it as a file. The setting "

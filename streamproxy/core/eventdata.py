@@ -4,6 +4,7 @@
     referenced(data, url)   the event with `image_url` in the place of `b64_json`: `?payload=ref`
     image_bytes(data)       the image itself, decoded
     nth_image(data, n)      the image of one item of a whole JSON answer
+    taken_apart(data)       the event's members, and its image as it lies in the pieces
 
 A GPT image event is a few hundred bytes of JSON around one base64 string of megabytes, which is neither copied, scanned
 nor parsed here. It is cut out where it lies in the chunks (two memchr), a mark takes its place, and the rest is parsed.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -115,6 +116,29 @@ def referenced(data: tuple[Piece, ...], url: str) -> bytes:
     return found.edited(drop=("b64_json", "image_url"), append={"image_url": msgspec.json.encode(url)})
 
 
+_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def taken_apart(data: tuple[Piece, ...]) -> tuple[Mapping[str, msgspec.Raw], tuple[Piece, ...]]:
+    """An event's members, raw, and its image: what stands between the quotes of `b64_json`, where it lies.
+
+    Both are empty where the event is no JSON object. `b64_json` is among the members only where it is not the image.
+    """
+    span = _image_span(data)
+    try:
+        if span is not None:
+            members = _OBJECT.decode(_marked(data, span))
+            if bytes(members.get("b64_json", b"")) == _MARK:
+                del members["b64_json"]
+                return members, tuple(_between(data, span))
+        members = _OBJECT.decode(b"".join(data))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}, ()
+    if not holds_text(members.get("b64_json", msgspec.Raw())):
+        return members, ()
+    return members, (memoryview(members.pop("b64_json"))[1:-1],)
+
+
 class _Image(msgspec.Struct):
     b64_json: str | None = None
 
@@ -156,8 +180,38 @@ def _with_image(data: tuple[Piece, ...]) -> JsonObject | None:
     return body if holds_text(msgspec.Raw(body.value("b64_json") or b"")) else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Where an image lies, without its quotes: from `start` in the first piece to `end` in piece `last`."""
+
+    start: int
+    last: int
+    end: int
+
+
 def _without_image(data: tuple[Piece, ...]) -> bytes | None:
     """The event's JSON with _MARK for its base64 string; None where the shortcut is not certain."""
+    span = _image_span(data)
+    return None if span is None else _marked(data, span)
+
+
+def _marked(data: tuple[Piece, ...], span: _Span) -> bytes:
+    last = memoryview(data[span.last])
+    return b"".join((data[0][: span.start - 1], _MARK[:-1], last[span.end :], *data[span.last + 1 :]))
+
+
+def _between(data: tuple[Piece, ...], span: _Span) -> Iterator[Piece]:
+    """The image, in views of the pieces that hold it."""
+    for number in range(span.last + 1):
+        piece = memoryview(data[number])
+        start = span.start if number == 0 else 0
+        end = span.end if number == span.last else len(piece)
+        if start < end:
+            yield piece[start:end]
+
+
+def _image_span(data: tuple[Piece, ...]) -> _Span | None:
+    """Where the image lies; None where the shortcut is not certain."""
     if not data:
         return None
     first = bytes(data[0][:_HEAD])
@@ -174,7 +228,7 @@ def _without_image(data: tuple[Piece, ...]) -> bytes | None:
             continue
         if (whole[end - 1 : end] if end else before) == b'"':
             return None  # empty
-        return b"".join((first[: found.end() - 1], _MARK[:-1], whole[end:], *data[number + 1 :]))
+        return _Span(found.end(), number, end)
     return None
 
 

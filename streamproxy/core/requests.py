@@ -128,6 +128,8 @@ class ImageRequest:
     the parts of a form. `extra_headers`: not checked yet, since the checks depend on the provider. `via_generations`:
     an edit that came as a generation with an `image` member. `later`: its readers come later, and always read events.
     `variation`: an edit that came as a variation.
+    A surface of another wire writes `body` itself; then `options` are wishes that have no member in it, `unheard` the
+    caller's members that no provider is asked for, and `fetches` says that image URLs are fetched in any case.
     """
 
     operation: Operation
@@ -148,6 +150,9 @@ class ImageRequest:
     via_generations: bool = False
     later: bool = False
     variation: Variation | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    unheard: tuple[str, ...] = ()
+    fetches: bool = False
 
     @property
     def as_events(self) -> bool:
@@ -163,6 +168,8 @@ class ImageRequest:
 
     def option(self, name: str) -> object:
         """A member without a field of its own: decoded JSON, or a form's text. None where it is absent or null."""
+        if name in self.options:
+            return self.options[name]
         if isinstance(self.body, JsonObject):
             return self.body.decode(name)
         values = (part.value for part in self.body if part.name == name and part.filename is None)

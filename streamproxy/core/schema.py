@@ -19,7 +19,7 @@ Octen AI's `image` and `mask` on generations.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
@@ -203,19 +203,14 @@ class Checklist:
         """Keep the API's spelling of a member that came in another one."""
         self._canonical[name] = canonical
 
+    def end(self) -> None:
+        """Raises ProxyError(INVALID_REQUEST) with all problems where there are any."""
+        if self._problems:
+            raise invalid(self._problems)
+
     def fields(self, *, edit: bool, extra_headers: object) -> Fields:
         """The valid request. Raises ProxyError(INVALID_REQUEST) with all problems where there are any."""
-        if self._problems:
-            first, more = self._problems[0], len(self._problems) - 1
-            message = f"{first.param}: {first.msg}" + (f" (and {more} more)" if more else "")
-            if (first.param, first.type) == ("model", "missing"):
-                message += ". The setting default_model gives one to requests without."
-            raise ProxyError(
-                Failure.INVALID_REQUEST,
-                message,
-                param=first.param,
-                details=ErrorDetails(problems=tuple(self._problems)),
-            )
+        self.end()
         texts = self._texts
         return Fields(
             model=texts["model"],
@@ -231,6 +226,15 @@ class Checklist:
             extra_headers=extra_headers,
             canonical=self._canonical,
         )
+
+
+def invalid(problems: Sequence[Problem], failure: Failure = Failure.INVALID_REQUEST) -> ProxyError:
+    """The error that names these problems, the first in its message."""
+    first, more = problems[0], len(problems) - 1
+    message = f"{first.param}: {first.msg}" + (f" (and {more} more)" if more else "")
+    if (first.param, first.type) == ("model", "missing"):
+        message += ". The setting default_model gives one to requests without."
+    return ProxyError(failure, message, param=first.param, details=ErrorDetails(problems=tuple(problems)))
 
 
 def generation(body: JsonObject, *, max_prompt: int = MAX_PROMPT) -> Fields:
@@ -409,17 +413,22 @@ class _JsonReader:
             self.checks.problem(loc, "Value error, exactly one of file_id and image_url is required", "value_error")
 
     def fields(self, *, edit: bool) -> Fields:
-        return self.checks.fields(edit=edit, extra_headers=self.extra_headers())
+        return self.checks.fields(edit=edit, extra_headers=extra_headers(self.body))
 
-    def extra_headers(self) -> object:
-        if not self.given("extra_headers"):
-            return None
-        start, end = self.span("extra_headers")
-        if end - start > MAX_EXTRA_HEADERS:
-            raise extra_headers_too_large()
-        if self.raw.startswith(b"{", start):
-            members(self.body, start, where="extra_headers")  # refuses duplicate keys
-        return self.body.decode("extra_headers")
+
+def extra_headers(body: JsonObject) -> object:
+    """The caller's `extra_headers`, not judged yet; None where there are none.
+
+    Raises ProxyError(EXTRA_HEADERS_TOO_LARGE, DUPLICATE_KEY or INVALID_JSON) for what cannot be read.
+    """
+    member = body.members.get("extra_headers")
+    if member is None or body.raw.startswith(b"null", member.value):
+        return None
+    if member.end - member.value > MAX_EXTRA_HEADERS:
+        raise extra_headers_too_large()
+    if body.raw.startswith(b"{", member.value):
+        members(body, member.value, where="extra_headers")  # refuses duplicate keys
+    return body.decode("extra_headers")
 
 
 def extra_headers_too_large() -> ProxyError:

@@ -5,4 +5,5 @@ attempts     a request's jobs: one, or n side by side
 driver       carries one conversation out, step by step
 converting   an image as another kind of file
 producer     fills a stream, from its start to its end
+relaying     passes on what is not ours to translate
 """

@@ -57,7 +57,7 @@ class Attempts:
     def not_applied(self, request: ImageRequest, plan: Plan) -> tuple[str, ...]:
         """The request's members that this provider is not asked for, as far as is known before it answers."""
         adapter = self.adapters[plan.route.provider.adapter]
-        return adapter.not_applied(self.job(request, plan, n=request.n))
+        return (*request.unheard, *adapter.not_applied(self.job(request, plan, n=request.n)))
 
     async def run(self, request: ImageRequest, plan: Plan, sink: Sink) -> None:
         """Make all images. Raises ProxyError."""

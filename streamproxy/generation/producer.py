@@ -13,7 +13,6 @@ from anyio.abc import TaskGroup
 
 from streamproxy.core.conversation import Progress
 from streamproxy.core.events import Frame
-from streamproxy.core.headers import HeaderPolicy
 from streamproxy.core.requests import ImageRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
@@ -30,13 +29,10 @@ FAIL_SECONDS: Final = 2.0
 class Producer:
     """Starts generations. `tasks` is the app's task group: it outlives every request."""
 
-    def __init__(
-        self, *, attempts: Attempts, hub: Hub, observer: Observer, policy: HeaderPolicy, tasks: TaskGroup
-    ) -> None:
+    def __init__(self, *, attempts: Attempts, hub: Hub, observer: Observer, tasks: TaskGroup) -> None:
         self._attempts = attempts
         self._hub = hub
         self._observer = observer
-        self._policy = policy
         self._tasks = tasks
 
     def start(self, request: ImageRequest, plan: Plan, generation: Generation, release: Callable[[], None]) -> None:
@@ -48,7 +44,7 @@ class Producer:
         self, generation: Generation, request: ImageRequest, plan: Plan, release: Callable[[], None]
     ) -> None:
         self._observer.streams(1)
-        sink = _StreamSink(generation, plan, self._hub, self._observer, self._policy)
+        sink = _StreamSink(generation, plan, self._hub, self._observer, request.unheard)
         try:
             with generation.scope:
                 await self._attempts.run(request, plan, sink)
@@ -84,14 +80,17 @@ class Producer:
 class _StreamSink:
     """One generation's stream as its drivers see it."""
 
-    def __init__(self, generation: Generation, plan: Plan, hub: Hub, observer: Observer, policy: HeaderPolicy) -> None:
+    def __init__(
+        self, generation: Generation, plan: Plan, hub: Hub, observer: Observer, unheard: tuple[str, ...]
+    ) -> None:
         self._generation = generation
         self._stream = generation.stream
         self._provider = plan.route.provider.name
         self._scrub = plan.scrub
         self._hub = hub
         self._observer = observer
-        self._policy = policy
+        self._policy = plan.policy
+        self._unheard = unheard
 
     def sent(self) -> None:
         self._observer.upstream(self._provider)
@@ -104,7 +103,7 @@ class _StreamSink:
         self._stream.accept()
 
     def not_applied(self, names: tuple[str, ...]) -> None:
-        self._stream.acceptance.not_applied = names
+        self._stream.acceptance.not_applied = (*self._unheard, *names)
 
     async def frame(self, frame: Frame) -> None:
         self._observer.frame(frame.type)

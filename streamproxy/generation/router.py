@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from streamproxy.auth import CredentialSource
-from streamproxy.core.catalogue import Catalogue, Provider, Route
+from streamproxy.core.catalogue import Catalogue, Model, Provider, Route
 from streamproxy.core.headers import REDACTED, HeaderPolicy
 from streamproxy.core.requests import UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
@@ -83,6 +83,10 @@ def _without(secret: str, text: str) -> str:
     return re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", REDACTED, text)
 
 
+Path = Callable[[Provider], str]
+"""A path below a provider's base_url; "" where it has none."""
+
+
 class Router:
     """All configured providers, and the catalogue of models."""
 
@@ -99,7 +103,26 @@ class Router:
                 Failure.PROVIDER_NOT_CONFIGURED,
                 "No provider is configured. Set OPENAI_API_KEY, or [providers] in the configuration, or --upstream.",
             )
-        route = self._catalogue.resolve(model, self._providers)
+        return self._planned(self._catalogue.resolve(model, self._providers), headers)
+
+    def plan_relay(self, model: str, headers: Sequence[tuple[bytes, bytes]], path: Path, missing: str) -> Plan:
+        """Where a request for `model` goes that is passed on as it came; `missing` says that nothing takes it.
+
+        A name that nothing here knows goes to the first provider with that path, which knows its own models. Raises
+        ProxyError(UNSUPPORTED_PARAMETER or INVALID_API_KEY).
+        """
+        try:
+            route = self._catalogue.resolve(model, self._providers)
+        except ProxyError as error:
+            able = next((provider for provider in self._providers if path(provider)), None)
+            if error.failure is not Failure.MODEL_NOT_FOUND or able is None:
+                raise ProxyError(Failure.UNSUPPORTED_PARAMETER, missing, param="model") from None
+            route = Route(able, Model.unknown(model), model)
+        if not path(route.provider):
+            raise ProxyError(Failure.UNSUPPORTED_PARAMETER, missing, param="model")
+        return self._planned(route, headers)
+
+    def _planned(self, route: Route, headers: Sequence[tuple[bytes, bytes]]) -> Plan:
         service = self._services[route.provider.name]
         if service.signer is not None:
             return Plan(route, service, service.signer, self._policy)

@@ -228,6 +228,8 @@ def _merged(name: str, row: ProviderSettings, catalogue: Catalogue) -> Provider:
     for path in (
         provider.generations,
         provider.edits,
+        provider.chat,
+        provider.responses,
     ):  # where an endpoint's whole address was given
         base_url = base_url.removesuffix(path)
     return replace(provider, base_url=base_url)

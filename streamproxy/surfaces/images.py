@@ -100,6 +100,22 @@ def linked_event(frame: Frame, url: str) -> Frame:
     return replace(frame, data=appended(frame.data, {"url": url}))
 
 
+class Images:
+    """The surface of the images API, whose events are those that adapters make."""
+
+    def layout(self, stream: str, created: int) -> Images:
+        return self
+
+    def opening(self) -> tuple[Piece, ...]:
+        return ()
+
+    def event(self, frame: Frame) -> tuple[Piece, ...]:
+        return layout(frame)
+
+    def answer(self, answer: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        return answer
+
+
 def _request(
     fields: Fields,
     body: JsonObject | tuple[Part, ...],

@@ -35,6 +35,7 @@ from streamproxy.hub.log import Record
 from streamproxy.hub.stream import Ending, Stream, Subscriber
 from streamproxy.surfaces.images import linked
 from streamproxy.surfaces.variations import SERVED_AS
+from streamproxy.surfaces.wire import Layout, Surface
 from streamproxy.web.caller import unless_gone
 from streamproxy.web.endpoint import Context
 from streamproxy.web.headers import idempotency_key, is_retry, preferences, wait_seconds
@@ -85,21 +86,26 @@ class _Order:
     owner: str | None
     names: Names
     missing: ProxyError | None
+    surface: Surface
 
 
-async def generate(request: Request, context: Context, wanted: ImageRequest, files: ExitStack) -> ASGIApp:
-    """The response to the POST. Raises ProxyError for all that is refused.
+async def generate(
+    request: Request, context: Context, wanted: ImageRequest, files: ExitStack, surface: Surface
+) -> ASGIApp:
+    """The response to the POST, in its surface's wire. Raises ProxyError for all that is refused.
 
     `files` free what the body takes. They are the producer's as soon as there is one.
     """
-    order = await _order(request, context, wanted, files)
+    order = await _order(request, context, wanted, files, surface)
     record = Record(f"str_{uuid.uuid4().hex}", order.owner, int(time.time()), order.wanted.n)
     earlier = await _find_earlier(order, record.id)
     reading = await _begin(order, record, files) if earlier is None else _attach(order, earlier)
     return await _respond(order, reading)
 
 
-async def _order(request: Request, context: Context, wanted: ImageRequest, files: ExitStack) -> _Order:
+async def _order(
+    request: Request, context: Context, wanted: ImageRequest, files: ExitStack, surface: Surface
+) -> _Order:
     plan = context.router.plan(wanted.model, request.scope["headers"])
     plan = plan.with_headers(wanted.extra_headers, request.state.trace)
     model = plan.route.model
@@ -115,7 +121,8 @@ async def _order(request: Request, context: Context, wanted: ImageRequest, files
         wanted = await at_hand(wanted, context, plan.route.provider, owner, files)
     except ProxyError as error:
         missing = error
-    return _Order(request, context, replace(wanted, later=preferred.later), plan, preferred, owner, called, missing)
+    later = replace(wanted, later=preferred.later)
+    return _Order(request, context, later, plan, preferred, owner, called, missing, surface)
 
 
 def _preferences(request: Request, finish: bool) -> _Preferences:
@@ -263,13 +270,19 @@ def _events(order: _Order, reading: _Reading) -> ASGIApp:
     """200: the stream, as it comes."""
     stream = reading.stream
     headers = {**_headers(order, stream), "stream-id": stream.id, **_locations(order, stream)}
-    content = written(reading.subscriber, Posted(_links(order, stream)), order.context.settings.heartbeat)
+    wire = _layout(order, stream)
+    content = written(reading.subscriber, Posted(wire, _links(order, stream)), order.context.settings.heartbeat)
     return EventStream(content, headers, order.context.cutoff, reading)
+
+
+def _layout(order: _Order, stream: Stream) -> Layout:
+    return order.surface.layout(stream.id, stream.record.created)
 
 
 async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
     """The JSON response once it is there; after `json_heartbeat` one that begins without it."""
-    gathering = _Gathering(reading.subscriber, _links(order, reading.stream))
+    stream = reading.stream
+    gathering = _Gathering(reading.subscriber, _layout(order, stream), _links(order, stream))
     interval = order.context.settings.json_heartbeat
     body = None
     with anyio.move_on_after(interval or None):
@@ -331,11 +344,12 @@ def _links(order: _Order, stream: Stream) -> Callable[[int], str] | None:
 class _Gathering:
     """The JSON answer of a stream: as the provider gave it, or what the stream's images amount to.
 
-    `link` gives the URL of an image, where URLs are wanted.
+    `layout` is the surface's; `link` gives the URL of an image, where URLs are wanted.
     """
 
-    def __init__(self, subscriber: Subscriber, link: Callable[[int], str] | None) -> None:
+    def __init__(self, subscriber: Subscriber, layout: Layout, link: Callable[[int], str] | None) -> None:
         self._subscriber = subscriber
+        self._layout = layout
         self._link = link
         self._images: list[tuple[int, bytes]] = []
         self._answer: tuple[Piece, ...] | None = None
@@ -353,12 +367,12 @@ class _Gathering:
         if not self._subscriber.at_end:
             raise unfollowed()
         if self._answer is not None:
-            return await self._linked(self._answer, None)
+            return self._layout.answer(await self._linked(self._answer, None))
         if not self._images:
             raise stream.error or ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
         self._images.sort(key=itemgetter(0))
         answer = collected([image for _, image in self._images], int(time.time()))
-        return await self._linked((answer,), [index for index, _ in self._images])
+        return self._layout.answer(await self._linked((answer,), [index for index, _ in self._images]))
 
     async def _linked(self, answer: tuple[Piece, ...], indices: Sequence[int] | None) -> tuple[Piece, ...]:
         """The answer as it is, or with URLs. `indices`: of its images; else they are what the provider listed."""

@@ -67,7 +67,7 @@ async def _form(request: Request, context: Context, read: _ReadForm) -> ASGIApp:
         files.callback(form.close)
         parts = _with_model(form.parts, _model(request, context))
         limit = context.catalogue.max_prompt(_named(parts))
-        return await generate(request, context, read(parts, max_prompt=limit), files)
+        return await generate(request, context, read(parts, max_prompt=limit), files, surface.Images())
 
 
 def _named(parts: tuple[Part, ...]) -> str:
@@ -87,7 +87,7 @@ async def _json(request: Request, context: Context, read: _Read) -> ASGIApp:
             body = parse(body.edited(drop=("model",), append={"model": orjson.dumps(model)}))
         reading = partial(read, body, max_prompt=context.catalogue.max_prompt(body.decode("model")))
         wanted = reading() if len(body.raw) <= CHECKED_HERE else await to_thread.run_sync(reading)
-        return await generate(request, context, wanted, room)
+        return await generate(request, context, wanted, room, surface.Images())
 
 
 def _model(request: Request, context: Context) -> str | None:

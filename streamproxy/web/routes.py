@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.routing import Route
 
-from streamproxy.web import images, info, many, streams, uploads
+from streamproxy.web import chat, images, info, many, streams, tool, uploads
 from streamproxy.web.endpoint import Endpoint, Handler
 
 PREFIXES: Final = ("/v1", "/v3")
@@ -33,6 +33,10 @@ ROUTES: Final[tuple[RouteRow, ...]] = (
     RouteRow("POST", "/images/generations", images.generations, "Images from a prompt; with an `image`, an edit"),
     RouteRow("POST", "/images/edits", images.edits, "Images from images, as JSON or multipart"),
     RouteRow("POST", "/images/variations", images.variations, "Images like another one; without a prompt"),
+    RouteRow("POST", "/chat/completions", chat.completions, "Images from a conversation; other models' own answers"),
+    RouteRow(
+        "POST", "/responses", tool.responses, "A call of the `image_generation` tool; other responses as they are"
+    ),
     RouteRow("GET", "/images/models", info.models, "The models that are served"),
     RouteRow("GET", "/models", info.models, "The same list"),
     RouteRow("GET", "/models/{id:path}", info.model, "One model; ids may contain `/`"),

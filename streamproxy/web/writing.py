@@ -2,7 +2,7 @@
 
 `written` is the loop for every reader; a Layout says how a frame is written for one kind of them.
 
-    Posted      event: image_edit.completed        the OpenAI surface
+    Posted      event: image_edit.completed        whatever wire the caller asked in, here the images API's
                 data: {...}
 
     Followed    data: {...}                        EventSource: fields in an order that WHATWG leaves free. `event` and
@@ -33,7 +33,8 @@ from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.log import Entry
 from streamproxy.hub.stream import Stream, Subscriber
-from streamproxy.surfaces.images import layout, linked_event
+from streamproxy.surfaces.images import linked_event
+from streamproxy.surfaces.wire import Layout as Wire
 from streamproxy.web.caller import watched
 from streamproxy.web.responses import NO_REFERRER, Reader
 from streamproxy.web.slicing import LARGEST, PIECES, Pieces, sliced
@@ -72,22 +73,26 @@ class Layout(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """For the caller who asked, or who asked again with the same key. `url`: where each image is, if that is wanted."""
+    """For the caller who asked, or who asked again with the same key, in the wire of its surface.
 
+    `url`: where each image is, if URLs are wanted.
+    """
+
+    wire: Wire
     url: Callable[[int], str] | None = None
 
     def opening(self) -> bytes:
-        return HEARTBEAT
+        return HEARTBEAT + b"".join(self.wire.opening())
 
     def pieces(self, entry: Entry) -> list[Piece]:
         frame = entry.frame
-        return [*layout(frame if self.url is None else linked_event(frame, self.url(frame.image)))]
+        return [*self.wire.event(frame if self.url is None else linked_event(frame, self.url(frame.image)))]
 
     def breaks_off(self, entry: Entry) -> bool:
         return False
 
     def lost(self, stream: Stream) -> list[Piece]:
-        return [*layout(error_frame(unfollowed(), stream.request_id))]
+        return [*self.wire.event(error_frame(unfollowed(), stream.request_id))]
 
 
 @dataclass(frozen=True, slots=True)

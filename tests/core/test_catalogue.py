@@ -102,6 +102,7 @@ def test_what_is_retired(id: str, day: date | None) -> None:
 def test_gpt_image_models_get_no_response_format() -> None:
     for model in CATALOGUE.models.values():
         assert ("response_format" in model.refuses) == (model.family == "gpt-image" or model.id == "sim/gpt-image")
+        assert ("chat" in model.surfaces) == (model.family in ("gemini", "simulator"))
 
 
 def test_the_price_list_explains_a_bill() -> None:

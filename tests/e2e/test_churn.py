@@ -66,7 +66,7 @@ async def test_a_crowd_leaves_nothing_in_the_process(connections: int) -> None:
         (hub,) = [found for found in _hubs() if found not in before]
         assert hub.running == 0
         assert not hub.admission._viewers_of
-        store = hub._store
+        store = hub._backend.store
         assert isinstance(store, MemoryStore)
         assert not store._live
         assert store.bytes == sum(kept.bytes for _, _, kept in store._finished.values())

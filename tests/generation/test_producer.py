@@ -137,7 +137,7 @@ async def running(*scripts: Script, handler: Handler | None = None, broken: bool
             backend = StoreBackend(store, store, MemoryMarks(now=anyio.current_time))
             hub = Hub(backend=backend, tasks=tasks, limits=limits, observer=observer)
             attempts = Attempts(adapters, outside, side_by_side=True)
-            producer = Producer(attempts=attempts, hub=hub, observer=observer, policy=POLICY, tasks=tasks)
+            producer = Producer(attempts=attempts, hub=hub, observer=observer, tasks=tasks)
             router = Router(catalogue, {"sim": service}, POLICY)
             yield Running(producer, router, tasks, observer, server, hub, store)
             tasks.cancel_scope.cancel()

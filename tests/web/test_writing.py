@@ -17,7 +17,7 @@ from streamproxy.errors import Failure
 from streamproxy.hub.generation import Generation
 from streamproxy.hub.log import Entry, Record
 from streamproxy.hub.stream import Stream, Subscriber
-from streamproxy.surfaces.images import layout
+from streamproxy.surfaces.images import Images, layout
 from streamproxy.web.outcome import failure_of
 from streamproxy.web.responses import Reader, deliver
 from streamproxy.web.slicing import LARGEST, PIECES, SLICE, Pieces
@@ -57,7 +57,7 @@ def followed(subscriber: Subscriber, *, heartbeat: float = 15, preempt: bool = T
 
 def posted(subscriber: Subscriber) -> AsyncGenerator[Pieces, None]:
     """What the caller who asked is sent, slice by slice."""
-    return written(subscriber, Posted(), 15)
+    return written(subscriber, Posted(Images()), 15)
 
 
 def preview(data: bytes, image: int = 0) -> Frame:

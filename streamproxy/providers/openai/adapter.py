@@ -7,6 +7,7 @@ catalogue (paths, credential header, names of models, form of input images), nev
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 from urllib.parse import quote, urlsplit
 
@@ -18,15 +19,17 @@ from streamproxy.core.conversation import (
     Conversation,
     Job,
     NotApplied,
+    inlined,
     pour,
     refusal_body,
     send,
 )
 from streamproxy.core.events import Operation
 from streamproxy.core.images import media_type, probe_base64
-from streamproxy.core.rawjson import JsonObject, Member, Pieces, elements, members
+from streamproxy.core.rawjson import JsonObject, Member, Pieces, elements, members, parse
 from streamproxy.core.requests import (
     ImageRequest,
+    Inline,
     Input,
     Part,
     Remote,
@@ -63,6 +66,7 @@ class OpenAI:
 
     def converse(self, job: Job) -> Conversation[None]:
         streams = asks_to_stream(job.request, job.route)
+        job = yield from _with_fetched(job)
         while True:
             request = _request(job, streams=streams)
             head = yield from send(request)
@@ -75,6 +79,29 @@ class OpenAI:
             streams = False  # the provider has processed nothing
             yield NotApplied(_not_applied(job, streams=False))
         yield from pour(Answer(job, head))
+
+
+def _with_fetched(job: Job) -> Conversation[Job]:
+    """The job with its images as data URLs that are at URLs, where the model takes none and they may be fetched."""
+    request, body = job.request, job.request.body
+    allowed = job.limits.fetch_images or request.fetches
+    remote = any(isinstance(image, Remote) for image in request.images)
+    if job.model.remote_image_urls or not allowed or not remote or "images" not in request.given:
+        return job
+    if not isinstance(body, JsonObject):
+        return job
+    items: list[bytes | memoryview] = []
+    images: list[Input] = []
+    for index, (image, (start, end)) in enumerate(zip(request.images, _spans(body, "images"), strict=True)):
+        shown = image if not isinstance(image, Remote) else (yield from inlined(image, job, f"images[{index}]"))
+        images.append(shown)
+        if shown is not image and isinstance(shown, Inline):
+            prefix = b'{"image_url":"data:' + shown.media_type.encode() + b";base64,"
+            items += (b",", prefix, shown.base64, b'"}')
+        else:
+            items += (b",", memoryview(body.raw)[start:end])
+    whole = parse(body.edited(drop=("images",), append={"images": (b"[", *items[1:], b"]")}))
+    return replace(job, request=replace(request, body=whole, images=tuple(images)))
 
 
 def asks_to_stream(request: ImageRequest, route: Route) -> bool:
@@ -104,11 +131,11 @@ def _request(job: Job, *, streams: bool) -> UpstreamRequest:
     path = provider.variations if request.variation is Variation.ROUTE else path
     query = f"?{provider.query}" if provider.query else ""
     accept = "text/event-stream, application/json" if streams else "application/json"
-    url = provider.base_url + path.replace("{model}", _segment(job.route.upstream_model)) + query
+    url = provider.base_url + path.replace("{model}", segment(job.route.upstream_model)) + query
     return UpstreamRequest("POST", url, (("content-type", content_type), ("accept", accept), *COMMON), body)
 
 
-def _segment(model: str) -> str:
+def segment(model: str) -> str:
     """Quote the caller-supplied model name as exactly one path segment."""
     if model in (".", ".."):
         raise ProxyError(Failure.MODEL_NOT_FOUND, "No provider serves a model of this name.", param="model")
@@ -122,13 +149,15 @@ def _left_out(job: Job, *, streams: bool) -> tuple[str, ...]:
 def _json_body(job: Job, body: JsonObject, *, streams: bool) -> tuple[Segment, ...]:
     request, provider = job.request, job.provider
     drop = set(_left_out(job, streams=streams))
-    replace: dict[str, bytes] = {}
+    changed: dict[str, bytes] = {}
     append: dict[str, Segments] = {}
     model = msgspec.json.encode(job.route.upstream_model)  # orjson keeps 4 kB for it, as long as the stream lasts
     if body.value("model") != model:
-        replace["model"] = model
+        changed["model"] = model
     if job.n < request.n:
-        replace["n"] = b"%d" % job.n
+        changed["n"] = b"%d" % job.n
+    if "image_config" in request.options and request.size is not None and "size" not in body.members:
+        append["size"] = (msgspec.json.encode(request.size),)
     if request.operation is Operation.EDIT:
         _refuse_remote(job)
         given = "image" if request.via_generations else "images"
@@ -146,7 +175,7 @@ def _json_body(job: Job, body: JsonObject, *, streams: bool) -> tuple[Segment, .
         if mask is not None and masked and (given != provider.edit_input or isinstance(request.mask, Spooled)):
             drop.add("mask")
             append["mask"] = _mask(job, body, mask)
-    pieces = body.pieces(replace=replace, drop=drop & body.members.keys())
+    pieces = body.pieces(replace=changed, drop=drop & body.members.keys())
     return _extended(pieces, append) if append else pieces
 
 

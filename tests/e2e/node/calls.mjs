@@ -1,6 +1,6 @@
 // Runs calls against the proxy with the real SDK and prints one JSON line per call: what its user would have seen.
 //
-//   node calls.mjs <base_url>  < [{"method": "generate" | "edit" | "vary" | "files" | "models", "body": {...}, "files": n, "retries": n}]
+//   node calls.mjs <base_url>  < [{"method": see send(), "body": {...}, "files": n, "retries": n}]
 //
 // An outcome is {"events": [...], "answer": ..., "error": null | {...}}; pictures stay in, they are small.
 
@@ -62,6 +62,10 @@ async function send(client, call) {
       const content = Buffer.from(await (await client.files.content(made.id)).arrayBuffer()).toString('base64');
       return { made, retrieved, listed, content, deleted: await client.files.delete(made.id) };
     }
+    case 'respond':
+      return client.responses.create(call.body);
+    case 'chat':
+      return client.chat.completions.create(call.body);
     case 'models': {
       const ids = [];
       for await (const model of client.models.list()) ids.push(model.id);

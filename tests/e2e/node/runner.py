@@ -21,9 +21,9 @@ BOUND = 60.0
 
 
 class Call(TypedDict, total=False):
-    """One call: `method` is generate, edit, vary, files or models; `files` pictures are attached to an edit.
+    """One call. `files` pictures are attached to an edit; `retries` are the SDK's.
 
-    `retries` are the SDK's.
+    `method` is generate, edit, vary, files, models, respond or chat.
     """
 
     method: str

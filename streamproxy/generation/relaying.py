@@ -1,0 +1,85 @@
+"""A request that goes to a provider as it came, and its answer as it comes: what is not ours to translate.
+
+The provider is one that speaks OpenAI's wire, whose errors are read as those of its images are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
+from urllib.parse import urlsplit
+
+import orjson
+from anyio.streams.memory import MemoryObjectSendStream
+
+from streamproxy.core.conversation import COMMON, REFUSAL_SECONDS, SMALL, redirected
+from streamproxy.core.rawjson import JsonObject
+from streamproxy.core.requests import Head, UpstreamRequest
+from streamproxy.errors import ProxyError
+from streamproxy.generation.router import Path, Plan
+from streamproxy.observe import Observer
+from streamproxy.providers.openai.adapter import OURS, segment
+from streamproxy.providers.openai.errors import refusal
+from streamproxy.upstream import Answer
+
+EVENTS: Final = "text/event-stream"
+
+Item: TypeAlias = Head | bytes | ProxyError
+"""An answer in parts: its head, its bytes as they came, and the failure that it ends with, if any."""
+
+
+def passed_on(body: JsonObject, plan: Plan, path: Path) -> UpstreamRequest:
+    """The request as it came, but for the model's name and for members that are addressed to this proxy."""
+    route = plan.route
+    query = f"?{route.provider.query}" if route.provider.query else ""
+    url = route.provider.base_url + path(route.provider).replace("{model}", segment(route.upstream_model)) + query
+    headers = (("content-type", "application/json"), ("accept", f"application/json, {EVENTS}"), *COMMON)
+    renamed = {"model": orjson.dumps(route.upstream_model)}
+    left_out = {name for name in OURS if name in body.members}
+    return UpstreamRequest("POST", url, headers, body.pieces(replace=renamed, drop=left_out))
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request to a provider, which is sent once."""
+
+    plan: Plan
+    request: UpstreamRequest
+    observer: Observer
+    request_id: str
+
+    async def read(self, to: MemoryObjectSendStream[Item]) -> None:
+        """Send the request. The parts of the answer go `to` the writer."""
+        async with to:
+            try:
+                signed = replace(self.request, headers=await self.plan.headers(self.request))
+                self.observer.upstream(self.plan.route.provider.name)
+                async with self.plan.service.upstream.open(signed) as answer:
+                    await self._check(answer)
+                    await to.send(answer.head)
+                    while (chunk := await answer.chunk()) is not None:
+                        await to.send(chunk)
+            except ProxyError as error:
+                await to.send(error)
+            except Exception as error:
+                await to.send(self.observer.unexpected(error, self.request_id))
+
+    async def _check(self, answer: Answer) -> None:
+        """Raises ProxyError for an answer that is a refusal."""
+        head = answer.head
+        if 200 <= head.status < 300:
+            return
+        if 300 <= head.status < 400:
+            raise redirected()
+        try:
+            raw = await answer.body(SMALL, REFUSAL_SECONDS)
+        except ProxyError:
+            raw = b""  # its status is enough
+        path = urlsplit(self.request.url).path
+        theirs = self.plan.service.credential.kind == "caller"
+        raise refusal(head, raw, path=path, callers_credential=theirs, scrub=self.plan.scrub)
+
+    def passed(self, head: Head) -> dict[str, str]:
+        """The headers of the provider's that pass."""
+        found = self.plan.policy.relayable(head.items)
+        return {name: value for name, value in found if self.plan.scrub(value) == value}
