@@ -51,6 +51,7 @@ from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.origins import Origins, hosts_of
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.routes import PREFIXES, ROUTES, routes
+from streamproxy.web.static import StaticFile, read_files
 from streamproxy.web.writing import Cutoff
 
 
@@ -80,9 +81,10 @@ def create_app(
         origins=_origins(settings, configured),
         ssl_context=ssl_context,
         resolver=resolver,
+        files=read_files(),
     )
     app = Starlette(
-        routes=routes(),
+        routes=routes(page=settings.playground),
         middleware=[
             Middleware(RequestContext, wiring.observer, wiring.origins, policy),
             Middleware(Cors, wiring.origins),
@@ -115,6 +117,7 @@ class _Wiring:
     origins: Origins
     ssl_context: ssl.SSLContext | None
     resolver: Resolver | None
+    files: Mapping[str, StaticFile]
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -144,13 +147,14 @@ class _Wiring:
             producer=Producer(attempts=attempts, hub=hub, observer=self.observer, tasks=tasks),
             observer=self.observer,
             hub=hub,
-            files=await self._open_files(running, hub),
+            uploads=await self._open_files(running, hub),
             tokens=self.tokens,
             origins=self.origins,
             intake=_intake(self.settings),
             cutoff=Cutoff(tasks, self.settings.drain_timeout),
             keyed=_keyed(self.configured),
             models=ModelLists(services),
+            files=self.files,
         )
 
     def _connect(self, running: AsyncExitStack, trust: ssl.SSLContext) -> dict[str, Service]:
@@ -252,7 +256,9 @@ async def _not_routed(request: Request, exception: Exception) -> Response:
         error = ProxyError(Failure.METHOD_NOT_ALLOWED, "This path does not take this method.")
     else:
         served = ", ".join(f"{row.method} {PREFIXES[0]}{row.path}" for row in ROUTES if row.surface)
-        error = ProxyError(Failure.NOT_FOUND, f"No such path. Served are, under {' and '.join(PREFIXES)}: {served}.")
+        page = " The setting playground serves a page here." if request.url.path == "/" else ""
+        where = f"Served are, under {' and '.join(PREFIXES)}: {served}."
+        error = ProxyError(Failure.NOT_FOUND, f"No such path. {where}{page}")
     note_failure(request.scope, error)
     headers = dict(exception.headers or {}) if isinstance(exception, HTTPException) else {}
     return Response(

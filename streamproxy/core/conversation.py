@@ -306,13 +306,15 @@ class Adapter(Protocol):
 class Picture:
     """One image: its base64 in pieces, the first with the image's header, and its media type.
 
-    An image that could not be fetched has no pieces, but its URL, and the reason in `problem`.
+    An image that could not be fetched has no pieces, but its URL, and the reason in `problem`. `revised_prompt`:
+    the provider's own wording, or empty.
     """
 
     base64: tuple[bytes | memoryview, ...] = field(repr=False)
     media_type: str = ""
     url: str | None = field(default=None, repr=False)
     problem: str = ""
+    revised_prompt: str = field(default="", repr=False)
 
 
 # ------------------------------------------------------------------------------------------------------- typed helpers

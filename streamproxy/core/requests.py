@@ -215,6 +215,11 @@ class Embedded:
         self.segment = as_base64(image)
 
 
+def url_of(image: Input) -> object:
+    """An input image as a URL inside a JSON value: its own, or one that holds the image."""
+    return image.url if isinstance(image, Remote) else Embedded(image, data_url=True)
+
+
 def json_segments(value: object, token: str) -> tuple[Segment, ...]:
     """`value` as JSON, with each Embedded image as a segment of its own.
 

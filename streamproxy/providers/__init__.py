@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from streamproxy.core.conversation import Adapter
+from streamproxy.providers.ark import Ark
 from streamproxy.providers.bfl import Bfl
 from streamproxy.providers.comfyui import ComfyApi, ComfyWebSocket
 from streamproxy.providers.fal import Fal
 from streamproxy.providers.gemini import Gemini
 from streamproxy.providers.imagen import Imagen
+from streamproxy.providers.minimax import MiniMax
 from streamproxy.providers.openai import OpenAI
 from streamproxy.providers.replicate import Replicate
+from streamproxy.providers.xai import XAI
 
 ADAPTERS: Final[dict[str, Adapter]] = {
     "openai": OpenAI(),
@@ -20,6 +23,9 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "fal": Fal(),
     "bfl": Bfl(),
     "replicate": Replicate(),
+    "ark": Ark(),
+    "minimax": MiniMax(),
+    "xai": XAI(),
     "comfyui": ComfyApi(),
     "comfyui-websocket": ComfyWebSocket(),
 }

@@ -122,7 +122,8 @@ class Settings:
     caller_keys: Annotated[
         CallerKeys, "hashes (sha256:...) of the keys callers may use; empty: anybody who can connect"
     ] = field(default=(), repr=False)
-    cors_origins: Annotated[Origins, 'origins whose pages may call; "*" alone is every origin'] = ()
+    cors_origins: Annotated[Origins, 'origins whose pages may call; "*" alone is every origin, ":*" every port'] = ()
+    playground: Annotated[bool, "whether / is a page that orders pictures, to try the proxy in a browser"] = False
     allowed_hosts: Annotated[
         Hosts, "host names besides this machine's own that callers without keys may use where the proxy holds one"
     ] = ()

@@ -1,7 +1,8 @@
 """An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
 
 Below other paths it speaks others': /v1beta Gemini's and Imagen's, /v1/projects/sim the same two on Vertex AI,
-/queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /comfy the Comfy API.
+/queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /ark Ark's,
+/minimax MiniMax's, /xai xAI's, /comfy the Comfy API, and /hosts/<name> OpenAI's as other hosts have it.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -19,6 +20,8 @@ from streamproxy.simulator.bfl import Bfl
 from streamproxy.simulator.comfyui import ComfyUI
 from streamproxy.simulator.fal import Fal
 from streamproxy.simulator.gemini import Gemini
+from streamproxy.simulator.groups import Ark, MiniMax
+from streamproxy.simulator.hosts import Hosts
 from streamproxy.simulator.imagen import Imagen
 from streamproxy.simulator.openai import MODELS, OpenAI
 from streamproxy.simulator.order import PREFIX
@@ -26,6 +29,7 @@ from streamproxy.simulator.received import Handler, Received
 from streamproxy.simulator.replicate import Replicate
 from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import Server, serve
+from streamproxy.simulator.xai import XAI
 
 __all__ = ["BANNER", "Form", "Server", "model_names", "running", "wires"]
 
@@ -53,7 +57,18 @@ class Form(Protocol):
 def wires(pace: float) -> Handler:
     """The handler of all wires."""
     openai = OpenAI(pace)
-    others: tuple[Form, ...] = (Imagen(pace), Gemini(pace), Fal(pace), Bfl(pace), Replicate(pace), ComfyUI(pace))
+    others: tuple[Form, ...] = (
+        Imagen(pace),
+        Gemini(pace),
+        Fal(pace),
+        Bfl(pace),
+        Replicate(pace),
+        Ark(pace),
+        MiniMax(pace),
+        XAI(pace),
+        Hosts(pace),
+        ComfyUI(pace),
+    )
 
     async def handler(received: Received) -> Script:
         for form in others:

@@ -27,6 +27,7 @@ from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.origins import Origins
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import deliver, error_response
+from streamproxy.web.static import StaticFile
 from streamproxy.web.writing import Cutoff
 
 
@@ -42,7 +43,7 @@ class Context:
     producer: Producer
     observer: Observer
     hub: Hub
-    files: Files
+    uploads: Files
     tokens: StreamTokens
     origins: Origins
     intake: Intake
@@ -50,6 +51,7 @@ class Context:
     keyed: bool
     """Whether every provider needs the caller's own key, so that a request without one cannot succeed."""
     models: ModelLists
+    files: Mapping[str, StaticFile]
 
     def ask_for_key(self, request: Request) -> None:
         """Raises ProxyError(INVALID_API_KEY) for a request that brings no key where it cannot do without."""

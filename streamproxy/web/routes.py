@@ -89,13 +89,31 @@ ROUTES: Final[tuple[RouteRow, ...]] = (
     RouteRow("GET", "/livez", info.livez, "The process serves", surface=False, keys=False),
     RouteRow("GET", "/readyz", info.readyz, "New requests are taken", surface=False, keys=False),
     RouteRow("GET", "/metrics", info.metrics, "Prometheus metrics", surface=False),
+    *(
+        RouteRow("GET", path, info.file, meaning, surface=False, keys=False)
+        for path, meaning in (
+            ("/client.js", "Follows streams in a browser or in Node: one module, no dependency"),
+            ("/client.d.ts", "Its types"),
+            ("/element.js", "`<progressive-image>`: shows a stream as a picture that forms"),
+            ("/element.d.ts", "Its types"),
+            ("/react.js", "The same for React"),
+            ("/react.d.ts", "Its types"),
+            ("/client.tgz", "All of them as an npm package: `npm install http://.../client.tgz`"),
+        )
+    ),
 )
 
+PAGE: Final[tuple[RouteRow, ...]] = tuple(
+    RouteRow("GET", path, info.file, "The page to try it", surface=False, keys=False)
+    for path in ("/", "/page.js", "/page.css")
+)
+"""With the setting `playground` only."""
 
-def routes() -> list[Route]:
+
+def routes(*, page: bool) -> list[Route]:
     """Starlette's routes, one a path."""
     found: dict[str, list[RouteRow]] = {}
-    for row in ROUTES:
+    for row in (*ROUTES, *(PAGE if page else ())):
         for prefix in PREFIXES if row.surface else ("",):
             found.setdefault(prefix + row.path, []).append(row)
     return [

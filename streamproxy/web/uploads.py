@@ -50,7 +50,7 @@ async def _create(
     form = await context.intake.read_form(request)
     try:
         uploaded = await to_thread.run_sync(read, form.parts)
-        record = await context.files.keep(uploaded.file, _owner(request, context))
+        record = await context.uploads.keep(uploaded.file, _owner(request, context))
     finally:
         form.close()
     names = uploaded.not_applied(record)
@@ -60,7 +60,7 @@ async def _create(
 async def index(request: Request, context: Context) -> ASGIApp:
     """The files that came with this caller's key, in pages."""
     asked = surface.page(request.query_params)
-    records = await context.files.owned(_owner(request, context))
+    records = await context.uploads.owned(_owner(request, context))
     return json_response(surface.listing(records, asked))
 
 
@@ -81,18 +81,18 @@ async def content(request: Request, context: Context) -> ASGIApp:
     }
     if request.method == "HEAD":
         return empty_response(200, headers)
-    return _Content(await context.files.content(record), headers)
+    return _Content(await context.uploads.content(record), headers)
 
 
 async def delete(request: Request, context: Context) -> ASGIApp:
     """Let go of one file."""
     record = await _found(request, context)
-    await context.files.delete(record)
+    await context.uploads.delete(record)
     return json_response(surface.deleted(record.id))
 
 
 async def _found(request: Request, context: Context) -> FileRecord:
-    return await context.files.find(request.path_params["id"], _owner(request, context))
+    return await context.uploads.find(request.path_params["id"], _owner(request, context))
 
 
 def _owner(request: Request, context: Context) -> str | None:
@@ -129,8 +129,8 @@ async def at_hand(
         if not isinstance(image, FileId) or _of_provider(image.id, provider):
             return image
         try:
-            record = await context.files.find(image.id, owner)
-            upload = SpooledUpload(record.size, await context.files.content(record))
+            record = await context.uploads.find(image.id, owner)
+            upload = SpooledUpload(record.size, await context.uploads.content(record))
         except ProxyError as error:
             error.param = param
             raise

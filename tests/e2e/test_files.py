@@ -318,3 +318,19 @@ async def test_what_is_used_already_may_be_deleted(proxy: Proxy, sim: Server, la
             await sim.wait_until(lambda server: server.calls == 1, BOUND)
         assert (await proxy.client.delete(f"{proxy.url}/v1/files/{id}")).status_code == 200
     assert orjson.loads(sim.received[0].body)["images"] == [{"image_url": URL}]
+
+
+async def test_a_response_takes_files(proxy: Proxy, sim: Server) -> None:
+    image = {"type": "input_image", "file_id": await uploaded(proxy)}
+    mask = {"file_id": await uploaded(proxy, MASK)}
+    tool = {"type": "image_generation", "model": "sim/gpt-image", "input_image_mask": mask}
+    said = [{"role": "user", "content": [{"type": "input_text", "text": PROMPT}, image]}]
+    answer = await proxy.client.post(f"{proxy.url}/v1/responses", json={"model": "x", "input": said, "tools": [tool]})
+    assert answer.status_code == 200, answer.text
+    sent = orjson.loads(sim.received[0].body)
+    assert sent["images"] == [{"image_url": URL}]
+    assert base64.b64decode(sent["mask"]["image_url"].partition(",")[2]) == MASK
+    image["file_id"] = ABSENT
+    absent = await proxy.client.post(f"{proxy.url}/v1/responses", json={"model": "x", "input": said, "tools": [tool]})
+    assert (absent.status_code, absent.json()["error"]["code"]) == (404, "file_not_found")
+    assert sim.calls == 1

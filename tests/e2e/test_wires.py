@@ -47,6 +47,9 @@ MODELS: Final = {
     "fal": "fal/fal-ai/flux/dev",
     "bfl": "bfl/flux-2-pro",
     "replicate": "replicate/black-forest-labs/flux-dev",
+    "ark": "seedream-4-5-251128",
+    "minimax": "MiniMax-H3-Image",
+    "xai": "grok-imagine-image-2.0",
     "comfyui": "painter",
 }
 EDITORS: Final = MODELS | {"comfyui": "editor", "imagen": "imagen-3.0-capability-001"}
@@ -67,7 +70,15 @@ class Setup:
         return [received.target for received in self.server.received if received.method == "POST"]
 
 
-PREVIEWS: Final = {"gemini": 2, "vertex": 2, "imagen": 0, "fal": 2, "bfl": 0, "replicate": 0, "comfyui": 2}
+PREVIEWS: Final = {
+    "gemini": 2,
+    "vertex": 2,
+    "imagen": 0,
+    "fal": 2,
+    "bfl": 0,
+    "replicate": 0,
+    "comfyui": 2,
+} | dict.fromkeys(("ark", "minimax", "xai"), 0)
 PATHS: Final = {
     "sim": "/v1",
     "gemini": "/v1beta",
@@ -76,6 +87,9 @@ PATHS: Final = {
     "fal": "/queue.fal",
     "bfl": "/bfl/v1",
     "replicate": "/replicate/v1",
+    "ark": "/ark/api/v3",
+    "minimax": "/minimax/v1",
+    "xai": "/xai/v1",
     "comfyui": "/comfy",
 }
 
@@ -180,7 +194,7 @@ async def test_several_images_are_one_job_or_several(wire: str, stream: bool, tm
             assert sorted(event.json["image_index"] for event in found) == [0, 1]  # type: ignore[type-var]
         else:
             assert len(answer.json()["data"]) == 2
-        assert len(setup.posts) == (1 if wire in ("fal", "imagen", "replicate") else 2)
+        assert len(setup.posts) == (1 if wire in ("fal", "imagen", "replicate", "ark", "minimax", "xai") else 2)
 
 
 @pytest.mark.parametrize("wire", ["gemini", "vertex"])
@@ -458,6 +472,9 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "fal": {"detail": "No."},
     "bfl": {"detail": "No."},
     "replicate": {"detail": "No."},
+    "ark": {"error": {"code": "InvalidParameter", "message": "No.", "param": "size"}},
+    "minimax": {"error": {"code": "2013", "message": "No.", "http_code": "400"}},
+    "xai": {"code": "400", "error": "No."},
     "comfyui": {"error": {"code": "c", "message": "No."}},
 }
 MODELS_OF: Final = {"sim": "sim/gpt-image", **MODELS}

@@ -1,7 +1,8 @@
 """OpenAI's images wire, as OpenAI, Azure and every compatible host speak it.
 
 A caller's body is forwarded unchanged, except for the members named in this module. Hosts differ in their rows of the
-catalogue (paths, credential header, names of models, form of input images), never in branches.
+catalogue (paths, credential header, names of models, form of input images), never in branches. For a row with `quirks`
+the body is written anew.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -41,7 +42,7 @@ from streamproxy.core.requests import (
 )
 from streamproxy.core.schema import MAX_IMAGES
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.openai import errors
+from streamproxy.providers.openai import errors, rewriting
 from streamproxy.providers.openai.events import Answer
 
 Segments = tuple[Segment, ...]
@@ -59,7 +60,8 @@ class OpenAI:
 
     def at_once(self, request: ImageRequest, route: Route) -> int:
         most = route.model.max_stream_n if asks_to_stream(request, route) else 0
-        return min(request.n, most or request.n)
+        quirks = route.provider.quirks
+        return min(request.n, most or request.n, request.n if quirks is None else quirks.max_n)
 
     def not_applied(self, job: Job) -> tuple[str, ...]:
         return _not_applied(job, streams=asks_to_stream(job.request, job.route))
@@ -68,14 +70,18 @@ class OpenAI:
         streams = asks_to_stream(job.request, job.route)
         job = yield from _with_fetched(job)
         while True:
-            request = _request(job, streams=streams)
+            if job.provider.quirks is not None:
+                request = yield from rewriting.request(job, job.provider.quirks)
+            else:
+                request = _request(job, streams=streams)
             head = yield from send(request)
             if head.status in (200, 201):
                 break
             raw = yield from refusal_body()
             if not (streams and errors.refuses_streaming(head, raw)):
                 path = urlsplit(request.url).path
-                raise errors.refusal(head, raw, path=path, callers_credential=job.callers_key, scrub=job.scrub)
+                error = errors.refusal(head, raw, path=path, callers_credential=job.callers_key, scrub=job.scrub)
+                raise rewriting.blocked(job, error)
             streams = False  # the provider has processed nothing
             yield NotApplied(_not_applied(job, streams=False))
         yield from pour(Answer(job, head))
@@ -113,12 +119,14 @@ def asks_to_stream(request: ImageRequest, route: Route) -> bool:
 
 def _not_applied(job: Job, *, streams: bool) -> tuple[str, ...]:
     unasked = () if streams or not job.request.stream else ("partial_images",)
+    if job.provider.quirks is not None:
+        return tuple(sorted({*rewriting.not_applied(job, job.provider.quirks), *unasked} & job.request.given))
     refused = tuple(name for name in job.model.refuses if name not in HONOURED)
     return tuple(name for name in (*refused, *unasked) if name in job.request.given)
 
 
 def _request(job: Job, *, streams: bool) -> UpstreamRequest:
-    request, provider = job.request, job.provider
+    request = job.request
     body: tuple[Segment, ...]
     if isinstance(request.body, JsonObject):
         content_type = "application/json"
@@ -127,19 +135,10 @@ def _request(job: Job, *, streams: bool) -> UpstreamRequest:
         boundary = f"streamproxy-{job.token}"
         content_type = f"multipart/form-data; boundary={boundary}"
         body = tuple(_form_body(job, request.body, boundary.encode(), streams=streams))
-    path = provider.edits if request.operation is Operation.EDIT else provider.generations
-    path = provider.variations if request.variation is Variation.ROUTE else path
-    query = f"?{provider.query}" if provider.query else ""
     accept = "text/event-stream, application/json" if streams else "application/json"
-    url = provider.base_url + path.replace("{model}", segment(job.route.upstream_model)) + query
-    return UpstreamRequest("POST", url, (("content-type", content_type), ("accept", accept), *COMMON), body)
-
-
-def segment(model: str) -> str:
-    """Quote the caller-supplied model name as exactly one path segment."""
-    if model in (".", ".."):
-        raise ProxyError(Failure.MODEL_NOT_FOUND, "No provider serves a model of this name.", param="model")
-    return quote(model, safe="")
+    return UpstreamRequest(
+        "POST", rewriting.url_for(job), (("content-type", content_type), ("accept", accept), *COMMON), body
+    )
 
 
 def _left_out(job: Job, *, streams: bool) -> tuple[str, ...]:
