@@ -33,7 +33,8 @@ from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.driver import Outside
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router, Service
-from streamproxy.hub import STORES
+from streamproxy.hub import FILE_STORES, STORES
+from streamproxy.hub.files import Files
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.limits import HubLimits
 from streamproxy.observe import Observer
@@ -146,6 +147,7 @@ class _Wiring:
             producer=Producer(attempts=attempts, hub=hub, observer=self.observer, tasks=tasks),
             observer=self.observer,
             hub=hub,
+            uploads=await self._open_files(running, hub),
             tokens=self.tokens,
             origins=self.origins,
             intake=_intake(self.settings),
@@ -193,6 +195,12 @@ class _Wiring:
         hub = Hub(backend=backend, tasks=tasks, limits=limits, observer=self.observer)
         tasks.start_soon(hub.tend)
         return hub
+
+    async def _open_files(self, running: AsyncExitStack, hub: Hub) -> Files:
+        settings = self.settings
+        open_store = FILE_STORES[settings.store.partition(":")[0]]
+        store = await running.enter_async_context(open_store(settings.store, settings.file_bytes))
+        return Files(store, hub.health, settings.file_bytes, settings.file_seconds, tenants=bool(settings.caller_keys))
 
     def _attempts(self, running: AsyncExitStack, trust: ssl.SSLContext) -> Attempts:
         settings = self.settings

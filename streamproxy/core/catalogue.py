@@ -74,6 +74,7 @@ class Provider:
     credential. `project` and `location` replace {project} and {location} in `base_url`; {region} is the location and a
     hyphen, or empty where it is global. `chat` and `responses`: paths of chat completions and of Responses, for
     requests that are passed on as they came.
+    `variations`: a path like the other two, "" where it has none. `file_ids`: how ids of its own files begin.
     """
 
     name: str
@@ -97,6 +98,8 @@ class Provider:
     signing: Literal["key", "google"] = "key"
     project: str = ""
     location: str = ""
+    variations: str = ""
+    file_ids: tuple[str, ...] = ()
     chat: str = ""
     responses: str = ""
 
@@ -133,7 +136,8 @@ class Model:
     since 1970. `simulated`: found by its full id only, and not listed by a provider's "*". `max_prompt`: characters of
     its prompt. `unstreamed_formats`: output formats that it refuses to stream. `fast`: it takes a second or two, so
     that a provider with a queue is asked to answer in one exchange. `surfaces`: the APIs by which it makes pictures.
-    `image_sizes`: what `image_config.image_size` may be in a chat.
+    `image_sizes`: what `image_config.image_size` may be in a chat. `varies`: its edit without an instruction is a
+    variation.
     """
 
     id: str
@@ -155,6 +159,7 @@ class Model:
     max_prompt: int = MAX_PROMPT
     unstreamed_formats: tuple[str, ...] = ()
     fast: bool = False
+    varies: bool = False
     surfaces: tuple[Literal["images", "chat"], ...] = ("images",)
     image_sizes: tuple[str, ...] = ("1K", "2K", "4K")
 

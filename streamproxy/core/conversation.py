@@ -410,7 +410,7 @@ def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled
     if isinstance(image, Inline | Spooled):
         return image
     if isinstance(image, FileId):
-        message = "This provider knows no file ids: send the image as a data: URL, or upload it as a file."
+        message = "This provider knows no file ids of its own. POST /v1/files uploads an image to this proxy."
         raise ProxyError(Failure.UNSUPPORTED_PARAMETER, message, param=param)
     if not (job.limits.fetch_images or job.request.fetches):
         raise ProxyError(

@@ -18,6 +18,7 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router
+from streamproxy.hub.files import Files
 from streamproxy.hub.hub import Hub
 from streamproxy.observe import Observer
 from streamproxy.settings import Settings
@@ -42,6 +43,7 @@ class Context:
     producer: Producer
     observer: Observer
     hub: Hub
+    uploads: Files
     tokens: StreamTokens
     origins: Origins
     intake: Intake

@@ -16,7 +16,7 @@ import msgspec
 from streamproxy.core.catalogue import EVERYTHING, Quirks
 from streamproxy.core.conversation import COMMON, Conversation, Job, inlined, pixels, post_json
 from streamproxy.core.events import Operation
-from streamproxy.core.requests import Inline, Segment, Spooled, UpstreamRequest, as_bytes, url_of
+from streamproxy.core.requests import Inline, Segment, Spooled, UpstreamRequest, Variation, as_bytes, url_of
 from streamproxy.core.sizes import nearest_ratio
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.refusals import moderated
@@ -71,6 +71,7 @@ def url_for(job: Job) -> str:
     """The address of the job's operation."""
     provider = job.provider
     path = provider.edits if job.request.operation is Operation.EDIT else provider.generations
+    path = provider.variations if job.request.variation is Variation.ROUTE else path
     query = f"?{provider.query}" if provider.query else ""
     return provider.base_url + path.replace("{model}", segment(job.route.upstream_model)) + query
 
