@@ -33,7 +33,8 @@ from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.driver import Outside
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router, Service
-from streamproxy.hub import STORES
+from streamproxy.hub import FILE_STORES, STORES
+from streamproxy.hub.files import Files
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.limits import HubLimits
 from streamproxy.observe import Observer
@@ -50,6 +51,7 @@ from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.origins import Origins, hosts_of
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.routes import PREFIXES, ROUTES, routes
+from streamproxy.web.static import StaticFile, read_files
 from streamproxy.web.writing import Cutoff
 
 
@@ -79,9 +81,10 @@ def create_app(
         origins=_origins(settings, configured),
         ssl_context=ssl_context,
         resolver=resolver,
+        files=read_files(),
     )
     app = Starlette(
-        routes=routes(),
+        routes=routes(page=settings.playground),
         middleware=[
             Middleware(RequestContext, wiring.observer, wiring.origins, policy),
             Middleware(Cors, wiring.origins),
@@ -114,6 +117,7 @@ class _Wiring:
     origins: Origins
     ssl_context: ssl.SSLContext | None
     resolver: Resolver | None
+    files: Mapping[str, StaticFile]
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -143,12 +147,14 @@ class _Wiring:
             producer=Producer(attempts=attempts, hub=hub, observer=self.observer, tasks=tasks),
             observer=self.observer,
             hub=hub,
+            uploads=await self._open_files(running, hub),
             tokens=self.tokens,
             origins=self.origins,
             intake=_intake(self.settings),
             cutoff=Cutoff(tasks, self.settings.drain_timeout),
             keyed=_keyed(self.configured),
             models=ModelLists(services),
+            files=self.files,
         )
 
     def _connect(self, running: AsyncExitStack, trust: ssl.SSLContext) -> dict[str, Service]:
@@ -189,6 +195,12 @@ class _Wiring:
         hub = Hub(backend=backend, tasks=tasks, limits=limits, observer=self.observer)
         tasks.start_soon(hub.tend)
         return hub
+
+    async def _open_files(self, running: AsyncExitStack, hub: Hub) -> Files:
+        settings = self.settings
+        open_store = FILE_STORES[settings.store.partition(":")[0]]
+        store = await running.enter_async_context(open_store(settings.store, settings.file_bytes))
+        return Files(store, hub.health, settings.file_bytes, settings.file_seconds, tenants=bool(settings.caller_keys))
 
     def _attempts(self, running: AsyncExitStack, trust: ssl.SSLContext) -> Attempts:
         settings = self.settings
@@ -244,7 +256,9 @@ async def _not_routed(request: Request, exception: Exception) -> Response:
         error = ProxyError(Failure.METHOD_NOT_ALLOWED, "This path does not take this method.")
     else:
         served = ", ".join(f"{row.method} {PREFIXES[0]}{row.path}" for row in ROUTES if row.surface)
-        error = ProxyError(Failure.NOT_FOUND, f"No such path. Served are, under {' and '.join(PREFIXES)}: {served}.")
+        page = " The setting playground serves a page here." if request.url.path == "/" else ""
+        where = f"Served are, under {' and '.join(PREFIXES)}: {served}."
+        error = ProxyError(Failure.NOT_FOUND, f"No such path. {where}{page}")
     note_failure(request.scope, error)
     headers = dict(exception.headers or {}) if isinstance(exception, HTTPException) else {}
     return Response(

@@ -1,4 +1,4 @@
-"""The command line: demo, serve, check, models, simulate, hash-key.
+"""The command line: demo, serve, generate, check, models, simulate, hash-key.
 
 Only click and small parts of the standard library are imported here; each command imports what it runs, so that
 `--help` and a mistyped command answer at once. Every setting is an option, made from the setting's own row. Every error
@@ -227,6 +227,49 @@ def models(ctx: click.Context, config: Path | None) -> None:
     named = [provider.only_named() for provider in configured.providers]
     for model, served in catalogue.listed(named, datetime.now(UTC).date()):
         click.echo(f"{served:45} {'previews' if model.streams and model.partial_images else 'completed only'}")
+
+
+@cli.command(cls=_SettingsCommand)
+@CONFIG
+@click.argument("prompt")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=Path("picture.png"), show_default=True
+)
+@click.option("--model", help="Name of the model.  [default_model, or the first one with previews]")
+@click.option("--previews", type=click.IntRange(0, 3), default=3, show_default=True, help="How many previews.")
+@click.option("--key-env", metavar="NAME", help='Variable with the key to send, where `credential` is "caller".')
+@click.pass_context
+def generate(
+    ctx: click.Context, config: Path | None, prompt: str, output: Path, model: str | None, previews: int, key_env: str
+) -> None:
+    """Order one picture from a configured provider, and show its previews and its cost."""
+    settings, catalogue, configured = _checked(ctx, config)
+
+    from streamproxy.demo import FORMATS, Order, Shown, terminal_pictures
+    from streamproxy.demo import generate as run_generate
+    from streamproxy.observe import configure_logging
+
+    named = model or settings.default_model or _first_with_previews(catalogue, configured)
+    if named is None:
+        raise click.UsageError("The providers' models are not known here: say which with --model.")
+    if key_env and not os.environ.get(key_env):
+        raise click.UsageError(f"--key-env: there is no variable {key_env}, or it is empty.")
+    configure_logging("error", "text")
+    key = os.environ[key_env] if key_env else ""
+    order = Order(prompt=prompt, model=named, previews=previews, format=FORMATS.get(output.suffix.lower(), ""), key=key)
+    click.echo(f"Asking {named} for: {prompt}")
+    shown = Shown(output, click.echo, terminal_pictures(os.environ, tty=sys.stdout.isatty()))
+    _run(lambda: run_generate(order, settings, shown))
+
+
+def _first_with_previews(catalogue: Catalogue, configured: Providers) -> str | None:
+    """The first model that is listed and makes previews, else the first one; None where none is listed."""
+    from datetime import UTC, datetime
+
+    named = [provider.only_named() for provider in configured.providers]
+    listed = catalogue.listed(named, datetime.now(UTC).date())
+    with_previews = [served for model, served in listed if model.streams and model.partial_images]
+    return next(iter([*with_previews, *(served for _, served in listed)]), None)
 
 
 @cli.command()

@@ -70,6 +70,8 @@ class Failure(Enum):
     CALLER_STALLED = FailureRow("client_stalled", 499, INVALID, "client_stall", charged=True)
     STREAM_TOKEN = FailureRow("invalid_stream_token", 401, AUTHENTICATION, "stream_token")
     READ_ONLY_TOKEN = FailureRow("read_only_token", 403, INVALID, "stream_token")
+    FILE_NOT_FOUND = FailureRow("file_not_found", 404, INVALID, "not_found")
+    FILE_EXPIRED = FailureRow("file_expired", 410, INVALID, "not_found")
     GONE = FailureRow("stream_gone", 410, INVALID, "not_found")
     IDEMPOTENCY_MISMATCH = FailureRow("idempotency_key_reused", 422, INVALID, "idempotency")
     TOO_MANY_VIEWERS = FailureRow("too_many_viewers", 429, INVALID, "viewers")
@@ -80,6 +82,7 @@ class Failure(Enum):
     PRODUCER_LOST = FailureRow("producer_lost", 502, SERVER, "producer_lost", charged=True)
     DESCRIPTORS_EXHAUSTED = FailureRow("descriptors_exhausted", 503, SERVER, "emfile")
     UPLOAD_SPOOL = FailureRow("upload_spool", 507, SERVER, "spool")
+    FILES_FULL = FailureRow("files_full", 507, SERVER, "files")
     SERVER_SHUTDOWN = FailureRow("server_shutdown", 503, SERVER, "drain", charged=True)
     INTERNAL = FailureRow("internal_error", 500, SERVER, "internal", charged=True)
     # Towards the provider: nothing of the request can have been processed.

@@ -27,7 +27,7 @@ from streamproxy.simulator.openai import MODELS
 CANARY = "sk-Canary0123456789"
 SECONDS = 60
 PROVIDER = [row.name.rpartition(".")[2] for row in describe() if row.name.startswith("providers.")]
-COMMANDS = ("demo", "serve", "check", "models", "simulate", "hash-key")
+COMMANDS = ("generate", "demo", "serve", "check", "models", "simulate", "hash-key")
 MINE = ("OPENAI_API_KEY", "EDENAI_API_KEY", "OCTEN_API_KEY", "AZURE_OPENAI_API_KEY", "CREDENTIALS_DIRECTORY")
 
 
@@ -351,3 +351,25 @@ def test_tracebacks_are_for_debugging(tmp_path: Path, debug: bool) -> None:
     result = run(*words, "check", "--config", str(tmp_path / "absent.toml"))
     assert result.returncode == 1
     assert ("Traceback" in result.stderr) is debug
+
+
+def test_one_picture_of_a_provider(tmp_path: Path) -> None:
+    """Its previews are files, in the format that the name asks for; the key is sent where callers bring their own."""
+    config = tmp_path / "c.toml"
+    with started("simulate", "--port", "0", "--pace", "0", environ={}, cwd=tmp_path) as (_, url):
+        config.write_text(f'[providers.sim]\nbase_url = "{url}"\ncredential = "caller"')
+        words = ("generate", "a red boat", "-o", "boat.webp", "--config", "c.toml", "--key-env", "MINE")
+        result = run(*words, "--model", "sim/gpt-image", "--previews", "1", environ={"MINE": CANARY}, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert CANARY not in result.stdout
+    assert re.search(r"^It", result.stdout, re.M)
+    made = sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".webp")
+    assert made == ["boat.preview-1.webp", "boat.webp"]
+    assert all((tmp_path / name).read_bytes()[8:12] == b"WEBP" for name in made)
+
+
+def test_a_picture_needs_a_model_and_a_key_that_is_there() -> None:
+    unnamed = call("generate", "a", "--upstream", "http://h/v1")
+    assert (unnamed.returncode, "--model" in unnamed.stderr) == (2, True)
+    absent = call("generate", "a", "--upstream", "http://h/v1", "--model", "m", "--key-env", "NO_SUCH_KEY")
+    assert (absent.returncode, "NO_SUCH_KEY" in absent.stderr) == (2, True)

@@ -30,6 +30,7 @@ from streamproxy.server.guard import HEAD_SECONDS
 from streamproxy.settings import describe
 from streamproxy.settings.providers import read_catalogue
 from streamproxy.simulator import running
+from streamproxy.simulator.pictures import draw, encode
 from streamproxy.simulator.received import Received, Server
 from streamproxy.simulator.script import Script, error_answer, json_answer
 from streamproxy.simulator.server import serve
@@ -151,7 +152,7 @@ def test_numbers_in_the_text() -> None:
 
 def test_providers_known_by_name() -> None:
     (said,) = re.findall(r"Providers known by name:\n(.*?)\.\n", README, re.DOTALL)
-    assert re.findall(r"`([a-z0-9]+)`", said) == list(read_catalogue().providers)
+    assert re.findall(r"`([a-z][a-z0-9-]*)`", said) == list(read_catalogue().providers)
 
 
 def test_links_to_files_lead_somewhere() -> None:
@@ -253,6 +254,16 @@ def node() -> str:
     if found is None:
         pytest.skip("there is no node")
     return found
+
+
+@pytest.mark.anyio
+async def test_an_upload(tmp_path: Path) -> None:
+    (tmp_path / "lighthouse.png").write_bytes(encode(draw("a lighthouse", 64, 64), "png"))
+    (snippet,) = [block for block in blocks("python") if "files.create" in block]
+    async with proxied() as proxy:
+        client = f"import openai\nclient = openai.OpenAI(api_key='none', base_url='{proxy.url}/v1', max_retries=0)\n"
+        out = await ran([sys.executable, "-c", client + snippet], tmp_path)
+    assert out.startswith(b"iVBORw0K")
 
 
 @pytest.mark.anyio

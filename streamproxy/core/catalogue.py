@@ -35,6 +35,32 @@ Row = TypeVar("Row", "Provider", "Model")
 
 
 @dataclass(frozen=True, slots=True)
+class Quirks:
+    """What an OpenAI-shaped host takes otherwise than OpenAI. Requests to it are written anew, member by member.
+
+    `size`: under that name, as `width` and `height`, or as one of the aspect ratios `ratios` under the name. `max_n`:
+    the most pictures of one request. `takes`: members besides model, prompt, n, size and the images; "*" is every one.
+    `values`: (member, caller's value, host's); other values of such a member are not taken. `adds`: (member, value)
+    where the caller says nothing, `edit_adds` for edits. `edit`: edits as JSON, as a form, or none. `image`: the member
+    of an input image; `several`: that of more than one, "" where it takes one. `masks`: it takes a mask. `blocked`:
+    codes of its refusals for what is shown.
+    """
+
+    size: Literal["size", "edges", "ratio"] = "size"
+    ratios: tuple[str, ...] = ()
+    max_n: int = 10
+    takes: tuple[str, ...] = (EVERYTHING,)
+    values: tuple[tuple[str, str, str], ...] = ()
+    adds: tuple[tuple[str, str | bool | float], ...] = ()
+    edit_adds: tuple[tuple[str, str | bool | float], ...] = ()
+    edit: Literal["json", "form", "none"] = "form"
+    image: str = "image"
+    several: str = "image"
+    masks: bool = False
+    blocked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Provider:
     """One host and how to reach it. Configuration replaces fields of the catalogue's row, or adds rows of its own.
 
@@ -43,10 +69,12 @@ class Provider:
     `images` of {image_url | file_id}, or as `image`, strings, on the generations path. `streams` false: never asked to
     stream. `serves`: owners whose models it has; "*" adds every name that no provider serves by owner. `models`: the
     operator's own list, same "*". `deployments`: (model, upstream name) pairs; with any, it serves no owner.
-    `hosts`: other hosts of its own, like "*.bfl.ai", that may get the credential. `workflows`: (model, JSON) pairs.
-    `signing`: a key in a header, or an OAuth token from Google for the credential. `project` and `location` replace
-    {project} and {location} in `base_url`; {region} is the location and a hyphen, or empty where it is global.
-    `chat` and `responses`: paths of chat completions and of Responses, for requests that are passed on as they came.
+    `quirks`: its other differences from OpenAI. `hosts`: other hosts of its own, like "*.bfl.ai", that may get the
+    credential. `workflows`: (model, JSON) pairs. `signing`: a key in a header, or an OAuth token from Google for the
+    credential. `project` and `location` replace {project} and {location} in `base_url`; {region} is the location and a
+    hyphen, or empty where it is global. `chat` and `responses`: paths of chat completions and of Responses, for
+    requests that are passed on as they came.
+    `variations`: a path like the other two, "" where it has none. `file_ids`: how ids of its own files begin.
     """
 
     name: str
@@ -66,9 +94,12 @@ class Provider:
     deployments: tuple[tuple[str, str], ...] = ()
     hosts: tuple[str, ...] = ()
     workflows: tuple[tuple[str, str], ...] = ()
+    quirks: Quirks | None = None
     signing: Literal["key", "google"] = "key"
     project: str = ""
     location: str = ""
+    variations: str = ""
+    file_ids: tuple[str, ...] = ()
     chat: str = ""
     responses: str = ""
 
@@ -105,7 +136,8 @@ class Model:
     since 1970. `simulated`: found by its full id only, and not listed by a provider's "*". `max_prompt`: characters of
     its prompt. `unstreamed_formats`: output formats that it refuses to stream. `fast`: it takes a second or two, so
     that a provider with a queue is asked to answer in one exchange. `surfaces`: the APIs by which it makes pictures.
-    `image_sizes`: what `image_config.image_size` may be in a chat.
+    `image_sizes`: what `image_config.image_size` may be in a chat. `varies`: its edit without an instruction is a
+    variation.
     """
 
     id: str
@@ -127,6 +159,7 @@ class Model:
     max_prompt: int = MAX_PROMPT
     unstreamed_formats: tuple[str, ...] = ()
     fast: bool = False
+    varies: bool = False
     surfaces: tuple[Literal["images", "chat"], ...] = ("images",)
     image_sizes: tuple[str, ...] = ("1K", "2K", "4K")
 

@@ -87,11 +87,14 @@ def completed(
     values |= ending
     kind = type_of(operation, Role.COMPLETED)
     head = b'{"type":"' + kind.encode() + (b'","b64_json":"' if image.b64 else b'","b64_json":null,')
-    tail = msgspec.json.encode(values)
+    tail = msgspec.json.encode(values).translate(_ONE_LINE)
     if image.b64:
         return Frame(kind, (head, *image.b64, b'",' + tail[1:]), image=index, final=True)
     return Frame(kind, (head + tail[1:],), image=index, final=True)
 
+
+_ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
+"""A provider may indent its JSON, and an event is one line. Inside of strings there are no line ends."""
 
 _COMMAS: Final = 64 * 1024
 """Commas of one event: more members than this would take seconds. Base64 has no comma."""
@@ -265,7 +268,7 @@ def finals(
     total = counted.paid
     if total is None:
         counted = counted if counted.pixels is not None else replace(counted, pixels=_pixels(made))
-        total = cost(used, job.model.price, len(made), counted)
+        total = cost(used, job.model.price, counted.images or len(made), counted)
     if job.n < job.request.n:
         pictures = pictures[: job.n]  # the other indices are other jobs'
     last = max((index for index, picture in enumerate(pictures) if picture is not None), default=0)
@@ -277,6 +280,12 @@ def finals(
             members = {"usage": used, "cost": total, **(said or {})}
             members |= {} if total is not None else {"cost_unknown": why_unknown(job.model.price)}
         yield _frame(job, Role.COMPLETED, picture, index, {**members, "provider": job.provider.name}, len(pictures) > 1)
+
+
+def early(job: Job, picture: Picture, image: int) -> Frame:
+    """The `completed` event of a picture that others follow: what they cost together stands in the last one."""
+    members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None, "provider": job.provider.name}
+    return _frame(job, Role.COMPLETED, picture, image, members)
 
 
 def _pixels(pictures: Sequence[Picture]) -> tuple[int, ...] | None:
@@ -302,6 +311,8 @@ def _frame(
     }
     if job.several or several:
         values["image_index"] = job.first + image
+    if picture.revised_prompt:
+        values["revised_prompt"] = picture.revised_prompt
     if not picture.base64:
         values |= {"url": picture.url, "warning": picture.problem}
     tail = msgspec.json.encode({**values, **members})[1:]

@@ -326,13 +326,15 @@ class Adapter(Protocol):
 class Picture:
     """One image: its base64 in pieces, the first with the image's header, and its media type.
 
-    An image that could not be fetched has no pieces, but its URL, and the reason in `problem`.
+    An image that could not be fetched has no pieces, but its URL, and the reason in `problem`. `revised_prompt`:
+    the provider's own wording, or empty.
     """
 
     base64: tuple[bytes | memoryview, ...] = field(repr=False)
     media_type: str = ""
     url: str | None = field(default=None, repr=False)
     problem: str = ""
+    revised_prompt: str = field(default="", repr=False)
 
 
 # ------------------------------------------------------------------------------------------------------- typed helpers
@@ -433,7 +435,7 @@ def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled
     if isinstance(image, Inline | Spooled):
         return image
     if isinstance(image, FileId):
-        message = "This provider knows no file ids: send the image as a data: URL, or upload it as a file."
+        message = "This provider knows no file ids of its own. POST /v1/files uploads an image to this proxy."
         raise ProxyError(Failure.UNSUPPORTED_PARAMETER, message, param=param)
     if not (job.limits.fetch_images or job.request.fetches):
         raise ProxyError(

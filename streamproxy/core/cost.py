@@ -54,13 +54,14 @@ class Work:
     """The measures of a job that is not charged by tokens. None: not known.
 
     `pixels`: of each picture made; `inputs`: megapixels of the input pictures; `seconds`: the job's run time; `paid`:
-    the provider's own figure in USD.
+    the provider's own figure in USD; `images`: the number made, where some have had their frames before.
     """
 
     pixels: tuple[int, ...] | None = None
     inputs: int | None = 0
     seconds: float | None = None
     paid: float | None = None
+    images: int = 0
 
 
 UNKNOWN: Final = Work(inputs=None)

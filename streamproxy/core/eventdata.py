@@ -206,8 +206,7 @@ def _between(data: tuple[Piece, ...], span: _Span) -> Iterator[Piece]:
         piece = memoryview(data[number])
         start = span.start if number == 0 else 0
         end = span.end if number == span.last else len(piece)
-        if start < end:
-            yield piece[start:end]
+        yield piece[start:end]
 
 
 def _image_span(data: tuple[Piece, ...]) -> _Span | None:

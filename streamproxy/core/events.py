@@ -106,7 +106,7 @@ def error_frame(error: ProxyError, request_id: str) -> Frame:
         return Frame(ERROR, error.details.as_sent, final=True)
     data = {
         "type": ERROR,
-        "error": {**error.details.members, **_named(error), "status": error.status},
+        "error": {**error.details.members, **_named(error), "status": error.status, "charged": error.charged},
         "request_id": request_id,
     }
     return Frame(ERROR, (orjson.dumps(data),), final=True)

@@ -30,6 +30,9 @@ from streamproxy.core.schema import (
     lax_integer,
 )
 
+VARIATION: Final = tuple(replace(rule, low=0, required=False) if rule.name == "prompt" else rule for rule in RULES)
+"""The rules of a variation, which needs no prompt."""
+
 _IMAGE: Final = re.compile(r"images?(?:\[\])?|image\[([0-9]{1,4})\]")
 
 
@@ -39,15 +42,22 @@ def is_image_part(name: str) -> bool:
 
 
 def form(
-    text: Mapping[str, Sequence[str]], files: Mapping[str, Sequence[int]], *, max_prompt: int = MAX_PROMPT
+    text: Mapping[str, Sequence[str]],
+    files: Mapping[str, Sequence[int]],
+    *,
+    max_prompt: int = MAX_PROMPT,
+    variation: bool = False,
 ) -> Fields:
     """Check a multipart edit. `text`: the values of each text part in order; `files`: the sizes of each name's files.
+
+    A variation has one image, and needs no prompt.
 
     Raises ProxyError: INVALID_REQUEST with every problem in field order; INVALID_JSON or DUPLICATE_KEY for an
     `extra_headers` part that starts like an object and cannot be read.
     """
     checks = Checklist()
-    for rule in RULES:
+    rules, most = (VARIATION, 1) if variation else (RULES, MAX_IMAGES)
+    for rule in rules:
         values = text.get(rule.name, ())
         if files.get(rule.name):
             checks.problem((rule.name,), "Input should be a valid string", "string_type")
@@ -57,7 +67,7 @@ def form(
             _field(checks, rule if rule.name != "prompt" else replace(rule, high=max_prompt), values[0])
         elif rule.required:
             checks.missing(rule.name)
-    _images(checks, text, files)
+    _images(checks, text, files, most)
     extra_headers = _extra_headers(checks, text.get("extra_headers", ()))
     return checks.fields(edit=True, extra_headers=extra_headers)
 
@@ -89,7 +99,9 @@ def _field(checks: Checklist, rule: Rule, value: str) -> None:
                 checks.problem(loc, "Input should be a valid dictionary", "dict_type")
 
 
-def _images(checks: Checklist, text: Mapping[str, Sequence[str]], files: Mapping[str, Sequence[int]]) -> None:
+def _images(
+    checks: Checklist, text: Mapping[str, Sequence[str]], files: Mapping[str, Sequence[int]], most: int
+) -> None:
     total = sum(len(sizes) for name, sizes in files.items() if is_image_part(name))
     for name, sizes in files.items():
         if 0 in sizes and (is_image_part(name) or name == "mask"):
@@ -101,7 +113,7 @@ def _images(checks: Checklist, text: Mapping[str, Sequence[str]], files: Mapping
     elif not total:
         checks.missing("image")
     else:
-        checks.items(("image",), total, 1, MAX_IMAGES)
+        checks.items(("image",), total, 1, most)
     if "mask" in text:
         checks.problem(("mask",), "Value error, expected a file", "value_error")
     checks.items(("mask",), len(files.get("mask", ())), 0, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 import msgspec
@@ -112,6 +113,13 @@ def as_bytes(image: Inline | Spooled) -> Segment:
     return Decoded(image.base64) if isinstance(image, Inline) else image.upload
 
 
+class Variation(Enum):
+    """How a variation is made: by the provider's own route, or as an edit without an instruction."""
+
+    ROUTE = "variation"
+    EDIT = "edit"
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
     """A caller's request, the same for every provider that might serve it.
@@ -119,6 +127,7 @@ class ImageRequest:
     `model`: the name as the caller wrote it. `body`: as it was sent, a JSON object as raw bytes with member spans, or
     the parts of a form. `extra_headers`: not checked yet, since the checks depend on the provider. `via_generations`:
     an edit that came as a generation with an `image` member. `later`: its readers come later, and always read events.
+    `variation`: an edit that came as a variation.
     A surface of another wire writes `body` itself; then `options` are wishes that have no member in it, `unheard` the
     caller's members that no provider is asked for, and `fetches` says that image URLs are fetched in any case.
     """
@@ -140,6 +149,7 @@ class ImageRequest:
     body: JsonObject | tuple[Part, ...] = field(repr=False)
     via_generations: bool = False
     later: bool = False
+    variation: Variation | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     unheard: tuple[str, ...] = ()
     fetches: bool = False
@@ -203,6 +213,11 @@ class Embedded:
             )
         self.prefix = f"data:{image.media_type};base64,".encode() if data_url else b""
         self.segment = as_base64(image)
+
+
+def url_of(image: Input) -> object:
+    """An input image as a URL inside a JSON value: its own, or one that holds the image."""
+    return image.url if isinstance(image, Remote) else Embedded(image, data_url=True)
 
 
 def json_segments(value: object, token: str) -> tuple[Segment, ...]:

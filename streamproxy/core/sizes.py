@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log, sqrt
+from math import ceil, floor, log, sqrt
 from typing import Final
 
 MEGAPIXEL: Final = 1024 * 1024
@@ -35,6 +35,17 @@ class Grid:
         most = self.most // self.step * self.step
         least = -(-self.least // self.step) * self.step
         return min(most, max(least, round(length / self.step) * self.step))
+
+
+def resized(width: int, height: int, least: int, most: int, step: int = 16) -> tuple[int, int]:
+    """The size in the same shape whose area is in these bounds, as it is where it has that already."""
+    area = width * height
+    if least <= area <= most:
+        return width, height
+    scale = sqrt((least if area < least else most) / area)
+    rounded = ceil if area < least else floor
+    wide, high = (max(step, rounded(round(edge * scale / step, 6)) * step) for edge in (width, height))
+    return wide, high
 
 
 def nearest_ratio(ratios: Sequence[str], width: int, height: int) -> str:

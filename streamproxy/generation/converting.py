@@ -1,7 +1,7 @@
 """An image as another kind of file: the only place where the pictures of a request are decoded.
 
 Blocking, and some seconds of work for the largest: the driver calls it in a worker thread. Pillow's memory is bounded
-by the pixels that the file's own header says, before anything is decoded, times AT_ONCE.
+by the pixels that the file's own header says, before anything is decoded, times the driver's CONVERSIONS.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ from streamproxy.errors import Failure, ProxyError
 
 MAX_PIXELS: Final = 24_000_000
 """The largest picture that a known model makes has 18.9 million (Gemini's 1536x12288)."""
-
-AT_ONCE: Final = 2
-"""Conversions at a time: MAX_PIXELS are 96 MB as RGBA, and JPEG needs a second copy of them."""
 
 JPEG_QUALITY: Final = 95
 """The highest that Pillow's documentation recommends."""

@@ -48,7 +48,6 @@ from streamproxy.core.events import Frame
 from streamproxy.core.requests import Head, Inline, Spooled, UpstreamRequest
 from streamproxy.core.sse import Event
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.generation.converting import AT_ONCE, convert
 from streamproxy.generation.router import Plan
 from streamproxy.upstream import Answer
 from streamproxy.upstream.fetch import Fetcher
@@ -73,6 +72,10 @@ FETCHES: Final = 8
 """Images fetched at a time. Each is up to 67 MB of base64, so all of them have as much as two answers of the largest
 size (max_response_bytes). A picture of 4 MB takes about a second at 32 Mbit/s.
 """
+
+
+CONVERSIONS: Final = 2
+"""Pictures converted at a time: the largest one has 96 MB as RGBA, and JPEG needs a second copy of it."""
 
 
 class Sink(Protocol):
@@ -127,7 +130,7 @@ class Outside:
     """Seconds to open a WebSocket."""
     ssl_context: ssl.SSLContext
     fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(FETCHES))
-    converting: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(AT_ONCE))
+    converting: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(CONVERSIONS))
 
 
 @dataclass(slots=True)
@@ -351,7 +354,7 @@ class Driver:
     async def _convert(self, image: Inline | Spooled | Picture, form: str) -> Picture:
         limiter = self._outside.converting
         with anyio.CancelScope(deadline=self._ends_at):
-            return await to_thread.run_sync(convert, image, form, abandon_on_cancel=True, limiter=limiter)
+            return await to_thread.run_sync(_converted, image, form, abandon_on_cancel=True, limiter=limiter)
         raise self._late()
 
     async def _wait(self, seconds: float) -> None:
@@ -395,6 +398,12 @@ class Driver:
                     pass
             except ProxyError as error:
                 self._sink.tolerated(error.failure.value.label)
+
+
+def _converted(image: Inline | Spooled | Picture, form: str) -> Picture:
+    from streamproxy.generation.converting import convert  # Pillow: 2.5 MB that few installations need
+
+    return convert(image, form)
 
 
 async def _trailing(answer: Answer) -> str | None:

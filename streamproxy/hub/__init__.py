@@ -6,6 +6,7 @@ hub                    the registry of all of them
 limits, keys, repeats  what is admitted; streams by Idempotency-Key; requests that are sent again
 mirrors                streams of other processes that are followed here
 store, memory, valkey  where streams are kept; `STORES` says which stores there are
+files, disk            uploaded files, and where they are kept; `FILE_STORES` says which stores there are
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
+from streamproxy.hub.disk import DiskFiles
+from streamproxy.hub.files import FileStore
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
 from streamproxy.hub.store import StoreBackend
 
@@ -37,6 +40,20 @@ async def _valkey(url: str, max_bytes: int, linger: float) -> AsyncIterator[Stor
         yield StoreBackend(store, store, store, store, store, store)
 
 
+@asynccontextmanager
+async def _disk_files(url: str, max_bytes: int) -> AsyncIterator[FileStore]:
+    async with DiskFiles(max_bytes=max_bytes, now=time.time).open() as files:
+        yield files
+
+
+@asynccontextmanager
+async def _valkey_files(url: str, max_bytes: int) -> AsyncIterator[FileStore]:
+    from streamproxy.hub.valkey.files import ValkeyFiles  # needs the extra `valkey`
+
+    async with ValkeyFiles(url, max_bytes=max_bytes).open() as files:
+        yield files
+
+
 StoreFactory = Callable[[str, int, float], AbstractAsyncContextManager[StoreBackend]]
 
 STORES: Final[dict[str, StoreFactory]] = {
@@ -44,3 +61,11 @@ STORES: Final[dict[str, StoreFactory]] = {
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey),
 }
 """By the scheme of the setting `store`: opens it for the URL, the bytes and the seconds that streams may take."""
+
+FileStoreFactory = Callable[[str, int], AbstractAsyncContextManager[FileStore]]
+
+FILE_STORES: Final[dict[str, FileStoreFactory]] = {
+    "memory": _disk_files,
+    **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_files),
+}
+"""By the same scheme: opens the store of files for the URL, and the bytes that all of them may take."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from streamproxy.core.conversation import Adapter
+from streamproxy.providers.ark import Ark
 from streamproxy.providers.automatic1111 import Automatic1111
 from streamproxy.providers.bfl import Bfl
 from streamproxy.providers.comfyui import ComfyApi, ComfyWebSocket
@@ -13,10 +14,12 @@ from streamproxy.providers.fal import Fal
 from streamproxy.providers.gemini import Gemini
 from streamproxy.providers.imagen import Imagen
 from streamproxy.providers.mai import Mai
+from streamproxy.providers.minimax import MiniMax
 from streamproxy.providers.openai import OpenAI
 from streamproxy.providers.openrouter import OpenRouter
 from streamproxy.providers.replicate import Replicate
 from streamproxy.providers.stability import Stability
+from streamproxy.providers.xai import XAI
 
 ADAPTERS: Final[dict[str, Adapter]] = {
     "openai": OpenAI(),
@@ -30,6 +33,9 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "dashscope": DashScope(),
     "openrouter": OpenRouter(),
     "automatic1111": Automatic1111(),
+    "ark": Ark(),
+    "minimax": MiniMax(),
+    "xai": XAI(),
     "comfyui": ComfyApi(),
     "comfyui-websocket": ComfyWebSocket(),
 }

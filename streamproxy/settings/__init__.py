@@ -31,6 +31,7 @@ from streamproxy.settings.values import (
     Grace,
     Host,
     Hosts,
+    Lifetime,
     Model,
     ModelNames,
     Names,
@@ -76,6 +77,9 @@ class ProviderSettings:
     ] = None
     generations: Annotated[PathTemplate | None, "path of generations, below base_url; may hold {model}"] = None
     edits: Annotated[PathTemplate | None, "path of edits, below base_url; may hold {model}"] = None
+    variations: Annotated[
+        PathTemplate | None, "path of variations, below base_url; may hold {model}; empty: it has none"
+    ] = None
     chat: Annotated[PathTemplate | None, "path of chat completions, below base_url; empty: it has none"] = None
     responses: Annotated[PathTemplate | None, "path of Responses, below base_url; empty: it has none"] = None
     edit_input: Annotated[Literal["images", "image"] | None, "member that carries the images of an edit"] = None
@@ -118,7 +122,8 @@ class Settings:
     caller_keys: Annotated[
         CallerKeys, "hashes (sha256:...) of the keys callers may use; empty: anybody who can connect"
     ] = field(default=(), repr=False)
-    cors_origins: Annotated[Origins, 'origins whose pages may call; "*" alone is every origin'] = ()
+    cors_origins: Annotated[Origins, 'origins whose pages may call; "*" alone is every origin, ":*" every port'] = ()
+    playground: Annotated[bool, "whether / is a page that orders pictures, to try the proxy in a browser"] = False
     allowed_hosts: Annotated[
         Hosts, "host names besides this machine's own that callers without keys may use where the proxy holds one"
     ] = ()
@@ -146,6 +151,8 @@ class Settings:
     )
     store_bytes: Annotated[Bytes, "bytes the memory store keeps; the oldest finished go first"] = 256 * MIB
     linger: Annotated[Seconds, "seconds a finished stream is kept"] = 900.0
+    file_bytes: Annotated[Bytes, "bytes of all uploaded files together; no more are taken until some go"] = GIB
+    file_seconds: Annotated[Lifetime, "seconds an uploaded file is kept, unless it asks for less"] = 86400.0
     disconnect_grace: Annotated[Grace, "seconds until a generation without readers is cancelled"] = 15.0
     failure_hold: Annotated[Grace, "seconds a failure that may have been charged is held for the same request"] = 10.0
     finish_models: Annotated[ModelNames, "models whose generations run to the end without readers"] = ()

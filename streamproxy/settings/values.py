@@ -217,7 +217,7 @@ def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
         raise Refused('it has "*" and other origins', 'write "*" alone, or list the origins without it')
     value = tuple(map(_ascii_origin, value))
     for place, origin in enumerate(value, 1):
-        if origin != "*" and not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?", origin):
+        if origin != "*" and not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:(\d{1,5}|\*))?", origin):
             raise Refused(f"entry {place} is not an origin", "write origins like https://app.example.com, no path")
     return value
 
@@ -314,6 +314,7 @@ Count = Annotated[int, Within(1, 65_535)]
 Workers = Annotated[int, Within(1, 256)]
 Bytes = Annotated[int, Within(64 * KIB, 1024 * GIB)]
 Seconds = Annotated[float, Within(0, DAY, above=True)]
+Lifetime = Annotated[float, Within(0, 30 * DAY, above=True)]
 Grace = Annotated[float, Within(0, DAY)]
 Rate = Annotated[float, Within(1, GIB)]
 Silence = Annotated[float, Within(1, DAY)]

@@ -1,10 +1,10 @@
 """An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
 
 Below other paths it speaks others': /v1beta Gemini's and Imagen's, /v1/projects/sim the same two on Vertex AI,
-/queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /comfy the Comfy API,
-/a1111 AUTOMATIC1111's, /openrouter OpenRouter's,
-/dashscope Alibaba's, /azure Microsoft's MAI,
-/stability Stability AI's.
+/queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /ark Ark's,
+/minimax MiniMax's, /xai xAI's, /comfy the Comfy API, /a1111 AUTOMATIC1111's,
+/openrouter OpenRouter's, /dashscope Alibaba's, /azure Microsoft's MAI, /stability Stability AI's, and /hosts/<name>
+OpenAI's as other hosts have it.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -24,6 +24,8 @@ from streamproxy.simulator.comfyui import ComfyUI
 from streamproxy.simulator.dashscope import DashScope
 from streamproxy.simulator.fal import Fal
 from streamproxy.simulator.gemini import Gemini
+from streamproxy.simulator.groups import Ark, MiniMax
+from streamproxy.simulator.hosts import Hosts
 from streamproxy.simulator.imagen import Imagen
 from streamproxy.simulator.mai import Mai
 from streamproxy.simulator.openai import MODELS, OpenAI
@@ -34,6 +36,7 @@ from streamproxy.simulator.replicate import Replicate
 from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import Server, serve
 from streamproxy.simulator.stability import Stability
+from streamproxy.simulator.xai import XAI
 
 __all__ = ["BANNER", "Form", "Server", "model_names", "running", "wires"]
 
@@ -61,9 +64,23 @@ class Form(Protocol):
 def wires(pace: float) -> Handler:
     """The handler of all wires."""
     openai = OpenAI(pace)
-    google, queues = (Imagen(pace), Gemini(pace)), (Fal(pace), Bfl(pace), Replicate(pace), DashScope(pace))
-    own = ComfyUI(pace), Automatic1111(pace)
-    others: tuple[Form, ...] = (*google, *queues, *own, OpenRouter(pace), Mai(pace), Stability(pace))
+    others: tuple[Form, ...] = (
+        Imagen(pace),
+        Gemini(pace),
+        Fal(pace),
+        Bfl(pace),
+        Replicate(pace),
+        Ark(pace),
+        MiniMax(pace),
+        XAI(pace),
+        Hosts(pace),
+        ComfyUI(pace),
+        Automatic1111(pace),
+        OpenRouter(pace),
+        DashScope(pace),
+        Mai(pace),
+        Stability(pace),
+    )
 
     async def handler(received: Received) -> Script:
         for form in others:

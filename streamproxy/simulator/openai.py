@@ -23,7 +23,7 @@ from anyio.to_thread import run_sync
 from streamproxy.errors import ProxyError
 from streamproxy.simulator import answers
 from streamproxy.simulator.faults import FAULTS
-from streamproxy.simulator.order import PREFIX, Order, read_order, refusal, unknown
+from streamproxy.simulator.order import PREFIX, Order, read_order, read_variation, refusal, unknown
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Headers, Script, Send, Wait, error_answer, head, json_answer, sse
 
@@ -110,16 +110,19 @@ class OpenAI:
         return (Send(head(200, (("Content-Type", kind),), length=len(data))), Send(data))
 
     async def generate(self, received: Received, rest: str) -> Script:
-        return await self._images(received, edit=False)
+        return await self._images(received, partial(read_order, edit=False))
 
     async def edit(self, received: Received, rest: str) -> Script:
-        return await self._images(received, edit=True)
+        return await self._images(received, partial(read_order, edit=True))
 
-    async def _images(self, received: Received, *, edit: bool) -> Script:
+    async def vary(self, received: Received, rest: str) -> Script:
+        return await self._images(received, read_variation)
+
+    async def _images(self, received: Received, read: Callable[[bytes, str], Order]) -> Script:
         start = time.monotonic()
         kind = received.header("content-type") or ""
         # In a thread as well: 16 data URLs of 20 MB are 200 ms of base64.
-        order = await self._threaded(partial(read_order, received.body, kind, edit=edit))
+        order = await self._threaded(partial(read, received.body, kind))
         model = MODELS.get(order.model)
         if model is None:
             return _no_model(order.model)
@@ -165,6 +168,7 @@ ROUTES: Final = MappingProxyType[str, dict[str, Route]](
     {
         "/v1/images/generations": {"POST": OpenAI.generate},
         "/v1/images/edits": {"POST": OpenAI.edit},
+        "/v1/images/variations": {"POST": OpenAI.vary},
         "/v1/models": {"GET": OpenAI.models},
         "/v1/models/": {"GET": OpenAI.model},
         "/files/": {"GET": OpenAI.file},

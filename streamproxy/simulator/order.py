@@ -22,6 +22,7 @@ from streamproxy.simulator.pictures import MAX_EDGE, MAX_PIXELS, Format
 PREFIX: Final = "sim/"
 MAX_IMAGES: Final = 16
 IMAGE_NAMES: Final = frozenset({"image", "image[]", "images", "images[]"})
+VARIATION: Final = frozenset({"image", "model", "n", "response_format", "size", "user"})
 # Fields that not every model takes, or only beside others.
 CONDITIONAL: Final = ("style", "frame_count", "frame_duration_ms", "svg", "markup")
 # `a[b][c]`, at most three deep: SDKs write objects into forms like that.
@@ -125,15 +126,27 @@ def unknown(name: str) -> ProxyError:
     return refusal(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
 
 
-def read_order(body: bytes, content_type: str, *, edit: bool) -> Order:
-    """The order in a request's body; raises ProxyError with the status and words of a refusal."""
+def read_variation(body: bytes, content_type: str) -> Order:
+    """The order in the body of a variation: a form without a prompt, of which one edit is made."""
+    if not content_type.lower().startswith("multipart/form-data"):
+        raise refusal("Send a variation as multipart/form-data.", None, "unsupported_media_type")
+    if surplus := {part.name for part in parts(body, content_type)} - VARIATION:
+        raise unknown(min(surplus))
+    return read_order(body, content_type, edit=True, prompt="a variation")
+
+
+def read_order(body: bytes, content_type: str, *, edit: bool, prompt: str | None = None) -> Order:
+    """The order in a request's body; raises ProxyError with the status and words of a refusal.
+
+    `prompt`: that of a form that has none.
+    """
     shape = EditFields if edit else Fields
     images: list[bytes] = []
     mask: bytes | None = None
     raw: object
     form = edit and content_type.lower().startswith("multipart/form-data")
     if form:
-        texts: dict[str, object] = {}
+        texts: dict[str, object] = {} if prompt is None else {"prompt": prompt}
         for part in parts(body, content_type):
             if part.name in IMAGE_NAMES:
                 images.append(part.data)

@@ -229,7 +229,7 @@ class _Reader:
             if (member := self._body.members.get(name)) is not None:
                 made[name] = (raw[member.value : member.end],)
         if self._images:
-            made["images"] = references([(raw[slice(*image.span)],) for image in self._images])
+            made["images"] = references([(b'"image_url":', raw[slice(*image.span)]) for image in self._images])
         return made
 
     def places(self, loc: Loc) -> Loc:

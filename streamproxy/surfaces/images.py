@@ -23,7 +23,7 @@ from streamproxy.core.eventdata import outline
 from streamproxy.core.events import KINDS, Frame, Operation, Role
 from streamproxy.core.images import SNIFFED, sniff
 from streamproxy.core.rawjson import MAX_NODES, JsonObject, Member, elements, members, parse
-from streamproxy.core.requests import FileId, ImageRequest, Inline, Input, Part, Remote, Spooled
+from streamproxy.core.requests import FileId, ImageRequest, Inline, Input, Part, Remote, Spooled, Variation
 from streamproxy.core.schema import MAX_IMAGES, Fields
 from streamproxy.core.sse import Piece
 
@@ -53,10 +53,10 @@ def edit(body: JsonObject, *, max_prompt: int) -> ImageRequest:
     return _request(fields, _canonical(body, fields), images, masks, prompt=_prompt(body))
 
 
-def form(parts: tuple[Part, ...], *, max_prompt: int) -> ImageRequest:
-    """An edit as a multipart form. Raises ProxyError as `core.forms.form`."""
+def form(parts: tuple[Part, ...], *, max_prompt: int, variation: Variation | None = None) -> ImageRequest:
+    """An edit, or a variation, as a multipart form. Raises ProxyError as `core.forms.form`."""
     text = _text(parts)
-    fields = forms.form(text, _files(parts), max_prompt=max_prompt)
+    fields = forms.form(text, _files(parts), max_prompt=max_prompt, variation=variation is not None)
     found = fields.canonical
     sent = tuple(
         Part(part.name, found[part.name].encode()) if part.name in found and part.filename is None else part
@@ -64,7 +64,8 @@ def form(parts: tuple[Part, ...], *, max_prompt: int) -> ImageRequest:
     )
     images = tuple(_spooled(part) for part in parts if part.filename is not None and forms.is_image_part(part.name))
     masks = tuple(_spooled(part) for part in parts if part.filename is not None and part.name == "mask")
-    return _request(fields, sent, images, masks, prompt=text["prompt"][0])
+    wanted = _request(fields, sent, images, masks, prompt=text["prompt"][0] if "prompt" in text else "")
+    return replace(wanted, variation=variation)
 
 
 def layout(frame: Frame) -> tuple[Piece, ...]:

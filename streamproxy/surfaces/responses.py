@@ -208,7 +208,7 @@ class _Reader:
             message = "No response is kept under its id: send the picture itself, as the item had it"
             return self._checks.problem(loc, message, "missing")
         base64 = memoryview(self._body.raw)[result.value + 1 : result.end - 1]
-        return self._show((b'"data:image/png;base64,', base64, b'"'), loc)
+        return self._show((b'"image_url":"data:image/png;base64,', base64, b'"'), loc)
 
     def _content(self, loc: Loc, content: Member | None) -> None:
         if content is None:
@@ -234,13 +234,14 @@ class _Reader:
             return self._checks.problem(
                 (*loc, "type"), "Input should be 'input_text', 'output_text' or 'input_image'", "literal_error"
             )
-        url = found.get("image_url")
-        if url is not None and self._is(url.value, b'"'):
-            return self._show((memoryview(self._body.raw)[url.value : url.end],), (*loc, "image_url"))
+        for name in ("image_url", "file_id"):
+            if (source := found.get(name)) is not None and self._is(source.value, b'"'):
+                value = memoryview(self._body.raw)[source.value : source.end]
+                return self._show((b'"%b":' % name.encode(), value), (*loc, name))
         return self._checks.problem((*loc, "image_url"), "Input should be a valid string", "string_type")
 
-    def _show(self, url: Pieces, loc: Loc) -> None:
-        self._images.append((url, loc))
+    def _show(self, member: Pieces, loc: Loc) -> None:
+        self._images.append((member, loc))
         self._turns[-1].content.append(len(self._images))
 
     def action(self) -> str:
@@ -270,7 +271,7 @@ class _Reader:
             if name not in OWN and name not in made:
                 made[name] = (raw[member.value : member.end],)
         if self._images and pictures:
-            made["images"] = references([url for url, _ in self._images])
+            made["images"] = references([member for member, _ in self._images])
             mask = self._tool.members.get("input_image_mask")
             if mask is not None:
                 made["mask"] = (raw[mask.value : mask.end],)

@@ -217,11 +217,11 @@ def translated(members: Mapping[str, Pieces], max_prompt: int, places: Places) -
         raise relocated(error, places) from None
 
 
-def references(urls: Sequence[Pieces]) -> Pieces:
-    """The images API's `images`, from the JSON strings of their URLs."""
+def references(members: Sequence[Pieces]) -> Pieces:
+    """The images API's `images`, from the one member of each, `"image_url":...` or `"file_id":...`."""
     pieces: list[Piece] = []
-    for url in urls:
-        pieces += (b',{"image_url":', *url, b"}")
+    for member in members:
+        pieces += (b",{", *member, b"}")
     return (b"[", pieces[0][1:], *pieces[1:], b"]")
 
 

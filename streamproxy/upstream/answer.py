@@ -437,6 +437,8 @@ class Frames(Generic[T]):
         try:
             return next(self._last)
         except StopIteration:
+            if self._intake.broken is not None and not self._decoder.done:
+                raise self._intake.broken from None
             raise StopAsyncIteration from None
         except ProxyError as error:
             raise self._intake.broken or error from None

@@ -18,6 +18,7 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router
+from streamproxy.hub.files import Files
 from streamproxy.hub.hub import Hub
 from streamproxy.observe import Observer
 from streamproxy.settings import Settings
@@ -26,6 +27,7 @@ from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.origins import Origins
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import deliver, error_response
+from streamproxy.web.static import StaticFile
 from streamproxy.web.writing import Cutoff
 
 
@@ -41,6 +43,7 @@ class Context:
     producer: Producer
     observer: Observer
     hub: Hub
+    uploads: Files
     tokens: StreamTokens
     origins: Origins
     intake: Intake
@@ -48,6 +51,7 @@ class Context:
     keyed: bool
     """Whether every provider needs the caller's own key, so that a request without one cannot succeed."""
     models: ModelLists
+    files: Mapping[str, StaticFile]
 
     def ask_for_key(self, request: Request) -> None:
         """Raises ProxyError(INVALID_API_KEY) for a request that brings no key where it cannot do without."""

@@ -25,7 +25,7 @@ from streamproxy.auth import Right, owner_of
 from streamproxy.core.catalogue import UNKNOWN
 from streamproxy.core.completion import collected
 from streamproxy.core.events import ANSWER, ERROR, read_error
-from streamproxy.core.requests import ImageRequest
+from streamproxy.core.requests import ImageRequest, Variation
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.router import Plan
@@ -34,6 +34,7 @@ from streamproxy.hub.keys import Names
 from streamproxy.hub.log import Record
 from streamproxy.hub.stream import Ending, Stream, Subscriber
 from streamproxy.surfaces.images import linked
+from streamproxy.surfaces.variations import SERVED_AS
 from streamproxy.surfaces.wire import Layout, Surface
 from streamproxy.web.caller import unless_gone
 from streamproxy.web.endpoint import Context
@@ -50,6 +51,7 @@ from streamproxy.web.responses import (
     json_response,
 )
 from streamproxy.web.streams import LOOK_AGAIN, image_urls, status_of, urls
+from streamproxy.web.uploads import at_hand
 from streamproxy.web.writing import EventStream, Posted, unfollowed, written
 
 LINKED_HERE: Final = 4 * 1024 * 1024
@@ -71,7 +73,10 @@ class _Preferences:
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """One request, checked: what is wanted, how, where it would go, and what it is known by."""
+    """One request, checked: what is wanted, how, where it would go, and what it is known by.
+
+    `missing`: an uploaded file that is not there. An earlier stream answers the same request without it.
+    """
 
     request: Request
     context: Context
@@ -80,6 +85,7 @@ class _Order:
     preferences: _Preferences
     owner: str | None
     names: Names
+    missing: ProxyError | None
     surface: Surface
 
 
@@ -90,14 +96,16 @@ async def generate(
 
     `files` free what the body takes. They are the producer's as soon as there is one.
     """
-    order = await _order(request, context, wanted, surface)
+    order = await _order(request, context, wanted, files, surface)
     record = Record(f"str_{uuid.uuid4().hex}", order.owner, int(time.time()), order.wanted.n)
     earlier = await _find_earlier(order, record.id)
     reading = await _begin(order, record, files) if earlier is None else _attach(order, earlier)
     return await _respond(order, reading)
 
 
-async def _order(request: Request, context: Context, wanted: ImageRequest, surface: Surface) -> _Order:
+async def _order(
+    request: Request, context: Context, wanted: ImageRequest, files: ExitStack, surface: Surface
+) -> _Order:
     plan = context.router.plan(wanted.model, request.scope["headers"])
     plan = plan.with_headers(wanted.extra_headers, request.state.trace)
     model = plan.route.model
@@ -108,8 +116,13 @@ async def _order(request: Request, context: Context, wanted: ImageRequest, surfa
     key = idempotency_key(request)
     context.attempts.check(wanted, plan)
     called = names(owner, key, await fingerprint(request, wanted.body))
+    missing = None
+    try:
+        wanted = await at_hand(wanted, context, plan.route.provider, owner, files)
+    except ProxyError as error:
+        missing = error
     later = replace(wanted, later=preferred.later)
-    return _Order(request, context, later, plan, preferred, owner, called, surface)
+    return _Order(request, context, later, plan, preferred, owner, called, missing, surface)
 
 
 def _preferences(request: Request, finish: bool) -> _Preferences:
@@ -146,6 +159,8 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     """A new generation and its producer, and its caller as the first reader."""
     hub, preferred = order.context.hub, order.preferences
     try:
+        if order.missing is not None:
+            raise order.missing
         hub.admission.admit(hub.running)
     except ProxyError:
         await hub.withdraw(record.id, order.names)
@@ -373,6 +388,8 @@ def _headers(order: _Order, stream: Stream) -> dict[str, str]:
     headers = dict(stream.acceptance.headers)
     if stream.acceptance.not_applied:
         headers[NOT_APPLIED] = ", ".join(stream.acceptance.not_applied)
+    if order.wanted.variation is Variation.EDIT:
+        headers[SERVED_AS] = Variation.EDIT.value
     if order.preferences.applied:
         headers["preference-applied"] = ", ".join(order.preferences.applied)
     return headers

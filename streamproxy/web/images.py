@@ -1,4 +1,4 @@
-"""POST images/generations and images/edits: the body in, checked; what happens then is web/generation.py's."""
+"""POST images/generations, edits and variations: the body in, checked; what happens then is web/generation.py's."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from streamproxy.core.rawjson import JsonObject, parse
 from streamproxy.core.requests import ImageRequest, Part
 from streamproxy.surfaces import images as surface
+from streamproxy.surfaces import variations as variation
 from streamproxy.web.body import media_type, unsupported
 from streamproxy.web.endpoint import Context
 from streamproxy.web.generation import generate
@@ -36,18 +37,43 @@ async def edits(request: Request, context: Context) -> ASGIApp:
         return await _json(request, context, surface.edit)
     if kind != "multipart/form-data":
         raise unsupported("application/json or multipart/form-data")
+    return await _form(request, context, surface.form)
+
+
+async def variations(request: Request, context: Context) -> ASGIApp:
+    """Images like another one: multipart with one file."""
+    if media_type(request) != "multipart/form-data":
+        raise unsupported("multipart/form-data")
+
+    def read(parts: tuple[Part, ...], *, max_prompt: int) -> ImageRequest:
+        route = context.router.plan(_named(parts), request.scope["headers"]).route
+        return variation.form(parts, variation.way(route), max_prompt=max_prompt)
+
+    return await _form(request, context, read)
+
+
+class _Read(Protocol):
+    def __call__(self, body: JsonObject, *, max_prompt: int) -> ImageRequest: ...
+
+
+class _ReadForm(Protocol):
+    def __call__(self, parts: tuple[Part, ...], *, max_prompt: int) -> ImageRequest: ...
+
+
+async def _form(request: Request, context: Context, read: _ReadForm) -> ASGIApp:
     context.ask_for_key(request)
     with ExitStack() as files:
         form = await context.intake.read_form(request)
         files.callback(form.close)
         parts = _with_model(form.parts, _model(request, context))
-        named = next((part.value for part in parts if part.name == "model" and isinstance(part.value, bytes)), b"")
-        limit = context.catalogue.max_prompt(named.decode())
-        return await generate(request, context, surface.form(parts, max_prompt=limit), files, surface.Images())
+        limit = context.catalogue.max_prompt(_named(parts))
+        return await generate(request, context, read(parts, max_prompt=limit), files, surface.Images())
 
 
-class _Read(Protocol):
-    def __call__(self, body: JsonObject, *, max_prompt: int) -> ImageRequest: ...
+def _named(parts: tuple[Part, ...]) -> str:
+    """The model that a form names, "" where it names none."""
+    named = (part.value for part in parts if part.name == "model" and isinstance(part.value, bytes))
+    return next(named, b"").decode()
 
 
 async def _json(request: Request, context: Context, read: _Read) -> ASGIApp:

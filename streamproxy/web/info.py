@@ -1,4 +1,4 @@
-"""The proxy about itself: the models it serves, and for operators its health and its metrics.
+"""The proxy about itself: the models it serves, its files for browsers, and for operators its health and its metrics.
 
 The catalogue says which models there are for the hosts it knows. An upstream that takes every name is asked itself.
 Where it does not say, the catalogue's models stand in for its own, and the response's `notes` say so.
@@ -16,8 +16,9 @@ from starlette.types import ASGIApp
 from streamproxy.core.catalogue import Catalogue, Provider, model_object
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.web.endpoint import Context
+from streamproxy.web.headers import has_version
 from streamproxy.web.model_lists import ListedModel
-from streamproxy.web.responses import Response, json_response
+from streamproxy.web.responses import Response, empty_response, json_response
 
 UNAUTHORIZED: Final = (401, 403)
 
@@ -86,6 +87,14 @@ async def model(request: Request, context: Context) -> ASGIApp:
             param="id",
         )
     return json_response(known)
+
+
+async def file(request: Request, context: Context) -> ASGIApp:
+    """The browser's file of this route, or 304 where the caller has it."""
+    found = context.files[request.scope["route"].path]
+    if has_version(request, found.headers["etag"]):
+        return empty_response(304, found.headers)
+    return Response(200, found.content_type, (found.body,), found.headers)
 
 
 async def livez(request: Request, context: Context) -> ASGIApp:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.observe import Observer
+from streamproxy.surfaces.variations import SERVED_AS
 from streamproxy.web.origins import Origins, refused_origin
 from streamproxy.web.outcome import failure_of, note_failure
 from streamproxy.web.responses import NOT_APPLIED, error_response
@@ -28,6 +29,7 @@ EXPOSED = (
     "openai-processing-ms",
     "proxy-status",
     NOT_APPLIED,
+    SERVED_AS,
     "stream-id",
     "location",
     "cancel-location",

@@ -31,6 +31,7 @@ EVERY: Final = "*"
 CHANGES_NOTHING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 FOREIGN: Final = frozenset({"cross-site", "same-site"})
 DEFAULT_PORTS: Final = (":80", ":443")
+_PORT: Final = re.compile(r":[0-9]{1,5}\Z")
 AUTHORITY: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
 """A Host header that can go into a URL: a name or an address, and a port."""
 
@@ -83,8 +84,8 @@ class Origins:
         return not self.allows(origin) and not is_same_host(origin, headers.get("host", ""))
 
     def allows(self, origin: str) -> bool:
-        """Whether the setting names this origin."""
-        return EVERY in self.allowed or origin in self.allowed
+        """Whether the setting names this origin, or its host with every port."""
+        return not self.allowed.isdisjoint((EVERY, origin, f"{_PORT.sub('', origin)}:{EVERY}"))
 
 
 def refused_origin() -> ProxyError:

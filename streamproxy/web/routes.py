@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.routing import Route
 
-from streamproxy.web import chat, images, info, many, streams, tool
+from streamproxy.web import chat, images, info, many, streams, tool, uploads
 from streamproxy.web.endpoint import Endpoint, Handler
 
 PREFIXES: Final = ("/v1", "/v3")
@@ -32,6 +32,7 @@ class RouteRow:
 ROUTES: Final[tuple[RouteRow, ...]] = (
     RouteRow("POST", "/images/generations", images.generations, "Images from a prompt; with an `image`, an edit"),
     RouteRow("POST", "/images/edits", images.edits, "Images from images, as JSON or multipart"),
+    RouteRow("POST", "/images/variations", images.variations, "Images like another one; without a prompt"),
     RouteRow("POST", "/chat/completions", chat.completions, "Images from a conversation; other models' own answers"),
     RouteRow(
         "POST", "/responses", tool.responses, "A call of the `image_generation` tool; other responses as they are"
@@ -39,6 +40,12 @@ ROUTES: Final[tuple[RouteRow, ...]] = (
     RouteRow("GET", "/images/models", info.models, "The models that are served"),
     RouteRow("GET", "/models", info.models, "The same list"),
     RouteRow("GET", "/models/{id:path}", info.model, "One model; ids may contain `/`"),
+    RouteRow("POST", "/files", uploads.create, "Upload an image, to be named by its id in later requests"),
+    RouteRow("GET", "/files", uploads.index, "The files that came with this key"),
+    RouteRow("GET", "/files/{id}", uploads.describe, "One file: its name, size and expiry"),
+    RouteRow("DELETE", "/files/{id}", uploads.delete, "Delete it"),
+    RouteRow("GET", "/files/{id}/content", uploads.content, "The file itself"),
+    RouteRow("POST", "/upload", uploads.create_as_eden, "Upload an image as Eden AI's callers do"),
     RouteRow(
         "GET",
         "/streams",
@@ -82,13 +89,31 @@ ROUTES: Final[tuple[RouteRow, ...]] = (
     RouteRow("GET", "/livez", info.livez, "The process serves", surface=False, keys=False),
     RouteRow("GET", "/readyz", info.readyz, "New requests are taken", surface=False, keys=False),
     RouteRow("GET", "/metrics", info.metrics, "Prometheus metrics", surface=False),
+    *(
+        RouteRow("GET", path, info.file, meaning, surface=False, keys=False)
+        for path, meaning in (
+            ("/client.js", "Follows streams in a browser or in Node: one module, no dependency"),
+            ("/client.d.ts", "Its types"),
+            ("/element.js", "`<progressive-image>`: shows a stream as a picture that forms"),
+            ("/element.d.ts", "Its types"),
+            ("/react.js", "The same for React"),
+            ("/react.d.ts", "Its types"),
+            ("/client.tgz", "All of them as an npm package: `npm install http://.../client.tgz`"),
+        )
+    ),
 )
 
+PAGE: Final[tuple[RouteRow, ...]] = tuple(
+    RouteRow("GET", path, info.file, "The page to try it", surface=False, keys=False)
+    for path in ("/", "/page.js", "/page.css")
+)
+"""With the setting `playground` only."""
 
-def routes() -> list[Route]:
+
+def routes(*, page: bool) -> list[Route]:
     """Starlette's routes, one a path."""
     found: dict[str, list[RouteRow]] = {}
-    for row in ROUTES:
+    for row in (*ROUTES, *(PAGE if page else ())):
         for prefix in PREFIXES if row.surface else ("",):
             found.setdefault(prefix + row.path, []).append(row)
     return [

@@ -86,6 +86,9 @@ HOSTS: Final = {
     "dashscope": Host(DASH, "wan2.7-image", f"POST {DASH}/tasks/1/cancel"),
     "openrouter": Host("https://openrouter.test/api/v1", "openai/gpt-image-2"),
     "automatic1111": Host("http://a1111.test", "default", "POST http://a1111.test/sdapi/v1/interrupt"),
+    "ark": Host("https://ark.test/api/v3", "seedream-4-5-251128"),
+    "minimax": Host("https://minimax.test/v1", "MiniMax-H3-Image"),
+    "xai": Host("https://xai.test/v1", "grok-imagine-image-2.0"),
     "comfyui": Host(COMFY, "flux", f"POST {COMFY}/api/v2/jobs/1/cancel"),
     "comfyui-websocket": Host(COMFY, "flux", f"POST {COMFY}/api/jobs/01234567-89ab-cdef-0123-456789abcdef/cancel"),
 }
@@ -132,6 +135,8 @@ class Scenario:
     edit: bool = False
     form: bool = False
     """Whether the request is an edit, which adapters of OpenAI's wire care for, and whether it came as a form."""
+    quirks: str = ""
+    """The host of the catalogue whose quirks the recorded one has."""
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -165,6 +170,8 @@ class Scenario:
         host = HOSTS[self.adapter]
         row, own = CATALOGUE.providers["openai"], (("*", WORKFLOW),)
         provider = replace(row, name=self.adapter, adapter=self.adapter, base_url=host.base_url, workflows=own)
+        if self.quirks:
+            provider = replace(provider, quirks=CATALOGUE.providers[self.quirks].quirks)
         model = replace(
             Model.unknown(host.model), max_n=4, max_stream_n=2, refuses=("response_format", "style"), **self.about
         )
@@ -257,6 +264,15 @@ SCENARIOS: Final = (
     Scenario("openai", "edited", "p1 c1", proof="event", images=FILES, edit=True, form=True, first=1, of=2),
     Scenario("openai", "edited-json", "c0", images=(INPUT, SECOND), edit=True),
     Scenario("openai", "edited-json", "a0", images=FILES, edit=True, form=True, stream=False),
+    Scenario("openai", "indented", "c0", quirks="together"),
+    Scenario("openai", "indented", "c1", first=1, of=2, stream=False, quirks="zai"),
+    Scenario("openai", "indented", "a0", stream=False, quirks="together"),
+    Scenario("openai", "edited-json", "c0", images=(INPUT, SECOND), edit=True, quirks="together"),
+    Scenario("openai", "edited-json", "c0", images=FILES, edit=True, form=True, quirks="together"),
+    Scenario("openai", "edited-json", "c0", images=(INPUT, SECOND), mask=OVER, edit=True, quirks="deepinfra"),
+    Scenario("openai", "edited-json", "a0", images=FILES, edit=True, form=True, stream=False, quirks="sd-cpp"),
+    Scenario("openai", "refused-in-a-string", failure=F.PROVIDER_REFUSED, proof=None, quirks="sd-cpp"),
+    Scenario("openai", "refused-by-code", failure=F.MODERATION_BLOCKED, proof=None, quirks="zai"),
     Scenario("openai", "failed", "p0", F.PROVIDER_STREAM_ERROR, proof="event"),
     Scenario("openai", "cut", "p0", F.UPSTREAM_INCOMPLETE, proof="event"),
     Scenario("openai", "cut-json", failure=F.UPSTREAM_INCOMPLETE, proof=None),
@@ -405,6 +421,47 @@ SCENARIOS: Final = (
     Scenario("automatic1111", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
     Scenario("automatic1111", "memory", "p0", F.PROVIDER_FAILED, proof=BESIDE),
     Scenario("automatic1111", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
+    *(
+        scenario
+        for adapter in ("ark", "minimax")
+        for scenario in (
+            Scenario(adapter, "one", "c0", proof="0.png"),
+            Scenario(adapter, "two", "c0 c1", proof="0.png", n=2),
+            Scenario(adapter, "two", "c2 c3", proof="0.png", n=2, first=2, of=4),
+            Scenario(adapter, "other-order", "c1 c0", proof="1.png", n=2),
+            Scenario(adapter, "more-than-asked", "c0", proof="0.png"),
+            Scenario(adapter, "no-completed", "c0", proof="0.png"),
+            Scenario(adapter, "one-failed", "c0", F.MODERATION_BLOCKED, proof="0.png", n=2),
+            Scenario(adapter, "first-failed", "c1", F.PROVIDER_FAILED, proof="partial_failed", n=2),
+            Scenario(adapter, "mid-error", "c0", F.PROVIDER_FAILED, proof="0.png", n=2),
+            Scenario(adapter, "cut", "c0", F.UPSTREAM_INCOMPLETE, proof="0.png", n=2),
+            Scenario(adapter, "multi-line", failure=F.BAD_JSON, proof=None),
+            Scenario(adapter, "refused", failure=F.PROVIDER_REFUSED, proof=None),
+            Scenario(adapter, "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+            Scenario(adapter, "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+            Scenario(adapter, "limited", failure=F.PROVIDER_LIMIT, proof=None),
+            Scenario(adapter, "json", "c0", stream=False),
+            Scenario(adapter, "json-edit", "c0", stream=False, images=(INPUT, SECOND)),
+            Scenario(adapter, "json-edit", "c1", stream=False, images=FILES, first=1, of=2),
+            Scenario(adapter, "json-two", "c0 c1", stream=False, n=2),
+            Scenario(adapter, "json-empty", failure=F.NO_IMAGE, proof=None, stream=False),
+            Scenario(adapter, "cut-json", failure=F.UPSTREAM_INCOMPLETE, proof=None, stream=False),
+        )
+    ),
+    Scenario("xai", "one", "c0"),
+    Scenario("xai", "one", "c1", first=1, of=2, stream=False),
+    Scenario("xai", "edit", "c0", images=(INPUT, SECOND)),
+    Scenario("xai", "edit", "c0", images=FILES[:1]),
+    Scenario("xai", "two", "c0 c1", n=2),
+    Scenario("xai", "two", "c0"),
+    Scenario("xai", "urls", "c2 c3", n=2, first=2, of=4),
+    Scenario("xai", "blocked", failure=F.MODERATION_BLOCKED),
+    Scenario("xai", "empty", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("xai", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("xai", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("xai", "moderated", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("xai", "limited", failure=F.PROVIDER_LIMIT, proof=None),
+    Scenario("xai", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
     Scenario("comfyui", "previews", "p0 p0 c0"),
     Scenario("comfyui", "redirected", "p0 p0 c0"),
     Scenario("comfyui", "more-than-asked", "p1 p1 c1", first=1, of=3),

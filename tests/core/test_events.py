@@ -75,6 +75,7 @@ def test_the_final_event_is_nested_and_says_the_status() -> None:
             "code": "moderation_blocked",
             "moderation_details": {"categories": ["x"]},
             "status": 400,
+            "charged": True,
         },
         "request_id": "req_1",
     }

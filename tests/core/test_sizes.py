@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamproxy.core.sizes import Grid, nearest_ratio, tier
+from streamproxy.core.sizes import Grid, nearest_ratio, resized, tier
 
 FLUX_2 = Grid(step=16, least=64, most=2048, area=4 * 1024 * 1024)
 EDGES = st.integers(1, 99_999)
@@ -43,3 +43,19 @@ def test_ratios_and_tiers() -> None:
     assert [tier(tiers, *size) for size in ((512, 512), (1536, 1024), (2048, 2048), (9000, 9000))] == [
         *("1K", "1K", "2K", "2K")
     ]
+
+
+@pytest.mark.parametrize(
+    ("size", "bounds", "made"),
+    [
+        ((1024, 1024), (3_686_400, 16_777_216), (1920, 1920)),
+        ((1920, 1920), (3_686_400, 16_777_216), (1920, 1920)),
+        ((1001, 3000), (921_600, 16_777_216), (1001, 3000)),
+        ((8192, 8192), (921_600, 16_777_216), (4096, 4096)),
+        ((1, 100), (921_600, 16_777_216), (96, 9600)),
+    ],
+)
+def test_resized(size: tuple[int, int], bounds: tuple[int, int], made: tuple[int, int]) -> None:
+    width, height = resized(*size, *bounds)
+    assert (width, height) == made
+    assert bounds[0] <= width * height <= bounds[1]

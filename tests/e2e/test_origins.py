@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
+from structlog.testing import capture_logs
 
 from streamproxy.app import create_app
 from streamproxy.settings import Settings
@@ -24,7 +25,7 @@ from streamproxy.web.routes import ROUTES
 from tests.support.caller import calling
 from tests.support.chromium import chromium, needs_chromium
 from tests.support.faults import IMAGE
-from tests.support.proxy import BOUND, PROMPT, Proxy, no_leaks, running_proxy, serving
+from tests.support.proxy import BOUND, PROMPT, Proxy, no_leaks, running_proxy, serving, until
 
 pytestmark = pytest.mark.anyio
 
@@ -117,6 +118,21 @@ async def test_a_private_network_preflight_of_an_allowed_page() -> None:
         answer = await proxy.client.options(f"{proxy.url}/v1/images/generations", headers=asked)
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-private-network"] == "true"
+
+
+async def test_a_refused_preflight_is_one_log_line() -> None:
+    async with sidecar(cors_origins=["http://localhost:*"]) as (_, proxy):
+        asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+        with capture_logs() as logs:
+            answer = await proxy.client.options(f"{proxy.url}/v1/images/generations", headers=asked)
+            await until(lambda: logs)
+            allowed = await proxy.client.options(
+                f"{proxy.url}/v1/images/generations", headers={**asked, "origin": "http://localhost:5173"}
+            )
+        assert (answer.status_code, allowed.status_code) == (403, 200)
+        assert "cors_origins" in answer.json()["error"]["message"]
+        assert [line["failure"] for line in logs if "failure" in line] == ["origin_not_allowed"]
+        assert "evil" not in str(logs)
 
 
 # A real browser. Every name resolves to this machine there, as it does after rebinding.

@@ -52,6 +52,9 @@ MODELS: Final = {
     "dashscope": "dashscope/wan2.7-image",
     "openrouter": "openai/gpt-image-2",
     "automatic1111": "automatic1111/default",
+    "ark": "seedream-4-5-251128",
+    "minimax": "MiniMax-H3-Image",
+    "xai": "grok-imagine-image-2.0",
     "comfyui": "painter",
 }
 EDITORS: Final = MODELS | {"comfyui": "editor", "imagen": "imagen-3.0-capability-001"}
@@ -74,8 +77,8 @@ class Setup:
 
 
 PREVIEWS: Final = {
-    **{"gemini": 2, "vertex": 2, "imagen": 0, "fal": 2, "bfl": 0, "replicate": 0},
-    **{"stability": 0, "mai": 0, "dashscope": 0, "openrouter": 2, "automatic1111": 2, "comfyui": 2},
+    **dict.fromkeys(("imagen", "bfl", "replicate", "ark", "minimax", "xai", "stability", "mai", "dashscope"), 0),
+    **dict.fromkeys(("gemini", "vertex", "fal", "openrouter", "automatic1111", "comfyui"), 2),
 }
 PATHS: Final = {
     "sim": "/v1",
@@ -90,6 +93,9 @@ PATHS: Final = {
     "dashscope": "/dashscope/api/v1",
     "openrouter": "/openrouter/api/v1",
     "automatic1111": "/a1111",
+    "ark": "/ark/api/v3",
+    "minimax": "/minimax/v1",
+    "xai": "/xai/v1",
     "comfyui": "/comfy",
 }
 
@@ -182,7 +188,7 @@ async def test_the_credential_goes_to_the_providers_own_host_only(wire: str, tmp
             assert any(KEY in value for _, value in received.headers) is not fetched, received.target
 
 
-TOGETHER: Final = ("fal", "imagen", "replicate", "dashscope", "automatic1111")
+TOGETHER: Final = ("fal", "imagen", "replicate", "ark", "minimax", "xai", "dashscope", "automatic1111")
 
 
 @WIRES
@@ -201,6 +207,7 @@ async def test_several_images_are_one_job_or_several(wire: str, stream: bool, tm
         assert len(setup.posts) == (
             1 if together or wire in ("fal", "imagen", "replicate", "dashscope", "automatic1111") else 2
         )
+        assert len(setup.posts) == (1 if wire in ("fal", "imagen", "replicate", "ark", "minimax", "xai") else 2)
 
 
 @pytest.mark.parametrize("wire", ["gemini", "vertex"])
@@ -483,6 +490,9 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "dashscope": {"code": "InvalidParameter", "message": "No."},
     "openrouter": {"error": {"code": 400, "message": "No."}},
     "automatic1111": {"error": "HTTPException", "detail": "No."},
+    "ark": {"error": {"code": "InvalidParameter", "message": "No.", "param": "size"}},
+    "minimax": {"error": {"code": "2013", "message": "No.", "http_code": "400"}},
+    "xai": {"code": "400", "error": "No."},
     "comfyui": {"error": {"code": "c", "message": "No."}},
 }
 MODELS_OF: Final = {"sim": "sim/gpt-image", **MODELS}

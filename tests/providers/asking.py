@@ -43,7 +43,7 @@ def job(
     given = scenario.job
     texts = {name: members.get(name) for name in ("size", "output_format", "quality")}
     operation = Operation.EDIT if images else Operation.GENERATION
-    row = CATALOGUE.models.get(f"{adapter}/{model}") or Model.unknown(model)
+    row = CATALOGUE.models.get(f"{adapter}/{model}") or CATALOGUE.find(model) or Model.unknown(model)
     provider = CATALOGUE.providers[adapter]
     request = replace(given.request, operation=operation, **texts)  # type: ignore[arg-type]
     return replace(given, request=request, route=replace(given.route, model=row, provider=provider))

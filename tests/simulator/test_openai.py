@@ -219,7 +219,8 @@ async def test_models_are_listed_and_say_what_they_are() -> None:
         ("GET", "/", 404),
         ("GET", GENERATIONS, 405),
         ("POST", "/livez", 405),
-        ("POST", "/v1/images/variations", 404),
+        ("POST", "/v1/images/variations", 400),
+        ("POST", "/v1/images/mixtures", 404),
     ],
 )
 async def test_routes_answer_with_their_status(method: str, path: str, status: int) -> None:

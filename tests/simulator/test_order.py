@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openai.types import ImageEditParams, ImageGenerateParams
 
 from streamproxy.errors import ProxyError
-from streamproxy.simulator.order import EditFields, Fields, Order, read_order
+from streamproxy.simulator.order import EditFields, Fields, Order, read_order, read_variation
 
 JSON = "application/json"
 PNG = b"\x89PNG not really"
@@ -219,3 +219,19 @@ def test_a_form_without_an_image_is_refused() -> None:
 def test_an_order_keeps_prompt_and_pictures_out_of_its_repr() -> None:
     assert "private" not in repr(read({"prompt": "private", "image": URL}, edit=True))
     assert "PNG" not in repr(read({"prompt": "private", "image": URL}, edit=True))
+
+
+def test_a_variation_is_a_form_without_a_prompt() -> None:
+    order = read_variation(*form(("image", PNG), ("model", b"plain"), ("n", b"2")))
+    assert (order.edit, order.images, order.n) == (True, (PNG,), 2)
+
+
+@pytest.mark.parametrize(
+    ("parts", "param"), [((("image", PNG), ("prompt", b"x")), "prompt"), ((("model", b"plain"),), "image")]
+)
+def test_a_variation_that_is_refused(parts: tuple[tuple[str, bytes], ...], param: str) -> None:
+    with pytest.raises(ProxyError) as caught:
+        read_variation(*form(*parts))
+    assert (caught.value.status, caught.value.param) == (400, param)
+    with pytest.raises(ProxyError, match="multipart"):
+        read_variation(b"{}", JSON)

@@ -129,6 +129,24 @@ def test_names(host: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("http://localhost:5173", True),
+        ("http://localhost", True),
+        ("http://[::1]:3000", True),
+        ("https://localhost:5173", False),
+        ("http://localhost:5173.evil.example", False),
+        ("http://localhost.evil.example", False),
+        ("http://evil.example:5173", False),
+        ("null", False),
+        ("", False),
+    ],
+)
+def test_an_entry_with_every_port(origin: str, allowed: bool) -> None:
+    assert Origins(frozenset({"http://localhost:*", "http://[::1]:*"}), None).allows(origin) is allowed
+
+
+@pytest.mark.parametrize(
     ("host", "known"),
     [
         ("localhost:8080", True),

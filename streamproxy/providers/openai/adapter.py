@@ -1,15 +1,16 @@
 """OpenAI's images wire, as OpenAI, Azure and every compatible host speak it.
 
 A caller's body is forwarded unchanged, except for the members named in this module. Hosts differ in their rows of the
-catalogue (paths, credential header, names of models, form of input images), never in branches.
+catalogue (paths, credential header, names of models, form of input images), never in branches. For a row with `quirks`
+the body is written anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -27,11 +28,24 @@ from streamproxy.core.conversation import (
 from streamproxy.core.events import Operation
 from streamproxy.core.images import media_type, probe_base64
 from streamproxy.core.rawjson import JsonObject, Member, Pieces, elements, members, parse
-from streamproxy.core.requests import ImageRequest, Inline, Input, Part, Remote, Segment, UpstreamRequest
+from streamproxy.core.requests import (
+    ImageRequest,
+    Inline,
+    Input,
+    Part,
+    Remote,
+    Segment,
+    Spooled,
+    UpstreamRequest,
+    Variation,
+    as_base64,
+)
 from streamproxy.core.schema import MAX_IMAGES
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.openai import errors
+from streamproxy.providers.openai import errors, rewriting
 from streamproxy.providers.openai.events import Answer
+
+Segments = tuple[Segment, ...]
 
 STREAMING: Final = ("stream", "partial_images")
 OURS: Final = ("extra_headers",)
@@ -46,7 +60,8 @@ class OpenAI:
 
     def at_once(self, request: ImageRequest, route: Route) -> int:
         most = route.model.max_stream_n if asks_to_stream(request, route) else 0
-        return min(request.n, most or request.n)
+        quirks = route.provider.quirks
+        return min(request.n, most or request.n, request.n if quirks is None else quirks.max_n)
 
     def not_applied(self, job: Job) -> tuple[str, ...]:
         return _not_applied(job, streams=asks_to_stream(job.request, job.route))
@@ -55,14 +70,18 @@ class OpenAI:
         streams = asks_to_stream(job.request, job.route)
         job = yield from _with_fetched(job)
         while True:
-            request = _request(job, streams=streams)
+            if job.provider.quirks is not None:
+                request = yield from rewriting.request(job, job.provider.quirks)
+            else:
+                request = _request(job, streams=streams)
             head = yield from send(request)
             if head.status in (200, 201):
                 break
             raw = yield from refusal_body()
             if not (streams and errors.refuses_streaming(head, raw)):
                 path = urlsplit(request.url).path
-                raise errors.refusal(head, raw, path=path, callers_credential=job.callers_key, scrub=job.scrub)
+                error = errors.refusal(head, raw, path=path, callers_credential=job.callers_key, scrub=job.scrub)
+                raise rewriting.blocked(job, error)
             streams = False  # the provider has processed nothing
             yield NotApplied(_not_applied(job, streams=False))
         yield from pour(Answer(job, head))
@@ -77,17 +96,17 @@ def _with_fetched(job: Job) -> Conversation[Job]:
         return job
     if not isinstance(body, JsonObject):
         return job
-    items: list[Pieces] = []
+    items: list[bytes | memoryview] = []
     images: list[Input] = []
     for index, (image, (start, end)) in enumerate(zip(request.images, _spans(body, "images"), strict=True)):
         shown = image if not isinstance(image, Remote) else (yield from inlined(image, job, f"images[{index}]"))
         images.append(shown)
         if shown is not image and isinstance(shown, Inline):
             prefix = b'{"image_url":"data:' + shown.media_type.encode() + b";base64,"
-            items.append((prefix, shown.base64, b'"}'))
+            items += (b",", prefix, shown.base64, b'"}')
         else:
-            items.append((memoryview(body.raw)[start:end],))
-    whole = parse(body.edited(drop=("images",), append={"images": _array(iter(items))}))
+            items += (b",", memoryview(body.raw)[start:end])
+    whole = parse(body.edited(drop=("images",), append={"images": (b"[", *items[1:], b"]")}))
     return replace(job, request=replace(request, body=whole, images=tuple(images)))
 
 
@@ -95,17 +114,19 @@ def asks_to_stream(request: ImageRequest, route: Route) -> bool:
     """Whether the provider is asked for events: if the caller wants them, and both model and host can stream."""
     model, host = route.model, route.provider
     able = model.streams and host.streams and request.output_format not in model.unstreamed_formats
-    return request.stream and able
+    return request.stream and able and request.variation is not Variation.ROUTE
 
 
 def _not_applied(job: Job, *, streams: bool) -> tuple[str, ...]:
     unasked = () if streams or not job.request.stream else ("partial_images",)
+    if job.provider.quirks is not None:
+        return tuple(sorted({*rewriting.not_applied(job, job.provider.quirks), *unasked} & job.request.given))
     refused = tuple(name for name in job.model.refuses if name not in HONOURED)
     return tuple(name for name in (*refused, *unasked) if name in job.request.given)
 
 
 def _request(job: Job, *, streams: bool) -> UpstreamRequest:
-    request, provider = job.request, job.provider
+    request = job.request
     body: tuple[Segment, ...]
     if isinstance(request.body, JsonObject):
         content_type = "application/json"
@@ -114,18 +135,10 @@ def _request(job: Job, *, streams: bool) -> UpstreamRequest:
         boundary = f"streamproxy-{job.token}"
         content_type = f"multipart/form-data; boundary={boundary}"
         body = tuple(_form_body(job, request.body, boundary.encode(), streams=streams))
-    path = provider.edits if request.operation is Operation.EDIT else provider.generations
-    query = f"?{provider.query}" if provider.query else ""
     accept = "text/event-stream, application/json" if streams else "application/json"
-    url = provider.base_url + path.replace("{model}", segment(job.route.upstream_model)) + query
-    return UpstreamRequest("POST", url, (("content-type", content_type), ("accept", accept), *COMMON), body)
-
-
-def segment(model: str) -> str:
-    """Quote the caller-supplied model name as exactly one path segment."""
-    if model in (".", ".."):
-        raise ProxyError(Failure.MODEL_NOT_FOUND, "No provider serves a model of this name.", param="model")
-    return quote(model, safe="")
+    return UpstreamRequest(
+        "POST", rewriting.url_for(job), (("content-type", content_type), ("accept", accept), *COMMON), body
+    )
 
 
 def _left_out(job: Job, *, streams: bool) -> tuple[str, ...]:
@@ -136,7 +149,7 @@ def _json_body(job: Job, body: JsonObject, *, streams: bool) -> tuple[Segment, .
     request, provider = job.request, job.provider
     drop = set(_left_out(job, streams=streams))
     changed: dict[str, bytes] = {}
-    append: dict[str, Pieces] = {}
+    append: dict[str, Segments] = {}
     model = msgspec.json.encode(job.route.upstream_model)  # orjson keeps 4 kB for it, as long as the stream lasts
     if body.value("model") != model:
         changed["model"] = model
@@ -147,34 +160,58 @@ def _json_body(job: Job, body: JsonObject, *, streams: bool) -> tuple[Segment, .
     if request.operation is Operation.EDIT:
         _refuse_remote(job)
         given = "image" if request.via_generations else "images"
-        if given != provider.edit_input:
-            if provider.edit_input in body.members:
-                raise ProxyError(
-                    Failure.UNSUPPORTED_PARAMETER,
-                    f"Send the input images as {given} only.",
-                    param=provider.edit_input,
-                )
+        if given != provider.edit_input and provider.edit_input in body.members:
+            raise ProxyError(
+                Failure.UNSUPPORTED_PARAMETER,
+                f"Send the input images as {given} only.",
+                param=provider.edit_input,
+            )
+        if given != provider.edit_input or any(isinstance(image, Spooled) for image in request.images):
             drop.add(given)
-            append[provider.edit_input] = _array(_translated(request, body))
-            mask = body.members.get("mask")
-            if mask is not None and not body.raw.startswith(b"null", mask.value):
-                changed["mask"] = b"".join(_mask(request, body, mask))
-    return body.pieces(replace=changed, drop=drop & body.members.keys(), append=append)
+            append[provider.edit_input] = _array(_translated(job, body))
+        mask = body.members.get("mask")
+        masked = mask is not None and not body.raw.startswith(b"null", mask.value)
+        if mask is not None and masked and (given != provider.edit_input or isinstance(request.mask, Spooled)):
+            drop.add("mask")
+            append["mask"] = _mask(job, body, mask)
+    pieces = body.pieces(replace=changed, drop=drop & body.members.keys())
+    return _extended(pieces, append) if append else pieces
 
 
-def _translated(request: ImageRequest, body: JsonObject) -> Iterator[Pieces]:
-    """Convert the input images: strings to references, references to strings."""
-    if request.via_generations:
+def _extended(body: Pieces, members: Mapping[str, Segments]) -> Segments:
+    """A JSON object, which is not empty, with more members at its end."""
+    *before, last = body
+    segments: list[Segment] = [*before, memoryview(last)[:-1]]
+    for name, value in members.items():
+        segments += (b',"%b":' % name.encode(), *value)
+    return (*segments, b"}")
+
+
+def _translated(job: Job, body: JsonObject) -> Iterator[Segments]:
+    """Convert the input images to what the provider takes: references, or strings."""
+    if job.request.via_generations:
         yield from map(_reference, _strings(body, "image"))
     else:
-        for index, (start, _) in enumerate(_spans(body, "images")):
-            yield (_needed_url(body, start, f"images[{index}]"),)
+        for index, (start, end) in enumerate(_spans(body, "images")):
+            image = job.request.images[index] if index < len(job.request.images) else None
+            yield _sent(job, body, image, Member(f"images[{index}]", start, start, end))
 
 
-def _mask(request: ImageRequest, body: JsonObject, mask: Member) -> Pieces:
-    if request.via_generations:
+def _mask(job: Job, body: JsonObject, mask: Member) -> Segments:
+    if job.request.via_generations:
         return _reference(memoryview(body.raw)[mask.value : mask.end])
-    return (_needed_url(body, mask.value, "mask"),)
+    return _sent(job, body, job.request.mask, mask)
+
+
+def _sent(job: Job, body: JsonObject, image: Input | None, where: Member) -> Segments:
+    """One reference as the provider takes it. An uploaded file of ours goes with its bytes."""
+    strings = job.provider.edit_input == "image"
+    if isinstance(image, Spooled):
+        url = (b'"data:%b;base64,' % image.media_type.encode(), as_base64(image), b'"')
+        return url if strings else (b'{"image_url":', *url, b"}")
+    if strings:
+        return (_needed_url(body, where.value, where.key),)
+    return (memoryview(body.raw)[where.value : where.end],)
 
 
 def _refuse_remote(job: Job) -> None:
@@ -247,11 +284,11 @@ def _needed_url(body: JsonObject, start: int, where: str) -> memoryview:
     return url
 
 
-def _array(items: Iterator[Pieces]) -> Pieces:
-    pieces: list[bytes | memoryview] = []
+def _array(items: Iterator[Segments]) -> Segments:
+    segments: list[Segment] = []
     for item in items:
-        pieces += (b",", *item)
-    return (b"[", *pieces[1:], b"]")
+        segments += (b",", *item)
+    return (b"[", *segments[1:], b"]")
 
 
 def _form_body(job: Job, parts: tuple[Part, ...], boundary: bytes, *, streams: bool) -> Iterator[Segment]:

@@ -347,7 +347,8 @@ class _Json:
             return
         raw = bytes(self._body).lstrip(_SPACE)
         self._body.clear()
-        frames = image_frames(raw, self._job) if self._job.request.as_events else answer_frame(raw, self._job)
+        as_events = self._job.request.as_events or self._job.n < self._job.request.n  # jobs' answers are put together
+        frames = image_frames(raw, self._job) if as_events else answer_frame(raw, self._job)
         for number, frame in enumerate(frames):
             if not number:
                 yield Accepted()

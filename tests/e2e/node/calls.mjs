@@ -1,6 +1,6 @@
 // Runs calls against the proxy with the real SDK and prints one JSON line per call: what its user would have seen.
 //
-//   node calls.mjs <base_url>  < [{"method": "generate" | "edit" | "models" | "respond" | "chat", "body": {...}, "files": n, "retries": n}]
+//   node calls.mjs <base_url>  < [{"method": see send(), "body": {...}, "files": n, "retries": n}]
 //
 // An outcome is {"events": [...], "answer": ..., "error": null | {...}}; pictures stay in, they are small.
 
@@ -50,6 +50,17 @@ async function send(client, call) {
         Array.from({ length: call.files }, (_, at) => toFile(picture, `in-${at}.png`, { type: 'image/png' })),
       );
       return client.images.edit({ ...call.body, image: call.files === 1 ? files[0] : files });
+    }
+    case 'vary':
+      return client.images.createVariation({ ...call.body, image: await toFile(Buffer.from(call.picture, 'base64'), 'in.png') });
+    case 'files': {
+      const file = await toFile(Buffer.from(call.picture, 'base64'), 'in.png');
+      const made = await client.files.create({ file, purpose: 'vision' });
+      const retrieved = await client.files.retrieve(made.id);
+      const listed = [];
+      for await (const one of client.files.list()) listed.push(one.id);
+      const content = Buffer.from(await (await client.files.content(made.id)).arrayBuffer()).toString('base64');
+      return { made, retrieved, listed, content, deleted: await client.files.delete(made.id) };
     }
     case 'respond':
       return client.responses.create(call.body);

@@ -23,7 +23,7 @@ BOUND = 60.0
 class Call(TypedDict, total=False):
     """One call. `files` pictures are attached to an edit; `retries` are the SDK's.
 
-    `method` is generate, edit, models, respond or chat.
+    `method` is generate, edit, vary, files, models, respond or chat.
     """
 
     method: str

@@ -1,0 +1,147 @@
+"""Uploaded files, from the upload until they expire: who may use one, and what is said where one is not there.
+
+    keep, find, owned, content, delete      what callers ask for
+    FileStore                               the protocol that every store of files fulfils
+
+Where callers have keys of ours, a file is its uploader's: for every other caller it does not exist. Where they have
+none, keys are not checked and tell no two callers apart: there the id alone, which cannot be guessed, opens the file.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import BinaryIO, Final, Protocol, TypeVar
+
+from streamproxy.core.files import FileRecord, NewFile, expiry, file_id
+from streamproxy.core.requests import Upload
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.hub.health import StoreHealth
+from streamproxy.hub.store import StoreError
+
+Result = TypeVar("Result")
+
+LEAST: Final = 64 * 1024
+"""Bytes that a file counts at least, so that its own bytes bound the number of files too."""
+
+PIECE: Final = 1024 * 1024
+"""Bytes that are read and written at a time."""
+
+
+class FileStore(Protocol):
+    """See the module's text. Every method may raise StoreError. One contract suite holds every store to this."""
+
+    async def keep(self, record: FileRecord, upload: Upload) -> None:
+        """Keep a file until it expires. Raises ProxyError(FILES_FULL) where there is no room for it."""
+        ...
+
+    async def find(self, id: str) -> FileRecord | None:
+        """The record of a file that is kept; None where there is none."""
+        ...
+
+    async def owned(self, owner: str) -> list[FileRecord]:
+        """The files that came with this key, in the order of their expiry."""
+        ...
+
+    async def content(self, record: FileRecord) -> BinaryIO | None:
+        """The file, open for reading, which stays whole though it be removed; None where it has just gone."""
+        ...
+
+    async def remove(self, record: FileRecord) -> None:
+        """Let go of a file."""
+        ...
+
+
+def charge_of(size: int) -> int:
+    """Bytes that a file of this size counts."""
+    return max(size, LEAST)
+
+
+def full(limit: int) -> ProxyError:
+    """The error for a file that finds no room."""
+    return ProxyError(
+        Failure.FILES_FULL,
+        f"There is no room for this file: all uploads together may have {limit} bytes, and each counts {LEAST >> 10} "
+        "KiB at least. Delete files that are not needed any more. The setting is file_bytes.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """See the module's text. `limit` is in bytes over all files; `tenants`: whether callers have keys of ours."""
+
+    store: FileStore
+    health: StoreHealth
+    limit: int
+    seconds: float
+    tenants: bool
+
+    async def keep(self, new: NewFile, owner: str | None) -> FileRecord:
+        """Keep an upload, for as long as it asks but never longer than the setting `file_seconds`."""
+        if new.upload.size > self.limit:
+            raise ProxyError(
+                Failure.BODY_TOO_LARGE,
+                f"The file is over {self.limit} bytes, which all uploads together may have. The setting is file_bytes.",
+                param="file",
+            )
+        created = int(time.time())
+        expires = created + max(1, int(min(new.seconds or self.seconds, self.seconds)))
+        id = file_id(expires, secrets.token_hex(16))
+        record = FileRecord(
+            id, owner, new.name, new.upload.size, new.media_type, new.purpose, created=created, expires=expires
+        )
+        await self._reached(self.store.keep(record, new.upload))
+        return record
+
+    async def find(self, id: str, owner: str | None) -> FileRecord:
+        """The file for the caller with this key. Raises ProxyError(FILE_NOT_FOUND), or (FILE_EXPIRED)."""
+        expires = expiry(id)
+        if expires is not None and expires <= time.time():
+            raise ProxyError(
+                Failure.FILE_EXPIRED,
+                "This file has expired: upload it again. The setting file_seconds says how long uploads are kept.",
+            )
+        found = None if expires is None else await self._reached(self.store.find(id))
+        if found is None or (self.tenants and found.owner != owner):
+            raise missing()
+        return found
+
+    async def owned(self, owner: str | None) -> list[FileRecord]:
+        """The files that came with this key, the oldest first. Without a key there are none to be shown."""
+        if owner is None:
+            return []
+        return sorted(await self._reached(self.store.owned(owner)), key=lambda record: (record.created, record.id))
+
+    async def content(self, record: FileRecord) -> BinaryIO:
+        """The file, open for reading. Raises ProxyError(FILE_NOT_FOUND) where it has just gone."""
+        found = await self._reached(self.store.content(record))
+        if found is None:
+            raise missing()
+        return found
+
+    async def delete(self, record: FileRecord) -> None:
+        """Let go of the file now. What reads it already goes on."""
+        await self._reached(self.store.remove(record))
+
+    async def _reached(self, operation: Awaitable[Result]) -> Result:
+        """The store's answer. Raises ProxyError(OVERLOADED) where it gives none."""
+        try:
+            return await operation
+        except StoreError as error:
+            self.health.note(error)
+            raise ProxyError(
+                Failure.OVERLOADED,
+                "The store of files cannot be reached now, or has no memory left. The setting is store.",
+                retry_after="2",
+            ) from None
+
+
+def missing() -> ProxyError:
+    """The error for an id that opens no file."""
+    return ProxyError(
+        Failure.FILE_NOT_FOUND,
+        "No such file. It was never uploaded here, was deleted or is another caller's, or the process that kept it has "
+        "ended (the setting `store`). POST /v1/files uploads one.",
+    )
