@@ -269,8 +269,6 @@ class Driver:
             case Accepted():
                 self._accepted = True
                 self._sink.accepted()
-            case NotApplied(names):
-                self._sink.not_applied(names)
             case Wait(seconds):
                 await self._wait(seconds)
             case Inlining():
@@ -281,17 +279,24 @@ class Driver:
                 return await self._convert(image, form)
             case Undo(request):
                 self._undo = request
+            case NotApplied() | JobId() | Tolerated() | Progress():
+                self._note(step)
+            case Connect() | Tell() | Hear():
+                return await self._on_socket(step)
+            case _:
+                assert_never(step)
+        return None
+
+    def _note(self, step: NotApplied | JobId | Tolerated | Progress) -> None:
+        match step:
+            case NotApplied(names):
+                self._sink.not_applied(names)
             case JobId(id):
                 self._sink.job(id)
             case Tolerated(label):
                 self._sink.tolerated(label)
             case Progress():
                 self._sink.progress(step)
-            case Connect() | Tell() | Hear():
-                return await self._on_socket(step)
-            case _:
-                assert_never(step)
-        return None
 
     @property
     def _opened(self) -> Answer:
