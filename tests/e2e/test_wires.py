@@ -203,11 +203,8 @@ async def test_several_images_are_one_job_or_several(wire: str, stream: bool, tm
             assert sorted(event.json["image_index"] for event in found) == [0, 1]  # type: ignore[type-var]
         else:
             assert len(answer.json()["data"]) == 2
-        together = wire == "openrouter" and not stream
-        assert len(setup.posts) == (
-            1 if together or wire in ("fal", "imagen", "replicate", "dashscope", "automatic1111") else 2
-        )
-        assert len(setup.posts) == (1 if wire in ("fal", "imagen", "replicate", "ark", "minimax", "xai") else 2)
+        together = wire in TOGETHER or (wire == "openrouter" and not stream)
+        assert len(setup.posts) == (1 if together else 2)
 
 
 @pytest.mark.parametrize("wire", ["gemini", "vertex"])
