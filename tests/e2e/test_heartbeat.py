@@ -52,6 +52,7 @@ async def test_heartbeats_come_at_once_and_each_second_of_silence() -> None:
             "param": None,
             "code": "idle_timeout",
             "status": 504,
+            "charged": True,
         }
         assert (upstream.calls, await proxy.failures("stream_idle")) == (1, 1)
 

@@ -307,6 +307,7 @@ async def test_a_failure_is_the_last_frame_and_is_known_at_once() -> None:
             "param": None,
             "code": "upstream_incomplete",
             "status": 502,
+            "charged": True,
         },
     }
 
