@@ -26,8 +26,13 @@ class Signal:
             _settle(waiter, True)
 
     async def wait(self, until: float | None = None) -> bool:
-        """Return at the next `set`; False where none came before this time of the loop's clock, which is anyio's."""
+        """Return at the next `set`; False where none came before this time of the loop's clock, which is anyio's.
+
+        A cancel scope round a loop of waits would end it late: a cancellation misses a task that is always awake.
+        """
         loop = asyncio.get_running_loop()
+        if until is not None and loop.time() >= until:
+            return False
         waiter: asyncio.Future[bool] = loop.create_future()
         self._waiting[waiter] = None
         timer = None if until is None else loop.call_at(until, _settle, waiter, False)

@@ -165,9 +165,9 @@ class Stream:
 
     async def ended(self, within: float) -> None:
         """Return when no frame will follow here, or after `within` seconds."""
-        with anyio.move_on_after(within):
-            while self.ending is None:
-                await self.changed.wait()
+        until = anyio.current_time() + within
+        while self.ending is None and await self.changed.wait(until):
+            pass
 
     def superseded(self, entry: Entry) -> bool:
         """Whether a half-written preview is of no more use because its image's outcome, or the stream's, is waiting."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import anyio
+import anyio.lowlevel
 import orjson
 import pytest
 from anyio.lowlevel import checkpoint
@@ -463,3 +464,23 @@ async def test_opened_waits_no_longer_than_asked() -> None:
     with anyio.fail_after(BOUND / 2):
         await stream.opened(0.01)
     assert not stream.acceptance.accepted
+
+
+async def test_a_wait_for_the_end_is_over_in_time_in_a_flood() -> None:
+    """Each event wakes the task that waits, so that a cancellation never finds it asleep."""
+    stream = Stream(Record("s"))
+    flooding = True
+
+    async def flood() -> None:
+        nonlocal flooding
+        until = anyio.current_time() + 5
+        while anyio.current_time() < until:
+            stream.changed.set()
+            await anyio.lowlevel.checkpoint()
+        flooding = False
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(flood)
+        await stream.ended(0.01)
+        assert flooding
+        tasks.cancel_scope.cancel()
