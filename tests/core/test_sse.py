@@ -98,7 +98,7 @@ def test_lines_about_the_length_of_short_ones(size: int, end: bytes) -> None:
 
 
 def test_what_the_rules_say_in_words() -> None:
-    """The reference could share a misreading with the code: these are wire.md's own expectations."""
+    """The reference could share a misreading with the code: these expectations are written out by hand."""
     assert cut([b"data\n\ndata\ndata\n\ndata:"])[0] == [("", b""), ("", b" ")]
     assert cut([b"data:  x\n\n"])[0] == [("", b" x")]
     assert cut([b"\xef\xbb\xbfdata: a\n\n"])[0] == [("", b"a")]
