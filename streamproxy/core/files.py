@@ -25,7 +25,7 @@ class FileRecord:
     `created` and `expires` are in Unix seconds, `media_type` is what its bytes say.
     """
 
-    id: str = field(repr=False)  # whoever has it may read the file
+    id: str = field(repr=False)  # without caller keys, the id is the right to read the file
     owner: str | None
     name: str = field(repr=False)
     size: int

@@ -317,7 +317,7 @@ class Driver:
         return head
 
     async def _signed(self, request: UpstreamRequest) -> UpstreamRequest:
-        """The request with the caller's headers and the credential. Raises ProxyError for a host of somebody else's."""
+        """The request with the caller's headers and the credential. Raises ProxyError for a foreign host."""
         if not is_own(self._plan.route.provider, request.url):
             raise ProxyError(
                 Failure.FOREIGN_HOST,

@@ -6,8 +6,8 @@ route is asked how far that task is, and for its drafts: at most `partial_images
 `/progress` is about whatever runs, and is never asked. A server without the web UI's route, or one that does not know
 our task, gives no previews.
 
-`/interrupt` stops whatever runs too. It is sent for a caller who has left only while our task is the one that runs:
-it was seen at work, and its request has not been answered.
+`/interrupt` stops the running job, which may be another user's. After a disconnect it is sent only while our task runs:
+the task was seen at work, and its request has not been answered.
 
 Sources: AUTOMATIC1111's modules/api/models.py and modules/progress.py as published schemas have them, November 2026.
 """

@@ -183,7 +183,7 @@ FAULTS: Final[Mapping[str, str]] = MappingProxyType(
         "no-credits": "there is no credit left",
         "key": "the key is refused",
         "unknown": "there is no such model",
-        "foreign": "the URL to look at is on a host of somebody else's",
+        "foreign": "the polling URL is on a foreign host",
         "poll-503": "looks at the task fail before it is done",
         "late": "the first looks do not find the task",
         "lost": "no look finds the task",

@@ -46,7 +46,7 @@ class _Input(msgspec.Struct):
 
 class _Parameters(msgspec.Struct):
     size: str = "2048*2048"
-    n: int = 4  # Wan's own default, which nobody should get by accident
+    n: int = 4  # Wan's own default, so a request without n pays for four
 
 
 class _Order(msgspec.Struct):

@@ -216,7 +216,7 @@ FAULTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "submit-429": "the submission is refused for now",
         "key": "the key is refused",
-        "foreign": "the URLs of the job are on a host of somebody else's",
+        "foreign": "the URLs of the job are on a foreign host",
         "poll-503": "looks at the job fail before it is done",
         "killed-poll": "looks at the job are closed without an answer",
         "never": "the job never ends",

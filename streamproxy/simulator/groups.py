@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,7 +109,7 @@ class RefusedError(Exception):
 
 
 @dataclass(slots=True)
-class _Groups:
+class _Groups(ABC):
     """The handler: see `simulator.Form`."""
 
     pace: float
@@ -136,9 +137,9 @@ class _Groups:
         items = [self._item(work, index, file, base) for index, file in enumerate(made)]
         return self._events(work, items) if work.stream else _answer(work, items)
 
+    @abstractmethod
     def order(self, path: str, body: bytes) -> _Work:
-        """What a request asks for. Raises RefusedError, msgspec.DecodeError."""
-        raise NotImplementedError
+        """Read a request. Raises RefusedError, msgspec.DecodeError."""
 
     def _item(self, work: _Work, index: int, file: bytes, base: str) -> dict[str, object]:
         if work.fault == "all-failed" or (work.fault == "one-failed" and index == 1):

@@ -97,8 +97,13 @@ class OpenRouter:
         return _error(404, f"No endpoints found for {order.model}.")
 
     async def _images(self, order: _Order) -> Script:
-        usage = {"prompt_tokens": 9, "completion_tokens": 272 * order.n, "total_tokens": 9 + 272 * order.n}
-        usage |= {"cost": CENTS * order.n, "completion_tokens_details": {"image_tokens": 272 * order.n}}  # type: ignore[dict-item]
+        usage: dict[str, object] = {
+            "prompt_tokens": 9,
+            "completion_tokens": 272 * order.n,
+            "total_tokens": 9 + 272 * order.n,
+            "cost": CENTS * order.n,
+            "completion_tokens_details": {"image_tokens": 272 * order.n},
+        }
         files = [await self._file(order, number) for number in range(order.n)]
         if not (order.stream and "gpt" in order.model):
             kind = f"image/{order.output_format}"
@@ -148,8 +153,10 @@ def _drawn(order: _Order, number: int, step: int | None) -> str:
     else:
         drawn = pictures.draw(words, *order.edges)
     shown = drawn if step is None else pictures.preview(drawn, step, PREVIEWS)
-    form = "jpeg" if order.output_format == "jpeg" else "webp" if order.output_format == "webp" else "png"
-    return base64.b64encode(pictures.encode(shown, form)).decode()  # type: ignore[arg-type]
+    form: pictures.Format = "jpeg" if order.output_format == "jpeg" else "png"
+    if order.output_format == "webp":
+        form = "webp"
+    return base64.b64encode(pictures.encode(shown, form)).decode()
 
 
 def _error(status: int, message: str, **metadata: object) -> Script:

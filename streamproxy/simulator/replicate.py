@@ -265,7 +265,7 @@ FAULTS: Final[Mapping[str, str]] = MappingProxyType(
         "no-credits": "there is no credit left",
         "key": "the token is refused",
         "unknown": "there is no such official model",
-        "foreign": "the URLs of the prediction are on a host of somebody else's",
+        "foreign": "the URLs of the prediction are on a foreign host",
         "poll-503": "looks at the prediction fail before it is over",
         "lost": "no look finds the prediction",
         "never": "the prediction never ends",
@@ -273,7 +273,7 @@ FAULTS: Final[Mapping[str, str]] = MappingProxyType(
         "sensitive": "input or output is refused, with a code",
         "failed": "the prediction has failed",
         "aborted": "the prediction was not begun in time",
-        "canceled": "the prediction was cancelled by somebody else",
+        "canceled": "the prediction was cancelled from outside",
         "no-output": "the prediction has succeeded and has no output",
         "gone": "the picture's URL is a 404",
     }

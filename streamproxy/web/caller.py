@@ -28,7 +28,7 @@ async def gone(receive: Receive) -> None:
 async def unless_gone(receive: Receive, work: Callable[[], Awaitable[Result]]) -> Result:
     """The result of `work`, which goes on while the caller is there. Raises ProxyError(CALLER_GONE) once it is not."""
     with anyio.CancelScope() as working, watched(receive, working):
-        await anyio.lowlevel.checkpoint()  # a caller who has left already is not worked for
+        await anyio.lowlevel.checkpoint()  # no work starts for a caller that has already disconnected
         return await work()
     raise ProxyError(Failure.CALLER_GONE, "The caller left before its answer.")
 

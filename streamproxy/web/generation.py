@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -188,7 +189,7 @@ def _attach(order: _Order, stream: Stream) -> _Reading:
     return _RepeatReading(order, subscriber)
 
 
-class _Reading(Reader):
+class _Reading(Reader, ABC):
     """The caller's place in the stream that answers it, until `leave`.
 
     It holds nothing of the order but what it needs: a response lasts longer than the request's body is needed.
@@ -215,9 +216,9 @@ class _Reading(Reader):
             note_failure(self._scope, self.stream.error)
         self.leave(had_all=sent and (self._later or self.subscriber.at_end))
 
+    @abstractmethod
     def leave(self, *, had_all: bool) -> None:
-        """This caller has been answered, or has left before."""
-        raise NotImplementedError
+        """Leave the stream. `had_all`: the caller has its answer, and did not disconnect before."""
 
 
 class _FirstReading(_Reading):
