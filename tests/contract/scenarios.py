@@ -73,6 +73,7 @@ class Host(NamedTuple):
 
 REPLICATE: Final = "https://replicate.test/v1"
 COMFY: Final = "https://comfy.test/comfy"
+LUMA: Final = "https://luma.test/dream-machine/v1"
 DASH: Final = "https://dash.test/api/v1"
 HOSTS: Final = {
     "openai": Host("https://openai.test/v1", "gpt-image-2"),
@@ -82,6 +83,10 @@ HOSTS: Final = {
     "bfl": Host("https://bfl.test/v1", "flux-2-pro"),
     "replicate": Host(REPLICATE, "black-forest-labs/flux-dev", f"POST {REPLICATE}/predictions/1/cancel"),
     "stability": Host("https://stability.test/v2beta", "sd3.5-large"),
+    "bedrock": Host("https://bedrock.test", "stability.sd3-5-large-v1:0"),
+    "nova": Host("https://bedrock.test", "amazon.nova-canvas-v1:0"),
+    "ideogram": Host("https://ideogram.test", "ideogram-v3"),
+    "luma": Host(LUMA, "photon-1", f"DELETE {LUMA}/generations/1"),
     "mai": Host("https://mai.test/v1", "MAI-Image-2.6"),
     "dashscope": Host(DASH, "wan2.7-image", f"POST {DASH}/tasks/1/cancel"),
     "openrouter": Host("https://openrouter.test/api/v1", "openai/gpt-image-2"),
@@ -238,6 +243,7 @@ def _parts(asked: dict[str, object], scenario: Scenario) -> Iterator[Part]:
 
 
 F = Failure
+INPAINT: Final = "us.stability.stable-image-inpaint-v1:0"
 MASKS: Final = "fal-ai/gpt-image-1.5/edit"
 FAST: Final = {"family": "known", "fast": True, "streams": False}
 STREAMS: Final = {"family": "known", "streams": True}
@@ -372,6 +378,61 @@ SCENARIOS: Final = (
     Scenario("stability", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
     Scenario("stability", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
     Scenario("stability", "lost", failure=F.PROVIDER_FAILED, model="creative"),
+    Scenario("bedrock", "one", "c0"),
+    Scenario("bedrock", "one", "c1", first=1, of=2, stream=False),
+    Scenario("bedrock", "one", "c0", images=(INPUT,)),
+    Scenario("bedrock", "one", "c0", images=FILES[:1], members={"output_format": "jpeg"}),
+    Scenario("bedrock", "masked", "c0", images=(INPUT,), mask=MASK, model=INPAINT),
+    Scenario("bedrock", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("bedrock", "limited", failure=F.PROVIDER_LIMIT, proof=None),
+    Scenario("bedrock", "broken", failure=F.PROVIDER_FAILED, proof=None),
+    Scenario("bedrock", "filtered", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("bedrock", "inference", failure=F.PROVIDER_FAILED, proof=None),
+    Scenario("bedrock", "empty", failure=F.NO_IMAGE, proof=None),
+    Scenario("bedrock", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("bedrock", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
+    Scenario("nova", "one", "c0"),
+    Scenario("nova", "two", "c0 c1", n=2),
+    Scenario("nova", "two", "c2 c3", n=2, first=2, of=4, stream=False),
+    Scenario("nova", "two", "c0"),
+    Scenario("nova", "one", "c0", images=(INPUT, SECOND)),
+    Scenario("nova", "one", "c0", images=FILES[:1], mask=MASK),
+    Scenario("nova", "some-blocked", "c0"),
+    Scenario("nova", "all-blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("nova", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("nova", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("nova", "empty", failure=F.NO_IMAGE, proof=None),
+    Scenario("nova", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("nova", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
+    Scenario("ideogram", "one", "c0"),
+    Scenario("ideogram", "two", "c0 c1", n=2),
+    Scenario("ideogram", "two", "c2 c3", n=2, first=2, of=4, stream=False),
+    Scenario("ideogram", "two", "c0"),
+    Scenario("ideogram", "edited", "c0", images=(INPUT,)),
+    Scenario("ideogram", "edited", "c0", images=FILES[:1]),
+    Scenario("ideogram", "masked", "c0", images=(INPUT,), mask=MASK),
+    Scenario("ideogram", "later-version", "c0", images=(INPUT, SECOND), mask=MASK, model="ideogram-4.5"),
+    Scenario("ideogram", "gone", "c0"),
+    Scenario("ideogram", "half-unsafe", "c1", F.MODERATION_BLOCKED, n=2),
+    Scenario("ideogram", "unsafe", failure=F.MODERATION_BLOCKED),
+    Scenario("ideogram", "fewer", "c0", F.NO_IMAGE, n=2),
+    Scenario("ideogram", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("ideogram", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("ideogram", "no-credits", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("ideogram", "empty", failure=F.NO_IMAGE, proof=None),
+    Scenario("ideogram", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("ideogram", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
+    Scenario("luma", "one", "c0"),
+    Scenario("luma", "one", "c1", first=1, of=2, stream=False),
+    Scenario("luma", "gone", "c0"),
+    Scenario("luma", "failed", failure=F.PROVIDER_FAILED),
+    Scenario("luma", "moderated", failure=F.MODERATION_BLOCKED),
+    Scenario("luma", "no-result", failure=F.NO_IMAGE),
+    Scenario("luma", "lost", failure=F.PROVIDER_FAILED),
+    Scenario("luma", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("luma", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("luma", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("luma", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
     Scenario("mai", "one", "c0"),
     Scenario("mai", "one", "c1", first=1, of=2, stream=False),
     Scenario("mai", "edited", "c0", images=FILES[:1], members={"output_format": "jpeg"}),
