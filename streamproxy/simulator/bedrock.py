@@ -10,7 +10,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -31,6 +31,7 @@ BLOCKED: Final = "This request has been blocked by our content filters. Please a
 ALL: Final = "All of the generated images have been blocked by our content filters."
 SOME: Final = "Some of the generated images have been blocked by our content filters."
 
+Answer = dict[str, Any]
 Ratio = Literal["21:9", "16:9", "3:2", "5:4", "1:1", "4:5", "2:3", "9:16", "9:21"]
 Edge = Annotated[int, Meta(ge=320, le=4096, multiple_of=16)]
 
@@ -138,16 +139,17 @@ class Bedrock:
         except (msgspec.DecodeError, ValueError) as error:
             return _error(400, "ValidationException", f"Malformed input request: {error}")
         if fault == "some-blocked":
-            answer = {"images": answer["images"][:1], "error": SOME}
+            answer["images"] = answer["images"][:1]
+            answer["error"] = SOME
         return json_answer(200, answer, (("x-amzn-RequestId", str(uuid4())),))
 
-    async def _stabilitys(self, model: str, body: bytes) -> dict[str, list[str]]:
+    async def _stabilitys(self, model: str, body: bytes) -> Answer:
         kind = next((kind for word, kind in KINDS.items() if word in model), _Drawn)
         order = msgspec.json.decode(body, type=kind)
         file = await run_sync(partial(_drawn, order), limiter=self._drawing)
-        return {"seeds": ["1"], "finish_reasons": [None], "images": [file]}  # type: ignore[list-item]
+        return {"seeds": [1], "finish_reasons": [None], "images": [file]}
 
-    async def _novas(self, model: str, body: bytes) -> dict[str, list[str]]:
+    async def _novas(self, model: str, body: bytes) -> Answer:
         task = msgspec.json.decode(body, type=_Task)
         return {"images": list(await run_sync(partial(_made, task), limiter=self._drawing))}
 

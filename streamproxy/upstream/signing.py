@@ -137,9 +137,7 @@ def aws_credentials(key: str) -> Credentials:
 def _no_credentials(what: str, error: Exception) -> ProxyError:
     """The failure of looking for the provider's credentials, without the error's own text."""
     reason = f"No {what} could be had ({type(error).__name__})."
-    return ProxyError(
-        Failure.PROVIDER_AUTH, f"{reason} The operator must check the provider's `credential` setting."
-    )
+    return ProxyError(Failure.PROVIDER_AUTH, f"{reason} The operator must check the provider's `credential` setting.")
 
 
 async def _sha256(body: tuple[Segment, ...]) -> str:

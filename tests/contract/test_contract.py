@@ -19,16 +19,15 @@ from tests.contract.scenarios import BESIDE, HEADER, HOSTS, INPUT, KEY, PNG, PRO
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 
 
+WHOLES: Final = ("imagen", "mai", "bedrock", "nova")
+"""They answer in one piece, so that nothing can fail once it is accepted."""
+
+
 def test_every_adapter_goes_through_every_kind_of_scenario() -> None:
     for adapter in ADAPTERS:
         rows = [row for row in SCENARIOS if row.adapter == adapter]
         failed_and_accepted = {(row.failure is not None, row.proof is not None) for row in rows}
-        whole = adapter in (
-            "imagen",
-            "mai",
-            "bedrock",
-            "nova",
-        )  # answers in one piece, so that nothing can fail once it is accepted
+        whole = adapter in WHOLES
         assert failed_and_accepted == {(False, True), (True, False), *(() if whole else ((True, True),))}, adapter
         assert any(row.failure is Failure.UPSTREAM_INCOMPLETE for row in rows), adapter
     assert ADAPTERS.keys() == HOSTS.keys()
@@ -160,7 +159,11 @@ TAKES_ONE: Final = {"bfl": "flux-pro-1.1", "dashscope": "qwen-image-max"}
 CANNOT: Final = (
     Scenario("openai", "style", members={"style": "canary"}),
     *(Scenario(name, "style", members={"style": "canary"}) for name in OTHERS),
-    *(Scenario(name, "quality", members={"quality": "canary"}) for name in OTHERS if name != "openrouter"),
+    *(
+        Scenario(name, "quality", members={"quality": "canary"})
+        for name in OTHERS
+        if name not in ("openrouter", "nova")
+    ),
     *(Scenario(name, "file", images=(FileId("canary"),)) for name in OTHERS),
     *(Scenario(name, "mask", mask=MASK, members={"mask": "canary"}) for name in OTHERS),
     *(Scenario(name, "remote", images=(REMOTE,)) for name in INLINE),

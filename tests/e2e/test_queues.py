@@ -67,6 +67,19 @@ FAULTS: Final[Mapping[tuple[str, str], Fault]] = {
     ("stability", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
     ("stability", "no-credits"): Fault(402, "payment_required", before_head=True),
     ("stability", "key"): Fault(502, "provider_auth", before_head=True),
+    ("bedrock", "throttled"): Fault(429, "ThrottlingException", before_head=True),
+    ("bedrock", "key"): Fault(502, "provider_auth", before_head=True),
+    ("bedrock", "unknown"): Fault(404, "ResourceNotFoundException", before_head=True),
+    ("ideogram", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("ideogram", "no-credits"): Fault(402, "insufficient_funds", before_head=True),
+    ("ideogram", "key"): Fault(502, "provider_auth", before_head=True),
+    ("luma", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("luma", "no-credits"): Fault(402, "insufficient_quota", before_head=True),
+    ("luma", "key"): Fault(502, "provider_auth", before_head=True),
+    ("luma", "lost"): Fault(502, "provider_failed", "not_found"),
+    ("luma", "failed"): Fault(502, "provider_failed", "failed"),
+    ("luma", "moderated"): Fault(400, "moderation_blocked", "moderation"),
+    ("luma", "no-result"): Fault(502, "no_image", "completed"),
     ("mai", "submit-429"): Fault(429, "RateLimitReached", before_head=True),
     ("mai", "key"): Fault(502, "provider_auth", before_head=True),
     ("mai", "unknown"): Fault(404, "DeploymentNotFound", before_head=True),
@@ -91,12 +104,16 @@ FAULTY: Final = {
     "bfl": "bfl/fault-{}",
     "replicate": "replicate/sim/fault-{}",
     "stability": "stability/fault-{}",
+    "bedrock": "bedrock/stability.fault-{}",
+    "nova": "nova/amazon.fault-{}",
+    "ideogram": "ideogram/ideogram-v3-fault-{}",
+    "luma": "luma/fault-{}",
     "mai": "mai/fault-{}",
     "dashscope": "dashscope/wan-fault-{}",
     "openrouter": "openrouter/sim/fault-{}",
     "automatic1111": "automatic1111/fault-{}",
 }
-QUEUES: Final = pytest.mark.parametrize("wire", ["fal", "bfl", "replicate", "dashscope"])
+QUEUES: Final = pytest.mark.parametrize("wire", ["fal", "bfl", "replicate", "dashscope", "luma"])
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -141,7 +158,11 @@ async def test_a_result_that_is_gone_keeps_its_url(wire: str, tmp_path: Path) ->
         assert "/files/missing" in image["url"]
 
 
-CANCELS: Final = {"fal": "PUT", "replicate": "POST", "dashscope": "POST"}
+def _cancels(got: Received) -> bool:
+    return got.method == "DELETE" or "/cancel" in got.target
+
+
+CANCELS: Final = {"fal": "PUT", "replicate": "POST", "dashscope": "POST", "luma": "DELETE"}
 
 
 @pytest.mark.parametrize("wire", CANCELS)
@@ -149,8 +170,8 @@ async def test_a_caller_who_leaves_cancels_the_job(wire: str, tmp_path: Path) ->
     async with wired(wire, tmp_path) as setup:
         with anyio.move_on_after(1.0):
             await _asked(setup, FAULTY[wire].format("waits" if wire == "dashscope" else "never"))
-        await setup.server.wait_until(lambda server: any("/cancel" in got.target for got in server.received), BOUND)
-        cancels = [got.method for got in setup.server.received if "/cancel" in got.target]
+        await setup.server.wait_until(lambda server: any(map(_cancels, server.received)), BOUND)
+        cancels = [got.method for got in setup.server.received if _cancels(got)]
         assert cancels == [CANCELS[wire]]
 
 
@@ -168,6 +189,9 @@ async def test_a_jobs_id_is_in_the_log(wire: str, tmp_path: Path) -> None:
 
 
 MASKED: Final = {
+    "bedrock": "bedrock/us.stability.stable-image-inpaint-v1:0",
+    "nova": "amazon.nova-canvas-v1:0",
+    "ideogram": "ideogram-v3",
     "fal": "fal/fal-ai/flux-general/inpainting",
     "bfl": "bfl/flux-pro-1.0-fill",
     "automatic1111": "automatic1111/default",

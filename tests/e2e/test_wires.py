@@ -48,6 +48,10 @@ MODELS: Final = {
     "bfl": "bfl/flux-2-pro",
     "replicate": "replicate/black-forest-labs/flux-dev",
     "stability": "stability/sd3.5-large",
+    "bedrock": "bedrock/stability.sd3-5-large-v1:0",
+    "nova": "amazon.nova-canvas-v1:0",
+    "ideogram": "ideogram-v3",
+    "luma": "luma/photon-1",
     "mai": "mai/MAI-Image-2.6",
     "dashscope": "dashscope/wan2.7-image",
     "openrouter": "openai/gpt-image-2",
@@ -59,6 +63,8 @@ MODELS: Final = {
 }
 EDITORS: Final = MODELS | {"comfyui": "editor", "imagen": "imagen-3.0-capability-001"}
 WIRES: Final = pytest.mark.parametrize("wire", MODELS)
+UPLOADING: Final = pytest.mark.parametrize("wire", [wire for wire in MODELS if wire != "luma"])
+"""Luma takes its input images by URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,7 @@ class Setup:
 
 PREVIEWS: Final = {
     **dict.fromkeys(("imagen", "bfl", "replicate", "ark", "minimax", "xai", "stability", "mai", "dashscope"), 0),
+    **dict.fromkeys(("bedrock", "nova", "ideogram", "luma"), 0),
     **dict.fromkeys(("gemini", "vertex", "fal", "openrouter", "automatic1111", "comfyui"), 2),
 }
 PATHS: Final = {
@@ -89,6 +96,10 @@ PATHS: Final = {
     "bfl": "/bfl/v1",
     "replicate": "/replicate/v1",
     "stability": "/stability/v2beta",
+    "bedrock": "/bedrock",
+    "nova": "/bedrock",
+    "ideogram": "/ideogram",
+    "luma": "/luma/dream-machine/v1",
     "mai": "/azure",
     "dashscope": "/dashscope/api/v1",
     "openrouter": "/openrouter/api/v1",
@@ -161,7 +172,7 @@ async def test_a_streamed_generation(wire: str, tmp_path: Path) -> None:
         assert len(setup.posts) == 1
 
 
-@WIRES
+@UPLOADING
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_edit_of_an_uploaded_file(wire: str, stream: bool, tmp_path: Path) -> None:
     async with wired(wire, tmp_path) as setup:
@@ -176,7 +187,7 @@ async def test_an_edit_of_an_uploaded_file(wire: str, stream: bool, tmp_path: Pa
             assert size_of(made.data[0].b64_json)
         assert len([target for target in setup.posts if "assets" not in target]) == 1
         sent = b"".join(received.body for received in setup.server.received if received.method == "POST")
-        assert (PNG if wire in ("comfyui", "mai", "stability") else base64.b64encode(PNG)) in sent
+        assert (PNG if wire in ("comfyui", "mai", "stability", "ideogram") else base64.b64encode(PNG)) in sent
 
 
 @WIRES
@@ -188,7 +199,9 @@ async def test_the_credential_goes_to_the_providers_own_host_only(wire: str, tmp
             assert any(KEY in value for _, value in received.headers) is not fetched, received.target
 
 
-TOGETHER: Final = ("fal", "imagen", "replicate", "ark", "minimax", "xai", "dashscope", "automatic1111")
+TOGETHER: Final = (
+    *("fal", "imagen", "replicate", "ark", "minimax", "xai", "dashscope", "automatic1111", "nova", "ideogram"),
+)
 
 
 @WIRES
@@ -461,7 +474,7 @@ async def test_a_result_elsewhere_is_fetched_without_a_key(place: str, stream: b
         assert not any(KEY in value or "callers" in value for value in told)
 
 
-@WIRES
+@UPLOADING
 async def test_a_streamed_edit_has_previews(wire: str, tmp_path: Path) -> None:
     async with wired(wire, tmp_path) as setup:
         given = ("in.png", PNG, "image/png")
@@ -483,6 +496,10 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "bfl": {"detail": "No."},
     "replicate": {"detail": "No."},
     "stability": {"id": "1", "name": "bad_request", "errors": ["No."]},
+    "bedrock": {"message": "No."},
+    "nova": {"message": "No."},
+    "ideogram": {"error": "No."},
+    "luma": {"detail": "No."},
     "mai": {"error": {"code": "c", "message": "No."}},
     "dashscope": {"code": "InvalidParameter", "message": "No."},
     "openrouter": {"error": {"code": 400, "message": "No."}},
