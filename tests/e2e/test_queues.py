@@ -398,3 +398,57 @@ async def test_only_ones_own_task_is_interrupted(fault: str, interrupts: int, tm
             await setup.server.wait_until(lambda server: server.received[-1].target.endswith("/interrupt"), BOUND)
         await until(lambda: setup.server.open_connections <= 1)
         assert sum(target.endswith("/interrupt") for target in setup.posts) == interrupts
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_unsafe_picture_of_several(stream: bool, tmp_path: Path) -> None:
+    async with wired("ideogram", tmp_path, stream_n=True) as setup:
+        answer = await _asked(setup, FAULTY["ideogram"].format("half-unsafe"), n=2, stream=stream)
+        if stream:
+            completed, last = events(answer.content)
+            assert (completed.event, completed.json["image_index"]) == ("image_generation.completed", 1)
+            error = orjson.loads(last.data)["error"]
+            assert error["charged"] is True
+        else:
+            assert (answer.status_code, answer.headers["x-should-retry"]) == (400, "false")
+            error = answer.json()["error"]
+        assert (error["code"], error["provider_code"]) == ("moderation_blocked", "is_image_safe")
+        assert len(setup.posts) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code", "own"),
+    [("unsafe", 400, "moderation_blocked", "is_image_safe"), ("blocked", 400, "moderation_blocked", "422")],
+)
+async def test_what_ideogram_refuses(fault: str, status: int, code: str, own: str, tmp_path: Path) -> None:
+    async with wired("ideogram", tmp_path) as setup:
+        answer = await _asked(setup, FAULTY["ideogram"].format(fault))
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["provider_code"]) == (status, code, own)
+        assert len(setup.posts) == 1
+
+
+async def test_ideograms_later_version_and_another_wording(tmp_path: Path) -> None:
+    async with wired("ideogram", tmp_path) as setup:
+        later = await _asked(setup, "ideogram-4.5", size="1536x1024")
+        assert later.status_code == 200, later.text
+        assert later.json()["cost"] is None
+        [image] = (await _asked(setup, FAULTY["ideogram"].format("rewritten"))).json()["data"]
+        assert image["revised_prompt"] == "A lighthouse, in other words."
+        assert (await _asked(setup, "ideogram-v3-turbo")).json()["cost"] == 0.03
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_luma_edits_an_image_at_a_url(stream: bool, tmp_path: Path) -> None:
+    async with wired("luma", tmp_path) as setup:
+        url = "https://pictures.example/1.png"
+        made = await _asked(setup, MODELS["luma"], image=url, stream=stream, output_format="png")
+        assert made.status_code == 200, made.text
+        if stream:
+            [event] = events(made.content)
+            assert (event.event, event.json["output_format"]) == ("image_edit.completed", "png")
+        asked = orjson.loads(setup.server.received[0].body)
+        assert asked["modify_image_ref"] == {"url": url}
+        refused = await _asked(setup, MODELS["luma"], image=f"data:image/png;base64,{'iVBORw0KGgo='}")
+        assert refused.status_code == 400
+        assert len(setup.posts) == 1
