@@ -24,7 +24,7 @@ FIELD = re.compile(r'name="([a-z_]+)"[^\r]*\r\n(?:Content-Type: [^\r]*\r\n)?\r\n
 def asked(given: Job) -> tuple[str, list[tuple[str, str]], list[str]]:
     """The path of the request that costs money, the fields of its form with files as base64, and the masks' forms."""
     conversation = ADAPTERS["ideogram"].converse(given)
-    forms = []
+    forms: list[str] = []
     step: Any = next(conversation)
     while isinstance(step, Convert):
         forms.append(step.form)
