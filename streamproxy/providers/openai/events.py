@@ -190,7 +190,7 @@ class _Events:
         kind = KINDS.get(said.type) or KINDS.get(event.name)
         if said.failed or ERROR in (event.name, said.type) or (kind is not None and kind.role is Role.FAILED):
             raise blocked(self._job, error_in_answer(event.joined(), self._job.scrub, event.data))
-        if kind is None:
+        if kind is None or kind.role is Role.USAGE:
             return
         right = type_of(self._request.operation, kind.role)
         self._mended = self._mended or not said.utf8
