@@ -287,8 +287,9 @@ def missing(job: Job, image: int, count: int, usage: Mapping[str, object] | None
     kind = type_of(job.request.operation, Role.USAGE)
     values: dict[str, object] = {"type": kind, "created_at": job.now}
     values |= {"image_index": job.first + image} if job.several else {}
-    values |= {"missing": count, **_spent(job, usage, work, work.images), "provider": job.provider.name}
-    return Frame(kind, (msgspec.json.encode(values),), image=job.first + image, final=True)
+    spent = _spent(job, usage, work, work.images)
+    data = msgspec.json.encode({**values, "missing": count, **spent, "provider": job.provider.name})
+    return Frame(kind, (data,), image=job.first + image, final=True, cost=amount(spent["cost"]))
 
 
 def _spent(job: Job, usage: Mapping[str, object] | None, work: Work, images: int) -> dict[str, object]:

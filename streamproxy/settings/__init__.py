@@ -99,8 +99,8 @@ class ProviderSettings:
     ] = None
     location: Annotated[
         Token | None,
-        "Vertex AI and Bedrock: the location in base_url; default: $GOOGLE_CLOUD_LOCATION, else global; $AWS_REGION or "
-        "$AWS_DEFAULT_REGION, else where the provider's models are",
+        "Vertex AI and Bedrock: the location in base_url and in AWS's signature; default: $GOOGLE_CLOUD_LOCATION, else "
+        "global; $AWS_REGION or $AWS_DEFAULT_REGION, else where the provider's models are",
     ] = None
     workflows: Annotated[dict[str, str] | None, "ComfyUI: the file of a workflow in API format, by model"] = None
     strict_headers: Annotated[bool, "only allowed extra_headers pass, instead of all but refused ones"] = False

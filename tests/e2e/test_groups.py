@@ -9,11 +9,12 @@ from typing import Any, Final
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Script, Stall, event, sse
 from tests.e2e.test_wires import KEY, MODELS, Setup, wired
-from tests.support.proxy import PROMPT, events
+from tests.support.proxy import PROMPT, events, until
 
 pytestmark = pytest.mark.anyio
 
@@ -121,7 +122,11 @@ def _two_of_four(received: Received) -> Script:
 
 async def test_a_smaller_group_says_what_it_cost(tmp_path: Path) -> None:
     async with wired("ark", tmp_path, _two_of_four, fetch_hosts=(), stream_n=True) as setup:
-        answer = await _asked(setup, MODELS["ark"], n=4, stream=True)
+        with capture_logs() as logs:
+            answer = await _asked(setup, MODELS["ark"], n=4, stream=True)
+            await until(lambda: any(line["event"] == "generation" for line in logs))
+        [line] = [line for line in logs if line["event"] == "generation"]
+        assert (line["outcome"], line["images"]) == ("completed", 2)
         first, second, last = events(answer.content)
         assert first.event == second.event == "image_generation.completed"
         assert last.event == last.json["type"] == "image_generation.usage"

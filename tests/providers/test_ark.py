@@ -161,7 +161,7 @@ def test_a_smaller_group_says_what_it_cost() -> None:
     """Every picture has gone on when the provider says that there will be no more."""
     first, second, last = Scenario("ark", "two", n=4, about=CENTS).play().frames
     assert (first.type, second.type, last.type) == (*["image_generation.completed"] * 2, "image_generation.usage")
-    assert (last.image, last.final) == (2, True)
+    assert (last.image, last.final, last.cost) == (2, True, 0.08)
     said = json.loads(b"".join(last.data))
     assert (said["missing"], said["image_index"], said["cost"], said["provider"]) == (2, 2, 0.08, "ark")
     assert said["usage"]["total_tokens"] == 32448
