@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+import orjson
 import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -115,3 +116,16 @@ async def test_a_member_that_a_model_lacks_is_not_sent(tmp_path: Path) -> None:
             said = answer.headers["streamproxy-not-applied"]
             assert said == ("quality" if name == "stable-outpaint" else "left, prompt, quality")
         assert len(setup.posts) == 3
+
+
+async def test_a_variation_is_an_edit_without_words(tmp_path: Path) -> None:
+    async with wired("nova", tmp_path) as setup:
+        answer = await setup.proxy.client.post(
+            f"{setup.proxy.url}/v1/images/variations",
+            files={"image": ("in.png", PNG, "image/png")},
+            data={"model": MODELS["nova"], "n": "2"},
+        )
+        assert answer.status_code == 200, answer.text
+        assert (answer.headers["streamproxy-served-as"], len(answer.json()["data"])) == ("edit", 2)
+        [got] = setup.server.received
+        assert sorted(orjson.loads(got.body)["imageVariationParams"]) == ["images"]
