@@ -62,6 +62,7 @@ async def test_a_signature_is_botocores(wire: str, edit: bool, monkeypatch: pyte
         theirs = AWSRequest("POST", f"{server.url}{got.target}", data=got.body, headers=given)
         SigV4Auth(Credentials(ID, SECRET, TOKEN), "bedrock", REGION).add_auth(theirs)
         assert headers["authorization"] == theirs.headers["Authorization"]
+        assert headers["host"] == server.url.removeprefix("http://")
         assert headers["x-amz-security-token"] == TOKEN
         assert "callers" not in str(got.headers)
         assert SECRET not in str(got.headers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import hashlib
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ from streamproxy.simulator.server import Server, serve
 from streamproxy.upstream import default_ssl_context
 from streamproxy.upstream.signing import (
     SCOPES,
+    TURN,
     AwsSigner,
     GoogleSigner,
     KeySigner,
@@ -98,6 +100,20 @@ async def test_credentials_of_aws_are_loaded_once() -> None:
     assert len(loads) == 1
     assert loads != [threading.current_thread().name]
     assert (signer.secrets, "x-amz-security-token" in signer.names) == (("secret-key-of-aws",), False)
+
+
+async def test_other_tasks_have_turns_while_a_body_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = 0
+
+    async def checkpoint() -> None:
+        nonlocal turns
+        turns += 1
+
+    monkeypatch.setattr("anyio.lowlevel.checkpoint", checkpoint)
+    signer = AwsSigner(lambda: aws_credentials("AKIDEXAMPLE:secret-key-of-aws"), "bedrock", "us-east-1")
+    made = dict(await signer.sign(UpstreamRequest("POST", URL, (), (memoryview(bytes(3 * TURN)), b"x"))))
+    assert made["x-amz-content-sha256"] == hashlib.sha256(bytes(3 * TURN) + b"x").hexdigest()
+    assert turns >= 3
 
 
 async def test_credentials_that_are_not_to_be_had() -> None:
