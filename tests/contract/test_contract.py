@@ -27,12 +27,7 @@ def test_every_adapter_goes_through_every_kind_of_scenario() -> None:
     for adapter in ADAPTERS:
         rows = [row for row in SCENARIOS if row.adapter == adapter]
         failed_and_accepted = {(row.failure is not None, row.proof is not None) for row in rows}
-        whole = adapter in (
-            "imagen",
-            "mai",
-            "cloudflare",
-            "huggingface",
-        )  # answers in one piece, so that nothing can fail once it is accepted
+        whole = adapter in WHOLES
         assert failed_and_accepted == {(False, True), (True, False), *(() if whole else ((True, True),))}, adapter
         assert any(row.failure is Failure.UPSTREAM_INCOMPLETE for row in rows), adapter
     assert ADAPTERS.keys() == HOSTS.keys()

@@ -127,7 +127,7 @@ def _token(_: Received) -> Script:
 async def wired(wire: str, tmp_path: Path, handler: Handler | None = None, **settings: object) -> AsyncIterator[Setup]:
     async with no_leaks(), serve(handler or wires(0)) as server, serve(_token) as google:
         row: dict[str, object] = {"base_url": server.url + PATHS[wire], "credential": "env:KEY"}
-        if wire in ("gemini", "vertex", "imagen"):
+        if wire in ("gemini", "vertex", "imagen", "fireworks", "responses"):
             row["models"] = ("*",)  # the simulator's faults have models of their own
         if PATHS[wire] == VERTEX:
             (tmp_path / "key.json").write_bytes(orjson.dumps(service_account(f"{google.url}/token")))
