@@ -2,8 +2,8 @@
 
 The account is in `base_url`: https://api.cloudflare.com/client/v4/accounts/<account>/ai/run. Models have Cloudflare's
 names, like `cloudflare/@cf/black-forest-labs/flux-1-schnell`. SHAPES has what differs between them. An answer is JSON
-with base64, or the picture's bytes: its first bytes say which. A mask is refused, because the models that take one want
-it as a list of numbers, which would be ten times the picture.
+with base64, or the picture's bytes: its first bytes say which. A mask is not sent, because the models that take one
+want it as a list of numbers, which would be ten times the picture.
 
 Sources: developers.cloudflare.com/workers-ai/models and its changelog of 2026-01-28 (FLUX.2); the code of a refusal for
 what is shown is from third parties.
@@ -72,7 +72,7 @@ class Shape:
 SHAPES: Final[Mapping[str, Shape]] = {
     "flux-1-schnell": Shape(options=("steps", "seed")),
     "flux-2-klein": Shape(FLUX_2, form=True, inputs=4, options=("seed",)),
-    "flux-2": Shape(FLUX_2, form=True, inputs=4, options=("steps", "seed", "guidance")),
+    "flux-2": Shape(FLUX_2, form=True, inputs=4, options=("steps", "seed")),
     "lucid-origin": Shape(DIFFUSION, options=("num_steps", "seed", "guidance")),
     "phoenix": Shape(DIFFUSION, options=("num_steps", "seed", "guidance", "negative_prompt")),
 }

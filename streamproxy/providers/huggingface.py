@@ -3,7 +3,7 @@
 Models are named `huggingface/<owner>/<name>`, as on the Hub. `generations` is the path below `base_url`: with another
 one, or with a `base_url` of its own, the same wire is that of an Inference Endpoint. An edit sends its input image in
 the place of the prompt, which is then a parameter. A model that is still being loaded is a 503 with the seconds that
-are left. Other companies' models behind the router have wires of their own, which is rows of this catalogue.
+are left. Other companies behind the router have wires of their own: they are their own rows, with its address.
 
 Sources: huggingface_hub 2.4.0 and @huggingface/tasks 0.19, text-to-image and image-to-image.
 """
