@@ -56,6 +56,7 @@ OPTIONS: Final = (
 NUMBERS: Final = ("output_compression",)
 FAILED: Final = "failed"
 INCOMPLETE: Final = "incomplete"
+COMPLETED: Final = "completed"
 FILTERED: Final = "content_filter"
 BLOCKED: Final = frozenset({"moderation_blocked", "content_policy_violation"})
 SOURCE: Final = "input_image_mask"
@@ -206,7 +207,7 @@ def _take(job: Job, made: _Made, event: Event) -> Conversation[None]:
         yield Tolerated("sse_noise")
         return
     if said.type == "error" or (said.error and response is None):
-        raise _failure(job, msgspec.json.decode(event.joined(), type=dict[str, object]))
+        _fail(made, _failure(job, msgspec.json.decode(event.joined(), type=dict[str, object])))
     if said.item is not None:
         _keep(made, said.item, done=said.type == "response.output_item.done")
     if response is not None:
@@ -233,18 +234,25 @@ def _keep(made: _Made, item: _Item, *, done: bool) -> None:
 def _end(job: Job, made: _Made, response: _Response) -> None:
     """Take a response's state, and at its end what an item has not told. Raises ProxyError where it has failed."""
     made.id = made.id or response.id
-    if response.error:
-        raise _failure(job, {"error": response.error})
     for item in response.output or () if made.picture is None else ():
         _keep(made, item, done=True)
-    if response.status == FAILED:
-        raise failed(job, "", response.status)
-    if response.status == INCOMPLETE and made.picture is None:
+    if response.error:
+        _fail(made, _failure(job, {"error": response.error}))
+    elif response.status == FAILED:
+        _fail(made, failed(job, "", response.status))
+    elif response.status == INCOMPLETE:
         reason = response.incomplete_details.reason if response.incomplete_details is not None else ""
-        raise (moderated if reason == FILTERED else failed)(job, "", reason or INCOMPLETE)
-    made.over = response.status in ("completed", INCOMPLETE)
+        _fail(made, (moderated if reason == FILTERED else failed)(job, "", reason or INCOMPLETE))
+    made.over = made.over or response.status == COMPLETED
     if response.tool_usage is not None:
         made.usage = {**ZERO_USAGE, **decoded_usage(bytes(response.tool_usage.image_gen))}  # not the text model's
+
+
+def _fail(made: _Made, error: ProxyError) -> None:
+    """Raise the error, unless the picture is there already: it has been paid for."""
+    if made.picture is None:
+        raise error
+    made.over = True
 
 
 def _picture(text: bytes) -> Picture:

@@ -534,6 +534,7 @@ SCENARIOS: Final = (
     Scenario("responses", "json", "c0", stream=False),
     Scenario("responses", "json", "c0"),
     Scenario("responses", "late-cut", "p0 c0", proof=CALLED),
+    Scenario("responses", "failed-late", "p0 c0", proof=CALLED),
     Scenario("responses", "refused", failure=F.PROVIDER_REFUSED, proof=None),
     Scenario("responses", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
     Scenario("responses", "refused-as-event", failure=F.PROVIDER_STREAM_ERROR, proof=None),
