@@ -1,4 +1,4 @@
-"""The README is held true: its tables by the code they describe, its snippets by being run against a proxy.
+"""README and pages are held true: their tables by the code they describe, their snippets by being run against a proxy.
 
 Tables are compared whole, row by row and in order, so a row that is missing on either side fails. The snippets run as
 they stand, but for the address.
@@ -41,6 +41,8 @@ from tests.support.proxy import BOUND, Proxy, events, running_proxy
 
 ROOT: Final = Path(__file__).parent.parent
 README: Final = (ROOT / "README.md").read_text("utf-8")
+PAGES: Final = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "streamproxy" / "docs").glob("*.md"))}
+ALL: Final = "\n".join((README, *PAGES.values()))
 NODE_SDK: Final = ROOT / "tests" / "e2e" / "node"
 ADDRESS: Final = "http://127.0.0.1:8080"
 KEY_HASH: Final = "sha256:" + "0" * 64
@@ -52,8 +54,8 @@ Table = list[tuple[str, ...]]
 
 
 def table(first: str, *others: str) -> Table:
-    """The rows of the table with this header."""
-    lines = README.splitlines()
+    """The rows of the table with this header, which is on one page only."""
+    lines = ALL.splitlines()
     header = "| " + " | ".join((first, *others)) + " |"
     assert lines.count(header) == 1, header
     at = lines.index(header) + 1
@@ -73,7 +75,7 @@ def code(text: str) -> str:
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", ALL, re.MULTILINE | re.DOTALL)
 
 
 def test_the_two_commands_stand_there_exactly() -> None:
@@ -87,7 +89,7 @@ def test_routes() -> None:
         for row in ROUTES
     ]
     assert table("Method", "Path", "What it is") == expected
-    assert all(f"`{prefix}`" in README for prefix in PREFIXES)
+    assert all(f"`{prefix}`" in PAGES["api"] for prefix in PREFIXES)
 
 
 def test_settings() -> None:
@@ -137,14 +139,14 @@ def test_names_of_settings_in_the_text_exist() -> None:
     cells = {row[4] for row in table("Code", "Status", "Label", "May have been charged", "What happened")}
     named = {name for cell in cells for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", cell)}
     assert named - known == {"extra_headers", "request_id", "stream_url", "cancel_url"}
-    prose = "\n".join(line for line in README.splitlines() if not line.startswith("|"))
+    prose = "\n".join(line for line in ALL.splitlines() if not line.startswith("|"))
     said = set(re.findall(r"`((?:max|cors|caller|strict|allow)_\w+|\w+_(?:timeout|after))`", prose))
     assert {"caller_keys", "allow_headers", "commit_after"} <= said <= known
 
 
 def test_numbers_in_the_text() -> None:
     rules = HeaderPolicy.load().rules
-    text = " ".join(README.split())
+    text = " ".join(ALL.split())
     assert f"at most {rules.max_headers} names and string values, " in text
     assert f"{rules.max_name_bytes} and {rules.max_value_bytes} bytes each, {rules.max_total_bytes >> 10} KiB" in text
     assert f"not complete within {HEAD_SECONDS:g} s" in text
@@ -152,7 +154,7 @@ def test_numbers_in_the_text() -> None:
 
 
 def test_providers_known_by_name() -> None:
-    (said,) = re.findall(r"Providers known by name:\n(.*?)\.\n", README, re.DOTALL)
+    (said,) = re.findall(r"Providers known by name:\n(.*?)\.\n", PAGES["providers"], re.DOTALL)
     assert re.findall(r"`([a-z][a-z0-9-]*)`", said) == list(read_catalogue().providers)
 
 
@@ -164,6 +166,7 @@ def test_links_to_files_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link).is_file()] == []
+    assert {f"streamproxy/docs/{name}.md" for name in PAGES} <= {*links}
     assert (ROOT / "deploy" / "previews.webp").stat().st_size < 60_000
 
 
@@ -173,7 +176,9 @@ def environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not unwanted.fullmatch(name)} | more
 
 
-SERVED: Final = [line for block in blocks("sh") for line in block.splitlines() if "streamproxy serve" in line]
+SERVED: Final = list(
+    dict.fromkeys(line for block in blocks("sh") for line in block.splitlines() if "streamproxy serve" in line)
+)
 
 
 def test_there_are_command_lines_that_serve() -> None:
@@ -226,8 +231,8 @@ async def ran(command: Sequence[str], cwd: Path) -> bytes:
 
 
 def only(language: str, mark: str, proxy: Proxy) -> str:
-    """The one block of this language that holds `mark`, with the running proxy's address."""
-    (found,) = [block for block in blocks(language) if mark in block]
+    """The one snippet in this language that holds `mark`, with the running proxy's address."""
+    (found,) = {block for block in blocks(language) if mark in block}
     assert found.count(ADDRESS) == 1
     assert MODEL in found
     return found.replace(ADDRESS, proxy.url)
@@ -249,7 +254,7 @@ async def test_curl(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_openai_python(tmp_path: Path) -> None:
     async with proxied() as proxy:
-        out = await ran([sys.executable, "-c", only("python", "OpenAI", proxy)], tmp_path)
+        out = await ran([sys.executable, "-c", only("python", "for event in", proxy)], tmp_path)
     assert [line.split()[0] for line in out.decode().splitlines()] == TYPES
     assert (tmp_path / "lighthouse.png").read_bytes().startswith(b"\x89PNG")
 
