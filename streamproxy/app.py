@@ -12,7 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import anyio
 import orjson
@@ -57,10 +57,11 @@ from streamproxy.web.body import Budget, Intake
 from streamproxy.web.endpoint import Context
 from streamproxy.web.middleware import Cors, RequestContext
 from streamproxy.web.model_lists import ModelLists
+from streamproxy.web.openapi import Installed, document
 from streamproxy.web.origins import Origins, hosts_of
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.routes import PREFIXES, ROUTES, routes
-from streamproxy.web.static import StaticFile, read_files
+from streamproxy.web.static import ANY_PAGE, StaticFile, read_files, static_file
 from streamproxy.web.writing import Cutoff
 
 
@@ -166,6 +167,7 @@ class _Wiring:
             keyed=_keyed(self.configured),
             models=ModelLists(services),
             files=self.files,
+            openapi=cache(self._openapi),
         )
 
     def _connect(self, running: AsyncExitStack, trust: ssl.SSLContext) -> dict[str, Service]:
@@ -196,6 +198,12 @@ class _Wiring:
         if provider.signing == "aws":
             return AwsSigner(partial(aws_credentials, key), BEDROCK, provider.location)
         return GoogleSigner(partial(google_credentials, key), TokenTransport(trust, self.settings.trust_env_proxies))
+
+    def _openapi(self) -> StaticFile:
+        """/openapi.json, made when it is first asked for."""
+        keyed = bool(self.settings.caller_keys) or _keyed(self.configured)
+        made = document(ROUTES, PREFIXES, Installed(self.settings.public_url, keyed))
+        return static_file(".json", orjson.dumps(made), ANY_PAGE)
 
     async def _start_hub(self, running: AsyncExitStack, tasks: TaskGroup) -> Hub:
         settings = self.settings

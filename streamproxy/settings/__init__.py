@@ -320,4 +320,4 @@ def _provider(row: object, place: str, problems: list[ConfigurationProblem]) -> 
 def meant(name: str, known: Iterable[str]) -> str:
     """The fix for a name that is not a known one."""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"did you mean {nearest[0]}? Otherwise remove it" if nearest else "remove it; /docs/configuration lists all settings"
+    return f"did you mean {nearest[0]}? Otherwise remove it" if nearest else "remove it; /docs/configuration lists them"

@@ -1,4 +1,4 @@
-"""Clients from npm that send a POST again by themselves: what the documentation says of each, in calls to the provider."""
+"""Clients from npm that send a POST again by themselves: what their documentation here says, in calls."""
 
 from __future__ import annotations
 
