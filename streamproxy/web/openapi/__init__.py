@@ -42,6 +42,9 @@ KEYS: Final[Json] = {
 }
 TOKEN: Final[Json] = {"token": {"type": "apiKey", "in": "query", "name": "token"}}
 
+CALLER_LEFT: Final = Failure.CALLER_GONE.value.status
+"""No answer has it: it is for the log."""
+
 _PLACE: Final = re.compile(r"\{(\w+)(?::path)?\}")
 _MESSAGE: Final = "What happened, and how to put it right."
 
@@ -144,7 +147,7 @@ def _given(given: Given) -> Json:
 
 def _failures() -> Iterator[tuple[str, Json]]:
     """One response a status, with an example of each failure that has it."""
-    rows = [failure.value for failure in Failure]
+    rows = [failure.value for failure in Failure if failure.value.status != CALLER_LEFT]
     for status in sorted({row.status for row in rows}):
         examples = {
             row.code: {

@@ -275,7 +275,10 @@ ERRORS: Final[Mapping[str, Schema]] = {
             "message": text("What happened, and how to put it right. It never has the value."),
             "type": text(),
             "param": maybe(text("The field, like `images[0].image_url`.")),
-            "code": maybe(text("A code of the proxy, or the provider's own.")),
+            "code": {
+                "anyOf": [ref("ErrorCode"), {"type": "string"}, {"type": "null"}],
+                "description": "A code of the proxy, or the provider's own.",
+            },
             "status": whole("The HTTP status, in events and in answers whose head had another one."),
             "charged": typed("boolean", "Whether the provider may have charged."),
         },
@@ -300,5 +303,5 @@ ERRORS: Final[Mapping[str, Schema]] = {
         "msg",
         "type",
     ),
-    "ErrorCode": text("Every code of the proxy.", enum=[failure.value.code for failure in Failure]),
+    "ErrorCode": text("The codes of the proxy.", enum=[failure.value.code for failure in Failure]),
 }

@@ -10,7 +10,7 @@ from streamproxy.core.previews import FORMATS, FULL, LEAST, MOST
 from streamproxy.surfaces.files import MAX_PAGE
 from streamproxy.web import chat, docs, images, info, many, streams, tool, uploads
 from streamproxy.web.endpoint import Handler
-from streamproxy.web.openapi.json_schema import Schema, ref, text, whole
+from streamproxy.web.openapi.json_schema import ANY_OBJECT, Schema, ref, text, whole
 
 JSON: Final = "application/json"
 FORM: Final = "multipart/form-data"
@@ -162,8 +162,8 @@ def _picture(*asks: str) -> Operation:
     )
 
 
-def _page(meaning: str, *media: str) -> Operation:
-    bodies = {kind: text() for kind in media}
+def _page(meaning: str, *media: str, schema: Schema = _TEXT) -> Operation:
+    bodies = dict.fromkeys(media, schema)
     found = {200: Given(meaning, bodies, ("ETag",)), 304: Given("The caller has it.")}
     return Operation(tag="Documentation", gives=found, fails=(404,))
 
@@ -227,6 +227,6 @@ OPERATIONS: Final[Mapping[Handler, Operation]] = {
     docs.index: _page("The list of pages.", "text/html"),
     docs.page: _page("The page.", "text/html", "text/markdown"),
     docs.llms: _page("The list of pages.", "text/plain"),
-    docs.openapi: _page("This document.", JSON),
+    docs.openapi: _page("This document.", JSON, schema=ANY_OBJECT),
     info.file: _page("The file.", "*/*"),
 }
