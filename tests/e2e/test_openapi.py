@@ -50,10 +50,10 @@ async def images(described: Described) -> None:
 
 
 async def conversations(described: Described) -> None:
-    for body in (CHAT, {**CHAT, "modalities": ["image"]}, {**CHAT, "stream": True}, {**CHAT, "stream": True, "n": 2}):
-        await described.ask("POST", "/v1/chat/completions", json=body)
-    for body in (RESPONSE, {**RESPONSE, "stream": True}):
-        await described.ask("POST", "/v1/responses", json=body)
+    for more in ({}, {"modalities": ["image"]}, {"stream": True}, {"stream": True, "n": 2}):
+        await described.ask("POST", "/v1/chat/completions", json={**CHAT, **more})
+    for stream in (False, True):
+        await described.ask("POST", "/v1/responses", json={**RESPONSE, "stream": stream})
 
 
 async def failures(described: Described) -> None:

@@ -65,7 +65,7 @@ def place(path: str) -> str:
     """The path of the document that a request's path is of: the most particular one."""
     patterns = {template: re.sub(r"\{\w+\}", ".+", template) for template in DOCUMENT["paths"]}
     found = [template for template, pattern in patterns.items() if re.fullmatch(pattern, path)]
-    return max(found, key=lambda template: len(patterns[template]))
+    return str(max(found, key=lambda template: len(patterns[template])))
 
 
 def check(operation: Json, answer: httpx.Response, where: str) -> None:

@@ -162,10 +162,10 @@ def _picture(*asks: str) -> Operation:
     )
 
 
-def _page(meaning: str, *media: str, schema: Schema = _TEXT) -> Operation:
+def _page(meaning: str, *media: str, schema: Schema = _TEXT, fails: tuple[int, ...] = ()) -> Operation:
     bodies = dict.fromkeys(media, schema)
     found = {200: Given(meaning, bodies, ("ETag",)), 304: Given("The caller has it.")}
-    return Operation(tag="Documentation", gives=found, fails=(404,))
+    return Operation(tag="Documentation", gives=found, fails=fails)
 
 
 _NOTHING: Final = Given("This reader has everything.")
@@ -225,7 +225,7 @@ OPERATIONS: Final[Mapping[Handler, Operation]] = {
     ),
     info.metrics: Operation(tag="Operation", gives={200: Given("Metrics.", {"text/plain": text()})}),
     docs.index: _page("The list of pages.", "text/html"),
-    docs.page: _page("The page.", "text/html", "text/markdown"),
+    docs.page: _page("The page.", "text/html", "text/markdown", fails=(404,)),
     docs.llms: _page("The list of pages.", "text/plain"),
     docs.openapi: _page("This document.", JSON, schema=ANY_OBJECT),
     info.file: _page("The file.", "*/*"),
