@@ -18,9 +18,8 @@ from streamproxy.core.requests import Head, UpstreamRequest
 from streamproxy.errors import ProxyError
 from streamproxy.generation.router import Path, Plan
 from streamproxy.observe import Observer
-from streamproxy.providers.openai.adapter import OURS
 from streamproxy.providers.openai.errors import refusal
-from streamproxy.providers.openai.rewriting import segment
+from streamproxy.providers.openai.request import OURS, segment
 from streamproxy.upstream import Answer
 
 EVENTS: Final = "text/event-stream"

@@ -298,8 +298,7 @@ def test_no_name_breaks_out_of_its_header(name: str, filename: str, kind: str) -
 
 @pytest.mark.parametrize("name", sorted(row.name for row in CATALOGUE.providers.values() if row.adapter == "openai"))
 def test_every_row_of_the_catalogue_can_be_built_for(name: str) -> None:
-    quirks = provider(name).quirks
-    edits = quirks is None or quirks.edit != "none"
+    edits = provider(name).quirks.edit != "none"
     for operation in Operation if edits else [Operation.GENERATION]:
         shown = b',"images":[{"image_url":"data:,x"}]' if edits else b""
         raw = b'{"model":"gpt-image-2"%b}' % shown

@@ -124,7 +124,7 @@ def answer_frame(raw: bytes, job: Job) -> Iterator[Frame | Inlining]:
     if data is not None:
         changed["data"] = data
     added = read.ending(job) | ({} if read.items else {UNREAD: True})
-    if job.provider.quirks is not None and read.items and not bytes(read.answer.created):
+    if job.provider.quirks.undated and read.items and not bytes(read.answer.created):
         added["created"] = job.now  # SDK types require it
     append = {name: msgspec.json.encode(value) for name, value in added.items()}
     whole = body.edited(replace=changed, drop=(UNREAD,), append=append)
