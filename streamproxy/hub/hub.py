@@ -120,7 +120,7 @@ class Hub:
     # Streams of any process.
 
     async def find(self, id: str) -> Stream:
-        """The stream with this id. Raises ProxyError: NOT_FOUND; GONE after a purge; OVERLOADED where the store fails."""
+        """The stream with this id. Raises ProxyError: NOT_FOUND; GONE after a purge; OVERLOADED if the store fails."""
         local = self._generations.get(id)
         if local is not None:
             return local.stream

@@ -21,7 +21,7 @@ from streamproxy.hub.stream import Ending, Stream, Subscriber
 
 @dataclass(frozen=True, slots=True)
 class HubLimits:
-    """`grace` and `hold` (of a failure): seconds. The others: the most viewers of one stream, the most of all streams of
+    """`grace` and `hold` (of a failure) in seconds. Others: the most viewers of one stream, the most of all streams of
     one owner, and the most generations that run."""
 
     grace: float
