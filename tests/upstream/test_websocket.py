@@ -230,7 +230,7 @@ async def send_no_frame(connection: ServerConnection) -> None:
         (cut, Failure.STREAM_RESET, "broke"),
         (send_too_much, Failure.EVENT_TOO_LARGE, "over 100000 bytes"),
         (send_too_much_in_fragments, Failure.EVENT_TOO_LARGE, "over 100000 bytes"),
-        (send_no_text, Failure.STREAM_PROTOCOL, "no UTF-8"),
+        (send_no_text, Failure.STREAM_PROTOCOL, "not UTF-8"),
         (send_no_frame, Failure.STREAM_PROTOCOL, "breaks the protocol"),
     ],
 )
