@@ -1,4 +1,4 @@
-"""What holds for every adapter there is, whatever its provider's wire looks like: see `core.conversation`."""
+"""The rules for every adapter, whatever its provider's wire: see `core.conversation`."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ THROWN: Final = (
     Failure.DEADLINE,
     Failure.RESPONSE_BODY_SIZE,
 )
-"""One of each kind: broken off, never sent, not to be had, and three that lasts."""
+"""One failure of each kind: broken off, never sent, not to be fetched, and three that no repetition mends."""
 
 
 @every_scenario
 @pytest.mark.parametrize("failure", THROWN)
 def test_an_error_thrown_in_anywhere_ends_it_or_is_mended(scenario: Scenario, failure: Failure) -> None:
-    """Once, or at every step from there on, as when the provider is gone for good. Nothing is paid twice."""
+    """Once, or at every later step too, as if the provider were gone. Nothing is paid twice."""
     for at in range(len(scenario.play().waits)):
         for run in (scenario.play(throw_at=at, failure=failure), scenario.play(lost_from=at, failure=failure)):
             assert run.error is not None or run.finals == scenario.n or run.frames[0].type == ANSWER
@@ -103,7 +103,7 @@ def test_each_input_goes_out_once_and_in_order(scenario: Scenario) -> None:
 
 @pytest.mark.parametrize("row", [row for row in SCENARIOS if row.failure is None and row.of], ids=str)
 def test_jobs_side_by_side_share_no_image(row: Scenario) -> None:
-    """The other jobs of the same request, each by the same answers."""
+    """The other jobs of the same request get the same answers."""
     found = [frame.image for first in (0, row.n) for frame in replace(row, first=first).play().frames if frame.final]
     assert found == list(range(2 * row.n))
 
@@ -149,7 +149,7 @@ OTHERS: Final = tuple(name for name in ADAPTERS if name != "openai")
 URLS: Final = ("fal", "bfl", "replicate", "ark", "minimax", "xai", "dashscope", "openrouter")
 INLINE: Final = tuple(name for name in OTHERS if name not in URLS)
 SEVERAL: Final = ("gemini", "ark", "minimax", "xai", "openrouter")
-"""They take several input images, whatever the model."""
+"""Adapters that take several input images with any model."""
 
 TAKES_ONE: Final = {"bfl": "flux-pro-1.1", "dashscope": "qwen-image-max"}
 CANNOT: Final = (
@@ -199,7 +199,7 @@ def _letter(frame: Frame) -> str:
 
 
 def _told(run: Run) -> tuple[object, ...]:
-    """All that is seen of a run from outside."""
+    """All of a run that is visible from outside."""
     return (*map(_told_step, run.steps), run.error and _everything(run.error))
 
 
@@ -219,7 +219,7 @@ def _told_step(step: Step) -> bytes:
 
 
 def _unnumbered(frame: Frame) -> bytes:
-    """A frame without a preview's number: where a draft before it is lost, it has another."""
+    """A frame without a preview's number, which changes where a draft before it is lost."""
     return re.sub(rb'"partial_image_index":[0-9]', b"", _told_step(frame))
 
 
