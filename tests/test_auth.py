@@ -72,7 +72,7 @@ def test_anything_else_is_refused_without_repeating_it(headers: list[tuple[bytes
     assert "wrong-key" not in error.message
 
 
-def test_the_refusal_says_what_to_send_and_which_setting_decides() -> None:
+def test_the_refusal_says_the_fix_and_the_setting() -> None:
     assert "Authorization: Bearer" in refused([]).message
     assert "caller_keys" in refused([(b"x-api-key", b"wrong")]).message
 
@@ -150,7 +150,7 @@ def test_no_key_is_none_and_a_broken_one_is_refused() -> None:
             source.present(headers)
 
 
-def test_a_configured_credential_never_gives_way_to_a_callers_key() -> None:
+def test_a_callers_key_never_replaces_a_credential() -> None:
     mine = Credential("authorization", "Bearer mine")
     sent = [(b"authorization", b"Bearer theirs"), (b"x-api-key", b"theirs")]
     assert CredentialSource("environment", "authorization", "Bearer ", mine).present(sent) == mine
@@ -219,7 +219,7 @@ def test_no_changed_bit_of_a_token_is_overlooked() -> None:
             token_error(tokens, ID, token[:at] + chr(ord(letter) ^ (1 << bit)) + token[at + 1 :])
 
 
-def test_a_stream_is_its_callers_in_whichever_header_the_key_comes() -> None:
+def test_the_keys_header_does_not_change_the_owner() -> None:
     owners = {
         owner_of([header], ())
         for header in (

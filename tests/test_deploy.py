@@ -86,7 +86,7 @@ def test_the_lock_pins_every_dependency_within_its_range() -> None:
     assert {name: pinned[name] for name, ranges in wanted.items() if not satisfies(pinned[name], ranges)} == {}
 
 
-def test_the_lock_holds_what_the_dependencies_need_and_no_tools() -> None:
+def test_the_lock_holds_only_what_dependencies_need() -> None:
     pinned = set(pins("requirements.lock"))
     assert {"h11", "httpcore", "idna", "certifi"} <= pinned
     tools = set(dependencies(PROJECT["project"]["optional-dependencies"]["dev"])) - set(dependencies(EXTRA))

@@ -3,8 +3,8 @@
     convert(image, form)     a picture of a request, or a result
     shrink(frame, form)      an event's preview, small
 
-Both block, for seconds with the largest pictures, so they are called in worker threads. Memory is bounded by MAX_PIXELS,
-which is checked in the file's header before anything is decoded, times the driver's CONVERSIONS.
+Both block, for seconds with the largest pictures, so they run in worker threads. Memory is bounded by MAX_PIXELS, which
+is checked in the file's header before anything is decoded, times the driver's CONVERSIONS.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tests.contract.scenarios import BESIDE, HEADER, HOSTS, INPUT, KEY, PNG, PRO
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 
 
-def test_every_adapter_goes_through_every_kind_of_scenario() -> None:
+def test_every_adapter_has_every_kind_of_scenario() -> None:
     for adapter in ADAPTERS:
         rows = [row for row in SCENARIOS if row.adapter == adapter]
         failed_and_accepted = {(row.failure is not None, row.proof is not None) for row in rows}
@@ -30,7 +30,7 @@ def test_every_adapter_goes_through_every_kind_of_scenario() -> None:
 
 
 @every_scenario
-def test_the_outcome_is_a_final_frame_for_each_image_or_an_error(scenario: Scenario) -> None:
+def test_each_image_has_a_final_frame_or_an_error(scenario: Scenario) -> None:
     run = scenario.play()
     assert (run.error and run.error.failure) is scenario.failure
     assert " ".join(map(_letter, run.frames)) == scenario.frames
@@ -53,14 +53,14 @@ def test_where_answers_are_cut_changes_nothing(scenario: Scenario) -> None:
 
 
 @every_scenario
-def test_it_is_accepted_with_the_byte_that_proves_it_and_no_sooner(scenario: Scenario) -> None:
+def test_accepted_with_the_proving_byte_and_no_sooner(scenario: Scenario) -> None:
     run = scenario.play(byte_by_byte(scenario.exchanges))
     assert run.accepted_at == _proof(scenario)
     assert sum(isinstance(step, Accepted) for step in run.steps) == (scenario.proof is not None)
 
 
 @every_scenario
-def test_an_answer_that_ends_early_makes_whole_frames_or_an_error(scenario: Scenario) -> None:
+def test_an_early_end_gives_whole_frames_or_an_error(scenario: Scenario) -> None:
     whole = list(map(_unnumbered, scenario.play().frames))
     for exchanges in cuts(scenario.exchanges, early=True):
         run = scenario.play(exchanges)
@@ -82,7 +82,7 @@ THROWN: Final = (
 
 @every_scenario
 @pytest.mark.parametrize("failure", THROWN)
-def test_an_error_thrown_in_anywhere_ends_it_or_is_mended(scenario: Scenario, failure: Failure) -> None:
+def test_an_error_thrown_in_ends_it_or_is_handled(scenario: Scenario, failure: Failure) -> None:
     """Once, or at every later step too, as if the provider were gone. Nothing is paid twice."""
     for at in range(len(scenario.play().waits)):
         for run in (scenario.play(throw_at=at, failure=failure), scenario.play(lost_from=at, failure=failure)):
@@ -109,7 +109,7 @@ def test_jobs_side_by_side_share_no_image(row: Scenario) -> None:
 
 
 @every_scenario
-def test_closing_it_anywhere_ends_it_and_leaves_what_cancels_the_work(scenario: Scenario) -> None:
+def test_closing_it_anywhere_leaves_the_right_undo(scenario: Scenario) -> None:
     whole = scenario.play()
     over = next((at for at, step in enumerate(whole.waits) if step == Undo(None)), len(whole.waits))
     for at, step in enumerate(whole.waits):
@@ -137,7 +137,7 @@ AT_ONCE: Final = {"openai": 2, **dict.fromkeys(FOURS, 4)}
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_one_job_makes_no_more_images_than_its_provider_does(adapter: str) -> None:
+def test_one_job_makes_no_more_images_than_its_provider(adapter: str) -> None:
     for n in (1, 2, 10):
         row = Scenario(adapter, "one", n=n)
         assert ADAPTERS[adapter].at_once(row.request, row.route) == min(n, AT_ONCE.get(adapter, 1))

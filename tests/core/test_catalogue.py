@@ -262,7 +262,7 @@ def ids(providers: list[Provider], today: date = TODAY) -> list[str]:
     return [served_id for _, served_id in CATALOGUE.listed(providers, today)]
 
 
-def test_retired_models_are_listed_only_where_the_operator_names_them() -> None:
+def test_retired_models_are_listed_if_named_by_operators() -> None:
     assert "openai/gpt-image-1" not in ids([OPENAI])
     named = replace(OPENAI, models=("gpt-image-1",))
     assert ids([named])[0] == "gpt-image-1"

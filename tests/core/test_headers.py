@@ -206,7 +206,7 @@ def test_each_glued_word_is_refused(kind: HeaderClass, word: str) -> None:
 
 
 @pytest.mark.parametrize("word", RULES.harmless)
-def test_each_harmless_word_is_needed_and_passes_only_as_a_whole(word: str) -> None:
+def test_each_harmless_word_passes_only_as_a_whole(word: str) -> None:
     """It would be refused for what it holds, and with anything glued to it still is."""
     inside = [found for _, found in GLUED if found in word]
     at_an_end = [found for _, found in AT_AN_END if word.startswith(found) or re.search(f"{found}s?$", word)]
@@ -324,7 +324,7 @@ OPAQUE: Final = [
 
 
 @pytest.mark.parametrize("value", OPAQUE)
-def test_what_may_be_a_key_or_an_identifier_is_decided_by_the_name(value: str) -> None:
+def test_the_name_decides_between_key_and_identifier(value: str) -> None:
     for name in ("x-zebra", "x-api", "x-user-data", "x-fal-runner-hint", "x-grid", "x-idea"):
         error = refusal({name: value})
         assert error.failure is Failure.CREDENTIAL_VALUE
@@ -381,7 +381,7 @@ def test_strict_passes_only_what_is_listed() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), EXACT)
-def test_the_operator_may_allow_accounts_and_routes_and_nothing_else(kind: HeaderClass, name: str) -> None:
+def test_operators_may_allow_only_accounts_and_routes(kind: HeaderClass, name: str) -> None:
     if POLICY.allowable(name):
         assert kind in {HeaderClass.ACCOUNT_SELECTOR, HeaderClass.ROUTE_CONTROL}
         assert POLICY.check({name: "v"}, allow=[name.upper()]) == ((name, "v"),)
@@ -390,7 +390,7 @@ def test_the_operator_may_allow_accounts_and_routes_and_nothing_else(kind: Heade
             POLICY.check({name: "v"}, allow=[name])
 
 
-def test_accounts_and_routes_are_allowable_unless_they_are_more() -> None:
+def test_accounts_and_routes_only_are_allowable() -> None:
     assert all(map(POLICY.allowable, ("OpenAI-Organization", "x-tenant-id", "x-portkey-provider", "x-litellm-zebra")))
     more = (
         "x-litellm-token",
@@ -512,11 +512,11 @@ def test_only_listed_response_headers_reach_the_caller() -> None:
 
 
 @pytest.mark.parametrize("value", ["", " 1", "1\r\nset-cookie: a=b", "1\0", "\xe9", "v" * 4097, *VALUES])
-def test_a_response_value_that_is_unclean_or_a_credential_is_dropped(value: str) -> None:
+def test_an_unclean_or_secret_response_value_is_dropped(value: str) -> None:
     assert POLICY.relayable([("x-ratelimit-zebra", value), ("retry-after", "1")]) == [("retry-after", "1")]
 
 
-def test_response_headers_are_bounded_and_the_first_of_a_name_wins() -> None:
+def test_response_headers_are_bounded_and_the_first_wins() -> None:
     assert POLICY.relayable([("retry-after", "1"), ("Retry-After", "2")]) == [("retry-after", "1")]
     assert len(POLICY.relayable([(f"x-ratelimit-{i}", "1") for i in range(100)])) == RULES.max_headers
     large = POLICY.relayable([(f"x-ratelimit-{i}", "v" * 4096) for i in range(100)])

@@ -256,7 +256,7 @@ def test_characters_may_lie_across_slices(border: int, character: str) -> None:
 
 
 @pytest.mark.parametrize("value", [b"1e999", b"1" * 5000])
-def test_a_number_python_cannot_hold_is_forwarded_but_not_decoded(value: bytes) -> None:
+def test_a_number_too_large_for_python_is_forwarded(value: bytes) -> None:
     body = parse(b'{"x y":' + value + b"}")
     assert body.value("x y") == value
     with pytest.raises(ProxyError) as caught:
@@ -425,7 +425,7 @@ def test_a_field_or_a_short_word_is_shown(key: str) -> None:
 @pytest.mark.parametrize(
     "key", ["", "hunter2", "xoxb-abcdefghij", "sk-abcdefghijklmnop", "a word", "\u00e9", "thirteen_char", "model\n"]
 )
-def test_any_other_key_may_be_a_secret_and_only_its_place_is_shown(key: str) -> None:
+def test_of_any_other_key_only_its_place_is_shown(key: str) -> None:
     assert shown(key, 3) == "#3"
 
 

@@ -281,7 +281,7 @@ def test_a_million_data_lines_are_no_second_of_work() -> None:
     assert _seconds(b"data: x\n" * 1_000_000, CHUNK) < 1
 
 
-def test_what_is_held_is_the_data_of_the_event_that_has_not_ended() -> None:
+def test_only_data_of_the_open_event_is_held() -> None:
     cutter = Cutter(LARGE)
     for chunk, held in ((b": c\n\ndata: ab", 2), (b"c\ndata:d\n", 5), (b"id: 7\n", 5), (b"\n", 0), (b"\n:x\n", 0)):
         for _ in cutter.feed(chunk):

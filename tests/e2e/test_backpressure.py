@@ -65,7 +65,7 @@ async def _stopped(script: Counted) -> None:
             await anyio.sleep(0.3)
 
 
-async def test_a_slow_caller_holds_its_provider_back_and_loses_nothing() -> None:
+async def test_a_slow_caller_holds_its_provider_back() -> None:
     firehose = Counted((Send(head(200, (EVENT_STREAM,))), *(Send(FRAME),) * FRAMES, Send(completed()), Fin()))
     async with no_leaks(), serve(provider(firehose)) as upstream, running_proxy(upstream.url) as proxy:
         async with calling(proxy.port, receive_buffer=TINY) as caller:
@@ -85,7 +85,7 @@ async def test_a_slow_caller_holds_its_provider_back_and_loses_nothing() -> None
 
 
 @pytest.mark.parametrize("end", [Fin(), Reset()], ids=["fin", "reset"])
-async def test_frames_that_wait_for_a_slow_caller_outlive_their_provider(end: Step) -> None:
+async def test_waiting_frames_outlive_their_provider(end: Step) -> None:
     """The provider is long gone when the caller begins to read: what it sent before is still all there."""
     frames = (preview(0, size=12 * MIB), *(preview(number, size=1000) for number in range(1, 50)))
     script = sse(frames, waits=(0, 0.2), end=(Wait(0.1), end))

@@ -66,7 +66,7 @@ ODD: Final[dict[str, bytes]] = {
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("path", [GENERATIONS, EDITS])
-async def test_members_nobody_here_knows_reach_the_provider_byte_for_byte(odd: str, path: str) -> None:
+async def test_unknown_members_are_forwarded_byte_for_byte(odd: str, path: str) -> None:
     bodies: list[bytes] = []
 
     def keep(received: Received) -> Script:
@@ -238,7 +238,7 @@ def both_bodies(answer: dict[str, object], expected: list[tuple[list[str | int],
 
 
 @pytest.mark.parametrize("path", [GENERATIONS, "/v3/images/generations"])
-async def test_every_broken_rule_is_named_at_once_in_a_422_of_two_bodies(path: str) -> None:
+async def test_a_422_names_every_broken_rule_in_two_forms(path: str) -> None:
     async with no_leaks(), serve(refuse_calls) as server, running_proxy(server.url) as proxy:
         body = {name: value for name, (value, _) in GENERATION_RULES.items()}
         answer = await proxy.client.post(proxy.url + path, json=body)
@@ -319,7 +319,7 @@ OTHERS: Final = [
 
 
 @pytest.mark.parametrize("path", [GENERATIONS, EDITS])
-async def test_other_content_types_are_a_415_that_names_what_is_taken(path: str) -> None:
+async def test_a_415_names_the_accepted_content_types(path: str) -> None:
     kinds = [*OTHERS, FORM["content-type"]] if path == GENERATIONS else OTHERS
     async with no_leaks(), serve(refuse_calls) as server, running_proxy(server.url) as proxy:
         for kind in kinds:
@@ -453,7 +453,7 @@ async def slowest_livez(process: Process, over: anyio.Event) -> float:
     return slowest
 
 
-async def test_bombs_of_64_mb_cost_neither_memory_nor_the_others_time() -> None:
+async def test_bombs_of_64_mb_cost_no_memory_and_no_time() -> None:
     """Measured here: 114 MiB at the peak, for the buffer grows in steps; livez waits 25 to 50 ms at the most."""
     async with sinking() as sink, serving_process(configuration(sink.url)) as process:
         assert b"HTTP/1.1 200" in await to_thread.run_sync(send, process.port, text("1"))

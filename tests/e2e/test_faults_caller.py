@@ -45,7 +45,7 @@ MOMENTS: dict[str, tuple[Script, bool, bool]] = {
 
 @pytest.mark.parametrize("how", LEAVING)
 @pytest.mark.parametrize("moment", MOMENTS)
-async def test_a_caller_who_leaves_takes_the_providers_connection_along(moment: str, how: str) -> None:
+async def test_a_disconnect_closes_the_providers_connection(moment: str, how: str) -> None:
     script, stream, framed = MOMENTS[moment]
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
         spent: list[float] = []

@@ -51,7 +51,7 @@ async def test_a_sound_connection_is_used_again() -> None:
             assert await proxy.tolerated() == {}
 
 
-async def test_an_idle_connection_that_the_provider_closed_is_noticed() -> None:
+async def test_a_closed_idle_connection_is_noticed() -> None:
     with logged("stale_conn", "stale_conn"):
         async with provider((*IMAGE, Wait(0.05), Fin())) as (server, proxy):
             for count in (1, 2, 3):
@@ -79,7 +79,7 @@ async def test_a_closed_idle_connection_is_noticed_over_tls() -> None:
             assert await proxy.tolerated() == {"stale_conn": 1}
 
 
-async def test_a_close_that_races_with_the_next_request_is_never_sent_twice() -> None:
+async def test_a_close_during_the_next_request_is_not_repeated() -> None:
     # The end comes with the answer: whatever the kernel has of it when the next request starts must be seen.
     async with provider((*IMAGE, Fin())) as (server, proxy):
         for count in range(1, 31):

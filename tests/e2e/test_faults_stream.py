@@ -172,7 +172,7 @@ JSON_FAULTS = {
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "buffered"])
 @pytest.mark.parametrize("name", JSON_FAULTS)
-async def test_a_json_answer_that_breaks_off_is_a_failure_in_either_form(name: str, stream: bool) -> None:
+async def test_a_json_answer_that_breaks_off_is_a_failure(name: str, stream: bool) -> None:
     script, failure = JSON_FAULTS[name]
     async with (
         no_leaks(),

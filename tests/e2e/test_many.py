@@ -113,7 +113,7 @@ async def first(reading: Reading, count: int) -> list[Followed]:
     return read(reading.body[: reading.body.rindex(b"\n\n") + 2])
 
 
-async def test_an_id_holds_a_cursor_for_each_in_the_order_of_the_query() -> None:
+async def test_an_id_holds_a_cursor_for_each_stream() -> None:
     async with several(3) as made, following(made.stage, made.url()) as reading:
         await first(reading, 3)
         made.go[1].set()

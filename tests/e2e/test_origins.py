@@ -70,7 +70,7 @@ async def test_no_route_answers_to_a_foreign_name(host: str) -> None:
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
-async def test_no_foreign_page_orders_or_cancels_without_fetch_metadata(origin: str) -> None:
+async def test_no_foreign_page_without_fetch_metadata(origin: str) -> None:
     async with sidecar() as (provider, proxy):
         given = (("Host", f"127.0.0.1:{proxy.port}"), ("Origin", origin))
         form = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nsim/gpt-image\r\n--x--\r\n'

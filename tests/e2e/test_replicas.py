@@ -93,7 +93,7 @@ async def test_a_stream_of_one_replica_is_the_same_at_another(cluster: Cluster) 
     assert scene.calls == 1
 
 
-async def test_status_results_and_images_are_the_same_at_another_replica(cluster: Cluster) -> None:
+async def test_status_and_images_are_the_same_elsewhere(cluster: Cluster) -> None:
     scene = cluster.scene()
     scene.go.set()
     location = await cluster.later(cluster.a, scene)
@@ -124,7 +124,7 @@ async def test_others_watch_at_another_replica_what_a_caller_streams(cluster: Cl
     assert [event.id for event in watched] == ["1.1", "1.2"]
 
 
-async def test_a_cancel_at_another_replica_closes_the_upstream_connection(cluster: Cluster) -> None:
+async def test_a_cancel_at_another_replica_closes_upstream(cluster: Cluster) -> None:
     scene = cluster.scene()
     left = len(cluster.server.disconnects)
     ordered = await cluster.ordered(cluster.a, scene)
@@ -204,7 +204,7 @@ async def test_viewers_of_another_replica_keep_a_generation_alive(cluster: Clust
     assert (await cluster.state(cluster.b, location))["status"] == "cancelled"
 
 
-async def test_many_viewers_elsewhere_cost_one_connection_to_the_store(cluster: Cluster) -> None:
+async def test_viewers_elsewhere_share_one_store_connection(cluster: Cluster) -> None:
     scene = cluster.scene((preview(0),), (completed(size=BIG),))
     location = await cluster.later(cluster.a, scene)
     before = cluster.tails()

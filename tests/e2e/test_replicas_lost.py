@@ -65,7 +65,7 @@ async def test_a_killed_replica_takes_no_result_along() -> None:
 TAIL: Final = b"\nevent: %b\nid: 1.2\n\n" % COMPLETED.encode()
 
 
-async def test_readers_elsewhere_see_a_stopping_replica_end_its_generations() -> None:
+async def test_readers_elsewhere_see_a_stopping_replicas_ends() -> None:
     with valkey_server(*USER) as valkey:
         async with replicas(valkey, drain_timeout=DRAIN) as cluster:
             soon, never = cluster.scene(), cluster.scene()

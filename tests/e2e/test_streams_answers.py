@@ -90,7 +90,7 @@ async def test_a_page_of_another_origin_is_refused(origin: str | None, status: i
             assert answer.json()["error"]["code"] == "origin_not_allowed"
 
 
-async def test_without_configured_origins_no_other_page_follows_a_stream() -> None:
+async def test_without_cors_origins_no_foreign_page_follows() -> None:
     async with staged() as stage:
         url = await finished(stage)
         refused = await stage.get(url, {**EVENTS, "origin": "https://evil.test"})

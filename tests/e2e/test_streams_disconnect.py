@@ -211,7 +211,7 @@ async def test_who_has_a_key_may_come_back_for_json() -> None:
         assert stage.server.calls == 1
 
 
-async def test_a_caller_of_respond_async_who_leaves_at_once_changes_nothing() -> None:
+async def test_leaving_after_respond_async_changes_nothing() -> None:
     go = anyio.Event()
     async with playing(lambda _: Held((), go, json_answer(200, IMAGE_BODY)), disconnect_grace=0) as stage:
         async with calling(stage.proxy.port) as caller:

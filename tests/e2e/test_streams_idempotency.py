@@ -98,7 +98,7 @@ async def test_identical_json_requests_are_one_generation() -> None:
         assert stage.server.calls == 1
 
 
-async def test_identical_forms_are_one_generation_whatever_their_boundaries() -> None:
+async def test_identical_forms_are_one_generation() -> None:
     async with playing(lambda _: json_answer(200, IMAGE_BODY)) as stage:
         answers: list[httpx.Response] = []
         url = f"{stage.proxy.url}/v1/images/edits"
@@ -421,7 +421,7 @@ def claimed_elsewhere(monkeypatch: pytest.MonkeyPatch, *, refused: bool) -> None
     monkeypatch.setitem(STORES, "memory", shared)
 
 
-async def test_who_waited_for_a_request_that_was_refused_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_a_refusal_the_next_request_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     claimed_elsewhere(monkeypatch, refused=True)
     async with playing(good) as stage:
         for _ in range(2):

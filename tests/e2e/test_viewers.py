@@ -119,7 +119,7 @@ async def _see(caller: Caller, seen: Seen) -> None:
     seen.digest = digest.digest()
 
 
-async def test_two_hundred_viewers_get_the_same_bytes_at_a_bounded_cost() -> None:
+async def test_200_viewers_get_equal_bytes_at_bounded_cost() -> None:
     event = completed(size=5 * MB)
     async with theatre((preview(0),), (event,)) as house, AsyncExitStack() as stack:
         location = await house.later()
@@ -164,7 +164,7 @@ async def _delays(house: Theatre, location: str, number: int) -> list[float]:
     return [what.ends[-1] - began for what in seen]
 
 
-async def test_stuck_viewers_cost_little_slow_down_nobody_and_are_cut_off() -> None:
+async def test_stuck_viewers_slow_nothing_and_are_cut_off() -> None:
     settings = f"send_timeout = {SEND_TIMEOUT}\nlinger = 5.0\nstore_bytes = 1_000_000"
     waits = (0.0, *(PAUSE for _ in FRAMES))
     async with theatre((preview(0),), (*FRAMES, completed()), waits=waits, settings=settings) as house:

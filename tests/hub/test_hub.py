@@ -378,7 +378,7 @@ async def _produce(place: Place, generation: Generation) -> None:
     await place.hub.conclude(generation)
 
 
-async def test_ending_a_stream_cancels_it_for_everybody_and_then_forgets_it() -> None:
+async def test_ending_a_stream_cancels_it_then_forgets_it() -> None:
     async with hubs() as [place], anyio.create_task_group() as tasks:
         generation = await place.create()
         reader = generation.stream.subscribe()
@@ -408,7 +408,7 @@ async def test_a_drain_waits_for_what_runs_and_takes_nothing_new() -> None:
     assert generation.ending is None
 
 
-async def test_at_the_drain_s_deadline_streams_end_with_server_shutdown() -> None:
+async def test_at_the_drains_deadline_streams_end() -> None:
     async with hubs() as [place], anyio.create_task_group() as tasks:
         generations = [await place.create(str(number)) for number in range(3)]
         readers = [generation.stream.subscribe() for generation in generations]
@@ -474,7 +474,7 @@ async def test_readers_who_come_at_once_follow_the_same_mirror() -> None:
         assert here.store.follows == 1
 
 
-async def test_looking_at_another_process_s_stream_does_not_follow_it() -> None:
+async def test_a_find_elsewhere_does_not_follow_the_stream() -> None:
     async with hubs(2, shared=True) as [here, there]:
         generation = await there.create()
         await generation.append(preview("a0"))
@@ -547,7 +547,7 @@ async def test_viewers_elsewhere_keep_a_stream_alive(monkeypatch: pytest.MonkeyP
 # A store that fails.
 
 
-async def test_without_its_store_a_stream_goes_on_for_its_readers_here() -> None:
+async def test_without_its_store_a_stream_goes_on_here() -> None:
     with capture_logs() as logs:
         async with hubs() as [place]:
             generation = await place.create()

@@ -112,7 +112,7 @@ async def test_superseded_previews_take_no_room(store: MemoryStore) -> None:
     assert store.bytes == 20
 
 
-async def test_a_live_preview_goes_only_while_there_is_no_room_for_it(store: MemoryStore) -> None:
+async def test_a_live_preview_is_dropped_only_without_room(store: MemoryStore) -> None:
     for id in ("a", "b"):
         await store.create(Record(id, None, 0, 1))
         await store.append(id, preview(1, 50))

@@ -340,7 +340,7 @@ async def test_the_newest_of_what_was_left_is_adopted_first(opened: Open) -> Non
         assert (await row.marks.ask(f"{ask.mark}-other", "x", 1.0, Asking.RETRY)) == NEW
 
 
-async def test_what_many_ask_at_once_is_adopted_by_each_of_as_many_retries(opened: Open) -> None:
+async def test_each_retry_adopts_another_of_many_generations(opened: Open) -> None:
     async with opened() as row:
         ask = Asker(row.marks, f"mark-{next(ids)}")
         names = [f"s{number}" for number in range(20)]

@@ -91,7 +91,7 @@ async def test_the_newest_previews_and_every_outcome_are_retained() -> None:
     assert stream.log.bytes == 2
 
 
-async def test_a_preview_makes_room_once_every_reader_has_been_given_it() -> None:
+async def test_a_preview_makes_room_once_every_reader_has_it() -> None:
     stream = Stream(Record("s"))
     asked: list[int] = []
 
@@ -122,7 +122,7 @@ async def test_a_preview_makes_room_once_every_reader_has_been_given_it() -> Non
     assert (asked, texts(stream), stream.log.bytes) == ([1, 3], ["A"], 1)
 
 
-async def test_what_the_last_reader_was_given_goes_once_nobody_can_join() -> None:
+async def test_entries_of_the_last_reader_are_freed() -> None:
     stream = Stream(Record("s", n=2))
     generation = Generation(stream)
     for frame in (completed("A"), completed("B", 1)):
@@ -162,7 +162,7 @@ async def test_readers_share_the_very_frame_that_was_appended() -> None:
         assert entry.frame is frame
 
 
-async def test_a_reader_who_lags_skips_previews_and_misses_no_outcome() -> None:
+async def test_a_lagging_reader_skips_previews_only() -> None:
     stream = Stream(Record("s", n=2))
     generation = Generation(stream)
     reader = stream.subscribe()

@@ -49,7 +49,7 @@ def is_producer_lost(entry: Entry) -> bool:
     joins=st.lists(st.integers(0, 25), min_size=1, max_size=3),
     seed=st.integers(0, 2**16),
 )
-async def test_followers_elsewhere_get_past_and_live_once_and_in_order(
+async def test_followers_elsewhere_get_entries_once_in_order(
     server: ValkeyServer, plan: list[tuple[int, bool]], joins: list[int], seed: int
 ) -> None:
     pace = random.Random(seed)
@@ -119,7 +119,7 @@ async def test_a_follower_skips_previews_whose_bytes_are_gone(server: ValkeyServ
         assert got == [completed(3, 1)]
 
 
-async def test_a_vanished_preview_is_skipped_and_a_vanished_image_said(server: ValkeyServer) -> None:
+async def test_a_lost_preview_is_skipped_a_lost_image_raises(server: ValkeyServer) -> None:
     got: list[Entry] = []
     async with store(server, "one", lease=5.0) as producer, store(server, "two", lease=5.0) as other:
         await producer.create(record("torn"))
@@ -206,7 +206,7 @@ async def test_a_lost_producer_is_said_exactly_once_to_two_followers(server: Val
         assert found.entries == (completed(1, 1), last)
 
 
-async def test_a_producer_lost_while_nobody_followed_is_found_by_load(server: ValkeyServer) -> None:
+async def test_load_finds_a_lost_producer(server: ValkeyServer) -> None:
     await abandoned(server, "unseen")
     async with store(server, "two") as two, store(server, "three") as three:
         await in_touch(two)

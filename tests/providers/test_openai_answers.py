@@ -296,7 +296,7 @@ def test_what_is_neither_is_refused_before_it_is_accepted(kind: str, step: int, 
 
 
 @pytest.mark.parametrize("kind", [*OTHER_TYPES, "text/event-stream"])
-def test_an_answer_is_accepted_with_its_first_event_but_an_error(kind: str) -> None:
+def test_accepted_with_the_first_event_unless_an_error(kind: str) -> None:
     answer = answering(wanted(), {"content-type": kind})
     for chunk in (b"\n", b" dat", b"a:", b" {}\n\n", unnamed(b'{"type":"keepalive"}'), P[:-1]):
         assert [step for step in answer.feed(chunk) if step is not None] == []

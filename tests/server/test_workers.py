@@ -296,7 +296,7 @@ async def test_a_lone_process_needs_no_parent(store: str) -> None:
         assert stage.proxy.workers() == []
 
 
-async def test_several_with_the_memory_store_are_refused_with_the_fix() -> None:
+async def test_workers_with_the_memory_store_are_refused() -> None:
     async with started(configuration("http://127.0.0.1:1"), "--workers", "2", serves=False) as proxy:
         assert await proxy.exited(BOUND) == 1
         [line] = await proxy.logged("workers (STREAMPROXY_WORKERS)")

@@ -76,7 +76,7 @@ def test_the_upstream_setting_passes_the_callers_own_key() -> None:
     assert result.credentials["upstream"].kind == "caller"
 
 
-def test_configuration_replaces_fields_of_the_row_and_only_those() -> None:
+def test_configuration_replaces_only_given_fields() -> None:
     row = ProviderSettings(
         base_url="https://mine.example",
         auth_header="X-Key",
@@ -119,7 +119,7 @@ def test_credentials_from_every_place(tmp_path: Path) -> None:
         assert (source.kind, source.present([])) == (kind, Credential("authorization", f"Bearer {CANARY}-{kind}"))
 
 
-def test_the_environment_comes_before_the_credentials_directory(tmp_path: Path) -> None:
+def test_the_environment_precedes_credential_files(tmp_path: Path) -> None:
     (tmp_path / "OPENAI_API_KEY").write_text("other")
     environ = {**OPENAI, "CREDENTIALS_DIRECTORY": str(tmp_path)}
     assert configured(provider("openai", ProviderSettings()), environ).credentials["openai"].kind == "environment"
@@ -158,7 +158,7 @@ def test_a_missing_credential_is_a_problem(reference: str | None, environ: dict[
 @pytest.mark.parametrize(
     "key", ["AKIAIOSFODNN7EXAMPLE", "A1B2C3D4E5F6A7B8", "ABCDEFGHIJKLMNOPQRSTUVWX", "akey", "A" * 65]
 )
-def test_what_may_be_a_misplaced_key_is_not_said_as_a_variables_name(key: str) -> None:
+def test_a_misplaced_key_is_not_repeated(key: str) -> None:
     [problem] = problems(provider("openai", ProviderSettings(credential=f"env:{key}")), {})
     assert key not in str(problem)
 
@@ -192,7 +192,7 @@ def test_without_a_configured_credential_any_host_is_fine(credential: str) -> No
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_on_loopback_a_configured_credential_needs_no_caller_keys(host: str) -> None:
+def test_a_credential_on_loopback_needs_no_caller_keys(host: str) -> None:
     assert configured(Settings(host=host), OPENAI)
 
 
@@ -212,7 +212,7 @@ def test_a_credential_does_not_cross_a_network_in_the_clear() -> None:
             assert configured(settings, OPENAI)
 
 
-def test_a_header_that_may_carry_a_credential_cannot_be_let_through() -> None:
+def test_a_credential_header_cannot_be_allowed() -> None:
     assert configured(provider("openai", ProviderSettings(allow_headers=("openai-organization",))), OPENAI)
     for header in ("authorization", "cookie", "x-api-key", "transfer-encoding", "host", "no header"):
         [problem] = problems(provider("openai", ProviderSettings(allow_headers=(header,))), OPENAI)
@@ -266,7 +266,7 @@ def test_an_unusable_store_is_refused_and_not_shown(store: str) -> None:
     assert "Canary" not in str(problem)
 
 
-def test_a_store_without_its_client_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_client_library_says_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "streamproxy.hub.valkey.client", raising=False)

@@ -236,7 +236,7 @@ def test_a_misspelt_provider_setting_is_told_the_right_one(tmp_path: Path, name:
     assert (problem.setting, problem.fix.split("?")[0]) == (f"providers.azure.{wrong}", f"did you mean {name}")
 
 
-def test_a_misspelt_secret_file_and_a_lower_case_variable_are_refused(tmp_path: Path) -> None:
+def test_misspelt_files_and_variables_are_refused(tmp_path: Path) -> None:
     problems = refused(tmp_path, secrets={"STREAMPROXY_CALLER_KEY": ""}, environ={"streamproxy_port": "1"})
     assert [problem.fix.split("?")[0] for problem in problems] == [
         "did you mean STREAMPROXY_PORT",
@@ -266,7 +266,7 @@ def test_what_is_sound_survives_what_is_not(tmp_path: Path) -> None:
     assert settings == Settings(heartbeat=9, providers={"b": ProviderSettings(streams=True)})
 
 
-def test_a_problem_comes_from_the_highest_layer_that_says_the_setting(tmp_path: Path) -> None:
+def test_a_problem_comes_from_the_highest_layer(tmp_path: Path) -> None:
     problems = refused(
         tmp_path,
         flags={"port": "x", "stream": "x"},
@@ -285,7 +285,7 @@ def test_a_problem_comes_from_the_highest_layer_that_says_the_setting(tmp_path: 
     }
 
 
-def test_each_problem_names_the_setting_twice_its_layer_and_a_fix() -> None:
+def test_each_problem_names_setting_layer_and_fix() -> None:
     text = said(refused(environ={"STREAMPROXY_IDLE_TIMEOUT": "-1"}))
     assert re.search(r"^idle_timeout \(STREAMPROXY_IDLE_TIMEOUT\): .*environment\n  fix: .*seconds.*300", text)
 

@@ -190,7 +190,7 @@ def test_a_host_that_two_standards_read_differently_is_refused(host: str) -> Non
         assert caught.value.__context__ is None
 
 
-def test_a_host_that_is_not_ascii_becomes_what_dns_and_browsers_say() -> None:
+def test_a_host_in_unicode_becomes_punycode() -> None:
     assert converted("bücher.example", Host) == "xn--bcher-kva.example"
     assert converted("https://bücher.example:8443", Origins) == ("https://xn--bcher-kva.example:8443",)
     for value in ("http://a\uff0fb.example", "http://a\uff20b.example"):  # a full-width slash and at

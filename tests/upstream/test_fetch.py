@@ -231,7 +231,7 @@ async def test_a_name_that_changes_its_address_is_resolved_once() -> None:
         assert setup.server.calls == 3
 
 
-async def test_the_next_address_is_dialled_where_one_takes_no_connection() -> None:
+async def test_the_next_address_is_tried_after_a_refusal() -> None:
     async with fetching(image(), names=Names(["127.0.0.2", "127.0.0.1"])) as setup:
         assert whole(await setup.fetcher.fetch(setup.url)) == PNG
         assert setup.transport.dialled == ["127.0.0.2", "127.0.0.1"]

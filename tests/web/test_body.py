@@ -177,7 +177,7 @@ async def test_no_beginning_of_a_form_is_a_form() -> None:
         assert await failure(request([FORM[:end]])) is Failure.INVALID_MULTIPART, end
 
 
-async def test_a_form_over_the_limit_is_too_large_though_its_head_lies() -> None:
+async def test_a_form_over_the_limit_with_a_wrong_length() -> None:
     assert await failure(request([FORM[:100], FORM[100:]]), len(FORM) - 1) is Failure.BODY_TOO_LARGE
     assert await failure(request([FORM], length="3"), len(FORM) - 1) is Failure.BODY_TOO_LARGE
 
