@@ -1,4 +1,4 @@
-"""Who calls, and what is presented upstream."""
+"""The caller of a request, and the credential that is presented upstream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callers slower than their provider: it is held back, nothing is lost, and one who stops reading is cut off."""
+"""Callers slower than their provider: the provider is held back, no frame is lost, and a stuck caller is cut off."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TINY = 4096
 FRAMES = 192
 FRAME = preview(0, size=MIB // 2)
 WINDOWS = 48 * MIB
-"""More than all socket buffers on the way take: Linux gives 4 MiB to a sender and up to 32 MiB to a receiver."""
+"""More than all socket buffers on the way: Linux gives 4 MiB to a sender and up to 32 MiB to a receiver."""
 
 HELD = 8 * MIB
 """Of the proxy's own: two windows of 512 KiB each, one event of 512 KiB, and room for what else the process does."""
@@ -86,7 +86,7 @@ async def test_a_slow_caller_holds_its_provider_back() -> None:
 
 @pytest.mark.parametrize("end", [Fin(), Reset()], ids=["fin", "reset"])
 async def test_waiting_frames_outlive_their_provider(end: Step) -> None:
-    """The provider is long gone when the caller begins to read: what it sent before is still all there."""
+    """The provider has disconnected before the caller begins to read; all of its frames are still there."""
     frames = (preview(0, size=12 * MIB), *(preview(number, size=1000) for number in range(1, 50)))
     script = sse(frames, waits=(0, 0.2), end=(Wait(0.1), end))
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
@@ -118,7 +118,7 @@ async def _told(proxy: Proxy) -> None:
 
 
 async def _cut(caller: Caller) -> None:
-    """The caller gets what was under way, and then an end that no HTTP parser takes for a whole body."""
+    """The caller gets the bytes under way, and then an end that no HTTP parser takes for a whole body."""
     caller.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB)
     assert await caller.head() == 200
     with pytest.raises(ConnectionError):

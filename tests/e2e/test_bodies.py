@@ -1,8 +1,8 @@
-"""JSON bodies end to end: what passes is passed byte for byte, what does not costs nobody anything.
+"""JSON bodies end to end: accepted ones are passed on byte for byte, and refused ones are cheap.
 
-A bomb's cost is measured on the proxy in a process of its own: memory as the kernel counts its peak, and the time a
-concurrent GET /livez has to wait. That time contains whatever else the machine does, so that its bound is loose; the
-tight one, LOOP_SECONDS, is asserted on the processor time of the same steps.
+A bomb's cost is measured on a proxy in its own process: the kernel's count of peak memory, and the longest wait of a
+concurrent GET /livez. That wait also depends on the machine's load, so its bound is loose. The tight bound,
+LOOP_SECONDS, is on the processor time of the same steps.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ JSON: Final = {"content-type": "application/json"}
 REQUEST: Final = b'"model":"sim/gpt-image","prompt":"p"'
 IMAGES: Final = b'"images":[{"image_url":"data:image/png;base64,AAAA"}]'
 LOOP_SECONDS: Final = 0.05
-"""Processor time that one body may keep the event loop from everybody else."""
+"""Most processor time for which one body may block the event loop."""
 
 BARE: Final = {"names": "bare"}
 """The provider is told `gpt-image`, so that the model member is rewritten."""
@@ -181,7 +181,7 @@ async def test_what_is_not_one_json_object_is_a_400_and_no_call(path: str) -> No
 
 @pytest.mark.parametrize("announced", [True, False], ids=["content-length", "chunked"])
 async def test_a_body_over_the_limit_is_a_413_that_arrives(announced: bool) -> None:
-    """The answer is heard although the caller is still sending, and goes on to send, what nobody will read."""
+    """The answer arrives although the caller is still sending, and goes on to send, its body."""
     raw = text('"' + "A" * (8 * MIB) + '"')
 
     async def content() -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""SIGTERM, to a real process on real sockets: who is being served sees the end, who comes is told to come back."""
+"""SIGTERM to a real process on real sockets: running answers end normally, and new callers are told to come back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Providers that cannot be reached: refused, silent, nameless, not to be trusted. Nothing of the request is sent."""
+"""Providers that cannot be reached: refused, silent, unresolved, untrusted. Nothing of the request is sent."""
 
 from __future__ import annotations
 

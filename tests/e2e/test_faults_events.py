@@ -1,4 +1,4 @@
-"""Events that a provider should not send, and how it may cut good ones: odd bytes, errors, and what follows the end."""
+"""Events that a provider should not send, and unusual cuts of good ones: odd bytes, errors, bytes after the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that are none: what comes instead of a provider's sound head, and how the caller is told."""
+"""Broken heads, and bodies of other types, in place of a provider's answer, and the caller's error for each."""
 
 from __future__ import annotations
 

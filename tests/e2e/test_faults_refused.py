@@ -1,4 +1,4 @@
-"""Providers that refuse, and answers that hold no image: what the caller is told, and what must not be."""
+"""Providers that refuse, and answers without an image: the caller's error, and what it must not contain."""
 
 from __future__ import annotations
 

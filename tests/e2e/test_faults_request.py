@@ -1,4 +1,4 @@
-"""Requests that never become one: bodies that are cut, slow, too large or malformed. No provider hears of them."""
+"""Requests whose bodies are cut, slow, too large or malformed. No provider is called for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections that are used again: closed ones are noticed, and what nobody asked for answers nobody."""
+"""Reused connections: closed ones are noticed, and bytes that no request asked for never become an answer."""
 
 from __future__ import annotations
 

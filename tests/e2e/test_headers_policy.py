@@ -1,8 +1,8 @@
-"""Whose headers, credential and address a provider sees: configuration's, and of the caller's only what may pass.
+"""The headers, credential and address of provider requests: from configuration, and of the caller's only allowed ones.
 
-Every name of the data, evasions of them and 100 000 generated names go over real sockets, each in a request of its own,
-to an app before a provider that must not be called. A refusal costs the proxy some 0.5 ms, so the generated ones are
-parts that processes share.
+Every name of the data, evasions of them, and 100 000 generated names go over real sockets, each in its own request, to
+an app with a provider that must not be called. A refusal costs the proxy about 0.5 ms, so test processes share the
+generated names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a streaming caller gets before and between frames: the head in time, its headers, and signs of life."""
+"""A streaming caller before and between frames: the head in time, its headers, and heartbeats."""
 
 from __future__ import annotations
 

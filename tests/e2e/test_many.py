@@ -1,4 +1,4 @@
-"""Several streams on one connection: cursors, turns, what is lost, and who is refused."""
+"""Several streams on one connection: cursors, turns, lost streams, and refusals."""
 
 from __future__ import annotations
 

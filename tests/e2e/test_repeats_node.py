@@ -1,4 +1,4 @@
-"""Clients from npm that send a POST again by themselves: what README says of each, in calls to the provider."""
+"""Clients from npm that repeat a POST by themselves: the README's claims on each, as calls to the provider."""
 
 from __future__ import annotations
 

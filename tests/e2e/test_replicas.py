@@ -1,4 +1,4 @@
-"""Processes on one Valkey: whichever of them a reader reaches, a stream is the same stream, and paid for once."""
+"""Processes on one Valkey: a reader gets the same stream from each of them, and it is paid for once."""
 
 from __future__ import annotations
 

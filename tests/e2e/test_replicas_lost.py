@@ -1,4 +1,4 @@
-"""A replica that dies, or is asked to stop: what readers at another one get, and that nothing is paid twice."""
+"""A replica that dies, or stops: readers at another one get the right end, and nothing is paid twice."""
 
 from __future__ import annotations
 

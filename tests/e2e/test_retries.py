@@ -1,4 +1,4 @@
-"""A request that is sent again: what it finds of the one that was lost, and which failure is held for it."""
+"""Retries: the generation of the lost request that they follow, and the failure that is held for them."""
 
 from __future__ import annotations
 

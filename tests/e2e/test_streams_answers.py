@@ -1,4 +1,4 @@
-"""What a GET or DELETE of a stream is answered with: who may not, when not now, and the stream as one object."""
+"""Answers to GET and DELETE of a stream: refusals, overload, and the stream as one object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a generation when nobody follows it any more."""
+"""Generations whose last reader has left."""
 
 from __future__ import annotations
 

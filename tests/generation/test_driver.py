@@ -1,6 +1,6 @@
-"""The driver against a real peer on the loopback: what is sent, how a conversation ends, and that nothing stays behind.
+"""The driver against a real peer on the loopback: its requests, the ends of conversations, and that nothing is left.
 
-The conversations are the adapters' own where their wire matters, and otherwise a few steps written here.
+Conversations are the adapters' own where the wire matters, and a few steps written here otherwise.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ STEP = Frame(PREVIEW, (b"{}",))
 
 @dataclass(slots=True)
 class Outcome:
-    """A sink that notes everything, and wakes whoever waits for the first frame."""
+    """A sink that notes everything, and wakes tasks that wait for the first frame."""
 
     frames: list[Frame] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
@@ -128,7 +128,7 @@ class World:
     async def drive(
         self, conversation: Conversation[None], scenario: Scenario = PLAIN, outcome: Outcome | None = None
     ) -> Outcome:
-        """Carry a conversation out, whatever it ends in."""
+        """Perform a conversation, and note its end."""
         outcome = outcome or Outcome()
         route = self.route(scenario)
         service = Service(route.provider, self.upstream, CredentialSource("none", "", ""), False, ())

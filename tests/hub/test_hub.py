@@ -1,4 +1,4 @@
-"""All streams of a process: who finds them, who ends them, and what a store that fails changes."""
+"""The registry of a process's streams: finding them, ending them, and a store that fails."""
 
 from __future__ import annotations
 

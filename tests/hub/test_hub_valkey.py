@@ -1,4 +1,4 @@
-"""Hubs of several processes on one Valkey store: what one produces, another's readers follow, and who ends what."""
+"""Hubs of several processes on one Valkey store: readers follow streams of another process, and can end them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Any order of events: frames, readers who join, lag, leave and come back, ends of every kind, time, and a full store.
+"""A stateful model: frames, readers that join, lag, leave and come back, ends of every kind, time, and a full store.
 
-A model keeps what each stream has been given. Whatever happens, a reader who follows by ids gets every outcome behind
-its cursor once and in order, its cursor only grows, and the store accounts for exactly the bytes that it retains.
+The model knows the frames of each stream. In any order of events, a reader that follows by ids gets every outcome after
+its cursor once and in order, its cursor only grows, and the store counts exactly the bytes that it retains.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The store of one process: its byte cap, what goes first, what is known of what has gone, and how long claims hold."""
+"""The store of one process: its byte cap, the order of purges, the memory of purged streams, and the time of claims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every store must do, one row per store: what Log retains in a process is what a store gives back."""
+"""The contract of stores of streams, one row per store: a store returns the entries that a Log retains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One stream in a process: what it retains, whom its producer waits for, and what readers get who lag or come back."""
+"""One stream in a process: its retained entries, its producer's pace, and readers that lag or come back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store that processes share must do beyond the contract: follow, fence, cancel, and leave nothing."""
+"""A shared store, beyond the contract: it follows, fences, cancels, and leaves no key behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the server is reached: URLs, TLS, a user with few rights, connections, and what is said when it fails."""
+"""Connections to the server: URLs, TLS, a user with few rights, reuse, and error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111: what it is asked, what is said not to be, whose drafts are shown, and when it is interrupted."""
+"""AUTOMATIC1111: the request, members that are not applied, drafts of one's own task, and interruptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What OpenAI-compatible providers are sent: the caller's own bytes, and nothing that is not theirs."""
+"""Requests to OpenAI-compatible providers: the caller's own bytes, without members meant for this proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers of OpenAI-compatible providers, in both forms, for callers who stream and callers who do not."""
+"""Answers of OpenAI-compatible providers, in both forms, for callers with and without `stream`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What providers mean by an error, in every shape they write it."""
+"""Providers' errors, in every shape in which they send them."""
 
 from __future__ import annotations
 

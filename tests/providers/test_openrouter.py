@@ -1,4 +1,4 @@
-"""OpenRouter: what its two endpoints are asked, what is said not to be, what it cost."""
+"""OpenRouter: the requests to its two endpoints, members that are not applied, cost."""
 
 from __future__ import annotations
 

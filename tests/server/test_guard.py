@@ -1,4 +1,4 @@
-"""What one connection may do to another, and to itself: over sockets, through the whole proxy, and behind nginx."""
+"""Isolation and bounds of connections: over sockets, through the whole proxy, and behind nginx."""
 
 from __future__ import annotations
 

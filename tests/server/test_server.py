@@ -1,4 +1,4 @@
-"""The process's edge, over real sockets: heads are bounded, ports are said to be busy, stopping drains."""
+"""The server over real sockets: bounded heads, errors for busy ports, and the drain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where settings, catalogue and environment come together: providers, credentials, and what is refused at start."""
+"""Settings, catalogue and environment together: providers, credentials, and refusals at the start."""
 
 from __future__ import annotations
 

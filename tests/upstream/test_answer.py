@@ -1,4 +1,4 @@
-"""An answer's body through a decoder: fed where it arrives, taken frame by frame, bounded, and told how it ended."""
+"""An answer's body through a decoder: fed in the callback, taken frame by frame, bounded, and with its end."""
 
 from __future__ import annotations
 

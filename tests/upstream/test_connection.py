@@ -1,4 +1,4 @@
-"""One connection by itself: bytes out of turn close it, and are told of once."""
+"""One connection by itself: bytes out of turn close it, and are counted once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Fetching by URL against real servers: where a fetch may go, what comes back, and every way it ends without an image.
+"""Fetches by URL against real servers: allowed destinations, results, and every end without an image.
 
-Public addresses lead to the test's own server: the transport notes what would have been dialled and dials that instead.
+Public addresses lead to the test's own server: the transport notes the address, and dials that server instead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What authorizes a request: a key in a header, AWS's signature as botocore makes it, Google's token."""
+"""Signers of requests: a key in a header, AWS's signature as botocore makes it, Google's token."""
 
 from __future__ import annotations
 

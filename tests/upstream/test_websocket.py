@@ -1,4 +1,4 @@
-"""The WebSocket seam against real servers: messages both ways, and every way one does not open or does not last."""
+"""The WebSocket seam against real servers: messages both ways, and every failure to open and every end."""
 
 from __future__ import annotations
 
