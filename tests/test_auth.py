@@ -188,7 +188,7 @@ def test_a_token_is_for_one_stream_and_one_secret() -> None:
     token_error(StreamTokens("t" * 32, 100), ID, token)
 
 
-def test_a_token_is_not_good_for_a_name_that_eats_a_part_of_it() -> None:
+def test_a_token_for_a_name_with_a_part_of_it() -> None:
     """`<id>.<time>` with the rest of the token is the same signed text."""
     tokens = StreamTokens(SECRET, 100)
     made, _, signature = tokens.mint(ID).partition(".")
@@ -206,7 +206,7 @@ def test_a_token_holds_for_its_time(age: float, good: bool) -> None:
 
 
 @given(st.text(max_size=80))
-def test_whatever_comes_as_a_token_is_refused_and_not_repeated(text: str) -> None:
+def test_any_token_is_refused_and_not_repeated(text: str) -> None:
     error = token_error(StreamTokens(SECRET, 100), ID, text)
     assert len(text) < 8 or text not in error.message
 

@@ -230,7 +230,7 @@ def test_the_models_of_an_upstream_are_its_own_to_list(tmp_path: Path) -> None:
     assert re.fullmatch(r"lab/a +\S+\n", call("models", "--config", str(config)).stdout.replace("completed only", "x"))
 
 
-def test_all_problems_come_at_once_and_none_that_only_follows(tmp_path: Path) -> None:
+def test_all_problems_come_at_once_without_followers(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text(
         'heartbet = 1\ncaller_keys = ["plain"]\n[providers.openai]\nadapter = "telex"\n[providers.a]\nx = 1\n'

@@ -361,7 +361,7 @@ class Answer:
             self._break(intake.undecodable)
         elif intake.full:
             self._connection.pause()
-            self._alarm.set(self._ends_at)  # it is not the provider who is silent
+            self._alarm.set(self._ends_at)  # the silence is ours
 
     def on_end(self) -> None:
         self._alarm.cancel()

@@ -178,7 +178,7 @@ def test_what_is_not_a_json_object_of_unicode_is_none(raw: bytes) -> None:
     assert outline((raw,)) is None
 
 
-def test_an_error_of_a_million_parts_is_one_without_being_read() -> None:
+def test_an_error_of_a_million_parts_is_not_decoded() -> None:
     raw = b'{"type":"t","error":[' + b"{}," * 1_000_000 + b"{}]}"
     tracemalloc.start()
     try:
@@ -197,7 +197,7 @@ EVENT = b'{"type":"image_edit.completed","b64_json":"' + IMAGE + b'","created_at
 
 
 @given(st.lists(st.integers(0, len(EVENT)), max_size=4))
-def test_the_image_becomes_its_url_wherever_the_event_is_cut(cuts: list[int]) -> None:
+def test_the_image_becomes_its_url_wherever_cut(cuts: list[int]) -> None:
     ends = [0, *sorted(cuts), len(EVENT)]
     pieces = tuple(memoryview(EVENT)[a:b] for a, b in pairwise(ends) if a < b)
     expected = b'{"type":"image_edit.completed","created_at":1e2,"usage":{"total_tokens":7},"image_url":'
@@ -241,7 +241,7 @@ def test_no_image_is_left_in_a_reference(event: bytes) -> None:
         b"[" * 5000,
     ],
 )
-def test_an_event_without_an_image_of_its_own_stays_as_it_is(event: bytes) -> None:
+def test_an_event_without_its_own_image_is_unchanged(event: bytes) -> None:
     assert referenced((event,), URL) == event
 
 

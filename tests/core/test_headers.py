@@ -224,7 +224,7 @@ NEIGHBOURS: Final = [
 
 
 @pytest.mark.parametrize(("first", "second"), NEIGHBOURS)
-def test_a_neighbour_makes_a_word_harmless_and_no_other_word(first: str, second: str) -> None:
+def test_only_its_neighbour_makes_a_word_harmless(first: str, second: str) -> None:
     assert POLICY.check({f"x-{first}-{second}": "v"})
     assert POLICY.check({f"x-{first}-{second}-zebra": "v"})
     both_ways = (second, first.removesuffix("s")) in NEIGHBOURS  # `tokens-used` and `used-tokens`
@@ -244,7 +244,7 @@ def test_a_secret_name_is_refused_inside_a_longer_one(name: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "word"), JOINED)
-def test_each_joined_text_is_refused_wherever_hyphens_cut_it(kind: HeaderClass, word: str) -> None:
+def test_each_joined_text_is_refused_with_any_hyphens(kind: HeaderClass, word: str) -> None:
     for cut in range(1, len(word)):
         name = f"zebra{word[:cut]}-{word[cut:]}zebra"
         assert refusal({name: "v"}).failure is REFUSAL[kind][0]
@@ -299,7 +299,7 @@ def test_what_is_not_visible_ascii_text_is_refused(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_the_shape_of_a_credential_is_refused_under_any_name(value: str) -> None:
+def test_a_credentials_shape_is_refused_anywhere(value: str) -> None:
     for name in ("x-zebra", *RULES.allow[:3]):
         error = refusal({name: value})
         assert error.failure is Failure.CREDENTIAL_VALUE

@@ -339,7 +339,7 @@ def test_other_urls_are_not_looked_at(url: bytes) -> None:
     assert readable(url, bare=True)
 
 
-def test_only_where_base64_is_expected_bare_text_is_looked_at() -> None:
+def test_bare_text_is_checked_only_as_base64() -> None:
     assert readable(b"a name")
     assert not readable(b"a name", bare=True)
 

@@ -224,7 +224,7 @@ def test_a_key_twice_is_refused_however_it_is_written(first: str, second: str) -
 @pytest.mark.parametrize(
     "key", ["sk-proj-0123456789", "correct.horse.battery", "hunter2", "\u00e9<script>" + "k" * 100]
 )
-def test_a_key_twice_that_may_be_a_secret_is_told_by_its_place(key: str) -> None:
+def test_a_duplicate_key_that_may_be_a_secret_is_hidden(key: str) -> None:
     error = refusal(f'{{"model":"m","{key}":1,"{key}":2}}'.encode())
     assert (error.failure, error.param) == (Failure.DUPLICATE_KEY, "#3")
     assert key not in repr((error.message, error.details.problems))
@@ -393,7 +393,7 @@ def test_a_quote_is_escaped_by_an_odd_run_of_backslashes(run: int) -> None:
         assert raw[member.value : member.end] == b'"x' + b"\\" * run + b'"'
 
 
-def test_a_run_of_backslashes_does_not_reach_behind_the_string() -> None:
+def test_a_run_of_backslashes_ends_with_the_string() -> None:
     raw = b'{"\\\\":"\\\\","":""}'
     assert list(Walk(raw, "body").members(0)[0]) == ["\\", ""]
 

@@ -146,7 +146,7 @@ async def test_a_caller_who_stops_reading_a_json_answer_is_cut_off() -> None:
         assert upstream.calls == 1
 
 
-async def test_a_caller_who_reads_slowly_but_steadily_is_not_cut_off() -> None:
+async def test_a_slow_but_steady_caller_is_not_cut_off() -> None:
     frames = (FRAME,) * 12
     async with (
         no_leaks(),

@@ -366,7 +366,7 @@ async def test_edits_are_told_apart_by_content_type() -> None:
 
 
 @pytest.mark.parametrize("accept", [None, "application/json", "text/event-stream", "*/*", "text/html", "image/png;q=0"])
-async def test_the_body_alone_decides_whether_the_answer_is_a_stream(accept: str | None) -> None:
+async def test_the_body_alone_decides_on_a_stream(accept: str | None) -> None:
     async with no_leaks(), serve(lambda _: IMAGE) as server, running_proxy(server.url) as proxy:
         for stream in (True, False, None):
             headers = {} if accept is None else {"accept": accept}

@@ -128,7 +128,7 @@ async def test_a_name_that_does_not_exist(stream: bool) -> None:
         assert names.asked == ["provider.test"]
 
 
-async def test_a_name_that_nobody_answers_for_whoever_asked_first() -> None:
+async def test_a_name_whose_first_request_was_cancelled() -> None:
     names = Names(hangs=True)
     late = Refusal(504, "dns_timeout", "dns", charged=False)
     async with proxying("https://provider.test", resolver=names, connect_timeout=0.3) as proxy:

@@ -83,7 +83,7 @@ async def test_a_lone_cr_ends_a_line_and_is_counted(name: str) -> None:
         assert await proxy.tolerated() == counted
 
 
-async def test_what_was_odd_is_counted_even_where_the_stream_fails() -> None:
+async def test_odd_bytes_are_counted_if_the_stream_fails() -> None:
     script = sse((_odd(b"\xff"),))
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
         assert failed(await proxy.generate(stream=True)).code == "missing_terminal_event"
@@ -197,7 +197,7 @@ TRAILING = {
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "buffered"])
 @pytest.mark.parametrize("name", TRAILING)
-async def test_what_follows_the_end_is_discarded_with_its_connection(name: str, stream: bool) -> None:
+async def test_bytes_after_the_end_close_the_connection(name: str, stream: bool) -> None:
     late = sse((*WHOLE, TRAILING[name]), waits=(0, 0, 0, 0.05), end=(Stall(),))
 
     def handle(received: Received) -> Script:

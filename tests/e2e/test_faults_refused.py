@@ -201,7 +201,7 @@ NOT_RETRIED = {
 
 
 @pytest.mark.parametrize("refusal", RETRIED)
-async def test_a_provider_that_refuses_to_stream_is_asked_once_more(refusal: str) -> None:
+async def test_a_refusal_to_stream_is_tried_once_without(refusal: str) -> None:
     async with (
         no_leaks(),
         serve(refusing(RETRIED[refusal])) as server,

@@ -186,7 +186,7 @@ async def test_an_end_that_comes_byte_by_byte_is_an_end(end: bytes) -> None:
         assert server.connections == 1
 
 
-async def test_bytes_behind_an_answer_without_a_body_answer_nobody() -> None:
+async def test_bytes_after_an_answer_without_body_are_dropped() -> None:
     none = b"HTTP/1.1 429 Slow down\r\ncontent-length: 0\r\n\r\n"
     for extra in (b"H", STOLEN_BYTES[:17], STOLEN_BYTES):
         async with provider((Send(none + extra),), IMAGE) as (server, proxy):

@@ -79,7 +79,7 @@ async def test_a_reset_after_the_whole_upload_may_have_been_paid() -> None:
         assert server.calls == 1
 
 
-async def test_the_first_byte_is_awaited_from_the_end_of_the_upload() -> None:
+async def test_the_first_byte_counts_from_the_uploads_end() -> None:
     # Slower than first_byte_timeout in all, never silent for as long.
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -120,7 +120,7 @@ async def test_the_first_byte_is_awaited_from_the_end_of_the_upload() -> None:
 
 
 async def test_a_provider_that_stops_reading_leaks_no_socket() -> None:
-    # Nobody accepts, so nobody reads: the kernel takes a few MB, the rest must not wait for its end.
+    # The server does not accept, so it does not read: the kernel takes a few MB, and the rest must not wait for ever.
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

@@ -134,7 +134,7 @@ async def test_an_id_holds_a_cursor_for_each_stream() -> None:
         assert made.stage.server.calls == 3
 
 
-async def test_the_data_is_the_streams_own_with_its_id_at_the_end() -> None:
+async def test_the_data_has_the_streams_id_at_its_end() -> None:
     async with several(1) as made:
         await made.completed(0)
         alone = followed((await made.stage.get(made.single(0), EVENTS)).content)

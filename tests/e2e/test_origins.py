@@ -92,7 +92,7 @@ async def test_programs_own_names_and_allowed_ones_are_served() -> None:
         assert provider.calls == len(names) + 1
 
 
-async def test_with_callers_keys_or_their_own_key_any_name_will_do() -> None:
+async def test_with_callers_keys_any_host_name_is_accepted() -> None:
     """A container, or a sidecar behind an edge that keeps the host's name."""
     host = (("Host", "app.example.com"), *JSON)
     async with no_leaks(), serve(lambda _: IMAGE) as provider:

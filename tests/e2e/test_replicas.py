@@ -108,10 +108,10 @@ async def test_status_and_images_are_the_same_elsewhere(cluster: Cluster) -> Non
     assert images[0].headers["etag"] == images[1].headers["etag"]
     forged = await cluster.get(cluster.b, f"{location[:-1]}{'A' if location[-1] != 'A' else 'B'}", EVENTS)
     assert forged.status_code == 401
-    assert (await cluster.get(cluster.b, path, EVENTS)).status_code == 404  # nobody's: no key was asked for
+    assert (await cluster.get(cluster.b, path, EVENTS)).status_code == 404  # it has no owner, so no key opens it
 
 
-async def test_others_watch_at_another_replica_what_a_caller_streams(cluster: Cluster) -> None:
+async def test_readers_at_another_replica_watch_a_stream(cluster: Cluster) -> None:
     scene = cluster.scene()
     async with cluster.posting(cluster.a, scene) as posted:
         location = posted.response.headers["location"]
@@ -239,7 +239,7 @@ async def test_viewers_elsewhere_share_one_store_connection(cluster: Cluster) ->
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
-async def test_a_retry_at_another_replica_follows_what_was_lost_here(cluster: Cluster, stream: bool) -> None:
+async def test_a_retry_at_another_replica_follows_the_lost_one(cluster: Cluster, stream: bool) -> None:
     scene = cluster.scene((), (completed(),)) if stream else cluster.plain()
     left = len(cluster.server.disconnects)
     members: dict[str, object] = {"stream": True} if stream else {}

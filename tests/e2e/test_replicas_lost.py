@@ -41,7 +41,7 @@ async def test_a_killed_replica_takes_no_result_along() -> None:
                     await here.until(holds(b"\nid: 1.1\n\n"))
                     done.go.set()
                     await here.until(holds(b"\nid: 1.2\n\n"))
-                    os.kill(cluster.a.pid, signal.SIGKILL)  # no reader has what nobody keeps
+                    os.kill(cluster.a.pid, signal.SIGKILL)  # no process has its preview
                     began = anyio.current_time()
                     seen = followed(here.body)
                     assert (await cluster.get(cluster.b, kept, EVENTS)).content.endswith(seen[-1].data + TAIL)

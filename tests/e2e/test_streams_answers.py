@@ -360,7 +360,7 @@ async def test_delete_after_the_end_forgets_it_and_says_so() -> None:
         assert (await stage.proxy.client.delete(stage.url("/v1/streams/str_0"))).status_code == 404
 
 
-async def test_delete_ends_a_generation_whose_caller_waits_for_json() -> None:
+async def test_delete_ends_a_generation_without_a_stream() -> None:
     """Known by its key alone: the same request with `Prefer: respond-async` says where it is."""
     async with staged((), ()) as stage:
         got: list[int] = []

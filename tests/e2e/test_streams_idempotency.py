@@ -169,7 +169,7 @@ async def test_both_versions_of_the_api_are_one() -> None:
         assert stage.server.calls == 1
 
 
-async def test_without_a_key_or_with_another_each_request_is_its_own() -> None:
+async def test_without_the_same_key_requests_are_separate() -> None:
     async with playing(good) as stage:
         for headers in ({}, {}, {KEY: "a"}, {KEY: "b"}, {KEY: "A"}, {KEY: "a", "authorization": "Bearer x"}):
             assert (await stage.post(headers=headers)).status_code == 200
@@ -336,7 +336,7 @@ AMBIGUOUS: Final[dict[str, Script]] = {
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
 @pytest.mark.parametrize("headers", [{}, LATER], ids=["now", "later"])
-async def test_a_failure_that_may_have_been_paid_is_not_tried_again(name: str, headers: dict[str, str]) -> None:
+async def test_a_failure_that_may_be_charged_is_not_repeated(name: str, headers: dict[str, str]) -> None:
     async with playing(lambda _: AMBIGUOUS[name]) as stage:
         first = await stage.post(headers={**KEYED, **headers})
         again = await stage.post(headers={**KEYED, **headers})

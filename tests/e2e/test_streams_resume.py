@@ -92,7 +92,7 @@ async def test_silence_is_filled_with_comment_lines() -> None:
             assert len(followed(await reading.rest())) == 2
 
 
-async def test_who_comes_late_gets_the_newest_preview_and_the_image() -> None:
+async def test_a_late_reader_gets_preview_and_image() -> None:
     async with staged(numbered(3)) as stage:
         url = await stage.later()
         await produced(stage, url, 3)

@@ -132,7 +132,7 @@ def open_in(directory: Path) -> list[str]:
 async def gone(directory: Path) -> None:
     """Wait until no upload is kept any more."""
     with anyio.fail_after(5):
-        while open_in(directory) or os.listdir(directory):  # noqa: ASYNC110  closing a file wakes nobody
+        while open_in(directory) or os.listdir(directory):  # noqa: ASYNC110  there is no event for it
             await anyio.sleep(0.005)
 
 

@@ -1,4 +1,4 @@
-"""Many viewers of one stream over real sockets: the same bytes for all at a bounded cost; stuck ones hurt nobody."""
+"""Many viewers of one stream over real sockets: the same bytes for all at a bounded cost, also beside stuck ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Theatre:
     go: anyio.Event
 
     async def later(self) -> str:
-        """A new stream that nobody follows: its path."""
+        """Begin a stream without readers, and return its path."""
         self.go = anyio.Event()
         body = {"model": "sim/gpt-image", "prompt": PROMPT, "stream": True}
         url = f"{self.process.url}/v1/images/generations"
@@ -186,7 +186,7 @@ async def test_stuck_viewers_slow_nothing_and_are_cut_off() -> None:
         assert grown < STUCK_KB, f"{grown:.0f} kB per stuck viewer"
 
 
-async def test_one_stream_has_a_limit_of_viewers_that_leaving_frees() -> None:
+async def test_one_stream_has_a_limit_of_viewers() -> None:
     async with staged(max_viewers=2) as stage:
         url = await stage.later()
         async with following(stage, url) as one:

@@ -424,7 +424,7 @@ def _misused() -> Iterator[Conversation[None]]:
     yield from (unsent(), early())
 
 
-async def test_an_answer_that_was_not_asked_for_is_our_own_mistake() -> None:
+async def test_an_unexpected_answer_is_an_internal_error() -> None:
     async with peer(json_answer(200, {})) as world:
         for conversation in _misused():
             outcome = await world.drive(conversation)

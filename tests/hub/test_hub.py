@@ -222,7 +222,7 @@ async def test_a_stream_is_found_live_then_kept_then_gone() -> None:
         assert await refused(place.hub, "never") is Failure.NOT_FOUND
 
 
-async def test_a_stream_is_found_while_the_store_still_learns_of_it() -> None:
+async def test_a_stream_is_found_before_it_is_stored() -> None:
     async with hubs() as [place], anyio.create_task_group() as tasks:
         generation = place.hub.prepare(Record("s"), policy=OnDisconnect.CANCEL, names=Names("body"))
 
@@ -309,10 +309,10 @@ async def test_viewers_have_a_limit_per_stream_and_per_owner() -> None:
         assert not one.subscribers | two.subscribers
 
 
-# When nobody follows.
+# Without readers.
 
 
-async def test_a_stream_without_readers_is_cancelled_after_its_grace() -> None:
+async def test_without_readers_it_is_cancelled_after_the_grace() -> None:
     async with hubs() as [place]:
         generation = await place.create()
         with generation.scope:
@@ -503,7 +503,7 @@ async def test_the_last_reader_here_ends_the_following() -> None:
         assert await rest(second) == ["A"]
 
 
-async def test_a_reader_who_comes_as_the_mirror_ends_misses_nothing() -> None:
+async def test_a_reader_at_a_mirrors_end_misses_nothing() -> None:
     async with hubs(2, shared=True) as [here, there]:
         generation = await there.create()
         first = (await here.hub.find("s")).subscribe()
@@ -561,7 +561,9 @@ async def test_without_its_store_a_stream_goes_on_here() -> None:
             await place.hub.conclude(generation)
             assert await rest(reader) == ["A", "B"]
             assert place.hub.running == 0
-            assert await refused(place.hub, "other") is Failure.OVERLOADED  # nobody can say that it never was
+            assert (
+                await refused(place.hub, "other") is Failure.OVERLOADED
+            )  # without the store, NOT_FOUND would be a guess
             with pytest.raises(ProxyError) as unknown:  # a key that cannot be kept would not keep from paying twice
                 await place.hub.keys.reserve("k", "f", "id")
             assert unknown.value.failure is Failure.OVERLOADED

@@ -190,7 +190,7 @@ async def test_a_preview_in_an_outage_is_no_recovery(own_server: ValkeyServer) -
         assert one.hub.health.failed
 
 
-async def test_who_only_looks_is_no_viewer_and_who_follows_is_one(server: ValkeyServer) -> None:
+async def test_a_find_is_no_viewer_a_reader_is(server: ValkeyServer) -> None:
     async with replica(server, "one") as one, replica(server, "two") as two:
         await one.begin("looked at")
         await two.hub.find("looked at")

@@ -93,7 +93,7 @@ async def test_a_live_stream_takes_the_place_of_finished_ones(store: MemoryStore
     assert len(found.entries) == 2
 
 
-async def test_one_that_is_over_the_cap_alone_is_gone_with_its_end(store: MemoryStore) -> None:
+async def test_a_stream_over_the_cap_is_purged_at_its_end(store: MemoryStore) -> None:
     await finished(store, "huge", CAP + 1)
     assert await kinds(store, "huge") == ["gone"]
     assert store.bytes == 0

@@ -77,7 +77,7 @@ def open_valkey(url: str, linger: float) -> Open:
     async def opened() -> AsyncIterator[Row]:
         @asynccontextmanager
         async def pass_linger() -> AsyncIterator[None]:
-            yield  # nobody here can turn the server's clock
+            yield  # the server's clock cannot be set
 
         with anyio.fail_after(BOUND):
             async with ValkeyStore(url, linger=linger, replica="one").open() as store:

@@ -230,10 +230,10 @@ async def test_the_producer_waits_until_the_preview_has_been_sent() -> None:
                 assert appended == list(range(sent))
             assert text(await asker.next()) == "A"
             await _settle()
-            assert appended == [0, 1, 2, 3]  # an outcome waits for nobody
+            assert appended == [0, 1, 2, 3]  # an outcome waits for no reader
 
 
-async def test_other_readers_do_not_pace_and_do_not_wake_each_other() -> None:
+async def test_other_readers_do_not_pace_or_wake_each_other() -> None:
     stream = Stream(Record("s"))
     generation = Generation(stream)
     readers = [stream.subscribe() for _ in range(3)]

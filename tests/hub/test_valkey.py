@@ -136,7 +136,7 @@ async def test_a_lost_preview_is_skipped_a_lost_image_raises(server: ValkeyServe
         assert got == []
 
 
-async def test_what_another_version_wrote_is_an_error_and_no_crash(server: ValkeyServer) -> None:
+async def test_data_of_another_version_is_an_error(server: ValkeyServer) -> None:
     async with store(server) as one:
         for id, command in (
             ("newer", ("HSET", "sp:{newer}:meta", "created", "yesterday")),
@@ -187,7 +187,7 @@ async def test_each_follower_has_one_connection_and_gives_it_back(server: Valkey
 # Producers that die.
 
 
-async def test_a_lost_producer_is_said_exactly_once_to_two_followers(server: ValkeyServer) -> None:
+async def test_two_followers_get_one_lost_producer_event(server: ValkeyServer) -> None:
     await abandoned(server, "lost")
     first: list[Entry] = []
     second: list[Entry] = []
@@ -226,7 +226,7 @@ async def test_load_finds_a_lost_producer(server: ValkeyServer) -> None:
             assert is_producer_lost(each.entries[-1])
 
 
-async def test_nobody_judges_who_has_not_been_in_touch_for_a_lease(server: ValkeyServer) -> None:
+async def test_a_process_judges_after_a_whole_lease_only(server: ValkeyServer) -> None:
     await abandoned(server, "doubtful")
     await anyio.sleep(LEASE + 0.05)
     async with store(server, "two", lease=30.0) as newcomer:
@@ -302,7 +302,7 @@ async def test_cancel_reaches_the_process_that_produces(server: ValkeyServer) ->
             await one.cancel("other")
             await until(lambda: heard == {"one": ["early", "late"], "two": ["other"]})
             tasks.cancel_scope.cancel()
-        await two.cancel("late")  # while nobody listens, as after an outage
+        await two.cancel("late")  # without a listener, as after an outage
         async with aclosing(one.cancelled()) as again:
             assert await anext(again) == "late"
 

@@ -133,7 +133,7 @@ def edit(members: object, *, via: bool, model: Model = GPT, host: str = "openai"
 
 
 @pytest.mark.parametrize("images", [PICTURE.decode(), [PICTURE.decode()], [DATA_URL, PICTURE.decode()]])
-def test_a_generation_with_an_image_becomes_an_edit_of_openais(images: object) -> None:
+def test_a_generation_with_an_image_becomes_an_edit(images: object) -> None:
     said = orjson.loads(body(edit({"image": images, "mask": PICTURE.decode(), "seed": 1}, via=True)))
     count = len(images) if isinstance(images, list) else 1
     assert said == {
@@ -144,7 +144,7 @@ def test_a_generation_with_an_image_becomes_an_edit_of_openais(images: object) -
     }
 
 
-def test_an_edit_of_openais_becomes_a_generation_with_an_image() -> None:
+def test_an_edit_becomes_a_generation_with_an_image() -> None:
     images = [{"image_url": DATA_URL}, {"image_url": "data:,x"}]
     said = orjson.loads(body(edit({"images": images, "mask": {"image_url": DATA_URL}}, via=False, host="octen")))
     assert said == {"model": "gpt-image-2", "mask": DATA_URL, "image": [DATA_URL, "data:,x"]}
@@ -195,7 +195,7 @@ def test_input_images_in_both_forms_at_once_are_refused() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["openai", "octen"])
-def test_remote_images_are_refused_for_models_that_take_none(members: object, via: bool, param: str, name: str) -> None:
+def test_remote_images_are_refused_where_not_taken(members: object, via: bool, param: str, name: str) -> None:
     assert refused(edit(members, via=via, host=name)) == (Failure.UNSUPPORTED_PARAMETER, param)
     assert b"//h/p" in body(edit(members, via=via, model=REMOTE, host=name))
 

@@ -96,7 +96,7 @@ def test_a_type_that_only_the_event_line_says_is_filled_in(member: bytes) -> Non
     assert orjson.loads(raw)["b64_json"] == PICTURE.decode()
 
 
-def test_what_sdks_would_take_for_an_image_event_stays_here() -> None:
+def test_odd_events_that_sdks_would_misread_stay_here() -> None:
     noise = (
         named(b'{"type":"keepalive"}', b"keepalive")
         + named(b"{}", b"ping")
@@ -333,7 +333,7 @@ def test_noise_that_may_have_been_the_image_is_the_failure(name: str) -> None:
     assert failed(NOISE[name] + unnamed(b"[DONE]") + C) == ([], Failure.BAD_JSON)
 
 
-def test_an_unreadable_completed_event_ends_the_stream_at_once() -> None:
+def test_an_unreadable_completed_event_ends_the_stream() -> None:
     answer = answering(wanted())
     with pytest.raises(ProxyError) as caught:
         list(answer.feed(P + named(COMPLETED[:-9], b"image_generation.completed")))

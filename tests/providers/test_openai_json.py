@@ -108,7 +108,7 @@ def test_one_image_has_no_index() -> None:
     assert "image_index" not in event
 
 
-def test_items_without_an_image_are_no_events_and_cost_nothing() -> None:
+def test_items_without_an_image_are_no_events() -> None:
     body = b'{"data":[{"b64_json":""},{"b64_json":"%b"},{"b64_json":null,"url":""},{"b64_json":{}}]}' % PICTURE
     [event] = read(body, stream=True)
     assert event["cost"] == 0.02
@@ -269,7 +269,7 @@ def test_millions_of_items_are_refused_before_they_are_made() -> None:
 
 
 @pytest.mark.parametrize("written", [f"data:image/png;base64,{P}", f"data:image\\/png;base64,{P}", f"data:,{P}"])
-def test_the_prefix_of_a_data_url_comes_off_in_the_answer_too(written: str) -> None:
+def test_a_data_urls_prefix_is_removed_in_answers(written: str) -> None:
     body = b'{"x":1E2,"data":[{"a":1, "b64_json": "%b"},{"b64_json":"%b","b":[2]}]}' % (written.encode(), PICTURE)
     frames, error = decoded(wanted(stream=False, n=2), [body], JSON)
     assert error is None

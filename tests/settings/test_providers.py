@@ -58,7 +58,7 @@ def test_each_known_host_comes_with_its_variable(name: str) -> None:
     assert credential == Credential(row.auth_header, row.auth_scheme + CANARY)
 
 
-def test_configured_providers_exclude_those_of_the_environment() -> None:
+def test_configured_providers_exclude_the_environments() -> None:
     sim = ProviderSettings(base_url="http://127.0.0.1:1/v1")
     assert [row.name for row in configured(provider("sim", sim), OPENAI).providers] == ["sim"]
     assert [row.name for row in configured(Settings(upstream="http://gateway/v1"), OPENAI).providers] == ["upstream"]
@@ -303,7 +303,7 @@ def warned(settings: Settings, environ: dict[str, str], *flags: str) -> list[str
 
 
 @pytest.mark.parametrize("row", [row for row in FIXED if urlsplit(row.base_url).path], ids=lambda row: row.name)
-def test_a_known_host_without_the_path_of_its_api_is_warned_of(row: Provider) -> None:
+def test_a_known_host_without_its_path_is_warned_of(row: Provider) -> None:
     bare = shown_origin(row.base_url)
     [line] = warned(Settings(upstream=bare), {})
     assert line.startswith(f"upstream: this host's API is at {row.base_url};")
@@ -328,7 +328,7 @@ def test_a_secret_on_the_command_line_is_warned_of() -> None:
 
 
 @pytest.mark.parametrize("path", ["/images/generations", "/images/edits"])
-def test_the_address_of_an_endpoint_is_read_as_that_of_its_api(path: str) -> None:
+def test_an_endpoints_address_is_its_apis(path: str) -> None:
     for settings in (
         Settings(upstream=f"https://gateway/v1{path}/"),
         provider("mine", ProviderSettings(base_url=f"https://gateway/v1{path}", credential="none")),

@@ -89,7 +89,7 @@ def test_layers_are_joined_setting_by_setting(tmp_path: Path) -> None:
     assert (settings.port, settings.heartbeat, settings.idle_timeout) == (1, 2.0, 3.0)
 
 
-def test_providers_are_merged_member_by_member_across_layers(tmp_path: Path) -> None:
+def test_providers_are_merged_by_member_across_layers(tmp_path: Path) -> None:
     """Only TOML can say them today; a caller of `load` may give them as flags."""
     below = """
         [providers.a]
@@ -151,7 +151,7 @@ def test_a_mapping_gives_what_its_members_give() -> None:
         ({CANARY: ProviderSettings()}, ["providers"]),
     ],
 )
-def test_providers_that_are_no_tables_or_have_no_usable_name(providers: object, settings: list[str]) -> None:
+def test_providers_that_are_no_tables_or_misnamed(providers: object, settings: list[str]) -> None:
     kept, problems = loaded(flags={"providers": providers})
     assert [problem.setting for problem in problems] == settings
     assert all(problem.happened.endswith("from a flag") for problem in problems)
@@ -413,7 +413,7 @@ def test_a_described_default_is_what_the_setting_takes(row: Described) -> None:
     assert load_with(environ={row.env: row.default}) == Settings()
 
 
-def test_the_example_says_every_setting_and_no_other_default(tmp_path: Path) -> None:
+def test_the_example_has_every_setting_and_default(tmp_path: Path) -> None:
     text = EXAMPLE.read_text()
     assert load({}, {}, EXAMPLE) == (Settings(), [])
     for row in TOP:

@@ -130,5 +130,5 @@ async def one_failure(failure: Failure) -> AsyncIterator[None]:
 async def idle(proxy: Proxy) -> None:
     """Wait until no generation runs, so that its connection is either closed or free again."""
     with anyio.fail_after(BOUND):
-        while await proxy.metric("streamproxy_streams"):  # noqa: ASYNC110  it tells nobody
+        while await proxy.metric("streamproxy_streams"):  # noqa: ASYNC110  there is no event for it
             await anyio.sleep(0.01)

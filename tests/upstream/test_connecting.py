@@ -225,7 +225,7 @@ async def test_a_proxy_that_opens_no_way_is_a_refused_connection(
         assert server.calls == 0
 
 
-async def test_a_proxy_is_used_where_environment_and_setting_say_so(
+async def test_a_proxy_needs_environment_and_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with provider() as server, way(server.port) as proxy:
@@ -308,7 +308,7 @@ async def test_any_client_of_httpx_can_use_the_transport() -> None:
         assert server.received[0].header("x-two") == "2"
 
 
-async def test_idle_connections_count_among_those_that_are_allowed() -> None:
+async def test_idle_connections_count_as_connections() -> None:
     async with provider() as one, provider() as other:
         transport = Transport(
             deadlines=LIMITS,

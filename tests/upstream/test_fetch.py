@@ -578,7 +578,7 @@ async def test_a_data_url_without_an_image(url: str, reason: str) -> None:
 
 
 async def test_the_loop_turns_between_slices() -> None:
-    """A large picture, by network or as `data:`, and one in thousands of tiny chunks hold up nobody else."""
+    """A large picture, by network or as `data:`, and one in thousands of tiny chunks, do not block other tasks."""
     data = PNG + bytes(40 * SLICE)
     tiny = (Send(head(200, chunked=True)), Send(b"".join(chunk(bytes([byte])) for byte in PNG[:4000]) + LAST_CHUNK))
     turns = 0

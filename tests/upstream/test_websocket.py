@@ -304,7 +304,7 @@ async def test_a_handshake_that_takes_too_long() -> None:
 
 async def test_a_refused_connection() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening
         url = f"ws://127.0.0.1:{taken.getsockname()[1]}/"
         assert (await failure(url)).failure is Failure.CONNECTION_REFUSED
 

@@ -122,7 +122,7 @@ async def test_a_configured_key_asks_and_not_the_callers() -> None:
         ((Stall(),), "did not answer"),
     ],
 )
-async def test_the_catalogue_stands_in_where_an_upstream_has_no_list(
+async def test_the_catalogue_replaces_a_missing_list(
     script: Script, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if words == "did not answer":

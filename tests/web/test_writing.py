@@ -168,7 +168,7 @@ async def test_a_preview_behind_another_end_is_superseded() -> None:
     assert rest.endswith(b"\nevent: superseded\n\ndata: {}\nevent: error\nid: 1.2\n\n")
 
 
-async def test_silence_is_filled_with_a_comment_line_between_frames() -> None:
+async def test_silence_is_filled_with_comments() -> None:
     stream = Stream(Record("s"))
     reader = followed(stream.subscribe(), heartbeat=0.01)
     await anext(reader)
@@ -229,7 +229,7 @@ async def test_a_caller_stuck_at_the_end_is_aborted() -> None:
 
 
 @pytest.mark.parametrize("takes_pieces", [True, False])
-async def test_pieces_are_joined_only_for_a_server_that_wants_bytes(takes_pieces: bool) -> None:
+async def test_pieces_are_joined_only_if_needed(takes_pieces: bool) -> None:
     data = (bytes(SLICE), memoryview(bytes(2 * SLICE)))
     stream = Stream(Record("s"))
     await Generation(stream).append(Frame(COMPLETED, data, final=True))
