@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +15,12 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 
 def pytest_configure() -> None:
-    """Let processes that tests start share one compiled package."""
+    """Let processes that tests start share one compiled package, and one authority without certificates.
+
+    With all public authorities, each of thousands of TLS contexts would parse them again. No test calls out.
+    """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "support" / "authority.pem")
 
 
 def pytest_collection_finish() -> None:
