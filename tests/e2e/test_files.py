@@ -238,6 +238,20 @@ async def test_no_room_is_said_and_nothing_lost(sim: Server) -> None:
         assert (await upload(proxy)).status_code == 200
 
 
+async def test_one_caller_cannot_fill_the_room_of_all(sim: Server) -> None:
+    share = 2 * 64 * 1024
+    settings: dict[str, Any] = {"file_bytes": 2 * share, "file_bytes_per_caller": share, "caller_keys": HASHES}
+    async with running_proxy(sim.url, **settings) as proxy:
+        ids = [await uploaded(proxy, key=KEYS[0]) for _ in range(2)]
+        refused = [await upload(proxy, raw, key=KEYS[0]) for raw in (PNG, PNG + bytes(share))]
+        assert [answer.status_code for answer in refused] == [413, 413]
+        assert [answer.json()["error"]["code"] for answer in refused] == ["caller_files_full", "body_too_large"]
+        assert all("file_bytes_per_caller" in answer.json()["error"]["message"] for answer in refused)
+        for _ in range(2):
+            await uploaded(proxy, key=KEYS[1])
+        assert (await edit(proxy, *ids, key=KEYS[0])).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("raw", "texts", "status", "param"),
     [
