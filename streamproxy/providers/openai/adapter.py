@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeGuard
 from urllib.parse import urlsplit
 
 import msgspec
@@ -27,7 +27,7 @@ from streamproxy.core.conversation import (
 )
 from streamproxy.core.events import Operation
 from streamproxy.core.images import media_type, probe_base64
-from streamproxy.core.rawjson import JsonObject, Member, Pieces, elements, members, parse
+from streamproxy.core.rawjson import JsonObject, Member, Pieces, elements, members
 from streamproxy.core.requests import (
     ImageRequest,
     Inline,
@@ -39,8 +39,9 @@ from streamproxy.core.requests import (
     UpstreamRequest,
     Variation,
     as_base64,
+    size_of,
 )
-from streamproxy.core.schema import MAX_IMAGES
+from streamproxy.core.schema import MAX_IMAGE_URL, MAX_IMAGES
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.openai import errors, rewriting
 from streamproxy.providers.openai.events import Answer
@@ -88,26 +89,27 @@ class OpenAI:
 
 
 def _with_fetched(job: Job) -> Conversation[Job]:
-    """The job with its images as data URLs that are at URLs, where the model takes none and they may be fetched."""
-    request, body = job.request, job.request.body
-    allowed = job.limits.fetch_images or request.fetches
-    remote = any(isinstance(image, Remote) for image in request.images)
-    if job.model.remote_image_urls or not allowed or not remote or "images" not in request.given:
+    """The job with the images that are at URLs, where the model takes none and they may be fetched."""
+    request = job.request
+    if job.model.remote_image_urls or not job.limits.fetch_images:
         return job
-    if not isinstance(body, JsonObject):
-        return job
-    items: list[bytes | memoryview] = []
     images: list[Input] = []
-    for index, (image, (start, end)) in enumerate(zip(request.images, _spans(body, "images"), strict=True)):
-        shown = image if not isinstance(image, Remote) else (yield from inlined(image, job, f"images[{index}]"))
-        images.append(shown)
-        if shown is not image and isinstance(shown, Inline):
-            prefix = b'{"image_url":"data:' + shown.media_type.encode() + b";base64,"
-            items += (b",", prefix, shown.base64, b'"}')
-        else:
-            items += (b",", memoryview(body.raw)[start:end])
-    whole = parse(body.edited(drop=("images",), append={"images": (b"[", *items[1:], b"]")}))
-    return replace(job, request=replace(request, body=whole, images=tuple(images)))
+    for index, image in enumerate(request.images):
+        images.append((yield from inlined(image, job, _place(request, index))) if isinstance(image, Remote) else image)
+    mask = request.mask
+    masked = (yield from inlined(mask, job, _mask_place(request))) if isinstance(mask, Remote) else mask
+    return replace(job, request=replace(request, images=tuple(images), mask=masked))
+
+
+def _place(request: ImageRequest, index: int) -> str:
+    """Where an input image's URL stands in the caller's body."""
+    if not request.via_generations:
+        return request.told(f"images[{index}].image_url")
+    return "image" if len(request.images) == 1 else f"image[{index}]"
+
+
+def _mask_place(request: ImageRequest) -> str:
+    return "mask" if request.via_generations else request.told("mask.image_url")
 
 
 def asks_to_stream(request: ImageRequest, route: Route) -> bool:
@@ -128,7 +130,9 @@ def _not_applied(job: Job, *, streams: bool) -> tuple[str, ...]:
 def _request(job: Job, *, streams: bool) -> UpstreamRequest:
     request = job.request
     body: tuple[Segment, ...]
-    if isinstance(request.body, JsonObject):
+    if isinstance(request.body, JsonObject) and _is_too_large_for_json(job):
+        content_type, body = _json_as_form(job, request.body, streams=streams)
+    elif isinstance(request.body, JsonObject):
         content_type = "application/json"
         body = _json_body(job, request.body, streams=streams)
     else:
@@ -139,6 +143,38 @@ def _request(job: Job, *, streams: bool) -> UpstreamRequest:
     return UpstreamRequest(
         "POST", rewriting.url_for(job), (("content-type", content_type), ("accept", accept), *COMMON), body
     )
+
+
+def _is_too_large_for_json(job: Job) -> bool:
+    """Whether an image is longer, as a data URL, than `image_url` may be. Files of a form may have 50 MB."""
+    if job.provider.edit_input != "images":
+        return False
+    here = [image for image in (*job.request.images, job.request.mask) if isinstance(image, Inline | Spooled)]
+    return any(len(_data_url(image)) + size_of(as_base64(image)) > MAX_IMAGE_URL for image in here)
+
+
+def _json_as_form(job: Job, body: JsonObject, *, streams: bool) -> tuple[str, tuple[Segment, ...]]:
+    """A JSON edit as the form that it could have been sent as: its content type, and its body."""
+    request = job.request
+    _refuse_remote(job)
+    left_out = {*_left_out(job, streams=streams), "image", "images", "mask"}
+    value = {name: request.option(name) for name in body.members if name not in left_out}
+    value |= {"model": job.route.upstream_model} | ({"n": job.n} if job.n < request.n else {})
+    names = ["image" if len(request.images) == 1 else "image[]"] * len(request.images)
+    files: list[tuple[str, Inline | Spooled]] = []
+    for index, (name, image) in enumerate(zip((*names, "mask"), (*request.images, request.mask), strict=True)):
+        if isinstance(image, Inline | Spooled):
+            files.append((name, image))
+        elif image is not None:
+            raise ProxyError(
+                Failure.UNSUPPORTED_PARAMETER,
+                "With an image of over 15 MB the request goes to this provider as a form, which has no ids of its own "
+                "files and no URLs: upload every image to this proxy (POST /v1/files).",
+                param=_place(request, index) if index < len(names) else _mask_place(request),
+            )
+    boundary = f"streamproxy-{job.token}"
+    given = {name: member for name, member in value.items() if member is not None}
+    return f"multipart/form-data; boundary={boundary}", tuple(rewriting.form(boundary.encode(), given, files))
 
 
 def _left_out(job: Job, *, streams: bool) -> tuple[str, ...]:
@@ -166,12 +202,12 @@ def _json_body(job: Job, body: JsonObject, *, streams: bool) -> tuple[Segment, .
                 f"Send the input images as {given} only.",
                 param=provider.edit_input,
             )
-        if given != provider.edit_input or any(isinstance(image, Spooled) for image in request.images):
+        if given != provider.edit_input or any(_is_apart(image) for image in request.images):
             drop.add(given)
             append[provider.edit_input] = _array(_translated(job, body))
         mask = body.members.get("mask")
         masked = mask is not None and not body.raw.startswith(b"null", mask.value)
-        if mask is not None and masked and (given != provider.edit_input or isinstance(request.mask, Spooled)):
+        if mask is not None and masked and (given != provider.edit_input or _is_apart(request.mask)):
             drop.add("mask")
             append["mask"] = _mask(job, body, mask)
     pieces = body.pieces(replace=changed, drop=drop & body.members.keys())
@@ -190,7 +226,8 @@ def _extended(body: Pieces, members: Mapping[str, Segments]) -> Segments:
 def _translated(job: Job, body: JsonObject) -> Iterator[Segments]:
     """Convert the input images to what the provider takes: references, or strings."""
     if job.request.via_generations:
-        yield from map(_reference, _strings(body, "image"))
+        for shown, string in zip(job.request.images, _strings(body, "image"), strict=True):
+            yield _from_string(job, shown, string)
     else:
         for index, (start, end) in enumerate(_spans(body, "images")):
             image = job.request.images[index] if index < len(job.request.images) else None
@@ -199,19 +236,39 @@ def _translated(job: Job, body: JsonObject) -> Iterator[Segments]:
 
 def _mask(job: Job, body: JsonObject, mask: Member) -> Segments:
     if job.request.via_generations:
-        return _reference(memoryview(body.raw)[mask.value : mask.end])
+        return _from_string(job, job.request.mask, memoryview(body.raw)[mask.value : mask.end])
     return _sent(job, body, job.request.mask, mask)
 
 
 def _sent(job: Job, body: JsonObject, image: Input | None, where: Member) -> Segments:
-    """One reference as the provider takes it. An uploaded file of ours goes with its bytes."""
-    strings = job.provider.edit_input == "image"
-    if isinstance(image, Spooled):
-        url = (b'"data:%b;base64,' % image.media_type.encode(), as_base64(image), b'"')
-        return url if strings else (b'{"image_url":', *url, b"}")
-    if strings:
+    """One reference as the provider takes it. Our own files, and what was fetched, go with their bytes."""
+    if _is_apart(image):
+        return _written(job, image)
+    if job.provider.edit_input == "image":
         return (_needed_url(body, where.value, where.key),)
     return (memoryview(body.raw)[where.value : where.end],)
+
+
+def _from_string(job: Job, image: Input | None, string: memoryview) -> Segments:
+    """One image of a generation's body as the provider takes it: a string, or a reference."""
+    if _is_apart(image):
+        return _written(job, image)
+    return (string,) if job.provider.edit_input == "image" else _reference(string)
+
+
+def _is_apart(image: Input | None) -> TypeGuard[Inline | Spooled]:
+    """Whether its bytes are here, and not in the caller's body."""
+    return isinstance(image, Spooled) or (isinstance(image, Inline) and not image.in_body)
+
+
+def _written(job: Job, image: Inline | Spooled) -> Segments:
+    url = (b'"' + _data_url(image), as_base64(image), b'"')
+    return url if job.provider.edit_input == "image" else (b'{"image_url":', *url, b"}")
+
+
+def _data_url(image: Inline | Spooled) -> bytes:
+    """What a data URL of this image begins with."""
+    return b"data:%b;base64," % image.media_type.encode()
 
 
 def _refuse_remote(job: Job) -> None:
@@ -219,19 +276,18 @@ def _refuse_remote(job: Job) -> None:
     if job.model.remote_image_urls:
         return
     request = job.request
-    lone = len(request.images) == 1 and request.via_generations
     for index, image in enumerate(request.images):
         if isinstance(image, Remote):
-            where = "image" if lone else f"image[{index}]" if request.via_generations else f"images[{index}].image_url"
-            raise _remote(where)
+            raise _remote(_place(request, index))
     if isinstance(request.mask, Remote):
-        raise _remote("mask" if request.via_generations else "mask.image_url")
+        raise _remote(_mask_place(request))
 
 
 def _remote(param: str) -> ProxyError:
     return ProxyError(
         Failure.UNSUPPORTED_PARAMETER,
-        "This model takes no remote image URLs: send the image as a data: URL, or upload it as a file.",
+        "This model takes no remote image URLs: send the image as a data: URL, or upload it as a file. The setting "
+        "fetch_images lets the proxy fetch them.",
         param=param,
     )
 

@@ -45,7 +45,7 @@ def request(job: Job, quirks: Quirks) -> Conversation[UpstreamRequest]:
         files.append(("mask", (yield from inlined(asked.mask, job, "mask"))))
     boundary = f"streamproxy-{job.token}"
     headers = (("content-type", f"multipart/form-data; boundary={boundary}"), ("accept", "application/json"), *COMMON)
-    return UpstreamRequest("POST", url_for(job), headers, tuple(_form(boundary.encode(), value, files)))
+    return UpstreamRequest("POST", url_for(job), headers, tuple(form(boundary.encode(), value, files)))
 
 
 def not_applied(job: Job, quirks: Quirks) -> tuple[str, ...]:
@@ -141,7 +141,8 @@ def _typed(text: object) -> object:
     return value if isinstance(value, int | float | bool) else text
 
 
-def _form(boundary: bytes, value: Mapping[str, object], files: list[tuple[str, Inline | Spooled]]) -> Iterator[Segment]:
+def form(boundary: bytes, value: Mapping[str, object], files: list[tuple[str, Inline | Spooled]]) -> Iterator[Segment]:
+    """The body of a form with these members and files."""
     for name, member in value.items():
         text = member.encode() if isinstance(member, str) else msgspec.json.encode(member)
         yield b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (boundary, _name(name), text)
