@@ -19,9 +19,14 @@ from openai import AsyncOpenAI
 
 from streamproxy.core.files import file_id
 from streamproxy.simulator import Server, running
+from streamproxy.simulator.multipart import parts
 from streamproxy.simulator.pictures import draw, encode
+from streamproxy.simulator.received import Received
+from streamproxy.simulator.script import Script, json_answer, sse
+from streamproxy.simulator.server import serve
 from tests.e2e.node.runner import needs_node, run_node
 from tests.e2e.test_wires import EDITORS, WIRES, wired
+from tests.support.provider import completed
 from tests.support.proxy import BOUND, PROMPT, Proxy, no_leaks, running_proxy
 from tests.support.valkey import ValkeyServer, valkey_server
 
@@ -151,6 +156,54 @@ async def test_references_of_all_kinds_keep_their_order(proxy: Proxy, sim: Serve
         {"image_url": URL},
         {"file_id": "file-abc"},
     ]
+
+
+LARGE: Final = PNG + bytes(15 * 1024 * 1024 + 800 * 1024)
+"""As base64 it is longer than an `image_url` of OpenAI's may be."""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_large_image_goes_as_a_form(stream: bool) -> None:
+    got: list[Received] = []  # the server itself keeps no body of this size
+
+    def handle(received: Received) -> Script:
+        got.append(received)
+        return sse([completed()]) if stream else json_answer(200, {"created": 1, "data": [{"b64_json": "QUFB"}]})
+
+    async with no_leaks(), serve(handle) as server, running_proxy(server.url) as proxy:
+        id, small = await uploaded(proxy, LARGE), await uploaded(proxy)
+        more = {"stream": stream, "partial_images": 1} if stream else {}
+        answer = await edit(proxy, id, small, mask=small, n=1, quality="low", extra_headers={"x-team": "a"}, **more)
+        assert answer.status_code == 200, answer.text
+        [received] = got
+        found = parts(received.body, received.header("content-type") or "")
+        files = [(part.name, part.data) for part in found if part.name in ("image[]", "mask")]
+        assert files == [("image[]", LARGE), ("image[]", PNG), ("mask", PNG)]
+        form = {part.name: part.data.decode() for part in found if part.name not in ("image[]", "mask")}
+        streamed = {"stream": "true", "partial_images": "1"} if stream else {}
+        assert (
+            form == {"model": "sim/gpt-image", "prompt": PROMPT, "size": "64x64", "n": "1", "quality": "low"} | streamed
+        )
+        assert received.header("x-team") == "a"
+
+
+async def test_a_large_image_beside_a_file_of_the_providers(sim: Server) -> None:
+    """Nothing is sent: a form has no ids."""
+    async with running_proxy(sim.url) as proxy:
+        answer = await edit(proxy, await uploaded(proxy, LARGE), "file-abc")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], sim.calls) == (400, "images[1].image_url", 0)
+        assert "as a form" in error["message"]
+
+
+async def test_a_large_image_in_json_is_refused(proxy: Proxy, sim: Server) -> None:
+    """OpenAI's limit of one `image_url`; the upload is the way."""
+    url = "data:image/png;base64," + base64.b64encode(LARGE).decode()
+    body = {"model": "sim/gpt-image", "prompt": PROMPT, "images": [{"image_url": url}]}
+    answer = await proxy.client.post(f"{proxy.url}/v1/images/edits", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], sim.calls) == (422, "images[0].image_url", 0)
+    assert "20971520 characters" in error["message"]
 
 
 async def test_a_host_that_takes_strings() -> None:
