@@ -172,7 +172,7 @@ async def test_a_large_image_goes_as_a_form(stream: bool) -> None:
 
     async with no_leaks(), serve(handle) as server, running_proxy(server.url) as proxy:
         id, small = await uploaded(proxy, LARGE), await uploaded(proxy)
-        more = {"stream": stream, "partial_images": 1} if stream else {}
+        more: dict[str, Any] = {"stream": stream, "partial_images": 1} if stream else {}
         answer = await edit(proxy, id, small, mask=small, n=1, quality="low", extra_headers={"x-team": "a"}, **more)
         assert answer.status_code == 200, answer.text
         [received] = got
