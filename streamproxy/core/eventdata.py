@@ -60,15 +60,17 @@ _DECODER: Final = msgspec.json.Decoder(_Members)
 class Outline:
     """The small members of one event. `type` is "" when absent or not a string, `usage` raw JSON, None for null.
 
-    `error`: the raw member, None when absent. `failed`: whether it reports one, since some providers send `null` or
-    `{}` with every event. `has_b64`, `has_url`: an image as base64, as a URL. `wrapped`: either is a `data:` URL.
-    `has`: the members of APPENDED that the event has, even if null. `utf8`: everything but the image is valid UTF-8.
+    `error`, `cost`: the raw members, None and empty when absent. `failed`: whether it reports an error, since some
+    providers send `null` or `{}` with every event. `has_b64`, `has_url`: an image as base64, as a URL. `wrapped`: one
+    of them is a `data:` URL. `has`: the members of APPENDED that the event has, even if null. `utf8`: all but the image
+    is valid UTF-8.
     """
 
     type: str
     error: bytes | None
     failed: bool
     usage: bytes | None
+    cost: msgspec.Raw
     has_b64: bool
     has_url: bool
     wrapped: bool
@@ -99,6 +101,7 @@ def outline(data: tuple[Piece, ...]) -> Outline | None:
         error=bytes(found.error) or None,
         failed=says_error(found.error),
         usage=present(found.usage),
+        cost=found.cost,
         has_b64=holds_text(found.b64_json),
         has_url=holds_text(found.url),
         wrapped=wrapped or _is_data_url(found.url),

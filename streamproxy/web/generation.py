@@ -41,7 +41,7 @@ from streamproxy.web.caller import unless_gone
 from streamproxy.web.endpoint import Context
 from streamproxy.web.headers import idempotency_key, is_retry, preferences, wait_seconds
 from streamproxy.web.idempotency import fingerprint, names
-from streamproxy.web.outcome import note_failure
+from streamproxy.web.outcome import note_failure, note_generation
 from streamproxy.web.responses import (
     NO_REFERRER,
     NOT_APPLIED,
@@ -170,6 +170,7 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     generation = hub.prepare(record, request_id=request_id, policy=preferred.policy, names=order.names)
     subscriber = generation.stream.subscribe(asker=not preferred.later)  # first: a repeated request may come and leave
     await hub.register(generation)
+    note_generation(order.request.scope, generation.stream)
     order.context.producer.start(order.wanted, order.plan, generation, files.pop_all().close)
     return _FirstReading(order, subscriber)
 
