@@ -11,7 +11,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
@@ -284,11 +284,11 @@ def _layout(order: _Order, stream: Stream) -> Layout:
 async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
     """The JSON response once it is there; after `json_heartbeat` one that begins without it."""
     stream = reading.stream
-    gathering = _Gathering(reading.subscriber, _layout(order, stream), _links(order, stream))
+    gathering = Gathering(reading.subscriber, _layout(order, stream), _links(order, stream))
     interval = order.context.settings.json_heartbeat
     body = None
-    with anyio.move_on_after(interval or None):
-        body = await unless_gone(order.request.receive, gathering.result)
+    with suppress(TimeoutError):
+        body = await unless_gone(order.request.receive, partial(gathering.result, interval or None))
     headers = _headers(order, reading.stream)
     if body is not None:
         return Response(200, "application/json", body, headers)
@@ -343,7 +343,7 @@ def _links(order: _Order, stream: Stream) -> Callable[[int], str] | None:
     return image_urls(order.request, order.context, stream.id)
 
 
-class _Gathering:
+class Gathering:
     """The JSON answer of a stream: as the provider gave it, or what the stream's images amount to.
 
     `layout` is the surface's; `link` gives the URL of an image, where URLs are wanted.
@@ -356,10 +356,16 @@ class _Gathering:
         self._images: list[tuple[int, bytes]] = []
         self._answer: tuple[Piece, ...] | None = None
 
-    async def result(self) -> tuple[Piece, ...]:
-        """Wait for it. Nothing is lost where a wait is given up and begun again."""
+    async def result(self, within: float | None = None) -> tuple[Piece, ...]:
+        """Wait for it; raises TimeoutError after `within` seconds. Nothing is lost where it is waited for again.
+
+        The clock is asked at each preview: a cancellation would not end a loop of waits that events keep awake.
+        """
         stream = self._subscriber.stream
-        while (entry := await self._subscriber.next()) is not None:
+        until = None if within is None else anyio.current_time() + within
+        while (entry := await self._subscriber.next(_left(until))) is not None:
+            if not entry.critical and _left(until) == 0:
+                raise TimeoutError
             if entry.frame.type == ERROR:
                 raise stream.error or read_error(entry.frame)
             if entry.frame.type == ANSWER:
@@ -387,6 +393,11 @@ class _Gathering:
         link = self._link
         linking = partial(linked, answer, link if indices is None else lambda place: link(indices[place]))
         return linking() if sum(map(len, answer)) <= READ_HERE else await to_thread.run_sync(linking)
+
+
+def _left(until: float | None) -> float | None:
+    """Seconds until this time of the loop's clock."""
+    return None if until is None else max(0.0, until - anyio.current_time())
 
 
 def _headers(order: _Order, stream: Stream) -> dict[str, str]:
