@@ -41,6 +41,7 @@ def abilities(adapter: Adapter, route: Route) -> Mapping[str, object]:
         "masks": edits and "mask" not in ignored,
         "sizes": "size" not in ignored,
         "formats": [form for form in FORMATS if "output_format" not in unapplied[form]],
+        "inputs": list(model.inputs),
         "n": model.max_n,
         "surfaces": [*model.surfaces, "responses"],
         "image_sizes": list(model.image_sizes) if "chat" in model.surfaces else [],

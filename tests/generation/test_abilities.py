@@ -29,6 +29,7 @@ def test_a_model_with_everything() -> None:
         "masks": True,
         "sizes": True,
         "formats": ["png", "jpeg", "webp"],
+        "inputs": list(CATALOGUE.models["openai/gpt-image-2"].inputs),
         "n": 10,
         "surfaces": ["images", "responses"],
         "image_sizes": [],
