@@ -14,6 +14,7 @@ import re
 import ssl
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,8 +57,9 @@ def read_secret(path: str) -> str:
     return raw.decode("utf-8-sig")
 
 
+@cache
 def read_catalogue() -> Catalogue:
-    """The catalogue that ships with the package."""
+    """The catalogue that ships with the package. It never changes, so that a process parses it once."""
     return parse(resources.files("streamproxy").joinpath("catalogue.toml").read_text("utf-8"))
 
 
@@ -169,7 +171,7 @@ def warnings(settings: Settings, configured: Providers, catalogue: Catalogue, fl
     for provider in configured.providers:
         for row in catalogue.providers.values():
             known, given = urlsplit(row.base_url), urlsplit(provider.base_url)
-            if known.hostname and known.hostname == given.hostname and known.path != given.path:
+            if known.hostname and known.hostname == given.hostname and not given.path.startswith(known.path):
                 by_flag = settings.upstream is not None and provider.name == UPSTREAM
                 setting = UPSTREAM if by_flag else f"providers.{provider.name}.base_url"
                 found.append(f"{setting}: this host's API is at {row.base_url}; requests elsewhere may find nothing")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import product
 from typing import Final
 
 import pytest
@@ -13,17 +14,21 @@ from streamproxy.core.events import ANSWER, KINDS, Frame
 from streamproxy.core.requests import FileId, Inline, Remote
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers import ADAPTERS
-from tests.contract.peer import INSTANT, Run, as_text, byte_by_byte, cuts, sent
+from tests.contract.peer import INSTANT, Run, as_text, byte_by_byte, cuts, early_ends, sent
 from tests.contract.scenarios import BESIDE, HEADER, HOSTS, INPUT, KEY, PNG, PROMPT, SCENARIOS, WHOLE, Scenario
 
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+
+
+WHOLES: Final = ("imagen", "mai", "cloudflare", "huggingface")
+"""They answer in one piece, so that nothing can fail once it is accepted."""
 
 
 def test_every_adapter_goes_through_every_kind_of_scenario() -> None:
     for adapter in ADAPTERS:
         rows = [row for row in SCENARIOS if row.adapter == adapter]
         failed_and_accepted = {(row.failure is not None, row.proof is not None) for row in rows}
-        whole = adapter in ("imagen", "mai")  # answers in one piece, so that nothing can fail once it is accepted
+        whole = adapter in WHOLES
         assert failed_and_accepted == {(False, True), (True, False), *(() if whole else ((True, True),))}, adapter
         assert any(row.failure is Failure.UPSTREAM_INCOMPLETE for row in rows), adapter
     assert ADAPTERS.keys() == HOSTS.keys()
@@ -47,8 +52,9 @@ def test_the_outcome_is_a_final_frame_for_each_image_or_an_error(scenario: Scena
 
 @every_scenario
 def test_where_answers_are_cut_changes_nothing(scenario: Scenario) -> None:
-    whole = _told(scenario.play())
-    for exchanges in (byte_by_byte(scenario.exchanges), *cuts(scenario.exchanges)):
+    run = scenario.play()
+    whole = _told(run)
+    for exchanges in (byte_by_byte(scenario.exchanges), *cuts(scenario.exchanges, run.decoded)):
         assert _told(scenario.play(exchanges)) == whole
 
 
@@ -61,8 +67,9 @@ def test_it_is_accepted_with_the_byte_that_proves_it_and_no_sooner(scenario: Sce
 
 @every_scenario
 def test_an_answer_that_ends_early_makes_whole_frames_or_an_error(scenario: Scenario) -> None:
-    whole = list(map(_unnumbered, scenario.play().frames))
-    for exchanges in cuts(scenario.exchanges, early=True):
+    recorded = scenario.play()
+    whole = list(map(_unnumbered, recorded.frames))
+    for exchanges in early_ends(scenario.exchanges, recorded.decoded):
         run = scenario.play(exchanges)
         assert run.error is not None or run.finals == scenario.n or run.frames[0].type == ANSWER
         previews = [_unnumbered(frame) for frame in run.frames if not frame.final]
@@ -81,12 +88,12 @@ THROWN: Final = (
 
 
 @every_scenario
-@pytest.mark.parametrize("failure", THROWN)
-def test_an_error_thrown_in_anywhere_ends_it_or_is_mended(scenario: Scenario, failure: Failure) -> None:
+def test_an_error_thrown_in_anywhere_ends_it_or_is_mended(scenario: Scenario) -> None:
     """Once, or at every step from there on, as when the provider is gone for good. Nothing is paid twice."""
-    for at in range(len(scenario.play().waits)):
+    for at, failure in product(range(len(scenario.play().waits)), THROWN):
         for run in (scenario.play(throw_at=at, failure=failure), scenario.play(lost_from=at, failure=failure)):
-            assert run.error is not None or run.finals == scenario.n or run.frames[0].type == ANSWER
+            ended = run.error is not None or run.finals == scenario.n or run.frames[0].type == ANSWER
+            assert ended, f"{failure} at step {at}"
 
 
 @every_scenario
@@ -132,7 +139,7 @@ def test_no_step_and_no_error_repeats_a_secret(scenario: Scenario) -> None:
     assert [word for word in (KEY, PROMPT, PNG, HEADER) if word in said] == []
 
 
-FOURS: Final = ("dashscope", "fal", "imagen", "replicate", "ark", "minimax", "xai")
+FOURS: Final = ("dashscope", "fal", "imagen", "replicate", "ark", "minimax", "xai", "leonardo", "runware")
 AT_ONCE: Final = {"openai": 2, **dict.fromkeys(FOURS, 4)}
 
 
@@ -146,18 +153,21 @@ def test_one_job_makes_no_more_images_than_its_provider_does(adapter: str) -> No
 MASK: Final = Inline(memoryview(b"iVBORw0KGgoAAAANcanaryOfAMask"), "image/png")
 REMOTE: Final = Remote("https://canary.test/a.png")
 OTHERS: Final = tuple(name for name in ADAPTERS if name != "openai")
-URLS: Final = ("fal", "bfl", "replicate", "ark", "minimax", "xai", "dashscope", "openrouter")
+URLS: Final = ("fal", "bfl", "replicate", "ark", "minimax", "xai", "dashscope", "openrouter", "runware", "responses")
 INLINE: Final = tuple(name for name in OTHERS if name not in URLS)
-SEVERAL: Final = ("gemini", "ark", "minimax", "xai", "openrouter")
+SEVERAL: Final = ("gemini", "ark", "minimax", "xai", "openrouter", "runware", "responses")
 """They take several input images, whatever the model."""
+
+QUALITY: Final = ("openrouter", "responses")
+"""They pass it on."""
 
 TAKES_ONE: Final = {"bfl": "flux-pro-1.1", "dashscope": "qwen-image-max"}
 CANNOT: Final = (
     Scenario("openai", "style", members={"style": "canary"}),
     *(Scenario(name, "style", members={"style": "canary"}) for name in OTHERS),
-    *(Scenario(name, "quality", members={"quality": "canary"}) for name in OTHERS if name != "openrouter"),
+    *(Scenario(name, "quality", members={"quality": "canary"}) for name in OTHERS if name not in QUALITY),
     *(Scenario(name, "file", images=(FileId("canary"),)) for name in OTHERS),
-    *(Scenario(name, "mask", mask=MASK, members={"mask": "canary"}) for name in OTHERS),
+    *(Scenario(name, "mask", mask=MASK, members={"mask": "canary"}) for name in OTHERS if name != "responses"),
     *(Scenario(name, "remote", images=(REMOTE,)) for name in INLINE),
     *(Scenario(name, "remote", images=(INPUT, REMOTE)) for name in INLINE),
     *(
