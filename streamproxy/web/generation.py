@@ -382,8 +382,6 @@ class Gathering:
         stream = self._subscriber.stream
         until = None if within is None else anyio.current_time() + within
         while (entry := await self._subscriber.next(_left(until))) is not None:
-            if not entry.critical and _left(until) == 0:
-                raise TimeoutError
             if entry.frame.type == ERROR:
                 raise stream.error or read_error(entry.frame)
             if entry.frame.type == ANSWER:
@@ -392,6 +390,8 @@ class Gathering:
                 self._sums.append(b"".join(entry.frame.data))
             elif entry.critical:
                 self._images.append((entry.frame.image, b"".join(entry.frame.data)))
+            if not entry.critical and _left(until) == 0:
+                raise TimeoutError
         if not self._subscriber.at_end:
             raise unfollowed()
         if self._answer is not None:
