@@ -41,6 +41,8 @@ PAGE_FILES: Final = (
     "inspector.js",
     "mask.js",
     "options.js",
+    "panels.js",
+    "run.js",
     "snippets.js",
 )
 """Of the playground, below its name; the page itself is at /."""

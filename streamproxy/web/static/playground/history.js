@@ -3,7 +3,7 @@
 const PLACE = "streamproxy:history";
 const MOST = 50;
 
-/** The entries that are kept, newest first: `{id, prompt, model, began, streams, pictures, seconds, cost}`. */
+/** The entries that are kept, newest first: `{id, prompt, model, began, streams, pictures, expires, seconds, cost, failed}`. */
 export function load(storage) {
   try {
     const found = JSON.parse(storage.getItem(PLACE));
@@ -22,9 +22,10 @@ export function save(storage, entries) {
   }
 }
 
-/** With this entry first; it replaces the one of the same id. */
+/** With this entry: in the place of the one with the same id, or first. */
 export function put(entries, entry) {
-  return [entry, ...entries.filter(({ id }) => id !== entry.id)].slice(0, MOST);
+  const known = entries.some(({ id }) => id === entry.id);
+  return known ? entries.map((one) => (one.id === entry.id ? entry : one)) : [entry, ...entries].slice(0, MOST);
 }
 
 /** The seconds that this model took the last time, if it is known. */

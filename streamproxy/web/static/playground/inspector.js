@@ -1,22 +1,24 @@
 // The list of a stream's events: when each came, how large it was, and its JSON, in which a picture is its size.
 
-/** One event as the list shows it. Pure. `milliseconds`: since the order. */
-export function described(event, milliseconds) {
+/** One event as the list shows it. Pure. `milliseconds`: since the order; `number`: of its stream, if there are several. */
+export function described(event, milliseconds, number = 0) {
   const { image, kind, several, stream, ...data } = event;
-  const number = several ? ` of picture ${event.image_index + 1}` : "";
+  const name = kind === "preview" ? `preview ${(event.partial_image_index ?? 0) + 1}` : "completed";
   return {
-    name: kind === "preview" ? `preview ${(event.partial_image_index ?? 0) + 1}${number}` : `completed${number}`,
+    name: name + ofPicture(several ? event.image_index + 1 : number),
     size: image ? bytes(image.size) : "",
     time: seconds(milliseconds),
     json: JSON.stringify(image ? { ...data, b64_json: `(${bytes(image.size)} of ${image.type})` } : data, null, 2),
   };
 }
 
+const ofPicture = (number) => (number ? ` of picture ${number}` : "");
+
 /** An error as the list shows it. */
-export function failed(error, milliseconds) {
+export function failed(error, milliseconds, number = 0) {
   const { code, status, param, charged, message } = error;
   return {
-    name: "error",
+    name: `error${ofPicture(number)}`,
     size: "",
     time: seconds(milliseconds),
     json: JSON.stringify(error.body ?? { error: { message, code, status, param, charged } }, null, 2),

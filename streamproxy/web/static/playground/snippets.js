@@ -20,7 +20,7 @@ function curl({ request, base, key }) {
   const { images, mask, ...members } = { ...request, stream: true };
   const auth = key ? ` \\\n  -H "authorization: Bearer $STREAMPROXY_KEY"` : "";
   if (!images) {
-    return `curl -N ${base}/images/generations${auth} \\\n  -H 'content-type: application/json' \\\n  -d ${shell(json(members))}`;
+    return `curl -N ${base}/images/generations${auth} \\\n  -H 'content-type: application/json' \\\n  -d ${shell(json(members, 2))}`;
   }
   const texts = Object.entries(members).map(([name, value]) => `--form-string ${shell(`${name}=${value}`)}`);
   const files = [...images.map((_, at) => `-F 'image[]=@picture${at || ""}.png'`), ...(mask ? ["-F mask=@mask.png"] : [])];

@@ -1,0 +1,102 @@
+// What is shown: the pictures of one run, and the streams that they come from.
+//
+// A run is one press of Draw: `{id, began, prompt, model, pictures, requests}`. A shared link, or an entry of the
+// history, has no requests: it is watched, and nothing is ordered.
+
+import { follow, forget, orderOnce } from "../client.js";
+import { grid } from "./gallery.js";
+import { described, failed, remark, row } from "./inspector.js";
+import { ratio } from "./options.js";
+
+const place = (run, at) => `playground:${run.id}:${at}`;
+
+/** Let go of a run's orders, so that a reload does not show them again. They go on at the proxy. */
+export function forgetRun(run) {
+  run.requests?.forEach((_, at) => forget(place(run, at)));
+}
+
+export class Shown {
+  streams = []; // their URLs
+  #events;
+  #places; // the elements
+  #followings = [];
+  #ordering; // a promise of all answers
+  #left = false;
+
+  /** Take the place of what was shown before. `usual`: the seconds that the model usually takes. */
+  constructor(run, pictures, events, usual) {
+    this.run = { ...run, began: run.began ?? Date.now() };
+    this.#events = events;
+    const { width, height } = ratio(run.requests?.[0] ?? run);
+    const alt = run.prompt ?? "A shared picture";
+    this.#places = grid(pictures, run.pictures, { alt, width, height, began: this.run.began, usual });
+    events.replaceChildren();
+  }
+
+  get pictures() {
+    return this.#places.length;
+  }
+
+  /** Order what was not ordered before under these names: `{orders, refused}`. Those that succeed are shown. */
+  async order(options) {
+    const asked = this.run.requests.map((request, at) => orderOnce(place(this.run, at), request, options));
+    this.#ordering = Promise.allSettled(asked);
+    const settled = await this.#ordering;
+    const orders = settled.filter(({ status }) => status === "fulfilled").map(({ value }) => value);
+    const refused = settled.find(({ status }) => status === "rejected")?.reason;
+    if (refused) this.#places.splice(orders.length).forEach((place) => place.parentElement.remove());
+    return { orders, refused };
+  }
+
+  /** Follow streams, URLs or orders, to their ends: `{failures, cost}`. `cost` is undefined where one is not known. */
+  async watch(streams) {
+    this.streams = streams.map((stream) => stream.stream_url ?? stream);
+    this.#places.forEach((place, at) => {
+      if (streams.length === 1) place.setAttribute("index", at);
+      place.setAttribute("src", this.streams[at] ?? this.streams[0]);
+    });
+    const ends = await Promise.all(streams.map((stream, at) => this.#read(stream, streams.length > 1 ? at + 1 : 0)));
+    const costs = ends.flatMap(({ costs }) => costs);
+    const known = costs.every((cost) => typeof cost === "number");
+    return {
+      failures: ends.map(({ error }) => error).filter(Boolean),
+      cost: known ? costs.reduce((sum, cost) => sum + cost, 0) : undefined,
+    };
+  }
+
+  /** List a stream's events to its end. `number`: which of several streams it is, from 1. */
+  async #read(stream, number) {
+    const since = () => Date.now() - this.run.began;
+    const following = follow(stream, { onlost: () => this.#list(remark("connection lost", since())) });
+    this.#followings.push(following);
+    const costs = [];
+    try {
+      for await (const event of following) {
+        this.#list(described(event, since(), number), event.image);
+        if (event.kind === "completed") costs.push(event.cost);
+      }
+      return { costs };
+    } catch (error) {
+      if (error.name !== "AbortError") this.#list(failed(error, since(), number));
+      return { costs, error };
+    }
+  }
+
+  #list(what, picture) {
+    if (!this.#left) this.#events.append(row(what, picture));
+  }
+
+  /** Follow it no more. */
+  leave() {
+    this.#left = true;
+    for (const following of this.#followings) following.leave();
+  }
+
+  /** End its generations for all their readers. Raises the first refusal. */
+  async cancel() {
+    await this.#ordering;
+    const ends = await Promise.allSettled(this.#followings.map((following) => following.cancel()));
+    const refused = ends.find(({ status }) => status === "rejected");
+    if (refused) throw refused.reason;
+  }
+}
