@@ -159,7 +159,7 @@ class Page:
         """Wait until this expression is true in the page."""
         found = await self.run(
             f"""(async () => {{
-              for (let count = 0; count < 1500; count++) {{
+              for (let count = 0; count < 1000; count++) {{
                 if ({test}) return "";
                 await new Promise((resolve) => setTimeout(resolve, 20));
               }}
