@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.anyio, needs_chromium]
 AXE: Final = NODE / "node_modules" / "axe-core" / "axe.min.js"
 COMPLETED: Final = "[...document.querySelectorAll('progressive-image')].every(({state}) => state === 'completed')"
 FORMING: Final = "document.querySelector('progressive-image')?.state === 'forming'"
-READY: Final = "document.querySelector('[name=model]').value && document.querySelector('[name=size]')"
+READY: Final = "document.querySelector('[name=size]')"
 PIXELS: Final = """(async (number) => {
   const { shadowRoot } = document.querySelectorAll('progressive-image')[number];
   const picture = shadowRoot.querySelector('img:last-of-type');
@@ -302,6 +302,35 @@ async def test_a_viewer_by_link(browser: Chromium) -> None:
             assert await viewer.run("document.querySelector('[name=cancel]').hidden")
             assert await viewer.run("localStorage.length") == 0
         assert len(sent(stage)) == 2
+
+
+async def test_a_caller_key_is_asked_for_and_not_kept(browser: Chromium) -> None:
+    key = "a-caller-of-the-playground"
+    keys = (f"sha256:{hashlib.sha256(key.encode()).hexdigest()}",)
+    async with playing(browser, caller_keys=keys) as stage:
+        await stage.page.until("document.activeElement.name === 'key'")
+        assert "key" in await stage.has("#note")
+        await stage.page.call("Input.insertText", text=key)
+        await stage.page.press("Enter", "\r")
+        await stage.page.until("document.querySelector('[name=model]').value === 'sim/gpt-image'")
+        await stage.draw("a red boat")
+        await stage.shows("a red boat")
+        everything = "JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.documentElement.outerHTML])"
+        assert key not in str(await stage.page.run(everything))
+
+
+async def test_a_picture_that_the_provider_gives_by_url(browser: Chromium) -> None:
+    """The proxy fetches it, so the page's policy allows no other host. Where it may not, there is a link."""
+    async with playing(browser, fetch_hosts=("127.0.0.1",)) as stage:
+        await stage.draw("a red boat", model="sim/url")
+        await stage.shows("a red boat")
+    async with playing(browser) as stage:
+        await stage.draw("a red boat", model="sim/url")
+        await stage.page.until("document.querySelector('figcaption a')")
+        link = str(await stage.page.run("document.querySelector('figcaption a').href"))
+        assert link.startswith(f"{stage.upstream.url}/files/")
+        assert len(violations(stage.page)) == 1
+        stage.page.logged.clear()
 
 
 async def test_a_model_without_previews_makes_several_at_once(browser: Chromium) -> None:

@@ -99,13 +99,12 @@ window.layers = () =>
     fading: img.getAnimations().some(({ effect }) => effect.getKeyframes().some(({ opacity }) => opacity === '0')),
   }));
 
-// Watches the element while its stream runs: every set of pictures that it had, whenever it changed.
+// Watches the element while its stream runs: every set of pictures that it had, at once when it changed.
 window.watched = (url, attributes) => {
   window.placed(url, attributes);
   const seen = (window.layersSeen = []);
   const { shadowRoot } = root.querySelector('progressive-image');
-  const note = () => seen.push(window.layers());
-  new MutationObserver(() => requestAnimationFrame(note)).observe(shadowRoot, { childList: true, subtree: true });
+  new MutationObserver(() => seen.push(window.layers())).observe(shadowRoot, { childList: true, subtree: true });
 };
 
 // The page's tasks of over 50 ms while the element shows what comes, in milliseconds.

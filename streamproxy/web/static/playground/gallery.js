@@ -18,6 +18,14 @@ export function grid(root, count, { alt, width, height, began, usual }) {
   return [...root.querySelectorAll("progressive-image")];
 }
 
+/** For a picture that the provider only gave by a URL elsewhere: the page may not show it, but its reader may open it. */
+export function elsewhere(picture, url) {
+  if (!/^https?:/.test(url)) return;
+  const link = Object.assign(document.createElement("a"), { href: url, target: "_blank", rel: "noreferrer" });
+  link.textContent = "Open it at the provider";
+  picture.nextElementSibling.append(link);
+}
+
 function caption(picture, name) {
   const caption = document.createElement("figcaption");
   const said = document.createElement("span");

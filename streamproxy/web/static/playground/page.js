@@ -44,15 +44,20 @@ const made = (name, properties) => Object.assign(document.createElement(name), p
 
 // The form.
 
-async function showModels() {
+async function listed() {
   const response = await fetch(`${base}/images/models`, { headers: headers() });
   const body = await response.json();
-  if (!response.ok) {
-    complain(new StreamError(body.error.message, { status: response.status }));
-    return;
+  if (!response.ok) throw new StreamError(body.error.message, { status: response.status });
+  return body.data;
+}
+
+async function showModels() {
+  try {
+    models = await listed();
+    note("");
+  } catch (error) {
+    complain(error);
   }
-  note("");
-  models = body.data;
   const kind = ({ id, streams }) => (FAULT.test(id) ? 2 : streams === false ? 1 : 0);
   const lists = GROUPS.map((label, at) => [label, models.filter((one) => kind(one) === at)]);
   const groups = lists.filter(([, list]) => list.length).map(([label, list]) => {

@@ -4,7 +4,7 @@
 // history, has no requests: it is watched, and nothing is ordered.
 
 import { follow, forget, orderOnce } from "../client.js";
-import { grid } from "./gallery.js";
+import { elsewhere, grid } from "./gallery.js";
 import { described, failed, remark, row } from "./inspector.js";
 import { ratio } from "./options.js";
 
@@ -73,7 +73,9 @@ export class Shown {
     try {
       for await (const event of following) {
         this.#list(described(event, since(), number), event.image);
-        if (event.kind === "completed") costs.push(event.cost);
+        if (event.kind !== "completed") continue;
+        costs.push(event.cost);
+        if (!event.image && event.url) elsewhere(this.#places[number ? number - 1 : event.image_index], event.url);
       }
       return { costs };
     } catch (error) {
