@@ -30,7 +30,7 @@ from tests.support import scenes
 from tests.support.chromium import Chromium, Page, chromium, needs_chromium
 from tests.support.cutter import Cutter, Place, Then, cutting
 from tests.support.provider import COMPLETED, PREVIEW, USAGE
-from tests.support.proxy import BOUND, PROMPT, running_proxy
+from tests.support.proxy import PROMPT, running_proxy
 
 pytestmark = [pytest.mark.anyio, needs_chromium]
 

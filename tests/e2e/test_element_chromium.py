@@ -141,14 +141,17 @@ async def following_noise(browser: Chromium) -> AsyncIterator[tuple[Page, str, i
     made = pictures.encode(pictures.Picture(noise), "png")
     data = {"type": COMPLETED, "b64_json": base64.b64encode(made).decode(), "usage": USAGE}
     large = event(COMPLETED, orjson.dumps(data))
-    async with serve(page_file) as origin, scenes.staged(frames=(large,), origins=(origin.url,)) as stage:
-        async with browser.page(f"{origin.url}/client.html?proxy={stage.cutter.url}") as page:
-            await page.reports.until(lambda: page.reports.of("ready"))
-            yield page, await ordered(stage, page), len(large)
+    async with (
+        serve(page_file) as origin,
+        scenes.staged(frames=(large,), origins=(origin.url,)) as stage,
+        browser.page(f"{origin.url}/client.html?proxy={stage.cutter.url}") as page,
+    ):
+        await page.reports.until(lambda: page.reports.of("ready"))
+        yield page, await ordered(stage, page), len(large)
 
 
 async def test_no_long_task_while_3_mb_arrive(browser: Chromium) -> None:
-    """Under 50 ms each. A machine that is busy with something else makes any task long, so one of four tries will do."""
+    """Under 50 ms each. A busy machine makes any task long, so one of four tries will do."""
     tries: list[object] = []
     for _ in range(ATTEMPTS):
         async with following_noise(browser) as (page, url, size):

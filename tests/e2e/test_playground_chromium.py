@@ -98,31 +98,27 @@ class Stage:
 
 
 @asynccontextmanager
-async def playing(
-    browser: Chromium, *, pace: float = 0.02, history: str = "[]", width: int = 1280, **settings: object
-) -> AsyncIterator[Stage]:
-    """The page, loaded. With a history, however empty, it orders nothing by itself.
-
-    At the end it has broken no rule of its Content-Security-Policy.
-    """
+async def playing(browser: Chromium, *, pace: float = 0.02, width: int = 1280, **settings: Any) -> AsyncIterator[Stage]:
+    """The page in a browser that has been here before, so that it orders nothing by itself."""
     async with (
         simulator.running(pace=pace) as upstream,
         running_proxy(upstream.url, playground=True, disconnect_grace=15, **settings) as proxy,
-        opened(browser, f"{proxy.url}/", history=history, width=width) as page,
+        opened(browser, f"{proxy.url}/", width=width) as page,
     ):
         yield Stage(upstream, proxy.url, page)
 
 
-NO_FIRST_PICTURE: Final = """localStorage['streamproxy:history'] ??= JSON.stringify([
+VISITED: Final = """localStorage['streamproxy:history'] ??= JSON.stringify([
   { id: '1', began: 1, expires: 1, prompt: 'an old one', model: 'sim/gpt-image', pictures: 1, streams: [] },
 ])"""
 
 
 @asynccontextmanager
-async def opened(browser: Chromium, url: str, *, history: str = "[]", width: int = 1280) -> AsyncIterator[Page]:
+async def opened(browser: Chromium, url: str, *, visited: bool = True, width: int = 1280) -> AsyncIterator[Page]:
+    """The page, loaded. At the end it has broken no rule of its Content-Security-Policy."""
     async with browser.page("about:blank") as page:
-        if history:
-            await page.call("Page.addScriptToEvaluateOnNewDocument", source=NO_FIRST_PICTURE)
+        if visited:
+            await page.call("Page.addScriptToEvaluateOnNewDocument", source=VISITED)
         await page.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
@@ -155,7 +151,7 @@ async def test_the_demos_first_picture(browser: Chromium, tmp_path: Path) -> Non
         tasks.start_soon(demo, options, say)
         with anyio.fail_after(BOUND):
             await ready.wait()
-        async with opened(browser, said[0].split()[0], history="") as page:
+        async with opened(browser, said[0].split()[0], visited=False) as page:
             await page.until(f"document.querySelector('progressive-image') && {COMPLETED}")
             await page.until("document.querySelector('#total').textContent")
             names: Any = await page.run(
@@ -244,21 +240,21 @@ async def test_a_mask_by_keyboard(browser: Chromium) -> None:
         await page.click("figcaption button:last-of-type")
         await page.until("document.querySelector('#brush canvas').width === 1024")
         await page.run("document.querySelector('#brush canvas').focus()")
-        reddish = """(([x, y]) => {
-          const [red, green, blue] = document.querySelector('#brush canvas').getContext('2d').getImageData(x, y, 1, 1).data;
-          return [red, green, blue];
+        colour = """(([x, y]) => {
+          const context = document.querySelector('#brush canvas').getContext('2d');
+          return [...context.getImageData(x, y, 1, 1).data];
         })"""
-        before = await page.run(f"{reddish}([512 - 4 * 41, 512])")
+        before = await page.run(f"{colour}([512 - 4 * 41, 512])")
         for key in ("ArrowLeft", "ArrowLeft"):
             await page.press(key)
         await page.call("Input.dispatchKeyEvent", type="keyDown", key=" ", text=" ")
         for key in ("ArrowLeft", "ArrowLeft", "ArrowLeft", "ArrowLeft"):
             await page.press(key)
         await page.call("Input.dispatchKeyEvent", type="keyUp", key=" ")
-        after = await page.run(f"{reddish}([512 - 4 * 41, 512])")
+        after = await page.run(f"{colour}([512 - 4 * 41, 512])")
         assert before != after
         await page.click("#brush [name=undo]")
-        assert await page.run(f"{reddish}([512 - 4 * 41, 512])") == before
+        assert await page.run(f"{colour}([512 - 4 * 41, 512])") == before
 
 
 async def test_cancel_reaches_the_provider(browser: Chromium) -> None:
@@ -296,7 +292,7 @@ async def test_a_viewer_by_link(browser: Chromium) -> None:
         await stage.page.until("window.copied")
         link = str(await stage.page.run("window.copied"))
         assert link.startswith(f"{stage.url}/#stream=str_")
-        async with opened(browser, link, history="") as viewer:
+        async with opened(browser, link, visited=False) as viewer:
             await viewer.until(f"document.querySelectorAll('progressive-image').length === 2 && {COMPLETED}")
             assert [await viewer.run(f"{PIXELS}({number})") for number in (0, 1)] == [drawn("a red boat")] * 2
             assert await viewer.run("document.querySelector('[name=cancel]').hidden")
@@ -430,8 +426,9 @@ async def test_axe_finds_nothing(browser: Chromium, scheme: str, width: int) -> 
     """Before, and with an edit and its mask; and nothing is wider than the screen."""
     async with playing(browser, width=width) as stage:
         page = stage.page
-        media = [{"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": "reduce"}]
-        await page.call("Emulation.setEmulatedMedia", features=media)
+        media = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in media.items()]
+        await page.call("Emulation.setEmulatedMedia", features=features)
         await page.run(AXE.read_text("utf-8") + ";undefined")
         assert await audited(page) == []
         await stage.draw("a red boat")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -146,5 +145,6 @@ async def test_recipes_compile_strictly(project: Path, tmp_path: Path) -> None:
     options += ["--module", "esnext", "--moduleResolution", "bundler", "--target", "es2022", "--types", "react"]
     names = [name for name in (*FILES, *CHAT_FILES) if name.endswith(("ts", "tsx"))]
     command = ["node", str(MODULES / "typescript" / "bin" / "tsc"), *options, "node.d.ts", *names]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=2 * BOUND, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
+    with anyio.fail_after(2 * BOUND):
+        done = await anyio.run_process(command, cwd=project, check=False)
+    assert done.returncode == 0, done.stdout.decode()[-3000:]
