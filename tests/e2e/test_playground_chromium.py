@@ -231,13 +231,19 @@ async def test_an_edit_with_a_painted_mask(browser: Chromium) -> None:
         assert (set(painted), set(kept)) == ({0}, {255})
 
 
-async def test_a_mask_by_keyboard(browser: Chromium) -> None:
-    """Space paints where the brush is, arrows move it, and Undo takes the stroke back."""
+async def choose(page: Page, *paths: Path) -> None:
+    """Choose files in the file dialogue."""
+    found = await page.call("Runtime.evaluate", expression="document.querySelector('[type=file]')")
+    await page.call("DOM.setFileInputFiles", files=[str(path) for path in paths], objectId=found["result"]["objectId"])
+
+
+async def test_a_mask_by_keyboard(browser: Chromium, tmp_path: Path) -> None:
+    """Of a chosen file. Space paints where the brush is, arrows move it, and Undo takes the stroke back."""
+    file = tmp_path / "boat.png"
+    file.write_bytes(pictures.encode(pictures.draw("a red boat", 1024, 1024), "png"))
     async with playing(browser) as stage:
         page = stage.page
-        await stage.draw("a red boat")
-        await page.until(f"document.querySelector('progressive-image') && {COMPLETED}")
-        await page.click("figcaption button:last-of-type")
+        await choose(page, file)
         await page.until("document.querySelector('#brush canvas').width === 1024")
         await page.run("document.querySelector('#brush canvas').focus()")
         colour = """(([x, y]) => {
@@ -255,6 +261,34 @@ async def test_a_mask_by_keyboard(browser: Chromium) -> None:
         assert before != after
         await page.click("#brush [name=undo]")
         assert await page.run(f"{colour}([512 - 4 * 41, 512])") == before
+
+
+async def test_pictures_to_edit_are_pasted_and_removed(browser: Chromium, tmp_path: Path) -> None:
+    """What is no picture is left out. Without a stroke there is no mask."""
+    (tmp_path / "a.txt").write_text("no picture")
+    (tmp_path / "a.png").write_bytes(pictures.encode(pictures.draw("a", 64, 64), "png"))
+    async with playing(browser) as stage:
+        page = stage.page
+        await choose(page, tmp_path / "a.txt", tmp_path / "a.png")
+        await page.run(
+            """(async () => {
+              const pasted = new DataTransfer();
+              const canvas = new OffscreenCanvas(32, 32);
+              canvas.getContext('2d');
+              pasted.items.add(new File([await canvas.convertToBlob()], 'pasted.png', { type: 'image/png' }));
+              document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData: pasted, bubbles: true }));
+            })()"""
+        )
+        names = "[...document.querySelectorAll('.thumbs img')].map(({ alt }) => alt).join()"
+        assert await page.run(names) == "a.png,pasted.png"
+        await page.click(".thumbs li:first-child button")
+        assert await page.run(names) == "pasted.png"
+        await stage.draw("a blue boat")
+        await page.until(f"document.querySelectorAll('#history li').length === 2 && {COMPLETED}")
+        (edit,) = sent(stage)
+        order = read_order(edit.body, edit.header("content-type") or "", edit=True)
+        assert [Image.open(io.BytesIO(one)).size for one in order.images] == [(32, 32)]
+        assert order.mask is None
 
 
 async def test_cancel_reaches_the_provider(browser: Chromium) -> None:
@@ -354,6 +388,23 @@ async def test_the_history_shows_it_again(browser: Chromium) -> None:
         assert "b64" not in stored
         assert len(stored) < 3000
         assert len(sent(stage)) == 2
+
+
+async def test_what_is_not_kept_any_more_is_said(browser: Chromium) -> None:
+    async with playing(browser) as stage:
+        await stage.page.run(
+            """(() => {
+              const entry = { id: '2', began: 2, expires: 9e9, prompt: 'a', model: 'sim/gpt-image', pictures: 1 };
+              const streams = [`${location.origin}/v1/streams/str_1?token=a.b`];
+              localStorage['streamproxy:history'] = JSON.stringify([{ ...entry, streams }]);
+            })()"""
+        )
+        await stage.page.reload()
+        await stage.page.until(READY)
+        await stage.page.click("#history li button")
+        await stage.page.until("document.querySelector('#note').textContent.includes('does not keep')")
+        await stage.page.until("document.querySelector('#history li small').innerText.includes('no longer kept')")
+        assert stage.upstream.calls == 0
 
 
 MARKUP: Final = "<img src=x onerror=alert(1)><b>bold</b>"

@@ -14,19 +14,20 @@ export const checks = {
   'a model has the options that it is said to have': () => {
     const all = { id: 'openai/gpt-image-2', streams: true };
     assert.deepEqual(names(all), ['n', 'partial_images', 'size', 'quality', 'output_format', 'background']);
-    const least = { id: 'a/b', streams: false, edits: false, sizes: [], formats: [], n: 1 };
+    const least = { id: 'a/b', streams: false, edits: false, sizes: false, formats: [], n: 1 };
     assert.deepEqual(names(least), []);
     assert.equal(abilities(least).masks, false);
-    const some = controls(abilities({ id: 'a/b', streams: false, sizes: ['64x64'], formats: ['webp'], n: 2 }));
+    const some = controls(abilities({ id: 'a/b', streams: false, sizes: false, formats: ['webp'], n: 2 }));
     assert.deepEqual(
       some.map(({ choices }) => choices.map(({ value }) => value)),
       [
         ['1', '2'],
-        ['', '64x64'],
         ['', 'webp'],
       ],
     );
     assert.ok(words(abilities(least)).includes('no edits'));
+    assert.ok(words(abilities({ price: { per_image: 0.04 } })).includes('$0.04 a picture'));
+    assert.ok(words(abilities({ price: { text_input: 5, image_output: 30 } })).includes('$30 for a million tokens'));
   },
   'a model that streams gets an order for each picture': () => {
     const values = { model: 'm', prompt: 'p', n: '2', partial_images: '1', size: '', quality: 'low' };

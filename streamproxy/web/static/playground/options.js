@@ -14,7 +14,7 @@ export function abilities(entry = {}) {
     previews: streams ? (entry.partial_images ?? 3) : 0,
     edits: entry.edits ?? true,
     masks: (entry.edits ?? true) && (entry.masks ?? true),
-    sizes: entry.sizes ?? SIZES,
+    sizes: (entry.sizes ?? true) ? SIZES : [],
     formats: entry.formats ?? FORMATS,
     qualities: own ? ["low", "medium", "high"] : [],
     backgrounds: own ? ["transparent", "opaque"] : [],

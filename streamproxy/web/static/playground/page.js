@@ -48,7 +48,7 @@ async function listed() {
   const response = await fetch(`${base}/images/models`, { headers: headers() });
   const body = await response.json();
   if (!response.ok) throw new StreamError(body.error.message, { status: response.status });
-  return body.data;
+  return body.data.filter(({ surfaces }) => surfaces?.includes("images") ?? true);
 }
 
 async function showModels() {
