@@ -17,11 +17,12 @@ const ofPicture = (number) => (number ? ` of picture ${number}` : "");
 /** An error as the list shows it. */
 export function failed(error, milliseconds, number = 0) {
   const { code, status, param, charged, message } = error;
+  const { kind, ...body } = error.body ?? { error: { message, code, status, param, charged } };
   return {
     name: `error${ofPicture(number)}`,
     size: "",
     time: seconds(milliseconds),
-    json: JSON.stringify(error.body ?? { error: { message, code, status, param, charged } }, null, 2),
+    json: JSON.stringify(body, null, 2),
   };
 }
 
