@@ -291,12 +291,14 @@ async def test_pictures_to_edit_are_pasted_and_removed(browser: Chromium, tmp_pa
         assert order.mask is None
 
 
-async def test_cancel_reaches_the_provider(browser: Chromium) -> None:
+@pytest.mark.parametrize("early", [True, False], ids=["before it is answered", "later"])
+async def test_cancel_reaches_the_provider(browser: Chromium, early: bool) -> None:
     async with playing(browser, pace=20) as stage:
         page = stage.page
         await stage.draw("a red boat")
         await stage.upstream.wait_until(lambda upstream: len(sent(stage)) == 1, BOUND)
-        await page.until("!document.querySelector('[name=share]').hidden")
+        if not early:
+            await page.until("!document.querySelector('[name=share]').hidden")
         before = len(stage.upstream.disconnects)
         await page.click("[name=cancel]")
         await stage.upstream.wait_until(lambda upstream: len(upstream.disconnects) > before, BOUND)
@@ -332,6 +334,21 @@ async def test_a_viewer_by_link(browser: Chromium) -> None:
             assert await viewer.run("document.querySelector('[name=cancel]').hidden")
             assert await viewer.run("localStorage.length") == 0
         assert len(sent(stage)) == 2
+
+
+async def test_several_pictures_have_small_previews(browser: Chromium) -> None:
+    """They share a connection. The completed ones are whole."""
+    async with playing(browser, pace=0.3) as stage:
+        await stage.draw("a red boat", n="3")
+        await stage.page.until(f"document.querySelectorAll('progressive-image').length === 3 && {COMPLETED}")
+        assert [await stage.pixels(number) for number in range(3)] == [drawn("a red boat")] * 3
+        rows: Any = await stage.page.run(
+            "[...document.querySelectorAll('#events summary')].map((row) => row.innerText.split('\\n'))"
+        )
+        sizes = {size for _, name, size in rows if name.startswith("preview")}
+        assert sizes
+        assert all(size.endswith(" kB") and int(size.split()[0]) < 100 for size in sizes), rows
+        assert {size for _, name, size in rows if name.startswith("completed")} == {"1.1 MB"}
 
 
 async def test_a_caller_key_is_asked_for_and_not_kept(browser: Chromium) -> None:

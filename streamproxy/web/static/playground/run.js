@@ -8,6 +8,8 @@ import { elsewhere, grid } from "./gallery.js";
 import { described, failed, remark, row } from "./inspector.js";
 import { ratio } from "./options.js";
 
+const SMALL = 512; // pixels of a preview's longer side where there are several pictures: they share one connection
+
 const place = (run, at) => `playground:${run.id}:${at}`;
 
 /** Let go of a run's orders, so that a reload does not show them again. They go on at the proxy. */
@@ -21,6 +23,8 @@ export class Shown {
   #places; // the elements
   #followings = [];
   #ordering; // a promise of all answers
+  #begin; // ends `#begun`
+  #begun = new Promise((resolve) => (this.#begin = resolve)); // it is followed, or left
   #left = false;
 
   /** Take the place of what was shown before. `usual`: the seconds that the model usually takes. */
@@ -51,11 +55,19 @@ export class Shown {
   /** Follow streams, URLs or orders, to their ends: `{failures, cost}`. `cost` is undefined where one is not known. */
   async watch(streams) {
     this.streams = streams.map((stream) => stream.stream_url ?? stream);
+    const preview = streams.length > 1 ? SMALL : undefined;
     this.#places.forEach((place, at) => {
-      if (streams.length === 1) place.setAttribute("index", at);
+      if (preview) place.setAttribute("preview", preview);
+      else place.setAttribute("index", at);
       place.setAttribute("src", this.streams[at] ?? this.streams[0]);
     });
-    const ends = await Promise.all(streams.map((stream, at) => this.#read(stream, streams.length > 1 ? at + 1 : 0)));
+    const followings = streams.map((stream) => {
+      const onlost = () => this.#list(remark("connection lost", Date.now() - this.run.began));
+      return follow(stream, { preview, onlost });
+    });
+    this.#followings = followings;
+    this.#begin();
+    const ends = await Promise.all(followings.map((one, at) => this.#read(one, streams.length > 1 ? at + 1 : 0)));
     const costs = ends.flatMap(({ costs }) => costs);
     const known = costs.every((cost) => typeof cost === "number");
     return {
@@ -65,10 +77,8 @@ export class Shown {
   }
 
   /** List a stream's events to its end. `number`: which of several streams it is, from 1. */
-  async #read(stream, number) {
+  async #read(following, number) {
     const since = () => Date.now() - this.run.began;
-    const following = follow(stream, { onlost: () => this.#list(remark("connection lost", since())) });
-    this.#followings.push(following);
     const costs = [];
     try {
       for await (const event of following) {
@@ -91,12 +101,14 @@ export class Shown {
   /** Follow it no more. */
   leave() {
     this.#left = true;
+    this.#begin();
     for (const following of this.#followings) following.leave();
   }
 
   /** End its generations for all their readers. Raises the first refusal. */
   async cancel() {
-    await this.#ordering;
+    const settled = await this.#ordering;
+    if (settled.some(({ status }) => status === "fulfilled")) await this.#begun;
     const ends = await Promise.allSettled(this.#followings.map((following) => following.cancel()));
     const refused = ends.find(({ status }) => status === "rejected");
     if (refused) throw refused.reason;
