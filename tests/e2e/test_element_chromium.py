@@ -40,7 +40,7 @@ async def shown(stage: scenes.Stage, page: Page, motion: str) -> list[list[dict[
     """Two previews and the picture, one by one: the layers that the element had after each of its changes."""
     await page.call("Emulation.setEmulatedMedia", features=[{"name": MOTION, "value": motion}])
     url = await ordered(stage, page)
-    await page.run(f"watched({url})")
+    await page.run(f"layered({url})")
     await page.reports.until(lambda: page.reports.of("preview"))
     stage.held.let(2)
     await page.reports.until(lambda: len(page.reports.of("preview")) == 2)

@@ -29,7 +29,8 @@ from streamproxy.simulator.script import Script, error_answer, event, json_answe
 from streamproxy.simulator.server import serve
 from tests.e2e.node.runner import HERE as NODE
 from tests.support.chromium import Chromium, Page, chromium, needs_chromium
-from tests.support.provider import PREVIEW
+from tests.support.provider import COMPLETED as COMPLETED_EVENT
+from tests.support.provider import PREVIEW, USAGE
 from tests.support.proxy import BOUND, running_proxy
 
 pytestmark = [pytest.mark.anyio, needs_chromium]
@@ -338,10 +339,14 @@ async def test_a_viewer_by_link(browser: Chromium) -> None:
 
 async def test_several_pictures_have_small_previews(browser: Chromium) -> None:
     """They share a connection. The completed ones are whole."""
-    async with playing(browser, pace=0.3) as stage:
+    async with playing(browser, pace=0.6) as stage:
         await stage.draw("a red boat", n="3")
         await stage.page.until(f"document.querySelectorAll('progressive-image').length === 3 && {COMPLETED}")
         assert [await stage.pixels(number) for number in range(3)] == [drawn("a red boat")] * 3
+        asked = (
+            "[...document.querySelectorAll('progressive-image')].every((one) => one.getAttribute('preview') === '512')"
+        )
+        assert await stage.page.run(asked)
         rows: Any = await stage.page.run(
             "[...document.querySelectorAll('#events summary')].map((row) => row.innerText.split('\\n'))"
         )
@@ -447,6 +452,26 @@ async def test_markup_is_text(browser: Chromium) -> None:
         await page.click("#tab-HTML")
         assert "\\u003cimg" in await stage.has("#snippet")
         assert await page.run("document.querySelectorAll('b, [onerror]').length") == 0
+
+
+def costs(received: Received) -> Script:
+    """A picture, and what it cost."""
+    picture = base64.b64encode(pictures.encode(pictures.draw("a red boat", 64, 64), "png")).decode()
+    data = {"type": COMPLETED_EVENT, "b64_json": picture, "output_format": "png", "usage": USAGE, "cost": 0.0123}
+    return sse([event(COMPLETED_EVENT, orjson.dumps(data))])
+
+
+async def test_the_cost_is_that_of_all_pictures(browser: Chromium) -> None:
+    async with (
+        serve(costs) as upstream,
+        running_proxy(upstream.url, playground=True) as proxy,
+        opened(browser, f"{proxy.url}/") as page,
+    ):
+        stage = Stage(upstream, proxy.url, page)
+        await stage.draw("a red boat", n="2")
+        await page.until("document.querySelector('#total').textContent.endsWith(' s, $0.0246')")
+        assert "$0.0246" in await stage.has("#history li:first-child small")
+        assert upstream.calls == 2
 
 
 FAILED: Final = "document.querySelector('progressive-image')?.state === 'failed'"

@@ -100,7 +100,7 @@ window.layers = () =>
   }));
 
 // Watches the element while its stream runs: every set of pictures that it had, at once when it changed.
-window.watched = (url, attributes) => {
+window.layered = (url, attributes) => {
   window.placed(url, attributes);
   const seen = (window.layersSeen = []);
   const { shadowRoot } = root.querySelector('progressive-image');

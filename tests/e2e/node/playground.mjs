@@ -38,8 +38,17 @@ export const checks = {
     const images = [{ file_id: 'a' }];
     const [edit] = requests({ model: 'm', prompt: 'p' }, abilities({}), { images, mask: { file_id: 'b' } });
     assert.deepEqual(edit, { model: 'm', prompt: 'p', partial_images: 3, images, mask: { file_id: 'b' } });
-    assert.deepEqual(requests({ model: 'm', prompt: 'p' }, abilities({}), { mask: { file_id: 'b' } })[0].mask, undefined);
-    assert.deepEqual([ratio({ size: '3x2' }), ratio({})], [{ width: 3, height: 2 }, { width: 1024, height: 1024 }]);
+    assert.deepEqual(
+      requests({ model: 'm', prompt: 'p' }, abilities({}), { mask: { file_id: 'b' } })[0].mask,
+      undefined,
+    );
+    assert.deepEqual(
+      [ratio({ size: '3x2' }), ratio({})],
+      [
+        { width: 3, height: 2 },
+        { width: 1024, height: 1024 },
+      ],
+    );
   },
   'a link is what it was made of': () => {
     const streams = ['http://h:1/v1/streams/str_1?token=a.b-c', 'http://h:1/v1/streams/str_2?token=d%3Ae'];
@@ -62,7 +71,10 @@ export const checks = {
     for (let id = 0; id < 60; id++) entries = put(entries, { id, streams: [], model: 'm' });
     assert.equal(entries.length, 50);
     entries = put(entries, { id: 30, streams: [], model: 'm', seconds: 4 });
-    assert.equal(entries.findIndex(({ id }) => id === 30), 29);
+    assert.equal(
+      entries.findIndex(({ id }) => id === 30),
+      29,
+    );
     assert.deepEqual([usual(entries, 'm'), usual(entries, 'x')], [4, undefined]);
     save(storage, entries);
     assert.deepEqual(load(storage), entries);

@@ -37,7 +37,11 @@ const vue = {
     onLoad({ filter: /\.vue$/ }, async ({ path }) => {
       const { descriptor } = parse(await readFile(path, 'utf8'), { filename: path });
       const compilerOptions = { isCustomElement: (tag) => tag === 'progressive-image' };
-      const { content } = compileScript(descriptor, { id: 'p', inlineTemplate: true, templateOptions: { compilerOptions } });
+      const { content } = compileScript(descriptor, {
+        id: 'p',
+        inlineTemplate: true,
+        templateOptions: { compilerOptions },
+      });
       return { contents: content };
     });
   },
@@ -54,14 +58,32 @@ const svelte = {
   },
 };
 
-const common = { absWorkingDir: folder, nodePaths: [MODULES], bundle: true, write: false, format: 'esm', jsx: 'automatic' };
+const common = {
+  absWorkingDir: folder,
+  nodePaths: [MODULES],
+  bundle: true,
+  write: false,
+  format: 'esm',
+  jsx: 'automatic',
+};
 
 async function page(contents) {
   const stdin = { contents, resolveDir: folder, loader: 'js' };
-  const define = { 'process.env.NODE_ENV': '"development"', __VUE_OPTIONS_API__: 'true', __VUE_PROD_DEVTOOLS__: 'false' };
+  const define = {
+    'process.env.NODE_ENV': '"development"',
+    __VUE_OPTIONS_API__: 'true',
+    __VUE_PROD_DEVTOOLS__: 'false',
+  };
   const defined = { ...define, __VUE_PROD_HYDRATION_MISMATCH_DETAILS__: 'false' };
   const conditions = ['browser', 'development'];
-  const made = await build({ ...common, stdin, define: defined, conditions, platform: 'browser', plugins: [vue, svelte] });
+  const made = await build({
+    ...common,
+    stdin,
+    define: defined,
+    conditions,
+    platform: 'browser',
+    plugins: [vue, svelte],
+  });
   return made.outputFiles[0].text;
 }
 
@@ -71,7 +93,9 @@ async function backend(file) {
   return (await import(pathToFileURL(made))).POST;
 }
 
-const scripts = Object.fromEntries(await Promise.all(Object.entries(PAGES).map(async ([name, text]) => [name, await page(text)])));
+const scripts = Object.fromEntries(
+  await Promise.all(Object.entries(PAGES).map(async ([name, text]) => [name, await page(text)])),
+);
 const backends = {
   '/api/pictures': await backend('app/api/pictures/route.ts'),
   '/api/chat': await backend('app/api/chat/route.ts'),
@@ -93,7 +117,9 @@ const server = createServer(async (request, response) => {
   if (request.method === 'POST' && post) {
     const body = [];
     for await (const chunk of request) body.push(chunk);
-    const answer = await post(new Request(`http://backend${request.url}`, { method: 'POST', body: Buffer.concat(body) }));
+    const answer = await post(
+      new Request(`http://backend${request.url}`, { method: 'POST', body: Buffer.concat(body) }),
+    );
     response.writeHead(answer.status, Object.fromEntries(answer.headers));
     response.end(Buffer.from(await answer.arrayBuffer()));
     return;

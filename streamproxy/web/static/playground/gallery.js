@@ -8,7 +8,13 @@ export function grid(root, count, { alt, width, height, began, usual }) {
     ...Array.from({ length: count }, (_, at) => {
       const figure = document.createElement("figure");
       const picture = document.createElement("progressive-image");
-      const attributes = { alt: count > 1 ? `${alt}, picture ${at + 1}` : alt, width, height, since: began / 1000, usual };
+      const attributes = {
+        alt: count > 1 ? `${alt}, picture ${at + 1}` : alt,
+        width,
+        height,
+        since: began / 1000,
+        usual,
+      };
       for (const [name, value] of Object.entries(attributes)) if (value) picture.setAttribute(name, value);
       figure.append(picture, caption(picture, alt));
       return figure;
@@ -30,7 +36,9 @@ function caption(picture, name) {
   const caption = document.createElement("figcaption");
   const said = document.createElement("span");
   const save = button("Download", () => download(picture.dataset.name ?? name, blob));
-  const edit = button("Edit this", () => picture.dispatchEvent(new CustomEvent("edit", { bubbles: true, detail: blob })));
+  const edit = button("Edit this", () =>
+    picture.dispatchEvent(new CustomEvent("edit", { bubbles: true, detail: blob })),
+  );
   let blob;
   save.hidden = edit.hidden = true;
   const take = ({ detail: event }) => {
@@ -55,7 +63,12 @@ function button(text, onclick) {
 
 /** Save it under a name made of the prompt. */
 function download(name, blob) {
-  const slug = name.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "picture";
+  const slug =
+    name
+      .toLowerCase()
+      .replace(/[^\p{L}\p{N}]+/gu, "-")
+      .replace(/^-|-$/g, "")
+      .slice(0, 60) || "picture";
   const url = URL.createObjectURL(blob);
   const ending = blob.type.split("/")[1].replace("jpeg", "jpg");
   Object.assign(document.createElement("a"), { href: url, download: `${slug}.${ending}` }).click();

@@ -82,6 +82,9 @@ export function requests(values, can, { images = [], mask } = {}) {
 
 /** Width and height that are known before the picture, or a square. */
 export function ratio({ size } = {}) {
-  const [width, height] = /^(\d+)x(\d+)$/.exec(size ?? "")?.slice(1).map(Number) ?? [1024, 1024];
+  const [width, height] = /^(\d+)x(\d+)$/
+    .exec(size ?? "")
+    ?.slice(1)
+    .map(Number) ?? [1024, 1024];
   return { width, height };
 }

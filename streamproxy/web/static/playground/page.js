@@ -18,7 +18,7 @@ import { forgetRun, Shown } from "./run.js";
 
 const RUN = "streamproxy:run";
 const SIMULATED = "sim/";
-const SIMULATED_SECONDS = 9;
+const SIMULATED_SECONDS = 9; // the simulator's, at its usual pace
 const GONE = [401, 404, 410]; // the statuses of a stream that is no longer kept
 const GROUPS = ["With previews", "Without previews", "Failures to rehearse"];
 const FAULT = /^sim\/fault-/;
@@ -60,11 +60,13 @@ async function showModels() {
   }
   const kind = ({ id, streams }) => (FAULT.test(id) ? 2 : streams === false ? 1 : 0);
   const lists = GROUPS.map((label, at) => [label, models.filter((one) => kind(one) === at)]);
-  const groups = lists.filter(([, list]) => list.length).map(([label, list]) => {
-    const group = made("optgroup", { label });
-    group.append(...list.map(({ id }) => new Option(id)));
-    return group;
-  });
+  const groups = lists
+    .filter(([, list]) => list.length)
+    .map(([label, list]) => {
+      const group = made("optgroup", { label });
+      group.append(...list.map(({ id }) => new Option(id)));
+      return group;
+    });
   model.replaceChildren(...groups);
   if (models.some(({ id }) => id === entries[0]?.model)) model.value = entries[0].model;
   showOptions();
@@ -114,19 +116,27 @@ function complain(error) {
 
 // Runs.
 
-/** Upload what is to be edited, and order what the form says. */
-async function press() {
-  draw.disabled = true;
+/** One run at a time. The button keeps the keyboard's focus, so it is not disabled as a whole. */
+async function alone(work) {
+  if (busy()) return;
+  draw.setAttribute("aria-disabled", "true");
   try {
-    note(inputs.count ? "Uploading." : "");
-    const orders = wanted(await inputs.upload(base, headers()));
-    note("");
-    await begin(orders, prompt.value, model.value);
+    await work();
   } catch (error) {
     complain(error);
   } finally {
-    draw.disabled = false;
+    draw.removeAttribute("aria-disabled");
   }
+}
+
+const busy = () => draw.hasAttribute("aria-disabled");
+
+/** Upload what is to be edited, and order what the form says. */
+async function press() {
+  note(inputs.count ? "Uploading." : "");
+  const orders = wanted(await inputs.upload(base, headers()));
+  note("");
+  await begin(orders, prompt.value, model.value);
 }
 
 async function begin(orders, text, used) {
@@ -196,6 +206,7 @@ async function watch(here, streams) {
 
 function end(run, failures, cost) {
   const known = entry(run.id);
+  if (document.activeElement === cancel) draw.focus();
   cancel.hidden = true;
   if (failures.length && failures.every(({ status }) => GONE.includes(status))) {
     if (known) remember({ ...known, expires: 0 });
@@ -255,10 +266,12 @@ function view() {
   return true;
 }
 
-async function copy(text, said) {
+async function copy(button, text) {
+  button.dataset.label ??= button.textContent;
   try {
     await navigator.clipboard.writeText(text);
-    note(said);
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = button.dataset.label), 2000);
   } catch {
     note(text); // no clipboard: the context is not secure
   }
@@ -266,12 +279,12 @@ async function copy(text, said) {
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  press();
+  alone(press);
 });
 form.addEventListener("inputs", showCode);
 prompt.addEventListener("input", showCode);
 prompt.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !draw.disabled) form.requestSubmit();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
 });
 model.addEventListener("change", showOptions);
 find("#options").addEventListener("change", showCode);
@@ -289,14 +302,12 @@ find(".grid").addEventListener(
     const { requests: orders, prompt: text, model: used } = shown.run;
     if (!orders) return; // a viewer looks again, and orders nothing
     event.preventDefault();
-    begin(orders, text, used).catch(complain);
+    alone(() => begin(orders, text, used));
   },
   { capture: true }, // it does not bubble
 );
-share.addEventListener("click", () =>
-  copy(memory.link(root, shown.streams, shown.pictures), "The link is copied. It shows the pictures, and cannot cancel."),
-);
-find("[name=copy]").addEventListener("click", () => copy(code.text, "Copied."));
+share.addEventListener("click", () => copy(share, memory.link(root, shown.streams, shown.pictures)));
+find("[name=copy]").addEventListener("click", ({ target }) => copy(target, code.text));
 find("[name=forget]").addEventListener("click", () => {
   entries = [];
   memory.save(localStorage, entries);
@@ -313,7 +324,7 @@ showHistory(find("#history"), entries);
 await showModels();
 const run = stored();
 if (!view()) {
-  if (run) order(run).catch(complain);
+  if (run) alone(() => order(run));
   // A simulated picture costs nothing, so a first visit has one at once. Any other waits for the button.
-  else if (!entries.length && model.value.startsWith(SIMULATED)) press();
+  else if (!entries.length && model.value.startsWith(SIMULATED)) alone(press);
 }

@@ -17,7 +17,11 @@ export class CodePanel {
     this.#root = root;
     const list = root.querySelector("[role=tablist]");
     for (const name of NAMES) {
-      const tab = Object.assign(document.createElement("button"), { type: "button", textContent: name, id: `tab-${name}` });
+      const tab = Object.assign(document.createElement("button"), {
+        type: "button",
+        textContent: name,
+        id: `tab-${name}`,
+      });
       tab.setAttribute("role", "tab");
       tab.setAttribute("aria-controls", "snippet");
       tab.addEventListener("click", () => this.#select(name));
@@ -62,7 +66,10 @@ function historyRow(entry) {
   const item = document.createElement("li");
   const open = Object.assign(document.createElement("button"), { type: "button", textContent: entry.prompt });
   open.addEventListener("click", () => item.dispatchEvent(new CustomEvent("open", { bubbles: true, detail: entry })));
-  item.append(open, Object.assign(document.createElement("small"), { textContent: facts(entry, Date.now()).join(" · ") }));
+  item.append(
+    open,
+    Object.assign(document.createElement("small"), { textContent: facts(entry, Date.now()).join(" · ") }),
+  );
   return item;
 }
 

@@ -1,7 +1,14 @@
 // "Copy as": a request as a program in several languages. Pure; a prompt is always a quoted string of its language.
 
 /** The tabs: a name, and the program for `{request, base, origin, key}`. `key`: callers need one. */
-export const LANGUAGES = { curl, Python: python, JavaScript: javascript, EventSource: eventSource, React: react, HTML: html };
+export const LANGUAGES = {
+  curl,
+  Python: python,
+  JavaScript: javascript,
+  EventSource: eventSource,
+  React: react,
+  HTML: html,
+};
 
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const json = (value, indent = 0) => JSON.stringify(value, null, 2).replaceAll("\n", `\n${" ".repeat(indent)}`);
@@ -23,7 +30,10 @@ function curl({ request, base, key }) {
     return `curl -N ${base}/images/generations${auth} \\\n  -H 'content-type: application/json' \\\n  -d ${shell(json(members, 2))}`;
   }
   const texts = Object.entries(members).map(([name, value]) => `--form-string ${shell(`${name}=${value}`)}`);
-  const files = [...images.map((_, at) => `-F 'image[]=@picture${at || ""}.png'`), ...(mask ? ["-F mask=@mask.png"] : [])];
+  const files = [
+    ...images.map((_, at) => `-F 'image[]=@picture${at || ""}.png'`),
+    ...(mask ? ["-F mask=@mask.png"] : []),
+  ];
   return [`curl -N ${base}/images/edits${auth}`, ...texts, ...files].join(" \\\n  ");
 }
 
