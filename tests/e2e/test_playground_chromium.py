@@ -189,6 +189,7 @@ async def test_a_picture_by_keyboard_alone(browser: Chromium) -> None:
         await page.press("Enter", "\r")
         await stage.shows("a red boat")
         await page.until("document.querySelector('#total').textContent")
+        assert await page.run(focused) == "draw"
         await page.run("document.querySelector('#events li:last-child summary').focus()")
         await page.press("Enter", "\r")
         shown = await stage.has("#events li:last-child pre")
