@@ -33,7 +33,7 @@ export const checks = {
     const values = { model: 'm', prompt: 'p', n: '2', partial_images: '1', size: '', quality: 'low' };
     const one = { model: 'm', prompt: 'p', partial_images: 1, quality: 'low' };
     assert.deepEqual(requests(values, abilities({ streams: true })), [one, one]);
-    const whole = { model: 'm', prompt: 'p', response_format: 'b64_json', quality: 'low', n: 2 };
+    const whole = { model: 'm', prompt: 'p', quality: 'low', n: 2 };
     assert.deepEqual(requests({ ...values, partial_images: undefined }, abilities({ streams: false })), [whole]);
     const images = [{ file_id: 'a' }];
     const [edit] = requests({ model: 'm', prompt: 'p' }, abilities({}), { images, mask: { file_id: 'b' } });

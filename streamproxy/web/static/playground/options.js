@@ -71,7 +71,6 @@ export function requests(values, can, { images = [], mask } = {}) {
   const { n = "1", partial_images: previews, model, prompt, ...others } = values;
   const request = { model, prompt };
   if (can.previews) request.partial_images = Number(previews ?? can.previews);
-  else request.response_format = "b64_json"; // the page's policy lets no picture in by another host's URL
   for (const [name, value] of Object.entries(others)) if (value) request[name] = value;
   if (images.length) request.images = images;
   if (images.length && mask) request.mask = mask;
