@@ -27,7 +27,9 @@ export const checks = {
     );
     assert.ok(words(abilities(least)).includes('no edits'));
     assert.ok(words(abilities({ price: { per_image: 0.04 } })).includes('$0.04 a picture'));
-    assert.ok(words(abilities({ price: { text_input: 5, image_output: 30 } })).includes('$30 for a million tokens'));
+    const sized = { first_megapixel: 0.07, per_megapixel: 0.03 };
+    assert.ok(words(abilities({ price: sized })).includes('$0.07 for the first megapixel'));
+    assert.ok(words(abilities({ price: { text_input: 5, image_output: 30 } })).includes('$30 a million tokens'));
   },
   'a model that streams gets an order for each picture': () => {
     const values = { model: 'm', prompt: 'p', n: '2', partial_images: '1', size: '', quality: 'low' };

@@ -36,12 +36,18 @@ export function words(can) {
   ];
 }
 
-/** A price in a few words: USD of a picture, else of a million tokens of it. */
-export function priced(price) {
-  const each = price.per_image ?? price.first_megapixel ?? price.per_megapixel;
-  if (each !== undefined && each !== null) return `$${each} a picture`;
-  if (price.image_output) return `$${price.image_output} for a million tokens`;
-  return price.per_second ? `$${price.per_second} a second` : "price not known";
+const UNITS = {
+  per_image: "a picture",
+  first_megapixel: "for the first megapixel",
+  per_megapixel: "a megapixel",
+  image_output: "a million tokens",
+  per_second: "a second",
+};
+
+/** A price in a few words: USD of the unit that a picture is counted in. */
+function priced(price) {
+  const unit = Object.keys(UNITS).find((name) => typeof price[name] === "number");
+  return unit ? `$${price[unit]} ${UNITS[unit]}` : "price not known";
 }
 
 const AUTO = { value: "", label: "auto" };
