@@ -86,7 +86,7 @@ async def test_the_time_beside_the_usual_time(browser: Chromium) -> None:
 
 
 async def test_parts_and_properties_are_those_of_the_types(browser: Chromium) -> None:
-    """Each of them changes what is seen."""
+    """Each of them has an effect."""
     parts = re.search(r"Parts: ([^.]+)\.", TYPES)
     properties = re.search(r"Properties: --progressive-image-([^.]+)\.", TYPES)
     assert parts

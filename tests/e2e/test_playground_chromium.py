@@ -133,7 +133,7 @@ async def opened(browser: Chromium, url: str, *, visited: bool = True, width: in
 
 
 def violations(page: Page) -> list[str]:
-    """What the browser has said about the page's Content-Security-Policy."""
+    """The browser's complaints about the page's Content-Security-Policy."""
     return [entry["text"] for entry in page.logged if entry["source"] == "security"]
 
 
@@ -266,7 +266,7 @@ async def test_a_mask_by_keyboard(browser: Chromium, tmp_path: Path) -> None:
 
 
 async def test_pictures_to_edit_are_pasted_and_removed(browser: Chromium, tmp_path: Path) -> None:
-    """What is no picture is left out. Without a stroke there is no mask."""
+    """Other files are left out. Without a stroke there is no mask."""
     (tmp_path / "a.txt").write_text("no picture")
     (tmp_path / "a.png").write_bytes(pictures.encode(pictures.draw("a", 64, 64), "png"))
     async with playing(browser) as stage:
@@ -386,7 +386,7 @@ async def test_a_picture_that_the_provider_gives_by_url(browser: Chromium) -> No
         stage.page.logged.clear()
 
 
-async def test_a_model_without_previews_makes_several_at_once(browser: Chromium) -> None:
+async def test_several_pictures_without_previews(browser: Chromium) -> None:
     """One request, one stream; and no option that the model does not have."""
     async with playing(browser) as stage:
         await stage.page.run("void (document.forms[0].elements.model.value = 'sim/plain')")
@@ -413,7 +413,7 @@ async def test_the_history_shows_it_again(browser: Chromium) -> None:
         assert len(sent(stage)) == 2
 
 
-async def test_what_is_not_kept_any_more_is_said(browser: Chromium) -> None:
+async def test_a_lost_stream_is_said_to_be_lost(browser: Chromium) -> None:
     async with playing(browser) as stage:
         await stage.page.run(
             """(() => {
@@ -552,7 +552,7 @@ async def test_axe_finds_nothing_after_a_failure(browser: Chromium, scheme: str)
 
 
 async def audited(page: Page) -> list[object]:
-    """What axe calls serious or critical."""
+    """The violations that axe calls serious or critical."""
     found: Any = await page.run("axe.run().then(({ violations }) => violations)")
     return [
         (one["id"], [node["html"][:120] for node in one["nodes"]])

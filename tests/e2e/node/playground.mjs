@@ -11,7 +11,7 @@ const { bytes, described, failed } = await import(new URL('inspector.js', folder
 const names = (entry) => controls(abilities(entry)).map(({ name }) => name);
 
 export const checks = {
-  'a model has the options that it is said to have': () => {
+  'the options are those of the model': () => {
     const all = { id: 'openai/gpt-image-2', streams: true };
     assert.deepEqual(names(all), ['n', 'partial_images', 'size', 'quality', 'output_format', 'background']);
     const least = { id: 'a/b', streams: false, edits: false, sizes: false, formats: [], n: 1 };
@@ -62,7 +62,7 @@ export const checks = {
     const odd = linked('#stream=..%2F..%2Fa%3Fb:c&pictures=99', 'http://h:1/v1');
     assert.deepEqual(odd, { streams: ['http://h:1/v1/streams/..%2F..%2Fa%3Fb?token=c'], pictures: 10 });
   },
-  'a history survives what others write there': () => {
+  'a history survives other writers': () => {
     const kept = new Map();
     const storage = {
       getItem: (name) => kept.get(name) ?? null,

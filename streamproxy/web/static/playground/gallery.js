@@ -2,7 +2,7 @@
 
 import { bytes, seconds } from "./inspector.js";
 
-/** Show `count` pictures, of which nothing is followed yet. What is done with one is the event `edit`. */
+/** Show `count` empty places. The button "Edit this" of a picture is the event `edit`, with its Blob. */
 export function grid(root, count, { alt, width, height, began, usual }) {
   root.replaceChildren(
     ...Array.from({ length: count }, (_, at) => {

@@ -1,4 +1,4 @@
-// What this browser has ordered: prompts and stream URLs in localStorage, and no pictures. And the links for viewers.
+// The orders of this browser: prompts and stream URLs in localStorage, and no pictures. And the links for viewers.
 
 const PLACE = "streamproxy:history";
 const MOST = 50;
@@ -51,7 +51,7 @@ export function link(page, streams, pictures) {
   return url.href;
 }
 
-/** What such a URL's fragment shows, or undefined. */
+/** The streams and the number of pictures in such a URL's fragment, or undefined. */
 export function linked(hash, base) {
   const found = new URLSearchParams(hash.replace(/^#/, ""));
   const streams = found.getAll("stream").map((word) => {

@@ -66,6 +66,6 @@ async function thumbnail(canvas, picture) {
     canvas.getContext("2d").drawImage(bitmap, (THUMB - width) / 2, (THUMB - height) / 2, width, height);
     bitmap.close();
   } catch {
-    // What cannot be decoded has no thumbnail; the element says so.
+    // It cannot be decoded, and so has no thumbnail. The element says so.
   }
 }

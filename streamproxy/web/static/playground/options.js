@@ -1,11 +1,11 @@
-// What a model can do, the controls that follow from it, and the requests that the controls stand for. Pure.
+// The abilities of a model, the controls that follow from them, and the requests that the controls stand for. Pure.
 
 const FORMATS = ["png", "jpeg", "webp"];
 const SIZES = ["1024x1024", "1536x1024", "1024x1536"];
 const MOST = 10; // pictures of one press, as many as OpenAI's schema has
 const GPT_IMAGE = /(^|\/)(chatgpt|gpt)-image/; // the models that `quality` and `background` are for
 
-/** An entry of GET images/models as a whole: what it does not say is taken to be possible. */
+/** The abilities in an entry of GET images/models. A member that it does not have is taken to be possible. */
 export function abilities(entry = {}) {
   const streams = entry.streams ?? true;
   const own = GPT_IMAGE.test(entry.id ?? "");

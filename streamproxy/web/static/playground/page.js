@@ -1,6 +1,6 @@
 // The page at /: orders pictures from the proxy that serves it, and shows them as they form.
 //
-//     options.js      what a model can do -> controls -> requests       snippets.js     a request -> programs
+//     options.js      a model's abilities -> controls -> requests       snippets.js     a request -> programs
 //     inputs.js       pictures to edit, with mask.js                    history.js      localStorage, links for viewers
 //     run.js          the pictures and streams that are shown           panels.js       programs, history
 //     gallery.js      the pictures                                      inspector.js    the events
@@ -72,7 +72,7 @@ async function showModels() {
   showOptions();
 }
 
-/** The controls of the model, with what was chosen before where it still can be. */
+/** The controls of the model. Earlier choices stay where the model has them. */
 function showOptions() {
   const chosen = new FormData(form);
   const can = able();
@@ -131,7 +131,7 @@ async function alone(work) {
 
 const busy = () => draw.hasAttribute("aria-disabled");
 
-/** Upload what is to be edited, and order what the form says. */
+/** Upload the pictures to edit, and order as the form says. */
 async function press() {
   note(inputs.count ? "Uploading." : "");
   const orders = wanted(await inputs.upload(base, headers()));
@@ -150,7 +150,7 @@ async function begin(orders, text, used) {
 
 const stored = () => JSON.parse(sessionStorage.getItem(RUN) ?? "null");
 
-/** Let go of what is shown; it goes on at the proxy, and stays in the history. */
+/** Leave the run that is shown. It goes on at the proxy, and stays in the history. */
 function leave() {
   shown?.leave();
   const before = stored();
@@ -159,7 +159,7 @@ function leave() {
   if (location.hash) history.replaceState(null, "", location.pathname);
 }
 
-/** Order what the run wants, or has ordered before a reload; show it, and write it down. */
+/** Order a run, or find its orders of before a reload. Show it, and write it down. */
 async function order(run) {
   const here = show(run);
   cancel.hidden = false;
@@ -179,7 +179,7 @@ async function order(run) {
 
 const entry = (id) => entries.find((one) => one.id === id);
 
-/** The place for a run's pictures, instead of what was shown before. */
+/** Give the run the place of the one before. */
 function show(run) {
   shown?.leave();
   const usual = memory.usual(entries, run.model) ?? (run.model?.startsWith(SIMULATED) ? SIMULATED_SECONDS : undefined);
@@ -246,7 +246,7 @@ function remember(one) {
   showHistory(find("#history"), entries);
 }
 
-/** Show what was ordered before, and take its words into the form. */
+/** Show an earlier run, and take its prompt into the form. */
 function reopen(one) {
   prompt.value = one.prompt;
   if (models.some(({ id }) => id === one.model)) model.value = one.model;
@@ -257,7 +257,7 @@ function reopen(one) {
   watch(show(one), one.streams);
 }
 
-/** Show what the URL names: to read, not to cancel. */
+/** Show the streams that the URL names: to read, not to cancel. */
 function view() {
   const linked = memory.linked(location.hash, base);
   if (!linked) return false;

@@ -11,7 +11,7 @@ const STEPS = { ArrowRight: 1, ArrowLeft: -1 };
 export class CodePanel {
   #root;
   #language = NAMES[0];
-  #about; // what the programs do
+  #about; // the request, and where it goes
 
   constructor(root) {
     this.#root = root;
@@ -73,7 +73,7 @@ function historyRow(entry) {
   return item;
 }
 
-/** What the history says of an entry besides its prompt. Pure. */
+/** The facts of an entry besides its prompt. Pure. */
 function facts(entry, now) {
   return [
     new Date(entry.began).toLocaleString([], { dateStyle: "short", timeStyle: "short" }),

@@ -1,4 +1,4 @@
-// What is shown: the pictures of one run, and the streams that they come from.
+// One run on the screen: its pictures, and the streams that they come from.
 //
 // A run is one press of Draw: `{id, began, prompt, model, pictures, requests}`. A shared link, or an entry of the
 // history, has no requests: it is watched, and nothing is ordered.
@@ -27,7 +27,7 @@ export class Shown {
   #begun = new Promise((resolve) => (this.#begin = resolve)); // it is followed, or left
   #left = false;
 
-  /** Take the place of what was shown before. `usual`: the seconds that the model usually takes. */
+  /** Take the place of the run before. `usual`: the seconds that the model usually takes. */
   constructor(run, pictures, events, usual) {
     this.run = { ...run, began: run.began ?? Date.now() };
     this.#events = events;
@@ -41,7 +41,7 @@ export class Shown {
     return this.#places.length;
   }
 
-  /** Order what was not ordered before under these names: `{orders, refused}`. Those that succeed are shown. */
+  /** Send the orders that were not sent before a reload: `{orders, refused}`. Those that succeed are shown. */
   async order(options) {
     const asked = this.run.requests.map((request, at) => orderOnce(place(this.run, at), request, options));
     this.#ordering = Promise.allSettled(asked);
