@@ -14,6 +14,7 @@ import re
 import ssl
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,8 +57,9 @@ def read_secret(path: str) -> str:
     return raw.decode("utf-8-sig")
 
 
+@cache
 def read_catalogue() -> Catalogue:
-    """The catalogue that ships with the package."""
+    """The catalogue that ships with the package. It never changes, so that a process parses it once."""
     return parse(resources.files("streamproxy").joinpath("catalogue.toml").read_text("utf-8"))
 
 

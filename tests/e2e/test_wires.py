@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -123,6 +123,14 @@ def _token(_: Received) -> Script:
     return json_answer(200, {"access_token": KEY, "expires_in": 3600, "token_type": "Bearer"})
 
 
+@contextmanager
+def quick_looks() -> Iterator[None]:
+    """Looks at a job follow each other at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamproxy.core.conversation.POLLS", (0.02,))
+        yield
+
+
 @asynccontextmanager
 async def wired(wire: str, tmp_path: Path, handler: Handler | None = None, **settings: object) -> AsyncIterator[Setup]:
     async with no_leaks(), serve(handler or wires(0)) as server, serve(_token) as google:
@@ -143,7 +151,7 @@ async def wired(wire: str, tmp_path: Path, handler: Handler | None = None, **set
             running_proxy(server.url, environ={"KEY": KEY}, **chosen) as proxy,
             AsyncOpenAI(base_url=f"{proxy.url}/v1", api_key="callers", max_retries=0) as client,
         ):
-            with anyio.fail_after(2 * BOUND):
+            with quick_looks(), anyio.fail_after(2 * BOUND):
                 yield Setup(proxy, server, client)
 
 
