@@ -20,7 +20,7 @@ from tests.contract.scenarios import BESIDE, HEADER, HOSTS, INPUT, KEY, PNG, PRO
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 
 
-WHOLES: Final = ("imagen", "mai", "cloudflare", "huggingface")
+WHOLES: Final = ("imagen", "mai", "bedrock", "nova", "cloudflare", "huggingface")
 """They answer in one piece, so that nothing can fail once it is accepted."""
 
 
@@ -139,7 +139,9 @@ def test_no_step_and_no_error_repeats_a_secret(scenario: Scenario) -> None:
     assert [word for word in (KEY, PROMPT, PNG, HEADER) if word in said] == []
 
 
-FOURS: Final = ("dashscope", "fal", "imagen", "replicate", "ark", "minimax", "xai", "leonardo", "runware")
+FOURS: Final = frozenset(
+    ["dashscope", "fal", "imagen", "replicate", "ark", "minimax", "xai", "leonardo", "runware", "nova", "ideogram"]
+)
 AT_ONCE: Final = {"openai": 2, **dict.fromkeys(FOURS, 4)}
 
 
@@ -153,12 +155,14 @@ def test_one_job_makes_no_more_images_than_its_provider_does(adapter: str) -> No
 MASK: Final = Inline(memoryview(b"iVBORw0KGgoAAAANcanaryOfAMask"), "image/png")
 REMOTE: Final = Remote("https://canary.test/a.png")
 OTHERS: Final = tuple(name for name in ADAPTERS if name != "openai")
-URLS: Final = ("fal", "bfl", "replicate", "ark", "minimax", "xai", "dashscope", "openrouter", "runware", "responses")
+URLS: Final = frozenset(
+    ["fal", "bfl", "replicate", "ark", "minimax", "xai", "dashscope", "openrouter", "runware", "responses", "luma"]
+)
 INLINE: Final = tuple(name for name in OTHERS if name not in URLS)
-SEVERAL: Final = ("gemini", "ark", "minimax", "xai", "openrouter", "runware", "responses")
+SEVERAL: Final = ("gemini", "ark", "minimax", "xai", "openrouter", "runware", "responses", "nova")
 """They take several input images, whatever the model."""
 
-QUALITY: Final = ("openrouter", "responses")
+QUALITY: Final = ("openrouter", "responses", "nova")
 """They pass it on."""
 
 TAKES_ONE: Final = {"bfl": "flux-pro-1.1", "dashscope": "qwen-image-max"}
