@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -59,10 +59,15 @@ class Event:
 
     Several data lines are joined with a space instead of WHATWG's LF: inside JSON both are white space, and a space
     lets the data go out again as one line.
+
+    `quoted`: the numbers of the pieces that may hold a quote, None where that is not known. In JSON, a string that spans
+    pieces ends in one of these. They are looked at as they come, when a processor still has them in its cache: at the
+    end of an image of 2 MB that takes five times as long.
     """
 
     name: str
     data: tuple[Piece, ...]
+    quoted: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -92,6 +97,7 @@ class Cutter:
         self._head = bytearray()
         self._name = ""
         self._pieces: list[Piece] = []
+        self._quoted: list[int] = []
         self._small = bytearray()
         self._size = 0
         self._has_data = False
@@ -259,11 +265,17 @@ class Cutter:
         if length < SMALL:
             self._small += memoryview(chunk)[start:end]
             if len(self._small) >= GATHERED:
-                self._pieces.append(bytes(memoryview(self._small)[:GATHERED]))
+                self._add(bytes(memoryview(self._small)[:GATHERED]))
                 del self._small[:GATHERED]
             return
-        self._flush()
-        self._pieces.append(chunk if length == len(chunk) else memoryview(chunk)[start:end])
+        if self._small:
+            self._flush()
+        self._add(chunk if length == len(chunk) else memoryview(chunk)[start:end])
+
+    def _add(self, piece: Piece) -> None:
+        if not isinstance(piece, bytes) or b'"' in piece:
+            self._quoted.append(len(self._pieces))
+        self._pieces.append(piece)
 
     def _grow(self, by: int) -> None:
         self._size += by
@@ -275,7 +287,7 @@ class Cutter:
 
     def _flush(self) -> None:
         if self._small:
-            self._pieces.append(bytes(self._small))
+            self._add(bytes(self._small))
             self._small.clear()
 
     def _end_line(self) -> Event | None:
@@ -295,9 +307,10 @@ class Cutter:
 
     def _dispatch(self) -> Event | None:
         self._flush()
-        event = Event(self._name, tuple(self._pieces)) if self._has_data else None
+        event = Event(self._name, tuple(self._pieces), tuple(self._quoted)) if self._has_data else None
         self._name = ""
         self._pieces = []
+        self._quoted = []
         self._size = 0
         self._has_data = False
         return event

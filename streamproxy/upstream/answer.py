@@ -44,9 +44,9 @@ T = TypeVar("T")
 class Decoder(Protocol[T_co]):
     """What an answer's bytes may be poured into. Pure and quick: `feed` runs in the event loop's own callback.
 
-    One that has `gather(chunk) -> bool` is asked it first, which says whether it took the chunk as the middle of a
-    frame: nine tenths of an image's chunks are no more than that, and an iterator for each would cost most of their
-    time.
+    One that has `gather`, and for whom it is not None after a `feed`, is asked it first from then on: `gather(chunk) ->
+    bool` says whether it took the chunk as the middle of a frame. Nine tenths of an image's chunks are no more than
+    that, and an iterator for each would cost most of their time.
     """
 
     @property
@@ -93,7 +93,7 @@ class Intake:
     @property
     def full(self) -> bool:
         """Whether enough waits to be taken."""
-        return self.interrupted or (self._held >= WAITING and bool(self.frames or self.chunks))
+        return self._decoding is not None or (self._held >= WAITING and bool(self.frames or self.chunks))
 
     @property
     def interrupted(self) -> bool:
@@ -104,34 +104,30 @@ class Intake:
         """What has arrived, and what will, goes through this decoder until it is done."""
         self._decoder = decoder
         self._decoding = None
-        self._gather = getattr(decoder, "gather", None)
         self.decode()
 
     def feed(self, data: bytes) -> None:
         """The next bytes."""
         self._held += len(data)
-        if self._gathered(data):
-            return
+        if self._gather is not None:
+            try:
+                if self._gather(data):
+                    return
+            except Exception as error:
+                self.undecodable, self._gather = error, None
+                self.wake()
+                return
         self.chunks.append(data)
-        if not self.interrupted:
+        if self._decoding is None:
             self.decode()
-
-    def _gathered(self, data: bytes) -> bool:
-        """Whether a decoder that has taken all before has taken this, without anything to tell the task."""
-        if self._gather is None or self.chunks or self.interrupted or self.undecodable is not None:
-            return False
-        try:
-            return self._gather(data)
-        except Exception as error:
-            self.undecodable = error
-            self.wake()
-            return True
 
     def decode(self) -> None:
         """Decode what has arrived, or as much of it as may be done without giving others a turn."""
+        self._gather = None
         while (decoder := self._decoder) is not None and self.undecodable is None:
             if self._decoding is None:
                 if not self.chunks:
+                    self._gather = getattr(decoder, "gather", None)  # it has taken all that came before
                     break
                 self._decoding = decoder.feed(self.chunks.popleft())
             try:
@@ -144,7 +140,7 @@ class Intake:
                 self.undecodable = error
             self._decoding = None
             if decoder.done:
-                self._decoder = self._gather = None
+                self._decoder = None
         if self.frames or self.chunks or self._decoder is None or self.undecodable is not None:
             self.wake()  # else the event gathers
 
