@@ -60,9 +60,9 @@ class Event:
     Several data lines are joined with a space instead of WHATWG's LF: inside JSON both are white space, and a space
     lets the data go out again as one line.
 
-    `quoted`: the numbers of the pieces that may hold a quote, None where that is not known. In JSON, a string that spans
-    pieces ends in one of these. They are looked at as they come, when a processor still has them in its cache: at the
-    end of an image of 2 MB that takes five times as long.
+    `quoted`: the numbers of the pieces that may hold a quote, None where that is not known. In JSON, a string that
+    spans pieces ends in one of these. Pieces are searched as they come, while they are in the processor's cache: at the
+    end of an event of 2 MB it would take five times as long.
     """
 
     name: str

@@ -95,11 +95,13 @@ class Repeats:
 
     def finished(self, mark: str, id: str) -> None:
         """Note that a caller has had all of it, or that it was abandoned."""
-        self._tasks.start_soon(self.over, mark, id)
+        if (rest := self._marks.over(mark, id)) is not None:
+            self._tasks.start_soon(self._health.attempt, rest)
 
     async def over(self, mark: str, id: str) -> None:
         """Take the generation from retries' sight: nothing of it was processed, or it was abandoned."""
-        await self._health.attempt(self._marks.over(mark, id))
+        if (rest := self._marks.over(mark, id)) is not None:
+            await self._health.attempt(rest)
 
     async def hold(self, mark: str, error: ProxyError, frame: Frame) -> None:
         """Hold a failure, before it is told. One that was wished for, or cost nothing, is not held."""

@@ -6,7 +6,7 @@ retains and nothing more. Every method may raise StoreError, after which the gen
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
@@ -170,8 +170,11 @@ class Marks(Protocol):
         """OWN for the caller who asked, 1 for a retry: it has left before it had all."""
         ...
 
-    async def over(self, mark: str, id: str) -> None:
-        """The generation is not there to be adopted: its caller has had all, or nothing of it was processed."""
+    def over(self, mark: str, id: str) -> Awaitable[None] | None:
+        """The generation is not there to be adopted: its caller has had all, or nothing of it was processed.
+
+        Returns what is left to wait for, None where it is done.
+        """
         ...
 
     async def failed(self, mark: str, failure: bytes, seconds: float) -> None:
@@ -213,7 +216,10 @@ class Previews(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoreBackend:
-    """A store's abilities; `shared` where several processes use it, `listing` where it can list an owner's streams."""
+    """A store's abilities; `shared` where several processes use it, `listing` where it can list an owner's streams.
+
+    `waits`: whether its operations may wait. Where none does, no cancellation can meet one.
+    """
 
     store: Store
     claims: Claims
@@ -221,3 +227,4 @@ class StoreBackend:
     shared: Shared | None = None
     previews: Previews | None = None
     listing: Listing | None = None
+    waits: bool = True

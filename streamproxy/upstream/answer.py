@@ -213,6 +213,12 @@ class Answer:
                 raise self._intake.broken
             await self._intake.changed()
 
+    @property
+    def at_end(self) -> bool:
+        """Whether all of it has been read, to an end as it should be."""
+        intake = self._intake
+        return intake.over and intake.broken is None and not intake.chunks
+
     async def chunk(self) -> bytes | None:
         """The next bytes of the body, None at its end."""
         intake = self._intake
