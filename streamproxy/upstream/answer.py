@@ -106,20 +106,21 @@ class Intake:
         self._decoding = None
         self.decode()
 
-    def feed(self, data: bytes) -> None:
-        """The next bytes."""
+    def feed(self, data: bytes) -> bool:
+        """The next bytes. Whether there is more to know than that an event gathers, with nothing before it to take."""
         self._held += len(data)
         if self._gather is not None:
             try:
                 if self._gather(data):
-                    return
+                    return bool(self.frames)
             except Exception as error:
                 self.undecodable, self._gather = error, None
                 self.wake()
-                return
+                return True
         self.chunks.append(data)
         if self._decoding is None:
             self.decode()
+        return True
 
     def decode(self) -> None:
         """Decode what has arrived, or as much of it as may be done without giving others a turn."""
@@ -355,9 +356,8 @@ class Answer:
 
     def on_body(self, data: bytes) -> None:
         intake = self._intake
-        if intake.over:
-            return  # broken off, with the rest of a read still to come
-        intake.feed(data)
+        if intake.over or not intake.feed(data):
+            return  # `over`: broken off, with the rest of a read still to come
         if intake.undecodable is not None:
             self._break(intake.undecodable)
         elif intake.full:
