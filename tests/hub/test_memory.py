@@ -200,4 +200,4 @@ async def test_what_a_caller_has_had_is_over_at_once(clock: Clock) -> None:
         repeats = Repeats(marks, health=StoreHealth(Observer()), find=find, tasks=tasks, hold=0)
         assert await marks.ask("mark", "first", 1.0, Asking.FIRST) == Found(Standing.NEW)
         repeats.finished("mark", "first")
-        assert await marks.ask("mark", "second", 2.0, Asking.LAST) == Found(Standing.NEW)
+        assert await marks.ask("mark", "second", 2.0, Asking.RETRY) == Found(Standing.NEW)
