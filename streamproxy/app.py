@@ -30,7 +30,8 @@ from streamproxy.core.events import error_body
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
-from streamproxy.generation.driver import Outside
+from streamproxy.generation.driver import CONVERSIONS, Outside
+from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router, Service
 from streamproxy.hub import FILE_STORES, STORES
@@ -136,7 +137,8 @@ class _Wiring:
         services = self._connect(running, trust)
         tasks = await running.enter_async_context(anyio.create_task_group())
         hub = await self._start_hub(running, tasks)
-        attempts = self._attempts(running, trust)
+        threads = anyio.CapacityLimiter(CONVERSIONS)
+        attempts = self._attempts(running, trust, threads)
         running.callback(tasks.cancel_scope.cancel)
         return Context(
             settings=self.settings,
@@ -145,6 +147,7 @@ class _Wiring:
             router=Router(self.catalogue, services, self.policy),
             attempts=attempts,
             producer=Producer(attempts=attempts, hub=hub, observer=self.observer, tasks=tasks),
+            previews=PreviewMaker(tasks, threads),
             observer=self.observer,
             hub=hub,
             uploads=await self._open_files(running, hub),
@@ -202,14 +205,14 @@ class _Wiring:
         store = await running.enter_async_context(open_store(settings.store, settings.file_bytes))
         return Files(store, hub.health, settings.file_bytes, settings.file_seconds, tenants=bool(settings.caller_keys))
 
-    def _attempts(self, running: AsyncExitStack, trust: ssl.SSLContext) -> Attempts:
+    def _attempts(self, running: AsyncExitStack, trust: ssl.SSLContext, threads: anyio.CapacityLimiter) -> Attempts:
         settings = self.settings
         fetcher = Fetcher(hosts=settings.fetch_hosts, ssl_context=trust)
         running.push_async_callback(fetcher.aclose)
         limits = Limits(
             settings.max_event_bytes, settings.max_response_bytes, settings.fetch_images, settings.inline_urls
         )
-        outside = Outside(fetcher, limits, settings.total_timeout, settings.connect_timeout, trust)
+        outside = Outside(fetcher, limits, settings.total_timeout, settings.connect_timeout, trust, converting=threads)
         return Attempts(ADAPTERS, outside, settings.stream_n)
 
 

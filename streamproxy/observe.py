@@ -20,6 +20,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from streamproxy.account import Account
 from streamproxy.errors import Failure, ProxyError
 
 METRICS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
@@ -49,8 +50,8 @@ _QUIET: Final = (
 
 
 _IDENTIFIER: Final = re.compile(r"[a-z][a-z0-9_.\[\]-]{0,63}")
-_JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
-"""UUIDs, mostly; anything else in the place of a job's name may be a text."""
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+"""UUIDs, mostly."""
 
 
 class Observer:
@@ -65,18 +66,47 @@ class Observer:
         }
         self.log: structlog.typing.FilteringBoundLogger = structlog.get_logger("streamproxy")
 
-    def request(self, route: str, sent: int, failure: ProxyError | None, **fields: str | int | float | None) -> None:
-        """One request is over: its one line. `sent` is the HTTP status; a failure after the head has one of its own."""
+    def request(self, route: str, sent: int, failure: ProxyError | None) -> None:
+        """Count one request that is over. `sent` is the HTTP status; a failure after the head has one of its own."""
         self._count("streamproxy_requests_total", route, str(sent))
-        outcome = {} if failure is None else self._counted(failure)
+        if failure is not None:
+            self.failure(failure)
+
+    def answered(self, route: str, sent: int, failure: ProxyError | None, **fields: str | int | float | None) -> None:
+        """The one line of a request that is over, unless the line of its generation tells the same."""
+        outcome = _said(failure)
         status = outcome.pop("status", sent)
         given = {name: value for name, value in fields.items() if value is not None}
         log = self.log.info if failure is None else self.log.warning
         log("request", route=route, status=status, **({} if status == sent else {"sent": sent}), **outcome, **given)
 
-    def failure(self, error: ProxyError, request_id: str) -> None:
-        """Log the failure of a generation that no request waits for any more."""
-        self.log.warning("failure", request_id=request_id, **self._counted(error))
+    def failure(self, error: ProxyError) -> None:
+        """Count the failure of a generation that no request waits for any more."""
+        self._count("streamproxy_failures_total", error.failure.value.label)
+
+    def generation(self, account: Account) -> None:
+        """One generation has ended: its one line."""
+        order = account.order
+        fields = {
+            "outcome": account.outcome.value,
+            **_said(account.failure),
+            "provider": order.provider,
+            "model": order.model,
+            "stream": order.stream_id,
+            "caller": order.caller,
+            "attempts": account.attempts,
+            "images": account.images,
+            "previews": account.previews,
+            "first_preview_ms": _ms(account.first_preview),
+            "ms": _ms(account.seconds),
+            "bytes": account.bytes,
+            "cost": account.cost,
+            "provider_request_id": _id(account.provider_request_id),
+            "request_id": order.request_id,
+            "traceparent": order.traceparent,
+        }
+        log = self.log.info if account.failure is None else self.log.warning
+        log("generation", **{name: value for name, value in fields.items() if value is not None})
 
     def _count(self, name: str, *labels: str) -> None:
         """One more. Each set of labels is looked up in the library once: it does so under a lock."""
@@ -84,17 +114,6 @@ class Observer:
         if counter is None:
             counter = self._labelled[name, *labels] = self._counters[name].labels(*labels)
         counter.inc()
-
-    def _counted(self, error: ProxyError) -> dict[str, object]:
-        self._count("streamproxy_failures_total", error.failure.value.label)
-        said = {
-            "failure": error.failure.name.lower(),
-            "label": error.failure.value.label,
-            "status": error.status,
-            "code": _identifier(error.code),
-            "param": _identifier(error.param),
-        }
-        return {**said, **error.details.noted}
 
     def unexpected(self, error: BaseException, request_id: str) -> ProxyError:
         """Log an unforeseen exception: its type and place, but not its text, which may hold anything."""
@@ -112,7 +131,7 @@ class Observer:
 
     def job(self, provider: str, id: str, request_id: str) -> None:
         """A provider works on a job that it calls by this name: what to look for where a paid picture got lost."""
-        self.log.info("job", provider=provider, job=id if _JOB_ID.fullmatch(id) else "?", request_id=request_id)
+        self.log.info("job", provider=provider, job=_id(id) or "?", request_id=request_id)
 
     def store_failed(self, why: str) -> None:
         """The store stopped answering; streams of this process go on."""
@@ -146,6 +165,29 @@ class Observer:
 def worker_ended(pid: int, directory: str) -> None:
     """Take what a worker had running out of the gauges. What it has counted stays."""
     multiprocess.mark_process_dead(pid, directory)  # type: ignore[no-untyped-call]
+
+
+def _said(error: ProxyError | None) -> dict[str, object]:
+    """What a log line says of a failure."""
+    if error is None:
+        return {}
+    return {
+        "failure": error.failure.name.lower(),
+        "label": error.failure.value.label,
+        "status": error.status,
+        "code": _identifier(error.code),
+        "param": _identifier(error.param),
+        **error.details.noted,
+    }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 1)
+
+
+def _id(text: str | None) -> str | None:
+    """A provider's own name for a request or for its work, None for anything else, which may be a text."""
+    return text if text is not None and _ID.fullmatch(text) else None
 
 
 def _identifier(text: str | None) -> str | None:

@@ -35,6 +35,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
         "generation",
         "surfaces providers hub upstream auth",  # surfaces: the callers' wires; providers: the providers' wires
         "observe",
+        "account",  # one generation's figures
         "core",
         "errors settings signals",  # signals: a wake-up for tasks
     )

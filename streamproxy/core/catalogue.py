@@ -137,7 +137,7 @@ class Model:
     its prompt. `unstreamed_formats`: output formats that it refuses to stream. `fast`: it takes a second or two, so
     that a provider with a queue is asked to answer in one exchange. `surfaces`: the APIs by which it makes pictures.
     `image_sizes`: what `image_config.image_size` may be in a chat. `varies`: its edit without an instruction is a
-    variation.
+    variation. `inputs`: kinds of input image that it takes, none where that is not documented.
     """
 
     id: str
@@ -162,6 +162,7 @@ class Model:
     varies: bool = False
     surfaces: tuple[Literal["images", "chat"], ...] = ("images",)
     image_sizes: tuple[str, ...] = ("1K", "2K", "4K")
+    inputs: tuple[str, ...] = ()
 
     @classmethod
     def unknown(cls, id: str) -> Model:

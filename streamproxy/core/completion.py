@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from streamproxy.core.conversation import Job, Picture
-from streamproxy.core.cost import Price, Work, cost, why_unknown
+from streamproxy.core.cost import Price, Work, amount, cost, why_unknown
 from streamproxy.core.events import Frame, Operation, Role, type_of
 from streamproxy.core.images import probe_base64
 from streamproxy.core.sse import Piece
@@ -88,9 +88,8 @@ def completed(
     kind = type_of(operation, Role.COMPLETED)
     head = b'{"type":"' + kind.encode() + (b'","b64_json":"' if image.b64 else b'","b64_json":null,')
     tail = msgspec.json.encode(values).translate(_ONE_LINE)
-    if image.b64:
-        return Frame(kind, (head, *image.b64, b'",' + tail[1:]), image=index, final=True)
-    return Frame(kind, (head + tail[1:],), image=index, final=True)
+    data = (head, *image.b64, b'",' + tail[1:]) if image.b64 else (head + tail[1:],)
+    return Frame(kind, data, image=index, final=True, cost=amount(ending.get("cost")))
 
 
 _ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
@@ -318,4 +317,5 @@ def _frame(
     tail = msgspec.json.encode({**values, **members})[1:]
     head = b'{"type":"' + kind.encode() + (b'","b64_json":"' if picture.base64 else b'","b64_json":null,')
     data = (head, *picture.base64, b'",' + tail) if picture.base64 else (head + tail,)
-    return Frame(kind, data, image=job.first + image, final=role is Role.COMPLETED)
+    final, paid = role is Role.COMPLETED, amount(members.get("cost"))
+    return Frame(kind, data, image=job.first + image, final=final, cost=paid)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
+import msgspec
+
 from streamproxy.core.sizes import MEGAPIXEL
 
 MILLION: Final = Decimal(1_000_000)
@@ -21,6 +23,7 @@ MICRODOLLAR: Final = Decimal("0.000001")  # six places, as Eden AI's `cost` has 
 MAX_TOKENS: Final = 1_000_000_000
 MAX_IMAGES: Final = 1_000
 MAX_SECONDS: Final = 86_400
+MAX_USD: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,18 @@ def cost(usage: Mapping[str, object] | None, price: Price | None, images: int, w
     elif price.per_image is None:
         return None
     return float(total.quantize(MICRODOLLAR))
+
+
+def amount(value: object) -> float | None:
+    """The cost in a `cost` member, decoded or raw JSON: USD; None where it is no amount of money."""
+    if isinstance(value, msgspec.Raw):
+        try:
+            value = msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_USD:
+        return None
+    return float(value)
 
 
 def why_unknown(price: Price | None) -> str:

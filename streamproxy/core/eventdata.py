@@ -5,6 +5,7 @@
     image_bytes(data)       the image itself, decoded
     nth_image(data, n)      the image of one item of a whole JSON answer
     taken_apart(data)       the event's members, and its image as it lies in the pieces
+    put_together(...)       an event of such members and another image
 
 A GPT image event is a few hundred bytes of JSON around one base64 string of megabytes, which is neither copied, scanned
 nor parsed here. It is cut out where it lies in the chunks (two memchr), a mark takes its place, and the rest is parsed.
@@ -17,13 +18,13 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
-from streamproxy.core.rawjson import JsonObject, holds_text, parse, present, says_error, text, whole_number
+from streamproxy.core.rawjson import JsonObject, Pieces, holds_text, parse, present, says_error, text, whole_number
 from streamproxy.core.sse import Piece
 from streamproxy.errors import ProxyError
 
@@ -60,15 +61,17 @@ _DECODER: Final = msgspec.json.Decoder(_Members)
 class Outline:
     """The small members of one event. `type` is "" when absent or not a string, `usage` raw JSON, None for null.
 
-    `error`: the raw member, None when absent. `failed`: whether it reports one, since some providers send `null` or
-    `{}` with every event. `has_b64`, `has_url`: an image as base64, as a URL. `wrapped`: either is a `data:` URL.
-    `has`: the members of APPENDED that the event has, even if null. `utf8`: everything but the image is valid UTF-8.
+    `error`, `cost`: the raw members, None and empty when absent. `failed`: whether it reports an error, since some
+    providers send `null` or `{}` with every event. `has_b64`, `has_url`: an image as base64, as a URL. `wrapped`: one
+    of them is a `data:` URL. `has`: the members of APPENDED that the event has, even if null. `utf8`: all but the image
+    is valid UTF-8.
     """
 
     type: str
     error: bytes | None
     failed: bool
     usage: bytes | None
+    cost: msgspec.Raw
     has_b64: bool
     has_url: bool
     wrapped: bool
@@ -99,6 +102,7 @@ def outline(data: tuple[Piece, ...], quoted: Sequence[int] | None = None) -> Out
         error=bytes(found.error) or None,
         failed=says_error(found.error),
         usage=present(found.usage),
+        cost=found.cost,
         has_b64=holds_text(found.b64_json),
         has_url=holds_text(found.url),
         wrapped=wrapped or _is_data_url(found.url),
@@ -137,6 +141,18 @@ def taken_apart(data: tuple[Piece, ...]) -> tuple[Mapping[str, msgspec.Raw], tup
     if not holds_text(members.get("b64_json", msgspec.Raw())):
         return members, ()
     return members, (memoryview(members.pop("b64_json"))[1:-1],)
+
+
+_ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
+"""A provider may indent its JSON, and an event is one line. Inside of strings there are no line ends."""
+
+
+def put_together(members: Mapping[str, msgspec.Raw], base64: Iterable[Piece], said: Mapping[str, str]) -> Pieces:
+    """An event's data: these members, those that are `said` in their place, and an image as `b64_json`."""
+    rest = {name: value for name, value in members.items() if name not in ("type", "b64_json")}
+    tail = msgspec.json.encode({**rest, **said})[1:].translate(_ONE_LINE)
+    head = b'{"type":' + bytes(members.get("type", b'""')) + b',"b64_json":"'
+    return (head, *base64, b'",' + tail if len(tail) > 1 else b'"}')
 
 
 class _Image(msgspec.Struct):

@@ -71,13 +71,15 @@ def type_of(operation: Operation, role: Role) -> str:
 class Frame:
     """One whole event on its way to callers: its type and the pieces of its data, shared by all readers.
 
-    `image`: the index of the image among the n of the request. `final`: no later frame for this image.
+    `image`: the index of the image among the n of the request. `final`: no later frame for this image. `cost`: USD that
+    the data states, None where it states none, and for a frame from a store.
     """
 
     type: str
     data: tuple[Piece, ...]
     image: int = 0
     final: bool = False
+    cost: float | None = field(default=None, compare=False)
     size: int = field(init=False, compare=False, repr=False)
     """Bytes of data."""
 

@@ -351,3 +351,6 @@ _MAGIC: Final = {
     "image/avif": re.compile(rb".{4}ftypavi[fs]", re.DOTALL),  # ISO/IEC 14496-12 4.3, AVIF 1.1 section 4
 }
 """The first bytes of a file by its media type (WHATWG MIME Sniffing 6.1)."""
+
+NAMES: Final = {"image/heic": "HEIC", "image/avif": "AVIF"}
+"""Kinds that are named to a caller because it may not know that it sends them: cameras and browsers choose them."""

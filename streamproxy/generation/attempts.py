@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import anyio
 
+from streamproxy.core.catalogue import Model
 from streamproxy.core.conversation import Adapter, Job
-from streamproxy.core.requests import ImageRequest
+from streamproxy.core.images import NAMES
+from streamproxy.core.requests import ImageRequest, Inline, Spooled
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.driver import Driver, Outside, Sink
 from streamproxy.generation.router import Plan
@@ -85,3 +87,18 @@ class Attempts:
 
     async def _carry_out(self, driver: Driver, job: Job) -> None:
         await driver.carry_out(self.adapters[job.provider.adapter].converse(job))
+
+
+def check_inputs(request: ImageRequest, model: Model) -> None:
+    """Raises ProxyError(UNREADABLE_IMAGE), with the kind's name, for an image of a kind that the model does not take.
+
+    Images that are not here yet are not looked at.
+    """
+    takes = {f"image/{kind}" for kind in model.inputs}
+    masks = [("mask", request.mask)] if request.mask is not None else []
+    for param, image in [*(("image", image) for image in request.images), *masks]:
+        kind = image.media_type if isinstance(image, Inline | Spooled) else ""
+        if takes and kind in NAMES and kind not in takes:
+            names = ", ".join(model.inputs)
+            message = f"The {param} is {NAMES[kind]}, which {model.id} does not take. Send one of {names}."
+            raise ProxyError(Failure.UNREADABLE_IMAGE, message, param=param)

@@ -11,6 +11,9 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
+from streamproxy.account import Account, Order
+from streamproxy.auth import ID_DIGITS
+from streamproxy.core.catalogue import UNKNOWN
 from streamproxy.core.conversation import Progress
 from streamproxy.core.events import Frame
 from streamproxy.core.requests import ImageRequest
@@ -19,7 +22,7 @@ from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.router import Plan
 from streamproxy.hub.generation import Generation
 from streamproxy.hub.hub import Hub
-from streamproxy.hub.stream import Ending
+from streamproxy.hub.stream import Ending, Stream
 from streamproxy.observe import Observer
 
 FAIL_SECONDS: Final = 2.0
@@ -62,6 +65,8 @@ class Producer:
         finally:
             release()
             await self._hub.conclude(generation)
+            sink.account.fail(generation.stream.error, abandoned=generation.ending is Ending.ABANDONED)
+            self._observer.generation(sink.account)
             self._observer.streams(-1)
 
     async def _fail(self, generation: Generation, error: ProxyError) -> None:
@@ -71,7 +76,7 @@ class Producer:
         # A generation without readers was counted when the last one left.
         unfollowed = error.failure is Failure.CANCELLED and generation.ending is not Ending.CANCELLED
         if acceptance.committed and not stream.pace.asked and not unfollowed:  # otherwise its caller's request tells
-            self._observer.failure(error, stream.request_id)
+            self._observer.failure(error)
         if error.retryable and not acceptance.accepted:
             await self._hub.withdraw(stream.id, generation.names)
         await generation.fail(error)
@@ -91,13 +96,17 @@ class _StreamSink:
         self._observer = observer
         self._policy = plan.policy
         self._unheard = unheard
+        self.account = Account(_order(generation.stream, plan))
 
     def sent(self) -> None:
+        self.account.attempts += 1
         self._observer.upstream(self._provider)
 
     def answered(self, headers: tuple[tuple[str, str], ...]) -> None:
         passed = self._policy.relayable(headers)
-        self._stream.acceptance.headers = tuple((name, value) for name, value in passed if self._scrub(value) == value)
+        headers = tuple((name, value) for name, value in passed if self._scrub(value) == value)
+        self._stream.acceptance.headers = headers
+        self.account.provider_request_id = dict(headers).get("x-request-id") or self.account.provider_request_id
 
     def accepted(self) -> None:
         self._stream.accept()
@@ -107,6 +116,7 @@ class _StreamSink:
 
     async def frame(self, frame: Frame) -> None:
         self._observer.frame(frame.type)
+        self.account.take(frame)
         await self._generation.append(frame)
 
     async def complete(self) -> None:
@@ -120,6 +130,20 @@ class _StreamSink:
 
     def tolerated(self, label: str) -> None:
         self._observer.tolerated(self._provider, label)
+
+
+def _order(stream: Stream, plan: Plan) -> Order:
+    """What the account is of, without the name of an unknown model: that is in the caller's words."""
+    model = plan.route.model
+    return Order(
+        stream_id=stream.id,
+        request_id=stream.request_id,
+        caller=stream.record.owner and stream.record.owner[:ID_DIGITS],
+        provider=plan.route.provider.name,
+        model=None if model.family == UNKNOWN else model.id,
+        n=stream.record.n,
+        traceparent=dict(plan.trace).get("traceparent"),
+    )
 
 
 def _stopped(generation: Generation) -> ProxyError:

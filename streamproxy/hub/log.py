@@ -2,16 +2,20 @@
 
 A log holds every critical frame, and of each image without an outcome the newest preview. A reader is a cursor into it,
 so that one which lags skips previews by itself, and a stuck reader costs no memory.
+
+A preview may have versions: the same preview in other forms, for readers that want it small. They come and go with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import ANSWER, Frame
+from streamproxy.core.previews import PreviewForm
 
 EPOCH: Final = 1
 """A generation is paid for once, so it has one producer; a later epoch only ever says that this one was lost."""
@@ -40,6 +44,16 @@ class Entry:
         return self.frame.final
 
 
+class Unmade(Enum):
+    """Why a version of a preview is not there."""
+
+    MAKING = "it is being made"
+    SKIPPED = "it would come too late"
+
+
+Version = Entry | Unmade
+
+
 class Log:
     """See the module's text. `epoch` and `last` are those of the newest entry, `bytes` is the size of all."""
 
@@ -50,6 +64,7 @@ class Log:
         self._entries: dict[int, Entry] = {}
         self._previews: dict[int, int] = {}
         self._outcomes: set[int] = set()
+        self._versions: dict[int, dict[PreviewForm, Version]] = {}
 
     def add(self, entry: Entry) -> None:
         """Put an entry at its place, and drop the preview that it supersedes."""
@@ -69,6 +84,8 @@ class Log:
         entry = self._entries.pop(seq, None)
         if entry is not None:
             self.bytes -= entry.frame.size
+        for version in self._versions.pop(seq, {}).values():
+            self.bytes -= _size(version, entry)
 
     def drop_until(self, seq: int) -> None:
         """Drop all entries up to this position."""
@@ -85,6 +102,21 @@ class Log:
         """The entries, in order."""
         return iter(list(self._entries.values()))
 
+    def at(self, seq: int) -> Entry | None:
+        """The entry at this position, None where it was dropped."""
+        return self._entries.get(seq)
+
+    def versions(self, seq: int) -> dict[PreviewForm, Version]:
+        """The versions of the preview at this position."""
+        return self._versions.get(seq, {})
+
+    def put_version(self, seq: int, form: PreviewForm, version: Version) -> None:
+        """Put a version of a preview, or why there is none, beside it. Nothing where the preview was dropped."""
+        entry = self._entries.get(seq)
+        if entry is not None:
+            self._versions.setdefault(seq, {})[form] = version
+            self.bytes += _size(version, entry)
+
     def after(self, seq: int) -> Entry | None:
         """The first entry behind this position."""
         return next((entry for number, entry in self._entries.items() if number > seq), None)
@@ -100,3 +132,8 @@ class Log:
     def is_complete(self, n: int) -> bool:
         """Whether each of `n` images has its outcome. What ends the generation now is no failure any more."""
         return len(self._outcomes) >= n or any(entry.frame.type == ANSWER for entry in self._entries.values())
+
+
+def _size(version: Version, entry: Entry | None) -> int:
+    """Bytes that a version takes beside its preview. It may be the very preview."""
+    return version.frame.size if isinstance(version, Entry) and version is not entry else 0

@@ -15,8 +15,11 @@ from enum import Enum
 from streamproxy.core.conversation import Progress
 from streamproxy.core.cursor import Cursor
 from streamproxy.errors import ProxyError
-from streamproxy.hub.log import Entry, Log, Record
+from streamproxy.hub.log import Entry, Log, Record, Unmade, Version
 from streamproxy.signals import Signal
+
+Versions = Callable[["Stream", Entry], Version]
+"""Gives a preview as one kind of reader wants it. One that is being made wakes the readers when it is there."""
 
 
 class Ending(Enum):
@@ -143,12 +146,16 @@ class Stream:
         self._released = True
         self._free()
 
-    def subscribe(self, after: Cursor | None = None, *, asker: bool = False) -> Subscriber:
+    def subscribe(
+        self, after: Cursor | None = None, *, asker: bool = False, versions: Versions | None = None
+    ) -> Subscriber:
         """Follow from behind `after`, from the start where this stream cannot have given that cursor.
 
-        `asker`: this is the caller who asked, whom the producer waits for.
+        `asker`: this is the caller who asked, whom the producer waits for. `versions`: previews are not wanted as they
+        are.
         """
-        subscriber = Subscriber(self, after.seq if after is not None and self.log.gave(after) else 0)
+        seq = after.seq if after is not None and self.log.gave(after) else 0
+        subscriber = Subscriber(self, seq) if versions is None else VersionSubscriber(self, seq, versions)
         self.subscribers.add(subscriber)
         self.visits += 1
         if asker:
@@ -210,13 +217,13 @@ class Subscriber:
         if self.taken != self.seq:
             self.taken = self.seq
             stream.pace.on_taken(self)
-        entry = stream.log.after(self.seq)
+        entry = self._available()
         if entry is None and stream.ending is None:
             until = None if within is None else asyncio.get_running_loop().time() + within
             while entry is None and stream.ending is None:
                 if not await stream.changed.wait(until):
                     raise TimeoutError
-                entry = stream.log.after(self.seq)
+                entry = self._available()
         if entry is None:
             self.at_end = stream.finished
             return None
@@ -227,7 +234,7 @@ class Subscriber:
     @property
     def ready(self) -> bool:
         """Whether `next` returns at once."""
-        return self.stream.ending is not None or self.stream.log.after(self.seq) is not None
+        return self.stream.ending is not None or self._available() is not None
 
     async def readied(self) -> None:
         """Return when `next` would return at once. It takes nothing, so that what waits longer is still conflated."""
@@ -237,3 +244,35 @@ class Subscriber:
     def leave(self) -> None:
         """Stop following."""
         self.stream.remove_reader(self)
+
+    def _available(self) -> Entry | None:
+        """The next entry, None where there is none yet."""
+        return self.stream.log.after(self.seq)
+
+
+class VersionSubscriber(Subscriber):
+    """A reader that wants previews in another form. One that is not made yet is not there yet.
+
+    So a preview that is late is conflated as for any reader: the next one, or its image's outcome, takes its place.
+    """
+
+    def __init__(self, stream: Stream, seq: int, versions: Versions) -> None:
+        super().__init__(stream, seq)
+        self._versions = versions
+
+    def _available(self) -> Entry | None:
+        log = self.stream.log
+        while (entry := log.after(self.seq)) is not None and not entry.critical:
+            version = self._versions(self.stream, entry)
+            if isinstance(version, Entry):
+                return version
+            self._take(entry)
+            if version is Unmade.MAKING:
+                return None
+            self.seq = self.taken
+        return entry
+
+    def _take(self, entry: Entry) -> None:
+        """Let the producer go on: this reader is not slow, it waits for us."""
+        self.taken = entry.cursor.seq
+        self.stream.pace.on_taken(self)

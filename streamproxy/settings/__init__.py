@@ -37,6 +37,7 @@ from streamproxy.settings.values import (
     Names,
     Origins,
     PathTemplate,
+    Pixels,
     Port,
     ProviderName,
     Query,
@@ -156,6 +157,10 @@ class Settings:
     disconnect_grace: Annotated[Grace, "seconds until a generation without readers is cancelled"] = 15.0
     failure_hold: Annotated[Grace, "seconds a failure that may have been charged is held for the same request"] = 10.0
     finish_models: Annotated[ModelNames, "models whose generations run to the end without readers"] = ()
+    preview_models: Annotated[
+        ModelNames, "models whose previews are made small, unless the caller says how it wants them"
+    ] = ()
+    preview_pixels: Annotated[Pixels, "pixels of a small preview's longer side where nothing else is said"] = 512
     default_model: Annotated[Model | None, "model of requests that name none"] = None
     stream_n: Annotated[bool, "whether n > 1 with stream becomes n requests where the model takes one"] = False
     max_streams: Annotated[Count, "generations that run at a time"] = 1000

@@ -16,6 +16,7 @@ from streamproxy.auth import Caller, StreamTokens, authenticate, has_key
 from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
+from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router
 from streamproxy.hub.files import Files
@@ -41,6 +42,7 @@ class Context:
     router: Router
     attempts: Attempts
     producer: Producer
+    previews: PreviewMaker
     observer: Observer
     hub: Hub
     uploads: Files

@@ -29,11 +29,12 @@ from streamproxy.core.events import ANSWER, ERROR, read_error
 from streamproxy.core.requests import ImageRequest, Variation
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.generation.attempts import check_inputs
 from streamproxy.generation.router import Plan
 from streamproxy.hub.generation import OnDisconnect
 from streamproxy.hub.keys import Names
 from streamproxy.hub.log import Record
-from streamproxy.hub.stream import Ending, Stream, Subscriber
+from streamproxy.hub.stream import Ending, Stream, Subscriber, Versions
 from streamproxy.surfaces.images import linked
 from streamproxy.surfaces.variations import SERVED_AS
 from streamproxy.surfaces.wire import Layout, Surface
@@ -41,7 +42,8 @@ from streamproxy.web.caller import unless_gone
 from streamproxy.web.endpoint import Context
 from streamproxy.web.headers import idempotency_key, is_retry, preferences, wait_seconds
 from streamproxy.web.idempotency import fingerprint, names
-from streamproxy.web.outcome import note_failure
+from streamproxy.web.outcome import note_failure, note_generation
+from streamproxy.web.previews import AS_THEY_COME, PreviewChoice, preview_choice
 from streamproxy.web.responses import (
     NO_REFERRER,
     NOT_APPLIED,
@@ -63,20 +65,22 @@ LINKED_HERE: Final = 4 * 1024 * 1024
 class _Preferences:
     """The caller's Prefer header, applied. `later`: the response is 202, unless the stream ends within `wait` seconds.
 
-    `applied`: for Preference-Applied.
+    `applied`: for Preference-Applied. `previews`: of the events, if it is events that are wanted.
     """
 
     later: bool
     wait: int
     policy: OnDisconnect
     applied: tuple[str, ...]
+    previews: PreviewChoice
 
 
 @dataclass(frozen=True, slots=True)
 class _Order:
     """One request, checked: what is wanted, how, where it would go, and what it is known by.
 
-    `missing`: an uploaded file that is not there. An earlier stream answers the same request without it.
+    `missing`: an input image that is not there, or that the model does not take. An earlier stream answers the same
+    request without it.
     """
 
     request: Request
@@ -113,20 +117,23 @@ async def _order(
     request.state.provider = plan.route.provider.name
     request.state.model = None if model.family == UNKNOWN else model.id  # an unknown one is in the caller's words
     owner = owner_of(request.scope["headers"], context.settings.caller_keys)
-    preferred = _preferences(request, any(name in context.settings.finish_models for name in (model.id, wanted.model)))
+    named = (model.id, wanted.model)
+    previews = preview_choice(request, context.settings, named) if wanted.stream else AS_THEY_COME
+    preferred = _preferences(request, any(name in context.settings.finish_models for name in named), previews)
     key = idempotency_key(request)
     context.attempts.check(wanted, plan)
     called = names(owner, key, await fingerprint(request, wanted.body))
     missing = None
     try:
         wanted = await at_hand(wanted, context, plan.route.provider, owner, files)
+        check_inputs(wanted, model)
     except ProxyError as error:
         missing = error
     later = replace(wanted, later=preferred.later)
     return _Order(request, context, later, plan, preferred, owner, called, missing, surface)
 
 
-def _preferences(request: Request, finish: bool) -> _Preferences:
+def _preferences(request: Request, finish: bool, previews: PreviewChoice) -> _Preferences:
     """`finish`: the model's generations go on without their caller, where the header does not say otherwise."""
     prefer = preferences(request)
     later = "respond-async" in prefer
@@ -140,7 +147,8 @@ def _preferences(request: Request, finish: bool) -> _Preferences:
         finish = asked == "finish"
     else:
         finish = finish or later
-    return _Preferences(later, wait or 0, OnDisconnect.FINISH if finish else OnDisconnect.CANCEL, tuple(applied))
+    policy = OnDisconnect.FINISH if finish else OnDisconnect.CANCEL
+    return _Preferences(later, wait or 0, policy, (*applied, *previews.applied), previews)
 
 
 # The stream.
@@ -168,8 +176,10 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
         raise
     request_id: str = order.request.state.request_id
     generation = hub.prepare(record, request_id=request_id, policy=preferred.policy, names=order.names)
-    subscriber = generation.stream.subscribe(asker=not preferred.later)  # first: a repeated request may come and leave
+    # First: a repeated request may come and leave.
+    subscriber = generation.stream.subscribe(asker=not preferred.later, versions=_versions(order))
     await hub.register(generation)
+    note_generation(order.request.scope, generation.stream)
     order.context.producer.start(order.wanted, order.plan, generation, files.pop_all().close)
     return _FirstReading(order, subscriber)
 
@@ -181,12 +191,16 @@ def _attach(order: _Order, stream: Stream) -> _Reading:
         done = [entry for entry in stream.log.retained() if entry.critical]
         if stream.finished and all(entry.frame.type == ERROR for entry in done):
             raise read_error(done[-1].frame) if done else ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
-        subscriber = stream.subscribe()
+        subscriber = stream.subscribe(versions=_versions(order))
         hub.admission.watch(stream, subscriber)
     except ProxyError:
         hub.repeats.leave(order.names.mark, stream.id, own=False, had_all=False)
         raise
     return _RepeatReading(order, subscriber)
+
+
+def _versions(order: _Order) -> Versions | None:
+    return order.context.previews.versions(order.preferences.previews.form)
 
 
 class _Reading(Reader, ABC):
@@ -330,7 +344,7 @@ def _where(order: _Order, stream: Stream) -> Response:
 
 def _locations(order: _Order, stream: Stream) -> dict[str, str]:
     """Headers: the URL that follows the stream, and the one whose token also ends it."""
-    places = urls(order.request, order.context, stream.id)
+    places = urls(order.request, order.context, stream.id, previews=order.preferences.previews)
     ending = order.context.tokens.mint(stream.id, Right.ALL)
     return {"location": places.stream, "cancel-location": f"{places.base}?token={ending}", **NO_REFERRER}
 

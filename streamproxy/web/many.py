@@ -17,7 +17,7 @@ stream that cannot be reached now ends the answer as soon as the others are sile
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -35,10 +35,11 @@ from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.log import Entry
-from streamproxy.hub.stream import Stream, Subscriber
+from streamproxy.hub.stream import Stream, Subscriber, Versions
 from streamproxy.web.endpoint import Context
 from streamproxy.web.headers import preferences, wants_events
 from streamproxy.web.jobs import list_streams
+from streamproxy.web.previews import PreviewChoice, preview_choice
 from streamproxy.web.responses import NO_REFERRER, Reader, empty_response
 from streamproxy.web.slicing import LARGEST, Pieces, sliced
 from streamproxy.web.streams import Urls, away, choice, follows, inline, urls
@@ -76,7 +77,8 @@ async def get_streams(request: Request, context: Context) -> ASGIApp:
     if not wants_events(request) or request.method == "HEAD":
         message = "Several streams are followed as events: accept text/event-stream. Each has a status_url for JSON."
         raise ProxyError(Failure.INVALID_REQUEST, message, param="accept")
-    places = _places(request, context)
+    previews = preview_choice(request, context.settings)
+    places = _places(request, context, previews)
     reading = Reading(places, _layout(request), context.settings.heartbeat)
     with ExitStack() as followed:
         followed.callback(reading.close, sent=False)
@@ -88,7 +90,7 @@ async def get_streams(request: Request, context: Context) -> ASGIApp:
                 raise refused
             return away(context)
         followed.pop_all()
-        return ManyStreams(reading, context.cutoff)
+        return ManyStreams(reading, previews.headers, context.cutoff)
 
 
 async def _open(places: list[Place], *, from_now: bool) -> None:
@@ -121,9 +123,12 @@ class State(Enum):
 
 
 class Place:
-    """A reader's place in one of its streams. `cursor`: the last event that was sent; `error`: why it is not there."""
+    """A reader's place in one of its streams. `cursor`: the last event that was sent; `error`: why it is not there.
 
-    def __init__(self, hub: Hub, id: str, urls: Urls, cursor: Cursor | None) -> None:
+    `versions`: as of Stream.subscribe.
+    """
+
+    def __init__(self, hub: Hub, id: str, urls: Urls, cursor: Cursor | None, versions: Versions | None = None) -> None:
         self.id = id
         self.urls = urls
         self.cursor = cursor or START
@@ -132,6 +137,7 @@ class Place:
         self.error: ProxyError | None = None
         self._hub = hub
         self._given = cursor is not None
+        self._versions = versions
 
     async def open(self, *, from_now: bool) -> None:
         """Look for the stream, and follow it if it runs. Raises ProxyError(TOO_MANY_VIEWERS)."""
@@ -161,8 +167,8 @@ class Place:
             except ProxyError as error:
                 self.error, self.state = error, State.AWAY
                 return None
-        if self.subscriber is None:
-            return None
+        if not self.ready or self.subscriber is None:
+            return None  # the preview that was ready has been superseded by one that is being made
         entry = await self.subscriber.next()
         while entry is not None and entry.frame.type == ANSWER:
             entry = await self.subscriber.next()
@@ -183,7 +189,7 @@ class Place:
             self.subscriber = None
 
     def _follow(self, stream: Stream) -> None:
-        subscriber = stream.subscribe(self.cursor)
+        subscriber = stream.subscribe(self.cursor, versions=self._versions)
         try:
             self._hub.admission.watch(stream, subscriber)
         except ProxyError as error:
@@ -205,7 +211,7 @@ class Place:
             return None
 
 
-def _places(request: Request, context: Context) -> list[Place]:
+def _places(request: Request, context: Context, previews: PreviewChoice) -> list[Place]:
     """The streams that the query names, and where the reader is in them. Raises ProxyError for a wrong token."""
     asked = request.query_params.getlist("stream")
     if len(asked) > MOST:
@@ -221,8 +227,9 @@ def _places(request: Request, context: Context) -> list[Place]:
         except ProxyError as error:
             raise _named(error, id) from None
     cursors = _cursors(request, len(named))
+    versions = context.previews.versions(previews.form)
     return [
-        Place(context.hub, id, urls(request, context, id, token), cursor)
+        Place(context.hub, id, urls(request, context, id, token, previews), cursor, versions)
         for (id, token), cursor in zip(named.items(), cursors, strict=True)
     ]
 
@@ -358,7 +365,7 @@ class Reading(Reader):
                 for part in frame:
                     yield part
                     del part
-                self.turns.after(place)
+            self.turns.after(place)
             if place.state is State.GONE and place.error is not None:
                 yield words(self._lost(place, place.error))
 
@@ -397,8 +404,8 @@ class Reading(Reader):
 class ManyStreams(EventStream):
     """The answer. Its tasks wait for streams that are silent, and end with it."""
 
-    def __init__(self, reading: Reading, cutoff: Cutoff) -> None:
-        super().__init__(reading.written(), {}, cutoff, reading)
+    def __init__(self, reading: Reading, headers: Mapping[str, str], cutoff: Cutoff) -> None:
+        super().__init__(reading.written(), headers, cutoff, reading)
         self._reading = reading
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

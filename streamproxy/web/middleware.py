@@ -16,7 +16,7 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.observe import Observer
 from streamproxy.surfaces.variations import SERVED_AS
 from streamproxy.web.origins import Origins, refused_origin
-from streamproxy.web.outcome import failure_of, note_failure
+from streamproxy.web.outcome import failure_of, note_failure, told
 from streamproxy.web.responses import NOT_APPLIED, error_response
 
 CALLER_LEFT: Final = Failure.CALLER_GONE.value.status
@@ -81,15 +81,21 @@ class RequestContext:
         try:
             await self._answer(scope, receive, counted, headers)
         finally:
-            self._observer.request(
-                getattr(scope.get("route"), "path", "none"),
-                sent or CALLER_LEFT,
-                failure_of(scope),
+            self._observe(scope, sent or CALLER_LEFT, bytes=size, ms=round((time.perf_counter() - began) * 1000, 1))
+
+    def _observe(self, scope: Scope, sent: int, **measured: float) -> None:
+        """Count the request, and write its line."""
+        route, failure, state = getattr(scope.get("route"), "path", "none"), failure_of(scope), scope["state"]
+        self._observer.request(route, sent, failure)
+        if not told(scope):
+            self._observer.answered(
+                route,
+                sent,
+                failure,
                 method=scope["method"],
-                bytes=size,
-                ms=round((time.perf_counter() - began) * 1000, 1),
-                request_id=request_id,
-                traceparent=trace.get("traceparent"),
+                **measured,
+                request_id=state["request_id"],
+                traceparent=dict(state["trace"]).get("traceparent"),
                 caller=state.get("caller"),
                 provider=state.get("provider"),
                 model=state.get("model"),

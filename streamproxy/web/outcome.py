@@ -1,4 +1,6 @@
-"""The failure of a request, noted where it happens and logged once, in the request's log line.
+"""The failure of a request, noted where it happens and logged once.
+
+It is in the request's log line, or in that of the generation that the request began.
 
 The state of an ASGI scope holds it, because a handler, a middleware or the writer of a stream may fail.
 """
@@ -10,8 +12,10 @@ from typing import Final
 from starlette.types import Scope
 
 from streamproxy.errors import ProxyError
+from streamproxy.hub.stream import Stream
 
 FAILURE: Final = "failure"
+GENERATION: Final = "generation"
 
 
 def note_failure(scope: Scope, error: ProxyError) -> None:
@@ -27,3 +31,14 @@ def failure_of(scope: Scope) -> ProxyError | None:
     """The failure that was noted, if any."""
     found: ProxyError | None = scope["state"].get(FAILURE)
     return found
+
+
+def note_generation(scope: Scope, stream: Stream) -> None:
+    """The request began this generation, whose own log line says how it ended."""
+    scope["state"][GENERATION] = stream
+
+
+def told(scope: Scope) -> bool:
+    """Whether the generation's line says all: the request has no failure, or the same one."""
+    stream: Stream | None = scope["state"].get(GENERATION)
+    return stream is not None and failure_of(scope) in (None, stream.error)

@@ -17,15 +17,17 @@ from streamproxy.auth import Right, owner_of
 from streamproxy.core.cursor import Cursor, parse_cursor
 from streamproxy.core.eventdata import image_bytes, nth_image, referenced
 from streamproxy.core.events import ANSWER, ERROR, Frame, read_error
-from streamproxy.core.images import media_type, probe
+from streamproxy.core.images import SNIFFED, sniff
+from streamproxy.core.previews import PreviewForm
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.hub import Hub
-from streamproxy.hub.log import Entry
+from streamproxy.hub.log import Entry, Unmade
 from streamproxy.hub.stream import Stream, Subscriber
 from streamproxy.web.caller import unless_gone
 from streamproxy.web.endpoint import Context
 from streamproxy.web.headers import byte_range, has_version, preferences, wait_seconds, wants_events
+from streamproxy.web.previews import AS_THEY_COME, PreviewChoice, preview_choice
 from streamproxy.web.responses import NO_REFERRER, Reader, Response, empty_response, json_response
 from streamproxy.web.writing import EventStream, Followed, come_back, written
 
@@ -74,15 +76,16 @@ def _events(request: Request, context: Context, stream: Stream) -> ASGIApp:
     begin = choice(request, "from", ("latest", "start", "now"))
     ref = choice(request, "payload", ("inline", "ref")) == "ref"
     preempt = choice(request, "preempt", ("1", "0")) == "1"
+    previews = preview_choice(request, context.settings)
     after = _cursor(request, stream, begin)
     if stream.finished and not follows(stream, after):
         return empty_response(204, {"cache-control": "no-store", **NO_REFERRER})
-    subscriber = stream.subscribe(after)
+    subscriber = stream.subscribe(after, versions=context.previews.versions(previews.form))
     context.hub.admission.watch(stream, subscriber)
-    places = urls(request, context, stream.id, request.query_params.get("token"))
+    places = urls(request, context, stream.id, request.query_params.get("token"), previews)
     layout = Followed(places.referenced if ref else inline, preempt)
     content = written(subscriber, layout, context.settings.heartbeat)
-    return EventStream(content, {}, context.cutoff, _Viewer(context.hub, subscriber))
+    return EventStream(content, previews.headers, context.cutoff, _Viewer(context.hub, subscriber))
 
 
 class _Viewer(Reader):
@@ -131,14 +134,15 @@ def inline(entry: Entry) -> tuple[Piece, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Urls:
-    """Where one stream is, and its images: `base` without a token, `token` reads."""
+    """Where one stream is, and its images: `base` without a token, `token` reads, `previews` says their form."""
 
     base: str
     token: str
+    previews: str = ""
 
     @property
     def stream(self) -> str:
-        return f"{self.base}?token={self.token}"
+        return f"{self.base}?token={self.token}{self.previews}"
 
     @property
     def status(self) -> str:
@@ -148,13 +152,19 @@ class Urls:
         """The event's data with the image's URL instead of the image; a preview's URL names its position."""
         if entry.frame.type == ERROR:
             return entry.frame.data
-        which = f"images/{entry.frame.image}"
+        which, form = f"images/{entry.frame.image}", ""
         if not entry.critical:
-            which += "/preview"
-        return (referenced(entry.frame.data, f"{self.base}/{which}?v={entry.cursor}&token={self.token}"),)
+            which, form = f"{which}/preview", self.previews
+        return (referenced(entry.frame.data, f"{self.base}/{which}?v={entry.cursor}&token={self.token}{form}"),)
 
 
-def urls(request: Request, context: Context, id: str, given: str | None = None) -> Urls:
+def urls(
+    request: Request,
+    context: Context,
+    id: str,
+    given: str | None = None,
+    previews: PreviewChoice = AS_THEY_COME,
+) -> Urls:
     """The URLs of a stream under the version that the request came by, with the token it came with if that only reads.
 
     They begin with `public_url`, or with the path that the server mounts the app under. A header never says so.
@@ -164,7 +174,7 @@ def urls(request: Request, context: Context, id: str, given: str | None = None) 
     base = f"{context.settings.public_url or root}{version[0] if version else '/v1'}/streams/{id}"
     if given is None or context.tokens.check(id, given) is not Right.READ:
         given = context.tokens.mint(id)
-    return Urls(base, given)
+    return Urls(base, given, previews.query)
 
 
 def image_urls(request: Request, context: Context, id: str) -> Callable[[int], str]:
@@ -179,8 +189,9 @@ def image_urls(request: Request, context: Context, id: str) -> Callable[[int], s
 
 async def _as_json(request: Request, context: Context, stream: Stream) -> Response:
     """The stream as one object; `data` are the completed events."""
+    previews = preview_choice(request, context.settings)
     applied = await _wait(request, context, stream)
-    places = urls(request, context, stream.id, request.query_params.get("token"))
+    places = urls(request, context, stream.id, request.query_params.get("token"), previews)
     ref = choice(request, "payload", ("inline", "ref")) == "ref"
     done = [entry for entry in stream.log.retained() if entry.critical]
     images = [e for e in done if e.frame.type not in (ERROR, ANSWER)]
@@ -263,10 +274,13 @@ async def get_preview(request: Request, context: Context) -> ASGIApp:
 
 async def _picture(request: Request, context: Context, *, preview: bool) -> ASGIApp:
     stream, _ = await _authorised(request, context)
+    form = preview_choice(request, context.settings).form if preview else None
     index: str = request.path_params["image_index"]
     of_image = [e for e in stream.log.retained() if str(e.frame.image) == index]
     candidates = [e for e in of_image if e.frame.type not in (ERROR, ANSWER)]
     wanted = [e for e in candidates if e.critical] or (candidates if preview else [])
+    if form is not None and wanted and not wanted[-1].critical:
+        wanted = [await _version(context, stream, wanted[-1], form)]
     picture = image_bytes(wanted[-1].frame.data) if wanted else None
     answers = [] if wanted else [entry for entry in stream.log.retained() if entry.frame.type == ANSWER]
     if answers and index.isdecimal() and len(index) <= _INDEX:
@@ -274,16 +288,24 @@ async def _picture(request: Request, context: Context, *, preview: bool) -> ASGI
         picture = nth_image(answers[-1].frame.data, int(index))
     if picture is None:
         raise ProxyError(Failure.NOT_FOUND, "This stream has no such image, or not yet.", param="image_index")
-    info = probe(picture)
     headers = {
-        "etag": f'"{stream.id}-{wanted[-1].cursor}"',
+        "etag": f'"{stream.id}-{wanted[-1].cursor}{"" if form is None else form.query}"',
         "cache-control": IMMUTABLE if wanted[-1].critical and not preview else "no-store",
         "x-content-type-options": "nosniff",
         **NO_REFERRER,
         "content-security-policy": "default-src 'none'",
     }
-    kind = media_type(info.format) if info else "application/octet-stream"
+    kind = sniff(picture[:SNIFFED]) or "application/octet-stream"
     return partial_response(request, picture, kind, headers)
+
+
+async def _version(context: Context, stream: Stream, entry: Entry, form: PreviewForm) -> Entry:
+    """The preview in this form; as it is where it has none, or is of no more use."""
+    while (version := context.previews.version(form, stream, entry)) is Unmade.MAKING:
+        await stream.changed.wait()
+        if stream.log.at(entry.cursor.seq) is None:
+            return entry
+    return version if isinstance(version, Entry) else entry
 
 
 def partial_response(request: Request, body: bytes, content_type: str, headers: Mapping[str, str]) -> ASGIApp:

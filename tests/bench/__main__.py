@@ -2,7 +2,8 @@
 
     --quick            few and small rounds, under 75 s instead of 8 min; numbers only roughly right
     --kinds flow,slow  these kinds of cell: flow, hold and idle of the relay beside its peers (see `cells`);
-                       fanout, slow, resume and viewers of retained streams on each store (see `viewers`)
+                       fanout, slow, resume, viewers and previews of retained streams on each store (see `viewers`);
+                       parser, the CPU of client.js (see `client`)
     --streams 1,8      these concurrencies of the relay instead of 1, 8 and 64 (quick: 1 and 8)
     --only a,b         these peers; viewers are streamproxy's alone
     --stores memory    these stores instead of memory and valkey
@@ -31,6 +32,7 @@ from typing import Final
 import uvloop
 
 from tests.bench.cells import OURS, Cell, Place, flow, hold, idle
+from tests.bench.client import client_parser
 from tests.bench.origin import IN_STEP
 from tests.bench.peers import PEERS, SHARED, Peer, shared, started
 from tests.bench.report import COLUMNS, status, table
@@ -146,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cells = uvloop.run(relayed(where, peers + more, kinds, streams, idles, chosen.quick))
         viewed = [store for store in STORES if store.name in stores and OURS in only]
         cells += uvloop.run(followed(where, viewed, kinds, idles, chosen.quick))
+        cells += _said(client_parser(where) if "parser" in kinds else [])
     print("\n" + table(cells))
     return status(cells)
 

@@ -48,6 +48,9 @@ TARGETS: Final[tuple[Target, ...]] = (
     Target("a slow viewer is behind, s", "slow", "behind_s", 2.5),
     Target("a slow viewer has the image after, s", "slow", "image_s", 0.75),
     Target("memory per idle viewer, kB", "viewers", "kb_per_viewer", 90, least=MANY),
+    Target("a small preview of a picture of 1024 pixels, kB", "previews", "small_kb", 40),
+    Target("a small preview is later, ms", "previews", "later_ms", 150),
+    Target("client.js, CPU of an event, times eventsource-parser's", "parser", "ratio", 0.5),
 )
 
 COLUMNS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
@@ -58,6 +61,8 @@ COLUMNS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "slow": (("behind s", "behind_s"), ("image after, s", "image_s")),
     "resume": (("CPU ms/resume", "cpu_ms_per_resume"), ("has it, ms", "resume_ms")),
     "viewers": (("kB/viewer", "kb_per_viewer"),),
+    "previews": (("kB", "small_kb"), ("of kB", "whole_kb"), ("CPU ms each", "cpu_ms_each"), ("later, ms", "later_ms")),
+    "parser": (("client.js ms", "ours_ms"), ("eventsource-parser ms", "theirs_ms"), ("ratio", "ratio")),
 }
 
 

@@ -109,10 +109,10 @@ async def test_what_is_not_installed_is_void_and_no_reason_to_fail(tmp_path: Pat
     absent = Store("absent", _refused, lambda: "it is not installed")
     cells = [cell for kind in KINDS for cell in await watched(_place(tmp_path), absent, kind, [50], 1)]
     cells += await flow(_place(tmp_path), [Peer("nginx", _refused, binary="no such binary")], 1, 1, 1.0)
-    assert [cell.kind for cell in cells] == ["fanout", "slow", "slow", "resume", "viewers", "flow"]
+    assert [cell.kind for cell in cells] == ["fanout", "slow", "slow", "resume", "viewers", "previews", "flow"]
     assert all("is not installed" in cell.void for cell in cells)
     assert {verdict.met for verdict in verdicts(cells)} == {None}
-    assert table(cells).count("void: ") == 6
+    assert table(cells).count("void: ") == 7
     assert status(cells) == 0
 
 

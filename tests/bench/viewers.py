@@ -4,6 +4,7 @@
     slow      one viewer at 1 MB/s of a 2 MB preview per second: how old what it shows gets, how long the image takes
     resume    a viewer who comes back to a finished stream: until it has the 2 MB image
     viewers   viewers of a stream that is silent: memory per viewer
+    previews  one viewer, with previews of 512 pixels and then as they come: bytes of one, CPU to make it, added delay
 
 The proxy is started, watched and ended as a peer is; provider and viewers are in this process.
 """
@@ -11,7 +12,9 @@ The proxy is started, watched and ended as a peer is; provider and viewers are i
 from __future__ import annotations
 
 import asyncio
+import base64
 import importlib.util
+import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
@@ -23,15 +26,16 @@ import anyio
 import orjson
 import pytest
 
+from streamproxy.simulator import pictures
 from streamproxy.simulator.received import Received
-from streamproxy.simulator.script import Script, Step, Wait, sse
+from streamproxy.simulator.script import Script, Step, Wait, event, sse
 from streamproxy.simulator.server import serve
 from tests.bench.cells import OURS, Cell, Place, bounded, voiding
 from tests.bench.peers import Peer, Running, running, serving
 from tests.bench.wire import Void
 from tests.support.caller import Caller, calling
 from tests.support.process import configuration
-from tests.support.provider import completed, preview
+from tests.support.provider import PREVIEW, completed, preview
 from tests.support.streams import chunks_until, generation_with
 from tests.support.valkey import binary, valkey_server
 
@@ -41,6 +45,7 @@ IMAGE: Final = 2 * MB
 RATE: Final = 1.0 * MB
 SMALL_BUFFER: Final = 64 * 1024
 RESUMES: Final = 30
+PICTURES: Final = ("a lighthouse", "a red boat", "a forest", "a street", "a cat", "a mountain")
 FIRST: Final = 50
 """Idle viewers before the measured ones: what the first ones make a process take once."""
 
@@ -223,6 +228,32 @@ async def silent(stage: Stage, cell: Cell) -> None:
             cell.add("kb_per_viewer", (stage.proxy.memory() - before) / 1000 / cell.number)
 
 
+async def small(stage: Stage, cell: Cell) -> None:
+    b64 = [base64.b64encode(pictures.encode(pictures.draw(words, 1024, 1024), "png")).decode() for words in PICTURES]
+    frames = [event(PREVIEW, orjson.dumps({"type": PREVIEW, "b64_json": text})) for text in b64]
+    cpu = await _previews(stage, cell, "small", frames)
+    cpu -= await _previews(stage, cell, "whole", frames)
+    cell.add("cpu_ms_each", cpu / len(frames) * 1000)
+    cell.add("later_ms", statistics.median(cell.values["small_ms"]) - statistics.median(cell.values["whole_ms"]))
+
+
+async def _previews(stage: Stage, cell: Cell, name: str, frames: Sequence[bytes]) -> float:
+    """Follow these previews, `small` or `whole`: kB of each, milliseconds until it is there, and the CPU of all."""
+    query = "&preview=512" if name == "small" else ""
+    scene = Scene(preview(0), (*frames, completed()), [0.2] * (len(frames) + 1))
+    location = await stage.stream(scene)
+    async with calling(stage.proxy.port) as caller:
+        await _watch(caller, location + query)
+        await chunks_until(caller, b"id: 1.1\n\n")
+        spent = stage.proxy.cpu()
+        scene.go.set()
+        for number in range(len(frames)):
+            size = len(await chunks_until(caller, b"id: 1.%d\n\n" % (number + 2)))
+            cell.add(f"{name}_ms", (time.monotonic() - scene.sent[number]) * 1000)
+            cell.add(f"{name}_kb", size / 1000)
+        return stage.proxy.cpu() - spent
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A row: how a cell of it is measured, and with which queries at the same time. `once`: in one round."""
@@ -237,6 +268,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "slow": Kind(slow, queries=("", "preempt=0")),
     "resume": Kind(resume),
     "viewers": Kind(silent),
+    "previews": Kind(small),
 }
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamproxy.core.cost import MAX_IMAGES, MAX_SECONDS, MAX_TOKENS, Price, Work, cost, why_unknown
+from streamproxy.core.cost import MAX_IMAGES, MAX_SECONDS, MAX_TOKENS, Price, Work, amount, cost, why_unknown
 
 GPT_IMAGE_1 = Price(text_input=Decimal(5), image_input=Decimal(10), image_output=Decimal(40))
 EVERY_KIND = Price(Decimal("1.5"), Decimal(2), Decimal("7.5"), Decimal(30))
@@ -166,3 +167,23 @@ SQUARE = 1024 * 1024
 def test_what_is_charged_by_size_or_time(price: Price, work: Work, usd: float | None) -> None:
     assert cost({}, price, 1, work) == usd
     assert why_unknown(price) != why_unknown(None)
+
+
+@pytest.mark.parametrize(
+    ("said", "usd"),
+    [
+        (0.25, 0.25),
+        (0, 0.0),
+        (msgspec.Raw(b"0.25"), 0.25),
+        (msgspec.Raw(b""), None),
+        (msgspec.Raw(b'"0.25"'), None),
+        (msgspec.Raw(b"1e400"), None),
+        (math.inf, None),
+        (math.nan, None),
+        (-1, None),
+        (True, None),
+        (None, None),
+    ],
+)
+def test_a_stated_cost_is_money_or_nothing(said: object, usd: float | None) -> None:
+    assert amount(said) == usd

@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Mapping
 from itertools import pairwise
 
+import msgspec
 import orjson
 import pytest
 from hypothesis import given, settings
@@ -33,6 +34,7 @@ def expected(raw: bytes) -> Outline | None:
         error=json.dumps(value["error"]).encode() if "error" in value else None,
         failed=bool(value.get("error")),
         usage=None if value.get("usage") is None else json.dumps(value["usage"]).encode(),
+        cost=msgspec.Raw(json.dumps(value["cost"]).encode() if "cost" in value else b""),
         has_b64=isinstance(value.get("b64_json"), str) and value["b64_json"] != "",
         has_url=isinstance(value.get("url"), str) and value["url"] != "",
         wrapped=any(str(value.get(name)).startswith("data:") for name in ("b64_json", "url")),
@@ -58,6 +60,7 @@ def found(data: tuple[Piece, ...]) -> Outline | None:
         laid_out(said.error),
         said.failed,
         laid_out(said.usage),
+        msgspec.Raw(laid_out(bytes(said.cost) or None) or b""),
         said.has_b64,
         said.has_url,
         said.wrapped,

@@ -274,3 +274,32 @@ async def test_a_key_is_asked_for_before_the_body_is_read() -> None:
             async with calling(proxy.port) as caller:
                 await caller.send(post(b"", path=path, kind=kind, length=20_000_000))
                 assert await caller.head() == 401
+
+
+@pytest.mark.parametrize(("value", "name"), [(HEIC, "HEIC"), (AVIF, "AVIF")])
+async def test_a_kind_that_the_model_does_not_take_is_named(value: bytes, name: str) -> None:
+    """Before anything is paid, as JSON and as a form, and for the mask too."""
+    provider: dict[str, object] = {"models": ("openai/gpt-image-2",)}
+    headers = {"content-type": "application/json"}
+    async with (
+        no_leaks(),
+        serve(lambda _: IMAGE) as server,
+        running_proxy(server.url, provider=provider, default_model="openai/gpt-image-2") as proxy,
+    ):
+        texts = part('name="model"', b"openai/gpt-image-2") + part('name="prompt"', b"p")
+        form = texts + part('name="image"; filename="a.jpg"', value) + b"--edge--\r\n"
+        answers = [await proxy.client.post(proxy.url + EDITS, content=form, headers={"content-type": KIND})]
+        images = [f"data:image/png;base64,{base64.b64encode(raw).decode()}" for raw in (PNG, value)]
+        for image, mask in (images[::-1], images):
+            body = {"prompt": "p", "images": [{"image_url": image}], "mask": {"image_url": mask}}
+            answers.append(await proxy.client.post(proxy.url + EDITS, json=body, headers=headers))
+        files = {"file": ("a.heic", value)}
+        uploaded = await proxy.client.post(f"{proxy.url}/v1/files", data={"purpose": "vision"}, files=files)
+        body = {"prompt": "p", "images": [{"file_id": uploaded.json()["id"]}]}
+        answers.append(await proxy.client.post(proxy.url + EDITS, json=body, headers=headers))
+        assert server.calls == 0
+        errors = [answer.json()["error"] for answer in answers]
+        assert [answer.status_code for answer in answers] == [400] * 4
+        assert [error["param"] for error in errors] == ["image", "image", "mask", "image"]
+        assert all(f"is {name}, which openai/gpt-image-2 does not take" in error["message"] for error in errors)
+        assert all(error["message"].endswith("Send one of png, jpeg, webp.") for error in errors)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -296,6 +297,67 @@ async def test_streams_of_one_page_share_a_connection(browser: Chromium, count: 
         assert len(followed) >= 2
         assert {target.count("stream=") for target in followed[:2]} == {count}
         assert stage.upstream.calls == count
+
+
+TWELVE: Final = 12
+SHOWN_SECONDS: Final = 0.3
+"""From the provider's event to the screen."""
+
+
+def dozen_of_frames() -> dict[str, scenes.Held]:
+    """Twelve generations by their prompts: two previews and a picture of 1024 pixels each."""
+    shown = [frame(PREVIEW, 1024, partial_image_index=number) for number in range(2)]
+    frames = (*shown, frame(COMPLETED, 1024, usage=USAGE))
+    return {f"picture {number}": scenes.Held(frames) for number in range(TWELVE)}
+
+
+async def test_twelve_small_previews_on_one_connection(browser: Chromium) -> None:
+    """Each is on the screen soon after its event. The completed pictures are those of the provider."""
+    held = dozen_of_frames()
+    async with (
+        serve(lambda received: held[orjson.loads(received.body)["prompt"]](received)) as upstream,
+        serve(page_file) as origin,
+        running_proxy(upstream.url, cors_origins=(origin.url,), commit_after=0.05) as proxy,
+        cutting(proxy.port) as cutter,
+        browser.page(f"{origin.url}/client.html?proxy={cutter.url}") as page,
+    ):
+        reports = page.reports
+        await reports.until(lambda: reports.of("ready"))
+        orders = ",".join(f"ordered({{prompt: '{prompt}'}})" for prompt in held)
+        urls = orjson.dumps(await page.run(f"Promise.all([{orders}])")).decode()
+        await page.run(f"watched({urls}, {{preview: 512}})")
+        took: list[float] = []
+        for step in range(2):
+            for one in held.values():
+                count = len(reports.of("shown"))
+                one.let(step + 1)
+                sent = time.time()
+                await reports.until(lambda: len(reports.of("shown")) > count)  # noqa: B023
+                took.append(reports.of("shown")[-1]["at"] / 1000 - sent)
+        for one in held.values():
+            one.let(4)
+        await reports.until(lambda: len(reports.of("shown")) == 3 * TWELVE)
+        small, whole = reports.of("shown")[: 2 * TWELVE], reports.of("shown")[2 * TWELVE :]
+        assert {(one["type"], one["width"]) for one in small} == {("preview", 512)}
+        assert max(one["bytes"] for one in small) < 40_000
+        picture = base64.b64decode(orjson.loads(held["picture 0"].frames[-1].partition(b"data: ")[2])["b64_json"])
+        assert {one["hash"] for one in whole} == {hashlib.sha256(picture).hexdigest()}
+        # Others on this machine can delay one of the two, and hardly both.
+        assert max(map(min, took[:TWELVE], took[TWELVE:])) < SHOWN_SECONDS, took
+        [followed] = [one.target for one in cutter.asked if "/streams?" in one.target]
+        assert (followed.count("stream="), followed.count("preview=512")) == (TWELVE, 1)
+        assert upstream.calls == TWELVE
+
+
+async def test_the_element_passes_the_size_on(browser: Chromium) -> None:
+    async with held(browser) as (stage, page):
+        await page.run(f"placed({await ordered(stage, page)}, {{preview: '32'}})")
+        await page.reports.until(lambda: page.reports.of("preview"))
+        width = "document.querySelector('progressive-image').shadowRoot.querySelector('img').naturalWidth"
+        assert await page.run(width) == 32
+        stage.held.let(4)
+        await page.reports.until(lambda: page.reports.of("completed"))
+        assert await page.run("shownPixels()") == drawn()
 
 
 async def test_streams_of_several_images_end_beside_others(browser: Chromium) -> None:

@@ -16,7 +16,7 @@ from streamproxy.simulator.openai import OpenAI
 from streamproxy.simulator.script import Script, Send, Stall
 from streamproxy.simulator.server import Received, serve
 from tests.support.faults import IMAGE, IMAGE_BODY, IMAGE_BYTES, STREAMED, Held, Refusal, provider
-from tests.support.proxy import BOUND, PROMPT, Sent, events, no_leaks, running_proxy
+from tests.support.proxy import BOUND, PROMPT, Sent, events, no_leaks, running_proxy, until
 
 pytestmark = pytest.mark.anyio
 
@@ -84,6 +84,7 @@ async def test_of_a_body_of_another_type_only_what_its_head_says_is_logged(kind:
     async with provider(script) as (_, proxy):
         with capture_logs() as lines:
             answer = await proxy.generate(stream=True)
+            await until(lambda: any("failure" in line for line in lines))
         message = await Refusal(502, "unexpected_content_type", "upstream_protocol").check(proxy, answer)
         (line,) = [line for line in lines if "failure" in line]
         assert (line["content_type"], line["content_length"]) == (noted, str(len(page)))

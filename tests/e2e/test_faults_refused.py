@@ -13,7 +13,7 @@ from streamproxy.simulator.script import Script, Send, error_answer, head, json_
 from streamproxy.simulator.server import Received, serve
 from tests.support.faults import IMAGE, IMAGE_BODY, STREAMED, Held, Refusal, provider
 from tests.support.provider import failed
-from tests.support.proxy import BOUND, PROMPT, events, no_leaks, running_proxy
+from tests.support.proxy import BOUND, PROMPT, events, no_leaks, running_proxy, until
 
 pytestmark = pytest.mark.anyio
 
@@ -97,15 +97,16 @@ async def test_a_path_that_the_provider_does_not_have_is_told(stream: bool) -> N
     async with (
         no_leaks(),
         serve(lambda _: script) as server,
-        running_proxy(server.url, provider={"query": "api-version=preview"}) as proxy,
+        running_proxy(server.url, provider={"query": "api-version=2026-preview"}) as proxy,
     ):
         with capture_logs() as lines:
             answer = await proxy.generate(stream=stream)
+            await until(lambda: any(line["event"] == "generation" for line in lines))
         assert answer.status_code == 404
         assert answer.json()["error"]["message"].startswith("Invalid URL (The provider was asked for /v1/images/gener")
-        [line] = [line for line in lines if line["event"] == "request"]
+        [line] = [line for line in lines if line["event"] == "generation"]
         assert line["path"] == "/v1/images/generations"
-        assert "preview" not in answer.text + repr(line)
+        assert "2026-preview" not in answer.text + repr(line)
         assert server.calls == 1
 
 

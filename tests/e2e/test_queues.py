@@ -159,7 +159,7 @@ async def test_a_jobs_id_is_in_the_log(wire: str, tmp_path: Path) -> None:
     async with wired(wire, tmp_path) as setup:
         with capture_logs() as logs:
             answer = await _asked(setup, MODELS[wire])
-            await until(lambda: any(line["event"] == "request" for line in logs))
+            await until(lambda: any(line["event"] == "generation" for line in logs))
         [line] = [line for line in logs if line["event"] == "job"]
         assert (line["provider"], line["request_id"]) == (wire, answer.headers["x-request-id"])
         looks = [got.target for got in setup.server.received if got.method == "GET" and "/files/" not in got.target]

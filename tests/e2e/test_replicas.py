@@ -15,8 +15,9 @@ import pytest
 
 from streamproxy.hub.mirrors import PRESENCE_SECONDS
 from streamproxy.hub.valkey.store import VIEWED_SECONDS
+from tests.support import previews
 from tests.support.process import Process
-from tests.support.provider import COMPLETED, completed, passed_on, preview
+from tests.support.provider import COMPLETED, PREVIEW, USAGE, completed, passed_on, preview
 from tests.support.proxy import BOUND, events
 from tests.support.replicas import GRACE, USER, Cluster, replicas
 from tests.support.streams import EVENTS, IDS, KEY, Followed, followed, holds, retry_of
@@ -54,6 +55,22 @@ async def whole(cluster: Cluster, at: Process, location: str, last_event_id: str
     async with cluster.following(at, location, last_event_id) as reading:
         assert reading.response.status_code == 200
         return followed(await reading.rest())
+
+
+async def test_each_replica_makes_its_own_small_previews(cluster: Cluster) -> None:
+    scene = cluster.scene((previews.shown(PREVIEW, partial_image_index=0),), (previews.shown(COMPLETED, usage=USAGE),))
+    location = await cluster.later(cluster.a, scene)
+    small = f"{location}&{previews.SMALL}"
+    async with cluster.following(cluster.a, small) as here, cluster.following(cluster.b, small) as there:
+        for reading in (here, there):
+            await reading.until(holds(b"\n\n"))
+        scene.go.set()
+        for reading in (here, there):
+            preview, completed = followed(await reading.rest())
+            previews.is_small(preview.json)
+            previews.is_whole(completed.json)
+            assert (preview.id, completed.id) == ("1.1", "1.2")
+    assert scene.calls == 1
 
 
 async def test_a_stream_of_one_replica_is_the_same_at_another(cluster: Cluster) -> None:

@@ -350,9 +350,9 @@ async def test_a_callers_ids_are_taken_logged_and_passed_on() -> None:
         body = {"model": "sim/gpt-image", "prompt": PROMPT}
         with capture_logs() as logs:
             answer = await proxy.client.post(proxy.url + GENERATIONS, json=body, headers=given)
-            await until(lambda: any(line["event"] == "request" for line in logs))
+            await until(lambda: any(line["event"] == "generation" for line in logs))
         assert answer.headers["x-request-id"] == "edge-7.1:a/b"
-        [line] = [line for line in logs if line["event"] == "request"]
+        [line] = [line for line in logs if line["event"] in ("request", "generation")]
         assert (line["request_id"], line["traceparent"]) == ("edge-7.1:a/b", TRACE)
         assert server.received[0].header("x-request-id") == "edge-7.1:a/b"
         assert server.received[0].header("traceparent") == TRACE
@@ -395,8 +395,9 @@ async def test_a_caller_who_leaves_is_one_line_with_one_outcome() -> None:
                 assert await caller.head() == 200
             await until(lambda: any(line["event"] == "request" for line in logs))
             await server.wait_closed_connections(BOUND)
-        told = [line for line in logs if line["event"] in ("request", "failure")]
-        assert [(line["event"], line["status"], line["failure"]) for line in told] == [("request", 499, "caller_gone")]
+            await until(lambda: any(line["event"] == "generation" for line in logs))
+        told = {line["event"]: (line.get("status"), line.get("failure"), line.get("outcome")) for line in logs}
+        assert told == {"request": (499, "caller_gone", None), "generation": (None, None, "abandoned")}
 
 
 async def test_a_line_says_which_provider_and_which_model_it_was() -> None:
@@ -406,8 +407,8 @@ async def test_a_line_says_which_provider_and_which_model_it_was() -> None:
         with capture_logs() as logs:
             for model in ("openai/gpt-image-2", "gpt-image-2", "a lighthouse"):
                 assert (await proxy.generate(model=model)).status_code == 200
-            await until(lambda: len([line for line in logs if line["event"] == "request"]) == 3)
-        told = [(line["provider"], line.get("model")) for line in logs if line["event"] == "request"]
+            await until(lambda: len([line for line in logs if line["event"] == "generation"]) == 3)
+        told = [(line["provider"], line.get("model")) for line in logs if line["event"] != "tolerated"]
         assert told == [("sim", "openai/gpt-image-2"), ("sim", "openai/gpt-image-2"), ("sim", None)]
 
 
@@ -437,7 +438,7 @@ def talkative(received: Received) -> Script:
         return sse([preview(0), event("error", orjson.dumps({"type": "error", "error": error}))])
     if b"garbage" in body:
         return json_answer(200, f'{{"data":[{{"{SECRET}'.encode())
-    headers = (("x-request-id", SECRET), ("openai-version", SECRET))
+    headers = (("x-request-id", WORDS), ("openai-version", SECRET))
     return (
         sse([preview(0), completed()], headers=headers)
         if b'"stream":true' in body

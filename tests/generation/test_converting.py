@@ -10,7 +10,7 @@ from io import BytesIO
 import anyio
 import anyio.lowlevel
 import pytest
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from streamproxy.core.conversation import (
     Conversation,
@@ -23,6 +23,7 @@ from streamproxy.core.conversation import (
 from streamproxy.core.images import base64_slices
 from streamproxy.core.requests import Inline, Spooled
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.generation import converting
 from streamproxy.generation.converting import MAX_PIXELS, convert
 from tests.contract.scenarios import Scenario
 
@@ -140,6 +141,24 @@ def test_what_cannot_be_read_is_refused(raw: bytes) -> None:
     with pytest.raises(ProxyError) as caught:
         convert(Picture(tuple(base64_slices(raw)), "image/png"), "jpeg")
     assert caught.value.failure is Failure.UNREADABLE_IMAGE
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg"])
+def test_avif_is_read(form: str) -> None:
+    assert read(convert(picture(COLOURS, "AVIF"), form)).size == (64, 48)
+
+
+def test_a_large_avif_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(converting, "MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(AvifImagePlugin.AvifImageFile, "load", lambda *_: pytest.fail("it is decoded"))
+    with pytest.raises(ProxyError, match="The image is AVIF"):
+        convert(picture(COLOURS, "AVIF"), "png")
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"hevc"])
+def test_heic_is_refused_by_its_name(brand: bytes) -> None:
+    with pytest.raises(ProxyError, match="The image is HEIC"):
+        convert(Picture(tuple(base64_slices(b"\0\0\0\x1cftyp" + brand + bytes(40))), "image/png"), "jpeg")
 
 
 def test_text_that_is_no_base64_is_refused() -> None:

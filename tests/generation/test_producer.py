@@ -226,7 +226,30 @@ async def test_a_failure_is_told_once_by_who_can(teller: str) -> None:
             await run.over()
         assert run.value("streamproxy_failures_total", label="stream_incomplete") == counted
         lines = [line for line in logs if "failure" in line]
-        assert [(line["failure"], line["request_id"]) for line in lines] == [("upstream_incomplete", "req_1")] * counted
+        assert [(line["failure"], line["request_id"]) for line in lines] == [("upstream_incomplete", "req_1")]
+
+
+async def test_its_line_is_its_account() -> None:
+    """The cost is that of the completed image, which the provider states or the catalogue's price gives."""
+    said = LAST.replace(b'"created_at":1', b'"created_at":1,"cost":0.25')
+    async with running(sse((FIRST, said))) as run:
+        with capture_logs() as logs:
+            await rest(follow(await run.start(), asker=True))
+            await run.over()
+    [line] = [line for line in logs if line["event"] == "generation"]
+    assert {"ms", "first_preview_ms", "bytes"} <= line.keys()
+    expected = {
+        "outcome": "completed",
+        "provider": "sim",
+        "model": MODEL,
+        "stream": "str_1",
+        "attempts": 1,
+        "images": 1,
+        "previews": 1,
+        "cost": 0.25,
+        "request_id": "req_1",
+    }
+    assert {name: line.get(name) for name in expected} == expected
 
 
 async def test_without_a_stream_there_is_one_answer() -> None:

@@ -14,10 +14,10 @@ from streamproxy.hub.generation import Generation, OnDisconnect
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.keys import Names
 from streamproxy.hub.limits import HubLimits
-from streamproxy.hub.log import Record
+from streamproxy.hub.log import Entry, Record, Unmade, Version
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
 from streamproxy.hub.store import Gone, StoreBackend, Stored, StoreError
-from streamproxy.hub.stream import Stream
+from streamproxy.hub.stream import Stream, Versions
 from streamproxy.observe import Observer
 from streamproxy.web.many import Layout, Place, Reading, State
 from streamproxy.web.slicing import SLICE, Pieces
@@ -61,9 +61,13 @@ class Made:
         await self.hub.conclude(self.generations[number])
 
     @asynccontextmanager
-    async def reading(self, layout: Layout = INLINE, heartbeat: float = 60.0) -> AsyncIterator[Written]:
+    async def reading(
+        self, layout: Layout = INLINE, heartbeat: float = 60.0, versions: Versions | None = None
+    ) -> AsyncIterator[Written]:
         """A reader, at its first byte."""
-        places = [Place(self.hub, stream.id, Urls(f"/v1/streams/{stream.id}", "t"), None) for stream in self.streams]
+        places = [
+            Place(self.hub, stream.id, Urls(f"/v1/streams/{stream.id}", "t"), None, versions) for stream in self.streams
+        ]
         for place in places:
             await place.open(from_now=False)
         reading = Reading(places, layout, heartbeat)
@@ -263,3 +267,47 @@ async def test_what_runs_here_is_sent_while_the_store_is_away() -> None:
             low, high = RETRY_OVERLOADED
             assert low <= retry_of(bytes(written.body)) <= high
             assert not written.reading.at_end
+
+
+@dataclass(slots=True)
+class Making:
+    """Versions of previews, all of which are there but these: of a stream, by their number."""
+
+    pending: set[tuple[str, int]] = field(default_factory=set)
+
+    def __call__(self, stream: Stream, entry: Entry) -> Version:
+        return Unmade.MAKING if (stream.id, entry.cursor.seq) in self.pending else entry
+
+
+async def test_a_preview_that_is_being_made_holds_up_no_other_stream() -> None:
+    making = Making({("s0", 1)})
+    async with several(2) as made, made.reading(versions=making) as written:
+        await written.until(b":\n")
+        await made.preview(0)
+        await made.preview(1)
+        await written.until(b"\n\n")
+        await made.complete(1)
+        await written.until(b"\n\n", 2)
+        making.pending.clear()
+        made.streams[0].changed.set()
+        await written.until(b"\n\n", 3)
+        await made.end(0)
+        await made.end(1)
+        assert [event.id for event in await written.rest()] == ["0.0-1.1", "0.0-1.2", "1.1-1.2"]
+
+
+async def test_one_that_is_superseded_at_its_turn() -> None:
+    """Its successor is not there yet: the next stream has its turn."""
+    making = Making({("s0", 2)})
+    async with several(2) as made, made.reading(versions=making) as written:
+        await written.until(b":\n")
+        await made.preview(0)
+        await made.preview(1)
+        await anyio.wait_all_tasks_blocked()  # both have their turn now
+        await made.preview(0)
+        await written.until(b"\n\n")
+        await made.complete(0)
+        await written.until(b"\n\n", 2)
+        await made.end(0)
+        await made.end(1)
+        assert [event.id for event in await written.rest()] == ["0.0-1.1", "1.3-1.1"]

@@ -18,6 +18,7 @@ import msgspec
 
 from streamproxy.core.completion import ZERO_USAGE, AnswerFacts, Image, completed, ending, full_usage
 from streamproxy.core.conversation import Inlining, Job, Picture
+from streamproxy.core.cost import amount
 from streamproxy.core.events import ANSWER, Frame
 from streamproxy.core.rawjson import (
     MAX_NODES,
@@ -128,10 +129,11 @@ def answer_frame(raw: bytes, job: Job) -> Iterator[Frame | Inlining]:
         added["created"] = job.now  # SDK types require it
     append = {name: msgspec.json.encode(value) for name, value in added.items()}
     whole = body.edited(replace=changed, drop=(UNREAD,), append=append)
+    paid = amount(added.get("cost", read.answer.cost))
     if job.inlines and any(url_of(item) for item in read.items):
-        yield _inlined(whole, keep_url=keeps_url(job))
+        yield _inlined(whole, cost=paid, keep_url=keeps_url(job))
     else:
-        yield Frame(ANSWER, (whole,), final=True)
+        yield Frame(ANSWER, (whole,), final=True, cost=paid)
 
 
 def image_frames(raw: bytes, job: Job) -> Iterator[Frame | Inlining]:
@@ -208,7 +210,7 @@ def keeps_url(job: Job) -> bool:
     return job.request.response_format not in ("b64_json", "url")
 
 
-def _inlined(whole: bytes, *, keep_url: bool) -> Inlining:
+def _inlined(whole: bytes, *, cost: float | None, keep_url: bool) -> Inlining:
     """An answer with the pictures of its items that are at URLs, the first MAX_IMAGES of them."""
     body = parse(whole)
     data = body.members["data"]
@@ -229,7 +231,8 @@ def _inlined(whole: bytes, *, keep_url: bool) -> Inlining:
             item = JsonObject(whole, items[start]) if start in found else None
             shown = (view[start:end],) if item is None else with_picture(item, found[start], keep_url=keep_url)
             pieces += (b",", *shown)
-        return Frame(ANSWER, (view[: data.value], b"[", *pieces[1:], b"]", view[data.end :]), final=True)
+        whole_again = (view[: data.value], b"[", *pieces[1:], b"]", view[data.end :])
+        return Frame(ANSWER, whole_again, final=True, cost=cost)
 
     return Inlining(tuple(asked.values()), frame)
 

@@ -21,6 +21,7 @@ import msgspec
 
 from streamproxy.core.completion import ZERO_USAGE, appended, ending, full_usage
 from streamproxy.core.conversation import Accepted, Inlining, Job, Picture, Said, Tolerated
+from streamproxy.core.cost import amount
 from streamproxy.core.eventdata import Outline, outline
 from streamproxy.core.events import ERROR, KINDS, Frame, Role, type_of
 from streamproxy.core.rawjson import JsonObject
@@ -252,7 +253,8 @@ class _Events:
         self._size += sum(map(len, data))
         if not self._request.as_events and self._size > self._job.limits.answer:
             raise _too_large(self._job)
-        frame = Frame(type_of(self._request.operation, Role.COMPLETED), data, image=index, final=True)
+        kind, paid = type_of(self._request.operation, Role.COMPLETED), amount(members.get("cost", said.cost))
+        frame = Frame(kind, data, image=index, final=True, cost=paid)
         url = _url(_parsed(data, said)) if self._job.inlines and said.has_url and not said.has_b64 else ""
         yield Inlining((url,), partial(_fetched, frame, keeps_url(self._job))) if url else frame
 

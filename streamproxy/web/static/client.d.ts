@@ -71,6 +71,10 @@ export interface FollowOptions {
   fetch?: typeof globalThis.fetch;
   /** The connection is lost; it will be resumed. */
   onlost?: () => void;
+  /** Previews have at most so many pixels on their longer side, 16 to 2048, or come as they are. */
+  preview?: number | `${number}` | "full" | null;
+  /** Default: webp. */
+  previewFormat?: "webp" | "jpeg" | "avif" | "png";
 }
 
 /** The events of one stream, conflated: a preview that a newer one replaces is skipped. */

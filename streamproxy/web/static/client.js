@@ -325,6 +325,7 @@ function read(cut) {
   return event;
 }
 
+const FORM = ["preview", "preview_format"];
 const FETCH = (...request) => globalThis.fetch(...request);
 const QUIET = { cache: "no-store", referrerPolicy: "no-referrer" }; // stream URLs hold tokens
 
@@ -418,10 +419,13 @@ class Line {
   /** The feed of this stream, on a connection that it shares. */
   static join(url, fetch, reader) {
     const base = url.href.slice(0, url.href.indexOf("/streams/"));
-    const lines = [...Line.#lines].filter((line) => line.#base === base && line.#fetch === fetch);
+    const form = formOf(url);
+    const lines = [...Line.#lines].filter(
+      (line) => line.#base === base && line.#fetch === fetch && `${line.#form}` === `${form}`,
+    );
     const fresh = new Feed(url, fetch);
     const shared = lines.find((line) => line.#feeds.has(fresh.id)) ?? lines.find((line) => line.#feeds.size < TOGETHER);
-    const line = shared ?? new Line(base, fetch);
+    const line = shared ?? new Line(base, fetch, form);
     const feed = line.#feeds.get(fresh.id) ?? line.#add(fresh);
     feed.add(reader);
     return () => line.#leave(feed, reader);
@@ -429,13 +433,15 @@ class Line {
 
   #base;
   #fetch;
+  #form;
   #feeds = new Map();
   #connection;
   #gathering;
 
-  constructor(base, fetch) {
+  constructor(base, fetch, form) {
     this.#base = base;
     this.#fetch = fetch;
+    this.#form = form;
     Line.#lines.add(this);
   }
 
@@ -535,7 +541,10 @@ class Line {
   /** With one stream, its own URL: an event is then whole, however large. No header: it would cost a preflight. */
   #url(feeds) {
     const url = feeds.length === 1 ? new URL(feeds[0].url) : new URL(`${this.#base}/streams`);
-    if (feeds.length > 1) for (const { id, token } of feeds) url.searchParams.append("stream", `${id}:${token}`);
+    if (feeds.length > 1) {
+      for (const { id, token } of feeds) url.searchParams.append("stream", `${id}:${token}`);
+      for (const [name, value] of this.#form) url.searchParams.set(name, value);
+    }
     if (feeds.some((feed) => feed.cursor)) {
       url.searchParams.set("last_event_id", feeds.map((feed) => feed.cursor || "0.0").join("-"));
     }
@@ -568,6 +577,11 @@ class Line {
       }
     }
   }
+}
+
+/** The parameters of a stream's URL that say how its previews are wanted. */
+function formOf(url) {
+  return new URLSearchParams([...url.searchParams].filter(([name]) => FORM.includes(name)).sort());
 }
 
 /** Calls `onsilence` where SILENCE passes without `alive`. */
@@ -623,13 +637,14 @@ class Following {
   #completed = [];
   #settle;
 
-  constructor(stream, { signal, fetch = FETCH, onlost = () => {} } = {}) {
+  constructor(stream, { signal, fetch = FETCH, onlost = () => {}, preview, previewFormat } = {}) {
     const here = globalThis.location?.href;
     const url = new URL(typeof stream === "string" ? stream : stream.stream_url, here);
     if (!/\/streams\/[^/?]+$/.test(url.pathname)) {
       throw new TypeError("follow() takes a stream_url, or what order() gave.");
     }
     this.#endUrl = new URL(stream.cancel_url ?? url, here);
+    for (const [at, value] of [preview, previewFormat].entries()) if (value) url.searchParams.set(FORM[at], value);
     this.#fetch = fetch;
     this.final = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
     this.final.catch(() => {}); // a page that only iterates has the error from there

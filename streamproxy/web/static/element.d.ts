@@ -4,8 +4,8 @@
  *     <progressive-image src="STREAM_URL" alt="..." width="1024" height="1024" usual="30"></progressive-image>
  *
  * Attributes: `src` is a stream_url, `alt` the picture's description, `width` and `height` reserve its ratio before the
- * first byte, `index` is which of the stream's images (0), `usual` the seconds that the model usually takes, and
- * `since` when it was ordered, in seconds since 1970 (now).
+ * first byte, `index` is which of the stream's images (0), `preview` the most pixels of a preview's longer side (512),
+ * `usual` the seconds that the model usually takes, and `since` when it was ordered, in seconds since 1970 (now).
  * It sets `state` (waiting, forming, completed, failed) and `aria-busy`.
  *
  * Parts: frame, picture, progress, status, message, again, elapsed.

@@ -43,7 +43,7 @@ const Base = globalThis.HTMLElement ?? class {}; // so that a server can import 
 let sheet;
 
 export class ProgressiveImage extends Base {
-  static observedAttributes = ["src", "alt", "index", "width", "height"];
+  static observedAttributes = ["src", "alt", "index", "preview", "width", "height"];
 
   #parts;
   #following;
@@ -96,7 +96,7 @@ export class ProgressiveImage extends Base {
 
   attributeChangedCallback(name, old, value) {
     if (!this.isConnected || old === value) return;
-    if (name === "src" || name === "index") this.#follow();
+    if (name === "src" || name === "index" || name === "preview") this.#follow();
     else if (name === "alt") this.#describe();
     else this.#size(this.getAttribute("width"), this.getAttribute("height"));
   }
@@ -116,7 +116,7 @@ export class ProgressiveImage extends Base {
     this.#clock = setInterval(() => this.#tick(), 1000);
     this.#tick();
     try {
-      this.#following = follow(this.#source);
+      this.#following = follow(this.#source, { preview: this.getAttribute("preview") });
     } catch (error) {
       this.#fail(error);
       return;

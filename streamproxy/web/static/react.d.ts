@@ -2,7 +2,7 @@
 
 import type { CSSProperties, ReactElement } from "react";
 
-import type { ImageRequest, OrderOnceOptions, Ordered, StreamError, StreamEvent } from "./client.js";
+import type { FollowOptions, ImageRequest, OrderOnceOptions, Ordered, StreamError, StreamEvent } from "./client.js";
 import type { ProgressiveImageEvents } from "./element.js";
 
 export interface ImageOrder {
@@ -28,8 +28,11 @@ export interface ImageStream {
   error?: StreamError | Error;
 }
 
-/** Follow a stream. It orders nothing. */
-export declare function useImageStream(streamUrl: string | null | undefined): ImageStream;
+/** Follow a stream. It orders nothing. `preview`: the most pixels of a preview's longer side. */
+export declare function useImageStream(
+  streamUrl: string | null | undefined,
+  options?: Pick<FollowOptions, "preview" | "previewFormat">,
+): ImageStream;
 
 export interface ProgressiveImageProperties {
   src?: string;
@@ -37,6 +40,8 @@ export interface ProgressiveImageProperties {
   width?: number;
   height?: number;
   index?: number;
+  /** The most pixels of a preview's longer side. */
+  preview?: number;
   /** Seconds that the model usually takes. */
   usual?: number;
   /** When it was ordered, in seconds since 1970. Default: now. */

@@ -37,7 +37,7 @@ export function useImageOrder(name, request, options) {
 const NOTHING = { status: "idle" };
 
 /** Follow a stream: its status, the newest event, and the picture's URL, which is revoked when the next is there. */
-export function useImageStream(streamUrl) {
+export function useImageStream(streamUrl, { preview, previewFormat } = {}) {
   const [state, setState] = useState(NOTHING);
   useEffect(() => {
     if (!streamUrl) {
@@ -45,7 +45,7 @@ export function useImageStream(streamUrl) {
       return undefined;
     }
     let url;
-    const following = follow(streamUrl);
+    const following = follow(streamUrl, { preview, previewFormat });
     setState({ status: "waiting" });
     (async () => {
       try {
@@ -63,7 +63,7 @@ export function useImageStream(streamUrl) {
       following.leave();
       if (url) URL.revokeObjectURL(url);
     };
-  }, [streamUrl]);
+  }, [streamUrl, preview, previewFormat]);
   return state;
 }
 

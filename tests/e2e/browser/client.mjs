@@ -138,6 +138,24 @@ window.several = async () => {
   return finals.map(({ length }) => length);
 };
 
+// Follow these streams; what is on the screen is reported with the time of day. Each stream says its number.
+window.watched = (urls, options) => {
+  for (const [number, url] of urls.entries()) {
+    const img = document.createElement('img');
+    root.append(img);
+    (async () => {
+      for await (const { kind, image } of follow(url, options)) {
+        img.src = URL.createObjectURL(image);
+        await img.decode();
+        await new Promise(requestAnimationFrame);
+        const at = Date.now();
+        const hash = kind === 'completed' ? await hex(await image.arrayBuffer()) : null;
+        say({ kind: 'shown', number, type: kind, at, bytes: image.size, width: img.naturalWidth, hash });
+      }
+    })();
+  }
+};
+
 // The same events with the engine's own base64, wherever they are cut.
 window.cutEverywhere = () => {
   const bytes = Uint8Array.from({ length: 61 }, (_, at) => (at * 37) & 255);

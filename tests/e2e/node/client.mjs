@@ -52,6 +52,33 @@ const hex = Buffer.from(picture).toString('hex');
 const NAME = 'event: image_generation.completed\n';
 
 export const checks = {
+  'the URL says how previews are wanted': async () => {
+    const asked = [];
+    const fetch = async (to) => {
+      asked.push(new URL(to));
+      return new Response(null, { status: 204 });
+    };
+    const at = (id, form = '') => `http://h/v1/streams/${id}?token=t${form}`;
+    await Promise.all([
+      follow(at('a'), { fetch, preview: 512 }).final,
+      follow(at('b'), { fetch, preview: 512 }).final,
+      follow(at('c', '&preview=64&preview_format=avif'), { fetch }).final,
+      follow(at('d', '&preview=64'), { fetch, preview: '128', previewFormat: 'png' }).final,
+      follow(at('e'), { fetch, preview: null }).final,
+    ]);
+    const forms = asked.map(({ pathname, searchParams }) => [
+      pathname.slice('/v1/streams'.length),
+      searchParams.getAll('stream').join(),
+      searchParams.getAll('preview').join(),
+      searchParams.getAll('preview_format').join(),
+    ]);
+    assert.deepEqual(forms, [
+      ['', 'a:t,b:t', '512', ''],
+      ['/c', '', '64', 'avif'],
+      ['/d', '', '128', 'png'],
+      ['/e', '', '', ''],
+    ]);
+  },
   'the picture is first, last, and between': () => {
     everywhere(`${NAME}data: {"b64_json":"${b64}","size":"1x1"}\n\n`, [['{"b64_json":"","size":"1x1"}', hex]]);
     everywhere(`${NAME}data: {"size":"1x1","b64_json":"${b64}"}\n\n`, [['{"size":"1x1","b64_json":""}', hex]]);

@@ -7,7 +7,7 @@ import { ProgressiveImage, useImageOrder, useImageStream } from 'streamproxy-cli
 
 export async function plain(): Promise<number | null | undefined> {
   const ordered: Ordered = await order({ prompt: 'a', model: 'sim/gpt-image', partial_images: 3 }, { baseUrl: '/v1' });
-  const following = follow(ordered, { signal: new AbortController().signal });
+  const following = follow(ordered, { signal: new AbortController().signal, preview: 512, previewFormat: 'avif' });
   for await (const event of following) {
     if (event.kind === 'preview') console.log(event.partial_image_index, event.image?.size);
     else console.log(event.usage?.total_tokens);
@@ -33,11 +33,11 @@ export function element(picture: Element): void {
 
 export function Picture({ prompt }: { prompt: string }) {
   const { order, error } = useImageOrder('hero', { prompt });
-  const { status, url } = useImageStream(order?.stream_url);
+  const { status, url } = useImageStream(order?.stream_url, { preview: 256 });
   if (error) return <p>{error.message}</p>;
   return (
     <figure>
-      <ProgressiveImage src={order?.stream_url} alt={prompt} usual={30} onCompleted={({ detail }) => detail.usage} />
+      <ProgressiveImage src={order?.stream_url} alt={prompt} preview={512} usual={30} onCompleted={({ detail }) => detail.usage} />
       <img src={url ?? undefined} alt={status} />
     </figure>
   );
