@@ -114,6 +114,7 @@ class Generation:
             await self.append(error_frame(lost, self.stream.request_id))
 
     def _shield(self) -> AbstractContextManager[object]:
+        """Keep cancellation out of the block, at the price of a scope only where one could come in."""
         waits = self._keeper is not None and self._keeper.waits
         return anyio.CancelScope(shield=True) if waits else nullcontext()
 

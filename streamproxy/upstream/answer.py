@@ -44,9 +44,9 @@ T = TypeVar("T")
 class Decoder(Protocol[T_co]):
     """What an answer's bytes may be poured into. Pure and quick: `feed` runs in the event loop's own callback.
 
-    One that has `gather`, and for whom it is not None after a `feed`, is asked it first from then on: `gather(chunk) ->
-    bool` says whether it took the chunk as the middle of a frame. Nine tenths of an image's chunks are no more than
-    that, and an iterator for each would cost most of their time.
+    A decoder may have `gather(chunk) -> bool`, or None in its place until it can have one. It is asked before `feed`,
+    and says whether it took the chunk as the middle of a frame. Nine tenths of an image's chunks are no more than that,
+    and an iterator for each would cost most of their time.
     """
 
     @property
@@ -107,7 +107,7 @@ class Intake:
         self.decode()
 
     def feed(self, data: bytes) -> bool:
-        """The next bytes. Whether there is more to know than that an event gathers, with nothing before it to take."""
+        """Take the next bytes; False where they only gather, and nothing waits to be taken."""
         self._held += len(data)
         if self._gather is not None:
             try:

@@ -84,7 +84,7 @@ class Connection(BufferedProtocol):
         return self.open
 
     def _readable(self) -> bool:
-        """Whether the kernel has something for us that the event loop has not told: two turns of it cost far more."""
+        """Whether the kernel has something that the event loop has not told yet. To ask it costs less than a turn."""
         kernel = select.poll()
         kernel.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(kernel.poll(0))

@@ -130,7 +130,7 @@ class Fetcher:
     async def _got(self, place: Destination, addresses: Sequence[str]) -> Picture | str:
         """One try: what the first address says that answers at all."""
         fault = _Fault("its name has no address")
-        if self._transport is None:  # with httpcore, 2 MB that installations without fetches need not hold
+        if self._transport is None:  # with httpcore it takes 1 MB, which few installations need
             self._transport = await to_thread.run_sync(default_transport, self._ssl_context)
         for address in addresses:
             try:

@@ -19,10 +19,6 @@ LARGEST: Final = 4 * SLICE
 """What slices grow to, by doubling, while they are taken at once: fewer of them cost less CPU per byte. It bounds what
 a reader that stops holds, and how long half a preview delays the image behind it."""
 
-UNBROKEN: Final = 16 * SLICE
-"""The same for an event that is never broken off: only what a reader holds that takes slices at once, and then stops.
-An image of 2 MB is 5 slices instead of 10, each of which costs as much CPU as 100 KB."""
-
 AT_ONCE: Final = 0.005
 """Seconds. A slice that the kernel has room for takes under 1 ms."""
 

@@ -37,7 +37,7 @@ from streamproxy.surfaces.images import linked_event
 from streamproxy.surfaces.wire import Layout as Wire
 from streamproxy.web.caller import watched
 from streamproxy.web.responses import NO_REFERRER, Reader
-from streamproxy.web.slicing import LARGEST, PIECES, UNBROKEN, Pieces, sliced
+from streamproxy.web.slicing import LARGEST, PIECES, Pieces, sliced
 
 HEARTBEAT: Final = b":\n"
 """A comment line without a blank line: SDKs read a blank line as the end of an event."""
@@ -135,7 +135,7 @@ async def written(subscriber: Subscriber, layout: Layout, heartbeat: float) -> A
         pieces = layout.pieces(entry)
         outline = outline_of(entry) if layout.breaks_off(entry) else None
         del entry  # from here on only what has yet to be sent is held
-        for part in sliced(pieces, UNBROKEN if outline is None else LARGEST):
+        for part in sliced(pieces, LARGEST):
             yield part
             del part
             if pieces and outline is not None and stream.superseded(outline):
