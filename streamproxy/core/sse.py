@@ -88,6 +88,22 @@ class _Line(Enum):
     IGNORED = 4  # a comment
 
 
+class _Data:
+    """The data of the event that has not ended yet: its pieces, and which of them may hold a quote."""
+
+    __slots__ = ("pieces", "quoted")
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.quoted: list[int] = []
+
+    def add(self, piece: Piece) -> None:
+        """Add a piece. A view is not searched: that would copy it."""
+        if not isinstance(piece, bytes) or b'"' in piece:
+            self.quoted.append(len(self.pieces))
+        self.pieces.append(piece)
+
+
 class Cutter:
     """The incremental parser of one stream. `feed` raises ProxyError for an event over `max_event_bytes`."""
 
@@ -96,8 +112,7 @@ class Cutter:
         self._line = _Line.START
         self._head = bytearray()
         self._name = ""
-        self._pieces: list[Piece] = []
-        self._quoted: list[int] = []
+        self._data = _Data()
         self._small = bytearray()
         self._size = 0
         self._has_data = False
@@ -163,9 +178,7 @@ class Cutter:
             self._keep(chunk, 0, size)
         else:  # the same without the calls, which take longer than all else
             self._size += size
-            if b'"' in chunk:
-                self._quoted.append(len(self._pieces))
-            self._pieces.append(chunk)
+            self._data.add(chunk)
         return True
 
     def finish(self) -> Event | None:
@@ -272,17 +285,12 @@ class Cutter:
         if length < SMALL:
             self._small += memoryview(chunk)[start:end]
             if len(self._small) >= GATHERED:
-                self._add(bytes(memoryview(self._small)[:GATHERED]))
+                self._data.add(bytes(memoryview(self._small)[:GATHERED]))
                 del self._small[:GATHERED]
             return
         if self._small:
             self._flush()
-        self._add(chunk if length == len(chunk) else memoryview(chunk)[start:end])
-
-    def _add(self, piece: Piece) -> None:
-        if not isinstance(piece, bytes) or b'"' in piece:
-            self._quoted.append(len(self._pieces))
-        self._pieces.append(piece)
+        self._data.add(chunk if length == len(chunk) else memoryview(chunk)[start:end])
 
     def _grow(self, by: int) -> None:
         self._size += by
@@ -294,7 +302,7 @@ class Cutter:
 
     def _flush(self) -> None:
         if self._small:
-            self._add(bytes(self._small))
+            self._data.add(bytes(self._small))
             self._small.clear()
 
     def _end_line(self) -> Event | None:
@@ -314,10 +322,10 @@ class Cutter:
 
     def _dispatch(self) -> Event | None:
         self._flush()
-        event = Event(self._name, tuple(self._pieces), tuple(self._quoted)) if self._has_data else None
+        data = self._data
+        event = Event(self._name, tuple(data.pieces), tuple(data.quoted)) if self._has_data else None
         self._name = ""
-        self._pieces = []
-        self._quoted = []
+        self._data = _Data()
         self._size = 0
         self._has_data = False
         return event
