@@ -74,6 +74,7 @@ class Provider:
     credential. `project` and `location` replace {project} and {location} in `base_url`; {region} is the location and a
     hyphen, or empty where it is global. `chat` and `responses`: paths of chat completions and of Responses, for
     requests that are passed on as they came.
+    `text_model`: the model that is asked for a Response, and calls the tool that draws; that of OpenAI's recording.
     `variations`: a path like the other two, "" where it has none. `file_ids`: how ids of its own files begin.
     """
 
@@ -102,6 +103,7 @@ class Provider:
     file_ids: tuple[str, ...] = ()
     chat: str = ""
     responses: str = ""
+    text_model: str = "gpt-5"
 
     @property
     def takes_everything(self) -> bool:

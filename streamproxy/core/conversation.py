@@ -199,6 +199,17 @@ class Progress:
     fraction: float | None = None
     queue: int | None = None
 
+    @property
+    def known(self) -> dict[str, float | int]:
+        """What is said of it, by name."""
+        said = {"fraction": self.fraction, "queue": self.queue}
+        return {name: value for name, value in said.items() if value is not None}
+
+    @property
+    def stage(self) -> tuple[int | None, int | None]:
+        """Its tenth and its place. A log needs no more of it."""
+        return None if self.fraction is None else int(self.fraction * 10), self.queue
+
 
 @dataclass(frozen=True, slots=True)
 class Tolerated:

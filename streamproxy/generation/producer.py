@@ -126,7 +126,9 @@ class _StreamSink:
         self._observer.job(self._provider, self._scrub(id), self._stream.request_id)
 
     def progress(self, step: Progress) -> None:
-        self._stream.acceptance.progress = step
+        before, self._stream.acceptance.progress = self._stream.acceptance.progress, step
+        if step.known and (before is None or before.stage != step.stage):
+            self._observer.progress(self._provider, step.known, self._stream.request_id)
 
     def tolerated(self, label: str) -> None:
         self._observer.tolerated(self._provider, label)

@@ -8,16 +8,22 @@ from streamproxy.core.conversation import Adapter
 from streamproxy.providers.ark import Ark
 from streamproxy.providers.automatic1111 import Automatic1111
 from streamproxy.providers.bfl import Bfl
+from streamproxy.providers.cloudflare import Cloudflare
 from streamproxy.providers.comfyui import ComfyApi, ComfyWebSocket
 from streamproxy.providers.dashscope import DashScope
 from streamproxy.providers.fal import Fal
+from streamproxy.providers.fireworks import Fireworks
 from streamproxy.providers.gemini import Gemini
+from streamproxy.providers.huggingface import HuggingFace
 from streamproxy.providers.imagen import Imagen
+from streamproxy.providers.leonardo import Leonardo
 from streamproxy.providers.mai import Mai
 from streamproxy.providers.minimax import MiniMax
 from streamproxy.providers.openai import OpenAI
 from streamproxy.providers.openrouter import OpenRouter
 from streamproxy.providers.replicate import Replicate
+from streamproxy.providers.responses import Responses
+from streamproxy.providers.runware import Runware
 from streamproxy.providers.stability import Stability
 from streamproxy.providers.xai import XAI
 
@@ -36,6 +42,12 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "ark": Ark(),
     "minimax": MiniMax(),
     "xai": XAI(),
+    "fireworks": Fireworks(),
+    "cloudflare": Cloudflare(),
+    "huggingface": HuggingFace(),
+    "leonardo": Leonardo(),
+    "runware": Runware(),
+    "responses": Responses(),
     "comfyui": ComfyApi(),
     "comfyui-websocket": ComfyWebSocket(),
 }

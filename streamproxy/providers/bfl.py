@@ -46,7 +46,7 @@ from streamproxy.core.conversation import (
     unapplied,
 )
 from streamproxy.core.cost import Work
-from streamproxy.core.requests import Embedded, Head, ImageRequest, Remote
+from streamproxy.core.requests import Embedded, Head, ImageRequest, Remote, UpstreamRequest
 from streamproxy.core.sizes import Grid, nearest_ratio
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.refusals import detailed, failed, lost, moderated, no_image, refused, said_instead
@@ -114,7 +114,7 @@ class _Sample(msgspec.Struct):
     sample: str | None = None
 
 
-class _Task(msgspec.Struct):
+class Task(msgspec.Struct):
     """A task as it was submitted, or as a look finds it."""
 
     id: str = ""
@@ -151,13 +151,14 @@ class Bfl:
         if head.status not in (200, 201, 202):
             raise refused(job, head, detailed((yield from refusal_body())))
         raw = yield from body(SMALL)
-        task = decoded(raw, _Task)
-        _check(job, task)
+        task = decoded(raw, Task)
+        check(job, task)
         if not task.id:
             raise refused(job, said_instead(head), detailed(raw))
         yield Accepted()
         yield JobId(task.id)
-        done = yield from _finished(job, task.polling_url or f"{job.provider.base_url}/get_result?id={quote(task.id)}")
+        url = task.polling_url or f"{job.provider.base_url}/get_result?id={quote(task.id)}"
+        done = yield from finished(job, get(url))
         if done.result is None or not done.result.sample:
             raise no_image(job, "", done.status)
         picture = yield from fetch(done.result.sample)
@@ -166,23 +167,23 @@ class Bfl:
         yield from finals(job, [picture], work=Work(inputs=_inputs(job, task), paid=paid))
 
 
-def _finished(job: Job, url: str) -> Conversation[_Task]:
+def finished(job: Job, asking: UpstreamRequest) -> Conversation[Task]:
     """Look until the work is over. A task that is not found may not have got round to every region yet."""
     asked = 0.0
     misses = 0
     for pause in pauses():
         yield Wait(max(pause, asked))
-        head, raw = yield from look(get(url))
+        head, raw = yield from look(asking)
         if head.status not in (200, 404):
             raise refused(job, head, detailed(raw))
         asked = asked_pause(head)
-        task = decoded(raw, _Task)
+        task = decoded(raw, Task)
         if head.status == 404 or task.status == MISSING:
             misses += 1
             if misses == TRIES:
                 raise lost(job, Head(404, head.items))
             continue
-        _check(job, task)
+        check(job, task)
         if task.status == READY:
             return task
         if task.progress is not None:
@@ -190,7 +191,7 @@ def _finished(job: Job, url: str) -> Conversation[_Task]:
     raise AssertionError("the pauses have no end")
 
 
-def _check(job: Job, task: _Task) -> None:
+def check(job: Job, task: Task) -> None:
     """Raises ProxyError where the status is a refusal, or a failure."""
     if task.status in MODERATED:
         reasons = ", ".join(_texts(task.details))
@@ -209,7 +210,7 @@ def _texts(details: msgspec.Raw) -> list[str]:
     ]
 
 
-def _inputs(job: Job, task: _Task) -> int | None:
+def _inputs(job: Job, task: Task) -> int | None:
     """Megapixels of the input pictures that are charged."""
     if task.input_mp is not None:
         return int(-(-task.input_mp // 1)) if 0 <= task.input_mp < MOST_MEGAPIXELS else None

@@ -31,6 +31,7 @@ from streamproxy.core.conversation import (
     Job,
     JobId,
     Picture,
+    Progress,
     Tolerated,
     Undo,
     Wait,
@@ -184,6 +185,13 @@ class _Metrics(msgspec.Struct):
     predict_time: float | None = None
 
 
+PERCENT: Final = re.compile(r"(\d{1,3})%\|")
+"""A step as tqdm writes it into a log, like `45%|████`."""
+
+LOGS: Final = 4096
+"""Characters of a log's end that are read; a line of tqdm's has about 80."""
+
+
 class _Prediction(msgspec.Struct):
     id: str
     urls: _Urls
@@ -191,6 +199,13 @@ class _Prediction(msgspec.Struct):
     output: msgspec.Raw = msgspec.Raw(b"null")
     error: msgspec.Raw = msgspec.Raw(b"null")
     metrics: _Metrics | None = None
+    logs: str | None = None
+
+    @property
+    def progress(self) -> Progress | None:
+        """The last step that its log tells; a log without steps is not read further back."""
+        steps = PERCENT.findall((self.logs or "")[-LOGS:])
+        return Progress(fraction=min(1.0, int(steps[-1]) / 100)) if steps else None
 
     @property
     def files(self) -> list[str]:
@@ -277,6 +292,8 @@ def _finished(job: Job, prediction: _Prediction) -> Conversation[_Prediction]:
         if found.status in OVER:
             yield Undo(None)  # there is nothing left to cancel
             return found
+        if found.progress is not None:
+            yield found.progress
     raise AssertionError("the pauses have no end")
 
 

@@ -83,6 +83,7 @@ class ProviderSettings:
     ] = None
     chat: Annotated[PathTemplate | None, "path of chat completions, below base_url; empty: it has none"] = None
     responses: Annotated[PathTemplate | None, "path of Responses, below base_url; empty: it has none"] = None
+    text_model: Annotated[Text | None, "adapter responses: the model that is asked, and calls the tool"] = None
     edit_input: Annotated[Literal["images", "image"] | None, "member that carries the images of an edit"] = None
     query: Annotated[Query | None, "query of every request, like api-version=preview"] = None
     streams: Annotated[bool | None, "whether it can be asked to stream"] = None

@@ -169,7 +169,7 @@ def warnings(settings: Settings, configured: Providers, catalogue: Catalogue, fl
     for provider in configured.providers:
         for row in catalogue.providers.values():
             known, given = urlsplit(row.base_url), urlsplit(provider.base_url)
-            if known.hostname and known.hostname == given.hostname and known.path != given.path:
+            if known.hostname and known.hostname == given.hostname and not given.path.startswith(known.path):
                 by_flag = settings.upstream is not None and provider.name == UPSTREAM
                 setting = UPSTREAM if by_flag else f"providers.{provider.name}.base_url"
                 found.append(f"{setting}: this host's API is at {row.base_url}; requests elsewhere may find nothing")

@@ -3,6 +3,7 @@
 Below other paths it speaks others': /v1beta Gemini's and Imagen's, /v1/projects/sim the same two on Vertex AI,
 /queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /ark Ark's,
 /minimax MiniMax's, /xai xAI's, /comfy the Comfy API, /a1111 AUTOMATIC1111's,
+/fireworks, /cloudflare, /huggingface, /leonardo, /runware those hosts', /responses OpenAI's Responses,
 /openrouter OpenRouter's, /dashscope Alibaba's, /azure Microsoft's MAI, /stability Stability AI's, and /hosts/<name>
 OpenAI's as other hosts have it.
 
@@ -20,19 +21,25 @@ from typing import Final, Protocol
 
 from streamproxy.simulator.automatic1111 import Automatic1111
 from streamproxy.simulator.bfl import Bfl
+from streamproxy.simulator.cloudflare import Cloudflare
 from streamproxy.simulator.comfyui import ComfyUI
 from streamproxy.simulator.dashscope import DashScope
 from streamproxy.simulator.fal import Fal
+from streamproxy.simulator.fireworks import Fireworks
 from streamproxy.simulator.gemini import Gemini
 from streamproxy.simulator.groups import Ark, MiniMax
 from streamproxy.simulator.hosts import Hosts
+from streamproxy.simulator.huggingface import HuggingFace
 from streamproxy.simulator.imagen import Imagen
+from streamproxy.simulator.leonardo import Leonardo
 from streamproxy.simulator.mai import Mai
 from streamproxy.simulator.openai import MODELS, OpenAI
 from streamproxy.simulator.openrouter import OpenRouter
 from streamproxy.simulator.order import PREFIX
 from streamproxy.simulator.received import Handler, Received
 from streamproxy.simulator.replicate import Replicate
+from streamproxy.simulator.responses import Responses
+from streamproxy.simulator.runware import Runware
 from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import Server, serve
 from streamproxy.simulator.stability import Stability
@@ -80,6 +87,12 @@ def wires(pace: float) -> Handler:
         DashScope(pace),
         Mai(pace),
         Stability(pace),
+        Fireworks(pace),
+        Cloudflare(pace),
+        HuggingFace(pace),
+        Leonardo(pace),
+        Runware(pace),
+        Responses(pace),
     )
 
     async def handler(received: Received) -> Script:

@@ -179,7 +179,7 @@ class Replicate:
             "model": prediction.model,
             "version": prediction.order.version or "hidden",
             "input": {"prompt": prediction.order.input.prompt},
-            "logs": "",
+            "logs": "".join(f" {look * 100 // OVER_AT}%|##\n" for look in range(min(prediction.looks, OVER_AT))),
             "created_at": "2026-11-27T15:49:24.1Z",
             "output": output,
             "error": error if prediction.status == status else None,

@@ -310,11 +310,15 @@ async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
 
 
 async def _accepted(order: _Order, stream: Stream) -> None:
-    """Wait for the provider's head while a refusal can still be an HTTP status; raises that refusal."""
+    """Wait for the provider's head while a refusal can still be an HTTP status; raises that refusal.
+
+    A failure behind a completed picture is an event like any other: the picture has been paid for.
+    """
     if not stream.acceptance.committed:
         opened = partial(stream.opened, within=order.context.settings.commit_after)
         await unless_gone(order.request.receive, opened)
-        if stream.error is not None and not stream.acceptance.committed:
+        made = any(entry.critical and entry.frame.type not in (ERROR, ANSWER) for entry in stream.log.retained())
+        if stream.error is not None and not stream.acceptance.committed and not made:
             raise stream.error
     stream.commit()
 

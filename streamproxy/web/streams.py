@@ -204,6 +204,7 @@ async def _as_json(request: Request, context: Context, stream: Stream) -> Respon
         "created_at": stream.record.created,
         "stream_url": places.stream,
         "status_url": places.status,
+        "progress": progress_of(stream),
     }
     pieces: list[Piece] = [orjson.dumps(head)[:-1], b',"data":[']
     for number, entry in enumerate(images):
@@ -227,6 +228,12 @@ async def _wait(request: Request, context: Context, stream: Stream) -> Mapping[s
         finally:
             context.hub.admission.unwatch(stream, subscriber)
     return {"preference-applied": f"wait={seconds}"}
+
+
+def progress_of(stream: Stream) -> dict[str, float | int] | None:
+    """How far the provider says it is, None where it does not say, or where another process asks it."""
+    progress = None if stream.finished else stream.acceptance.progress
+    return None if progress is None else progress.known or None
 
 
 def status_of(stream: Stream) -> str:

@@ -19,11 +19,15 @@ from tests.contract.scenarios import BESIDE, HEADER, HOSTS, INPUT, KEY, PNG, PRO
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 
 
+WHOLES: Final = ("imagen", "mai", "cloudflare", "huggingface")
+"""They answer in one piece, so that nothing can fail once it is accepted."""
+
+
 def test_every_adapter_goes_through_every_kind_of_scenario() -> None:
     for adapter in ADAPTERS:
         rows = [row for row in SCENARIOS if row.adapter == adapter]
         failed_and_accepted = {(row.failure is not None, row.proof is not None) for row in rows}
-        whole = adapter in ("imagen", "mai")  # answers in one piece, so that nothing can fail once it is accepted
+        whole = adapter in WHOLES
         assert failed_and_accepted == {(False, True), (True, False), *(() if whole else ((True, True),))}, adapter
         assert any(row.failure is Failure.UPSTREAM_INCOMPLETE for row in rows), adapter
     assert ADAPTERS.keys() == HOSTS.keys()
@@ -132,7 +136,7 @@ def test_no_step_and_no_error_repeats_a_secret(scenario: Scenario) -> None:
     assert [word for word in (KEY, PROMPT, PNG, HEADER) if word in said] == []
 
 
-FOURS: Final = ("dashscope", "fal", "imagen", "replicate", "ark", "minimax", "xai")
+FOURS: Final = ("dashscope", "fal", "imagen", "replicate", "ark", "minimax", "xai", "leonardo", "runware")
 AT_ONCE: Final = {"openai": 2, **dict.fromkeys(FOURS, 4)}
 
 
@@ -146,18 +150,21 @@ def test_one_job_makes_no_more_images_than_its_provider_does(adapter: str) -> No
 MASK: Final = Inline(memoryview(b"iVBORw0KGgoAAAANcanaryOfAMask"), "image/png")
 REMOTE: Final = Remote("https://canary.test/a.png")
 OTHERS: Final = tuple(name for name in ADAPTERS if name != "openai")
-URLS: Final = ("fal", "bfl", "replicate", "ark", "minimax", "xai", "dashscope", "openrouter")
+URLS: Final = ("fal", "bfl", "replicate", "ark", "minimax", "xai", "dashscope", "openrouter", "runware", "responses")
 INLINE: Final = tuple(name for name in OTHERS if name not in URLS)
-SEVERAL: Final = ("gemini", "ark", "minimax", "xai", "openrouter")
+SEVERAL: Final = ("gemini", "ark", "minimax", "xai", "openrouter", "runware", "responses")
 """They take several input images, whatever the model."""
+
+QUALITY: Final = ("openrouter", "responses")
+"""They pass it on."""
 
 TAKES_ONE: Final = {"bfl": "flux-pro-1.1", "dashscope": "qwen-image-max"}
 CANNOT: Final = (
     Scenario("openai", "style", members={"style": "canary"}),
     *(Scenario(name, "style", members={"style": "canary"}) for name in OTHERS),
-    *(Scenario(name, "quality", members={"quality": "canary"}) for name in OTHERS if name != "openrouter"),
+    *(Scenario(name, "quality", members={"quality": "canary"}) for name in OTHERS if name not in QUALITY),
     *(Scenario(name, "file", images=(FileId("canary"),)) for name in OTHERS),
-    *(Scenario(name, "mask", mask=MASK, members={"mask": "canary"}) for name in OTHERS),
+    *(Scenario(name, "mask", mask=MASK, members={"mask": "canary"}) for name in OTHERS if name != "responses"),
     *(Scenario(name, "remote", images=(REMOTE,)) for name in INLINE),
     *(Scenario(name, "remote", images=(INPUT, REMOTE)) for name in INLINE),
     *(

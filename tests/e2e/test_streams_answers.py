@@ -262,8 +262,10 @@ async def test_the_stream_as_one_object() -> None:
         url = await stage.later()
         before = await stage.state(url)
         assert before.keys() == {
-            *("id", "object", "status", "created_at", "stream_url", "status_url", "data", "error", "response")
+            *("id", "object", "status", "created_at", "stream_url", "status_url", "progress"),
+            *("data", "error", "response"),
         }
+        assert before["progress"] is None
         assert (before["status"], before["data"], before["error"]) == ("in_progress", [], None)
         assert before["object"] == "image.stream"
         assert isinstance(before["created_at"], int)

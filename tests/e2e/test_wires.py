@@ -55,10 +55,21 @@ MODELS: Final = {
     "ark": "seedream-4-5-251128",
     "minimax": "MiniMax-H3-Image",
     "xai": "grok-imagine-image-2.0",
+    "fireworks": "fireworks/flux-1-dev-fp8",
+    "cloudflare": "cloudflare/@cf/black-forest-labs/flux-2-dev",
+    "huggingface": "huggingface/black-forest-labs/FLUX.1-Kontext-dev",
+    "leonardo": "leonardo/6bef9f1b-29cb-40c7-b9df-32b51c1f67d3",
+    "runware": "runware/runware:101@1",
+    "responses": "responses/gpt-image-2",
     "comfyui": "painter",
 }
-EDITORS: Final = MODELS | {"comfyui": "editor", "imagen": "imagen-3.0-capability-001"}
+EDITORS: Final = {name: model for name, model in MODELS.items() if name != "leonardo"} | {
+    "comfyui": "editor",
+    "imagen": "imagen-3.0-capability-001",
+    "fireworks": "fireworks/flux-kontext-pro",
+}
 WIRES: Final = pytest.mark.parametrize("wire", MODELS)
+EDITING: Final = pytest.mark.parametrize("wire", EDITORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +84,14 @@ class Setup:
     def posts(self) -> list[str]:
         """Targets of the requests that ask for work."""
         found = [received.target for received in self.server.received if received.method == "POST"]
-        return [target for target in found if not target.endswith("/internal/progress")]
+        return [target for target in found if not target.endswith(("/internal/progress", "/get_result"))]
 
 
+SMALL: Final = ("fireworks", "cloudflare", "huggingface", "leonardo", "runware")
 PREVIEWS: Final = {
+    **dict.fromkeys(SMALL, 0),
     **dict.fromkeys(("imagen", "bfl", "replicate", "ark", "minimax", "xai", "stability", "mai", "dashscope"), 0),
-    **dict.fromkeys(("gemini", "vertex", "fal", "openrouter", "automatic1111", "comfyui"), 2),
+    **dict.fromkeys(("gemini", "vertex", "fal", "openrouter", "automatic1111", "comfyui", "responses"), 2),
 }
 PATHS: Final = {
     "sim": "/v1",
@@ -96,6 +109,12 @@ PATHS: Final = {
     "ark": "/ark/api/v3",
     "minimax": "/minimax/v1",
     "xai": "/xai/v1",
+    "fireworks": "/fireworks",
+    "cloudflare": "/cloudflare/ai/run",
+    "huggingface": "/huggingface",
+    "leonardo": "/leonardo/v1",
+    "runware": "/runware/v1",
+    "responses": "/responses/v1",
     "comfyui": "/comfy",
 }
 
@@ -108,7 +127,7 @@ def _token(_: Received) -> Script:
 async def wired(wire: str, tmp_path: Path, handler: Handler | None = None, **settings: object) -> AsyncIterator[Setup]:
     async with no_leaks(), serve(handler or wires(0)) as server, serve(_token) as google:
         row: dict[str, object] = {"base_url": server.url + PATHS[wire], "credential": "env:KEY"}
-        if wire in ("gemini", "vertex", "imagen"):
+        if wire in ("gemini", "vertex", "imagen", "fireworks", "responses"):
             row["models"] = ("*",)  # the simulator's faults have models of their own
         if PATHS[wire] == VERTEX:
             (tmp_path / "key.json").write_bytes(orjson.dumps(service_account(f"{google.url}/token")))
@@ -161,7 +180,7 @@ async def test_a_streamed_generation(wire: str, tmp_path: Path) -> None:
         assert len(setup.posts) == 1
 
 
-@WIRES
+@EDITING
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_edit_of_an_uploaded_file(wire: str, stream: bool, tmp_path: Path) -> None:
     async with wired(wire, tmp_path) as setup:
@@ -176,7 +195,7 @@ async def test_an_edit_of_an_uploaded_file(wire: str, stream: bool, tmp_path: Pa
             assert size_of(made.data[0].b64_json)
         assert len([target for target in setup.posts if "assets" not in target]) == 1
         sent = b"".join(received.body for received in setup.server.received if received.method == "POST")
-        assert (PNG if wire in ("comfyui", "mai", "stability") else base64.b64encode(PNG)) in sent
+        assert (PNG if wire in ("comfyui", "mai", "stability", "cloudflare") else base64.b64encode(PNG)) in sent
 
 
 @WIRES
@@ -188,7 +207,9 @@ async def test_the_credential_goes_to_the_providers_own_host_only(wire: str, tmp
             assert any(KEY in value for _, value in received.headers) is not fetched, received.target
 
 
-TOGETHER: Final = ("fal", "imagen", "replicate", "ark", "minimax", "xai", "dashscope", "automatic1111")
+TOGETHER: Final = frozenset(
+    ["fal", "imagen", "replicate", "ark", "minimax", "xai", "dashscope", "automatic1111", "leonardo", "runware"]
+)
 
 
 @WIRES
@@ -461,7 +482,7 @@ async def test_a_result_elsewhere_is_fetched_without_a_key(place: str, stream: b
         assert not any(KEY in value or "callers" in value for value in told)
 
 
-@WIRES
+@EDITING
 async def test_a_streamed_edit_has_previews(wire: str, tmp_path: Path) -> None:
     async with wired(wire, tmp_path) as setup:
         given = ("in.png", PNG, "image/png")
@@ -490,6 +511,12 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "ark": {"error": {"code": "InvalidParameter", "message": "No.", "param": "size"}},
     "minimax": {"error": {"code": "2013", "message": "No.", "http_code": "400"}},
     "xai": {"code": "400", "error": "No."},
+    "fireworks": {"error": {"type": "invalid_request_error", "message": "No."}},
+    "cloudflare": {"success": False, "errors": [{"code": 5006, "message": "No."}], "result": None},
+    "huggingface": {"error": "No."},
+    "leonardo": {"error": "No.", "code": "bad-request", "path": "$"},
+    "runware": {"errors": [{"code": "invalidParameter", "message": "No."}]},
+    "responses": {"error": {"message": "No.", "type": "t", "param": None, "code": "c"}},
     "comfyui": {"error": {"code": "c", "message": "No."}},
 }
 MODELS_OF: Final = {"sim": "sim/gpt-image", **MODELS}

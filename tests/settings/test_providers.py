@@ -313,6 +313,11 @@ def test_a_known_host_without_the_path_of_its_api_is_warned_of(row: Provider) ->
         assert warned(Settings(upstream=url), {}) == []
 
 
+def test_a_path_below_the_hosts_own_is_not_warned_of() -> None:
+    routed = ProviderSettings(base_url="https://router.huggingface.co/together/v1", credential="none")
+    assert warned(provider("together", routed), {}) == []
+
+
 def test_a_secret_on_the_command_line_is_warned_of() -> None:
     assert warned(sharing(STORE), {}, "port") == []
     said = warned(sharing(STORE), {}, "secret", "store")
