@@ -76,7 +76,7 @@ class Account:
             self.previews += 1
             if self.first_preview is None:
                 self.first_preview = self.seconds
-        elif frame.type != ERROR:
+        elif frame.type != ERROR and not frame.sums:
             self.images += self.order.n if frame.type == ANSWER else 1
         if frame.cost is not None:
             self.cost = round((self.cost or 0.0) + frame.cost, 6)

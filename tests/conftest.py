@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +15,13 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 
 def pytest_configure() -> None:
-    """Processes that tests start compile the package once, not each anew."""
+    """Processes that tests start compile the package once, not each anew.
+
+    One authority that has signed nothing is trusted, instead of all public ones: no test calls out, and each of
+    thousands of TLS contexts would parse them again.
+    """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "support" / "authority.pem")
 
 
 def pytest_collection_finish() -> None:

@@ -70,10 +70,10 @@ class Provider:
     stream. `serves`: owners whose models it has; "*" adds every name that no provider serves by owner. `models`: the
     operator's own list, same "*". `deployments`: (model, upstream name) pairs; with any, it serves no owner.
     `quirks`: its other differences from OpenAI. `hosts`: other hosts of its own, like "*.bfl.ai", that may get the
-    credential. `workflows`: (model, JSON) pairs. `signing`: a key in a header, or an OAuth token from Google for the
-    credential. `project` and `location` replace {project} and {location} in `base_url`; {region} is the location and a
-    hyphen, or empty where it is global. `chat` and `responses`: paths of chat completions and of Responses, for
-    requests that are passed on as they came.
+    credential. `workflows`: (model, JSON) pairs. `signing`: a key in a header, an OAuth token from Google for the
+    credential, or AWS's signature by it. `project` and `location` replace {project} and {location} in `base_url`;
+    {region} is the location and a hyphen, or empty where it is global. `home`: the location where nothing says one.
+    `chat` and `responses`: paths of chat completions and of Responses, for requests that are passed on as they came.
     `text_model`: the model that is asked for a Response, and calls the tool that draws; that of OpenAI's recording.
     `variations`: a path like the other two, "" where it has none. `file_ids`: how ids of its own files begin.
     """
@@ -96,9 +96,10 @@ class Provider:
     hosts: tuple[str, ...] = ()
     workflows: tuple[tuple[str, str], ...] = ()
     quirks: Quirks | None = None
-    signing: Literal["key", "google"] = "key"
+    signing: Literal["key", "google", "aws"] = "key"
     project: str = ""
     location: str = ""
+    home: str = ""
     variations: str = ""
     file_ids: tuple[str, ...] = ()
     chat: str = ""

@@ -514,14 +514,18 @@ def post_file(job: Job, url: str, name: str, image: Inline | Spooled) -> Upstrea
 
 
 def post_form(
-    job: Job, url: str, fields: Mapping[str, str], files: Mapping[str, Inline | Spooled], accept: str = ""
+    job: Job,
+    url: str,
+    fields: Mapping[str, str],
+    files: Mapping[str, Inline | Spooled] | Sequence[tuple[str, Inline | Spooled]],
+    accept: str = "",
 ) -> UpstreamRequest:
-    """A POST of a form: its texts, then its files, which are sent from where they are."""
+    """A POST of a form: its texts, then its files, which are sent from where they are; several may have one name."""
     boundary = f"streamproxy-{job.token}".encode()
     pieces: list[Segment] = []
     for name, value in fields.items():
         pieces += (_part(boundary, name), value.encode(), b"\r\n")
-    for name, image in files.items():
+    for name, image in files.items() if isinstance(files, Mapping) else files:
         kind = image.media_type
         pieces += (_part(boundary, name, f"{job.token}.{kind.removeprefix('image/')}", kind), as_bytes(image), b"\r\n")
     pieces.append(b"--%b--\r\n" % boundary)

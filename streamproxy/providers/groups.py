@@ -8,7 +8,8 @@
 A JSON answer has the same as `data`, whose items are pictures or errors. The head comes with the first picture.
 
 Each picture goes on as it comes. Only the last that is expected waits for the `usage` behind it, and goes on without
-where the answer ends there. A picture that has failed is an error after all others, and in a JSON answer a warning
+where the answer ends there. If a group is smaller than it might be, all of it has gone on when that is said, and the
+usage is an event of its own. A picture that has failed is an error after all others, and in a JSON answer a warning
 beside them.
 
 Sources: BytePlus's image generation API, 8 October 2026; MiniMax's H3-Image streaming events, November 2026.
@@ -22,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from streamproxy.core.completion import decoded_usage, early, finals
+from streamproxy.core.completion import decoded_usage, early, finals, missing
 from streamproxy.core.conversation import (
     Accepted,
     Conversation,
@@ -167,6 +168,10 @@ class _Group:
             before: list[Picture | None] = [None] * index
             usage = _openai_usage(self._usage)
             yield from finals(self._job, [*before, picture], usage=usage, work=Work(images=self._made))
+        elif self.over and self._made and self._failure is None:
+            absent = sorted(set(range(self._job.n)) - self._known)
+            work = Work(images=self._made, inputs=0)
+            yield missing(self._job, absent[0], len(absent), _openai_usage(self._usage), work)
         if self._failure is not None:
             raise self._failure
         if not self._made or (not self.over and len(self._known) < self._job.n):

@@ -4,8 +4,9 @@ Below other paths it speaks others': /v1beta Gemini's and Imagen's, /v1/projects
 /queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /ark Ark's,
 /minimax MiniMax's, /xai xAI's, /comfy the Comfy API, /a1111 AUTOMATIC1111's,
 /fireworks, /cloudflare, /huggingface, /leonardo, /runware those hosts', /responses OpenAI's Responses,
-/openrouter OpenRouter's, /dashscope Alibaba's, /azure Microsoft's MAI, /stability Stability AI's, and /hosts/<name>
-OpenAI's as other hosts have it.
+/openrouter OpenRouter's, /dashscope Alibaba's, /azure Microsoft's MAI, /stability Stability AI's,
+/bedrock Stability AI's and Amazon's on Bedrock, /ideogram Ideogram's, /luma Luma's, and /hosts/<name> OpenAI's as other
+hosts have it.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
@@ -20,6 +21,7 @@ from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 from streamproxy.simulator.automatic1111 import Automatic1111
+from streamproxy.simulator.bedrock import Bedrock
 from streamproxy.simulator.bfl import Bfl
 from streamproxy.simulator.cloudflare import Cloudflare
 from streamproxy.simulator.comfyui import ComfyUI
@@ -30,8 +32,10 @@ from streamproxy.simulator.gemini import Gemini
 from streamproxy.simulator.groups import Ark, MiniMax
 from streamproxy.simulator.hosts import Hosts
 from streamproxy.simulator.huggingface import HuggingFace
+from streamproxy.simulator.ideogram import Ideogram
 from streamproxy.simulator.imagen import Imagen
 from streamproxy.simulator.leonardo import Leonardo
+from streamproxy.simulator.luma import Luma
 from streamproxy.simulator.mai import Mai
 from streamproxy.simulator.openai import MODELS, OpenAI
 from streamproxy.simulator.openrouter import OpenRouter
@@ -87,6 +91,9 @@ def wires(pace: float) -> Handler:
         DashScope(pace),
         Mai(pace),
         Stability(pace),
+        Bedrock(pace),
+        Ideogram(pace),
+        Luma(pace),
         Fireworks(pace),
         Cloudflare(pace),
         HuggingFace(pace),

@@ -91,6 +91,14 @@ def edit(
     return Picture(mixed if transparent else mixed.convert("RGB"))
 
 
+def inverted(mask: bytes) -> bytes:
+    """A mask in black and white with the two exchanged. Raises ValueError for no picture."""
+    decoded = _decoded(mask, 512, 512)
+    if decoded is None:
+        raise ValueError("the mask is no picture")
+    return encode(Picture(ImageChops.invert(decoded.convert("L"))), "png")
+
+
 def _kept(mask: Image.Image) -> Image.Image:
     """Where a mask keeps what is below: 255."""
     alpha = mask.getchannel("A")

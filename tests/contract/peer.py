@@ -98,6 +98,8 @@ class Run:
     undo: UpstreamRequest | None = None
     paid: int = 0
     """Times the request that costs money was sent, and not refused."""
+    decoded: list[Exchange] = field(default_factory=list)
+    """Answers that were read as they came, and not whole."""
 
     @property
     def frames(self) -> list[Frame]:
@@ -236,6 +238,8 @@ class Peer:
 
     def _through(self, decoder: Decoder[T]) -> Iterator[T]:
         """As `UpstreamResponse.frames` does it: what was whole still counts before the failure."""
+        if self._open is not None:
+            self.run.decoded.append(self._open)
         for chunk in self._chunks():
             yield from filter(None, decoder.feed(chunk))
             if decoder.done:
@@ -262,17 +266,28 @@ def byte_by_byte(exchanges: Answers) -> tuple[Exchange, ...]:
     return tuple(replace(one, chunks=tuple(one.body[at : at + 1] for at in range(len(one.body)))) for one in exchanges)
 
 
-def cuts(exchanges: Answers, *, early: bool = False) -> Iterator[tuple[Exchange, ...]]:
-    """Every way to cut one of the answers in two; `early`: it ends there, as if that were all, or breaks off."""
+def cuts(exchanges: Answers, decoded: Answers) -> Iterator[tuple[Exchange, ...]]:
+    """Every way to cut one of the answers in two that are read as they come. Others are put together by the driver."""
+    for number, one in enumerate(exchanges):
+        for at in range(1, len(one.body) if one in decoded else 0):
+            yield _instead(exchanges, number, replace(one, chunks=(one.body[:at], one.body[at:])))
+
+
+def early_ends(exchanges: Answers, decoded: Answers) -> Iterator[tuple[Exchange, ...]]:
+    """Every way in which one of the answers ends early, as if that were all, or breaks off."""
     for number, one in enumerate(exchanges):
         whole = one.asked.startswith(("HEAR", "FETCH", "CONNECT", "JOIN"))  # these do not arrive in pieces
-        for at in range(1 - early, 0 if whole else len(one.body)):
-            if early and one.body[at - 1 : at + 1].isalnum():
+        for at in range(0 if whole else len(one.body)):
+            if one.body[at - 1 : at + 1].isalnum():
                 continue  # inside a word, or base64
-            start, rest = one.body[:at], one.body[at:]
-            ends = (((start,), False), ((start,), True)) if early else (((start, rest), one.breaks),)
-            for chunks, breaks in ends:
-                yield (*exchanges[:number], replace(one, chunks=chunks, breaks=breaks), *exchanges[number + 1 :])
+            start = replace(one, chunks=(one.body[:at],))
+            yield _instead(exchanges, number, replace(start, breaks=False))
+            if at == 0 or one in decoded:  # where it is read whole, nothing is seen of one that breaks off
+                yield _instead(exchanges, number, replace(start, breaks=True))
+
+
+def _instead(exchanges: Answers, number: int, other: Exchange) -> tuple[Exchange, ...]:
+    return (*exchanges[:number], other, *exchanges[number + 1 :])
 
 
 def sent(request: UpstreamRequest) -> bytes:

@@ -165,10 +165,10 @@ def test_bytes_are_counted_not_characters() -> None:
 # Rules 3 to 5: names.
 
 
-@pytest.mark.parametrize(("kind", "name"), EXACT)
-def test_each_exact_name_is_refused_with_its_classes_code(kind: HeaderClass, name: str) -> None:
-    for spelling in spellings(name):
-        for strict in (False, True):
+@pytest.mark.parametrize("strict", [False, True])
+def test_each_exact_name_is_refused_with_its_classes_code(strict: bool) -> None:
+    for kind, name in EXACT:
+        for spelling in spellings(name):
             error = refusal({"x-title": "v", spelling: "v"}, strict=strict)
             assert error.failure is REFUSAL[kind][0], spelling
             assert f"({kind})" in error.message
@@ -380,14 +380,14 @@ def test_strict_passes_only_what_is_listed() -> None:
     assert POLICY.check({"X-Zebra": "v"}, strict=True, allow=["x-zebra"]) == (("x-zebra", "v"),)
 
 
-@pytest.mark.parametrize(("kind", "name"), EXACT)
-def test_the_operator_may_allow_accounts_and_routes_and_nothing_else(kind: HeaderClass, name: str) -> None:
-    if POLICY.allowable(name):
-        assert kind in {HeaderClass.ACCOUNT_SELECTOR, HeaderClass.ROUTE_CONTROL}
-        assert POLICY.check({name: "v"}, allow=[name.upper()]) == ((name, "v"),)
-    else:
-        with pytest.raises(ProxyError):
-            POLICY.check({name: "v"}, allow=[name])
+def test_the_operator_may_allow_accounts_and_routes_and_nothing_else() -> None:
+    for kind, name in EXACT:
+        if POLICY.allowable(name):
+            assert kind in {HeaderClass.ACCOUNT_SELECTOR, HeaderClass.ROUTE_CONTROL}, name
+            assert POLICY.check({name: "v"}, allow=[name.upper()]) == ((name, "v"),)
+        else:
+            with pytest.raises(ProxyError):
+                pytest.fail(f"{name} passes: {POLICY.check({name: 'v'}, allow=[name])}")
 
 
 def test_accounts_and_routes_are_allowable_unless_they_are_more() -> None:
@@ -457,13 +457,13 @@ def test_an_inconsistent_merge_is_an_internal_error(
 # The log.
 
 
-@pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("around", ["{}", "failed: {}.", 'said "{}" to', "(key={})", "\n{}\n", "\u00e9{}\u00e9"])
-def test_text_is_scrubbed_of_every_shape(value: str, around: str) -> None:
-    scrubbed = POLICY.scrub(around.format(value))
-    assert REDACTED in scrubbed
-    secret = max(re.findall(r"[A-Za-z0-9+_*-]+", value.split("/x?")[-1]), key=len)
-    assert secret not in scrubbed
+def test_text_is_scrubbed_of_every_shape(around: str) -> None:
+    for value in VALUES:
+        scrubbed = POLICY.scrub(around.format(value))
+        assert REDACTED in scrubbed, value
+        secret = max(re.findall(r"[A-Za-z0-9+_*-]+", value.split("/x?")[-1]), key=len)
+        assert secret not in scrubbed
 
 
 @pytest.mark.parametrize(

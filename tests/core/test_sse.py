@@ -56,6 +56,7 @@ DOCUMENTS = (
     b"data:a\n\ndata:  b\n\n",
     b"\xef\xbb\xbfdata: a\n\n",
     b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\ndata: b\n\n",
+    b"event: a\r\ndata: 1\r\ndata: 2\r\n\r\n",
     b"data: a\r\n\r\ndata: b\r\rdata: c\n\n\r\ndata: d\r\n\n",
     b"event: x\ndata: 1\n\ndata: 2\n\n",
     b"data: 1\nevent: late\n\n",

@@ -440,6 +440,77 @@ def test_what_is_no_credential_of_googles(name: str, credential: str, environ: d
     assert (problem.setting, word in problem.happened) == (f"providers.{name}.credential", True), problem.happened
 
 
+SIGNED = ProviderSettings(signing="aws")
+AWS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": f"{CANARY}/+="}
+
+
+@pytest.mark.parametrize(
+    ("row", "environ", "location"),
+    [
+        ({}, {}, "us-west-2"),
+        ({}, {"AWS_DEFAULT_REGION": "eu-west-1"}, "eu-west-1"),
+        ({}, {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "eu-west-1"}, "us-east-1"),
+        ({"location": "us-east-2"}, {"AWS_REGION": "us-east-1"}, "us-east-2"),
+    ],
+)
+@pytest.mark.parametrize("signing", ["key", "aws"])
+def test_where_bedrock_is(row: dict[str, str], environ: dict[str, str], location: str, signing: str) -> None:
+    chosen = provider("bedrock", ProviderSettings(**row, signing=signing))  # type: ignore[arg-type]
+    [found] = configured(chosen, {**AWS, "AWS_BEARER_TOKEN_BEDROCK": CANARY, **environ}).providers
+    assert (found.location, found.base_url) == (location, f"https://bedrock-runtime.{location}.amazonaws.com")
+
+
+def test_an_address_of_its_own_has_a_location_to_sign_for() -> None:
+    row = replace(SIGNED, base_url="https://vpce.example", location="eu-west-1")
+    [found] = configured(provider("bedrock", row), AWS).providers
+    assert (found.location, found.base_url) == ("eu-west-1", "https://vpce.example")
+
+
+def test_one_key_of_bedrocks_serves_both_wires() -> None:
+    found = configured(Settings(), {"AWS_BEARER_TOKEN_BEDROCK": CANARY})
+    assert [row.name for row in found.providers] == ["bedrock", "nova"]
+    assert {source.credential for source in found.credentials.values()} == {
+        Credential("authorization", f"Bearer {CANARY}")
+    }
+
+
+@pytest.mark.parametrize(
+    ("credential", "environ", "key"),
+    [
+        (None, AWS, f"AKIDEXAMPLE:{CANARY}/+="),
+        (None, {**AWS, "AWS_SESSION_TOKEN": "token"}, f"AKIDEXAMPLE:{CANARY}/+=:token"),
+        ("env:KEY", {"KEY": f"AKID:{CANARY}", "AWS_SESSION_TOKEN": "another's"}, f"AKID:{CANARY}"),
+        ("env:KEY", {"KEY": f"AKID:{CANARY}:token"}, f"AKID:{CANARY}:token"),
+        ("adc", {}, ""),
+    ],
+)
+def test_a_signing_key_of_aws(credential: str | None, environ: dict[str, str], key: str) -> None:
+    result = configured(provider("bedrock", replace(SIGNED, credential=credential)), environ)
+    source = result.credentials["bedrock"]
+    assert (source.signing_key, source.credential, source.configured) == (key, None, True)
+    assert CANARY not in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("credential", "environ", "word"),
+    [
+        (None, {}, "AWS_ACCESS_KEY_ID is not set"),
+        (None, {"AWS_ACCESS_KEY_ID": CANARY}, "no signing key of AWS"),
+        ("env:KEY", {"KEY": f"{CANARY}::x"}, "no signing key of AWS"),
+        ("env:KEY", {"KEY": f"a b:{CANARY}"}, "no signing key of AWS"),
+    ],
+)
+def test_what_is_no_signing_key(credential: str | None, environ: dict[str, str], word: str) -> None:
+    [problem] = problems(provider("bedrock", replace(SIGNED, credential=credential)), environ)
+    assert (problem.setting, word in problem.happened) == ("providers.bedrock.credential", True), problem.happened
+
+
+def test_without_botocore_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamproxy.settings.providers.find_spec", lambda name: None)
+    [problem] = problems(provider("nova", SIGNED), AWS)
+    assert "pip install '.[aws]'" in problem.fix
+
+
 def test_vertex_wants_callers_to_have_keys_too(account: dict[str, str]) -> None:
     assert [problem.setting for problem in problems(Settings(host="0.0.0.0"), account)] == ["caller_keys"]
     plain = ProviderSettings(base_url="http://gateway.example/v1")

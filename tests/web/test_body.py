@@ -158,11 +158,11 @@ async def test_a_caller_who_leaves_is_not_an_empty_body() -> None:
 # Forms.
 
 
-@pytest.mark.parametrize("cut", range(1, len(FORM)))
-async def test_where_a_form_is_cut_changes_nothing(cut: int) -> None:
-    form = await read_form(request([FORM[:cut], FORM[cut:]]), len(FORM))
-    assert shown(form.parts) == PARTS
-    form.close()
+async def test_where_a_form_is_cut_changes_nothing() -> None:
+    for cut in range(1, len(FORM)):
+        form = await read_form(request([FORM[:cut], FORM[cut:]]), len(FORM))
+        assert shown(form.parts) == PARTS, cut
+        form.close()
 
 
 async def test_a_form_may_come_byte_by_byte_and_have_an_epilogue() -> None:

@@ -38,6 +38,7 @@ from streamproxy.core.schema import MAX_IMAGES
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.openai.errors import Scrub, error_in_answer, error_of, verdict, words
+from streamproxy.providers.openai.rewriting import blocked
 
 UNREAD: Final = "streamproxy_unread"
 """The member, true, that marks an answer whose picture was not found."""
@@ -270,7 +271,7 @@ def _read(raw: bytes, job: Job) -> _Read:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _bad_json() from None
     if says_error(answer.error):
-        raise error_in_answer(raw, job.scrub)
+        raise blocked(job, error_in_answer(raw, job.scrub))
     listed = _listed(answer.data)
     items = tuple(item for item in listed if item and any(holds_text(item.get(key, _ABSENT)) for key in _PICTURE))
     if not items:

@@ -58,6 +58,8 @@ _STREAMING: Final = re.compile(r"['\"`](?:stream|partial_images)['\"`]|\bpartial
 _STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "moderation_blocked": 400,
     "content_policy_violation": 400,
+    "contentFilter": 400,
+    "content_filter": 400,
     "invalid_request_error": 400,
     "image_generation_user_error": 400,
     "model_not_found": 404,

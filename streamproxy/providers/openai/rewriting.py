@@ -24,6 +24,9 @@ from streamproxy.providers.refusals import moderated
 ALWAYS: Final = frozenset({"model", "prompt", "n", "image", "images", "image[]", "images[]", "extra_headers"})
 """Members that every host is asked for in its own way, and the one that is addressed to this proxy."""
 
+FILTERED: Final = frozenset({"contentFilter", "content_filter"})
+"""Azure's codes for what its filters refuse. Source: its reference of content filtering, November 2026."""
+
 APART: Final = frozenset({"size", "mask", "stream", "partial_images"})
 """Members that are looked at one by one."""
 
@@ -60,11 +63,10 @@ def not_applied(job: Job, quirks: Quirks) -> tuple[str, ...]:
 
 
 def blocked(job: Job, error: ProxyError) -> ProxyError:
-    """The same error; moderation's, where its code is one of the host's for what is shown."""
+    """The same error; moderation's, where its code is one of Azure's or of the host's for what is shown."""
     quirks, code = job.provider.quirks, error.details.code
-    if quirks is None or code is None or code not in quirks.blocked:
-        return error
-    return moderated(job, error.message, code)
+    known = FILTERED if quirks is None else FILTERED.union(quirks.blocked)
+    return moderated(job, error.message, code) if code in known and code is not None else error
 
 
 def url_for(job: Job) -> str:
