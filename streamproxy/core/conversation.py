@@ -14,6 +14,8 @@ An adapter's `converse` is a generator of these steps. It reads like blocking co
 clock, credential or log, so a test drives it with a list of replies. `generation/driver.py` performs the steps, and
 throws the ProxyError of a failed step into the generator.
 
+Steps and helpers are one module, because every adapter is written in both.
+
 Rules, checked for every adapter by one contract suite: no frame before Accepted; nothing is sent after the last final
 frame; no credential in any step; `close()` and `throw()` at any step leave nothing behind.
 """

@@ -398,7 +398,7 @@ async def test_faults_of_a_queue(fault: str, stream: bool, tmp_path: Path) -> No
         assert PROMPT not in answer.text
 
 
-async def test_a_look_that_fails_is_repeated_and_nothing_is_paid_twice(tmp_path: Path) -> None:
+async def test_a_failed_poll_is_repeated_at_no_charge(tmp_path: Path) -> None:
     async with wired("fal", tmp_path) as setup:
         made = await setup.client.images.generate(model="fal/fal-ai/fault-poll-503", prompt=PROMPT)
         assert made.data is not None

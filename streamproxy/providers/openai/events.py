@@ -37,8 +37,7 @@ from streamproxy.providers.openai.answer import (
     url_of,
     with_picture,
 )
-from streamproxy.providers.openai.errors import error_in_answer, error_in_words
-from streamproxy.providers.openai.rewriting import blocked
+from streamproxy.providers.openai.errors import blocked, error_in_answer, error_in_words
 
 IDLE_BYTES: Final = 1024 * 1024
 """Bytes in a row without a frame: white space before an answer, comments, events of no use. A keepalive event of 100
