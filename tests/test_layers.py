@@ -356,8 +356,9 @@ def test_the_top_level_holds_these_entries_and_nothing_else() -> None:
 
 def test_what_few_requests_need_is_not_loaded_to_serve() -> None:
     """Each of them takes megabytes of every process."""
-    rare = "PIL websockets redis botocore google.auth"
-    serving = "import sys, streamproxy.app, streamproxy.cli, streamproxy.server"
+    rare = "PIL websockets redis botocore google.auth httpcore"
+    serving = "import ssl, sys, streamproxy.app, streamproxy.cli, streamproxy.server, streamproxy.upstream.fetch"
+    serving += "; streamproxy.upstream.fetch.Fetcher(hosts=(), ssl_context=ssl.create_default_context())"
     code = f"{serving}; print({{*'{rare}'.split()}} & {{*sys.modules}})"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert ran.stdout.strip() == "set()"

@@ -606,9 +606,10 @@ class Events:
                 )
             self._json.append(chunk)
 
-    def gather(self, chunk: bytes) -> bool:
-        """As Cutter.gather."""
-        return self._cutter is not None and self._cutter.gather(chunk)
+    @property
+    def gather(self) -> Callable[[bytes], bool] | None:
+        """Cutter.gather, where the answer is events."""
+        return None if self._cutter is None else self._cutter.gather
 
     def finish(self) -> Iterator[Event]:
         """Take the answer's end, and yield the rest as the last event. Raises ProxyError(BAD_JSON) if it is not whole.
