@@ -25,7 +25,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What was asked for, of whom, by whom. `caller`: a short hash of its key; `model`: its name in the catalogue."""
+    """The request of a generation. `caller`: a short hash of the caller's key; `model`: its name in the catalogue."""
 
     stream_id: str
     request_id: str

@@ -1,4 +1,4 @@
-"""Providers' wire forms, one adapter each. `ADAPTERS` is the only place that says which there are."""
+"""Providers' wire forms, one adapter each, listed in `ADAPTERS`."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""How requests to a provider are authorized: one row each, applied at the moment of sending.
+"""Signers, which authorize requests to a provider at the moment of sending.
 
     key       a header with a key: the configured one, or the caller's own
     aws       AWS Signature Version 4, which botocore computes over the request    (extra `aws`)
     google    an OAuth access token, which google-auth keeps fresh                 (extra `google`)
 
-An adapter never sees any of this. Which hosts a request may be signed for is the driver's to say.
+Adapters see none of this. The driver decides for which hosts a request is signed.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 Headers = tuple[tuple[str, str], ...]
 
 SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
-"""What Google's own library asks for, for Vertex AI."""
+"""The scope that Google's own library requests for Vertex AI."""
 
 TOKEN_SECONDS: Final = 30.0
-"""The token server's time for one step of an answer; a request waits for it."""
+"""Seconds that the token server has for each step of its answer, for which a request waits."""
 
 AWS_HEADERS: Final = ("authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token")
 
@@ -47,7 +47,7 @@ BEDROCK: Final = "bedrock"
 
 
 class Signer(Protocol):
-    """Authorizes requests. `names` are the headers that carry the credential, `secrets` what no text may repeat."""
+    """Authorizes requests. `names`: the headers that carry the credential; `secrets`: texts to scrub everywhere."""
 
     @property
     def names(self) -> tuple[str, ...]: ...
@@ -62,7 +62,7 @@ class Signer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KeySigner:
-    """A key in a header; none at all where `headers` is empty."""
+    """A key in a header. Empty `headers`: no credential."""
 
     headers: Headers = field(default=(), repr=False)
 
@@ -140,7 +140,7 @@ def aws_credentials(key: str) -> Credentials:
 
 def _no_credentials(what: str, error: Exception) -> ProxyError:
     """The failure of looking for the provider's credentials, without the error's own text."""
-    reason = f"No {what} could be had ({type(error).__name__})."
+    reason = f"No {what} could be obtained ({type(error).__name__})."
     return ProxyError(Failure.PROVIDER_AUTH, f"{reason} The operator must check the provider's `credential` setting.")
 
 
@@ -156,9 +156,9 @@ async def _sha256(body: tuple[Segment, ...]) -> str:
 
 
 def google_credentials(key: str) -> GoogleCredentials:
-    """The credentials of a key in JSON: a service account's, or a user's; without a key what is found on this machine.
+    """The credentials of a key in JSON, of a service account or a user. "": those that google-auth finds here.
 
-    Raises ValueError for a key that is none, ModuleNotFoundError without google-auth. Blocks while it looks around.
+    Raises ValueError for an invalid key, ModuleNotFoundError without google-auth. Blocks while it searches.
     """
     import google.auth
     from google.oauth2 import credentials, service_account
@@ -178,7 +178,7 @@ def google_credentials(key: str) -> GoogleCredentials:
 
 @dataclass(frozen=True, slots=True)
 class _TokenAnswer:
-    """An answer as google-auth reads it."""
+    """An answer in the form that google-auth reads."""
 
     status: int
     headers: Mapping[str, str]
@@ -187,7 +187,7 @@ class _TokenAnswer:
 
 @dataclass(frozen=True, slots=True)
 class TokenTransport:
-    """How google-auth asks for a token: see its `google.auth.transport.Request`. Blocking."""
+    """The transport for google-auth's token requests: see its `google.auth.transport.Request`. Blocking."""
 
     ssl_context: ssl.SSLContext
     trust_env: bool = False
@@ -202,7 +202,9 @@ class TokenTransport:
 
 
 class GoogleSigner:
-    """An OAuth access token of what `load` gives, which is asked for in a worker thread, once for all that wait."""
+    """An OAuth access token of the credentials that `load` returns. It is refreshed in a worker thread, by one request
+    for all that wait.
+    """
 
     def __init__(self, load: Callable[[], GoogleCredentials], transport: Any) -> None:
         self._load = load

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PAGES: Final = {
     "frontends": "pages, SDKs and clients",
+    "recipes": "Next.js, Vue, Svelte, plain HTML and the AI SDK",
     "streams": "follow, resume, share, poll and cancel",
     "api": "routes and their behaviour, chats and responses, uploads",
     "providers": "what each can do, and how it is set up",

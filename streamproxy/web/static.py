@@ -39,8 +39,23 @@ KINDS: Final = {
 
 MODULES: Final = ("client.js", "client.d.ts", "element.js", "element.d.ts", "react.js", "react.d.ts")
 PACKAGE: Final = "client.tgz"
-PAGE: Final = "page.html"
+PLAYGROUND: Final = "playground"
+PAGE: Final = "index.html"
 STYLE: Final = "docs.css"
+PAGE_FILES: Final = (
+    "page.css",
+    "page.js",
+    "gallery.js",
+    "history.js",
+    "inputs.js",
+    "inspector.js",
+    "mask.js",
+    "options.js",
+    "panels.js",
+    "run.js",
+    "snippets.js",
+)
+"""Of the playground, below its name; the page itself is at /."""
 
 ANY_PAGE: Final = {"access-control-allow-origin": "*", "cross-origin-resource-policy": "cross-origin"}
 """Of the modules: they are public, and a page has to be able to import them before it may call anything."""
@@ -68,11 +83,12 @@ def read_files() -> Mapping[str, StaticFile]:
     """All files by their paths, once for all apps of a process."""
     folder = files("streamproxy.web").joinpath("static")
     modules = {name: folder.joinpath(name).read_bytes() for name in MODULES}
-    own = {name: folder.joinpath(name).read_bytes() for name in (PAGE, "page.js", "page.css", STYLE)}
+    own = {f"{PLAYGROUND}/{name}": folder.joinpath(PLAYGROUND, name).read_bytes() for name in (PAGE, *PAGE_FILES)}
+    own[STYLE] = folder.joinpath(STYLE).read_bytes()
     shared = {**modules, PACKAGE: package(modules)}
     served = {f"/{name}": static_file(name, body, ANY_PAGE) for name, body in shared.items()}
     served |= {f"/{name}": static_file(name, body, OWN_PAGE) for name, body in own.items()}
-    served["/"] = served.pop(f"/{PAGE}")
+    served["/"] = served.pop(f"/{PLAYGROUND}/{PAGE}")
     return MappingProxyType(served)
 
 

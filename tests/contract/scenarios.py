@@ -1,7 +1,7 @@
-"""What every adapter is put through: one row each, over the recorded exchanges in `tests/golden/`.
+"""The scenarios of the contract suite: one row each, over the recorded exchanges in `tests/golden/`.
 
-Three canaries sing where they are repeated: the prompt and an image's base64 beside every provider's refusal, and the
-provider's own key in its words.
+Three texts must not be repeated anywhere: the prompt and an image's base64, which stand beside every refusal, and the
+provider's own key in its message.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PNG: Final = "iVBORw0KGgoAAAANSUhEUgAA"  # how every recorded image begins
 INPUT: Final = Inline(memoryview(PICTURE), "image/png")
 SECOND: Final = Inline(memoryview(b"iVBORw0KGgoAAAANSUhEUgAAAAFmaXJzdCBvZiBtYW55"), "image/png")
 OVER: Final = Inline(memoryview(b"iVBORw0KGgoAAAANSUhEUgAAAAFhIHRyYW5zcGFyZW50"), "image/png")
-"""A second input image and a mask. They are no pictures behind their first bytes, and no adapter looks there."""
+"""A second input image and a mask. Only their first bytes are a picture's, since no adapter reads more."""
 
 MASK: Final = Inline(
     memoryview(b"iVBORw0KGgoAAAANSUhEUgAAAAIAAAABCAYAAAD0In+KAAAADElEQVR4nGNggID/AAEIAQBNGY85AAAAAElFTkSuQmCC"),
@@ -64,7 +64,7 @@ def spooled(image: Inline) -> Spooled:
 
 
 class Host(NamedTuple):
-    """Where an adapter's recorded provider is. `undo`: what cancels its recorded job."""
+    """The recorded provider of an adapter. `undo`: the request that cancels its recorded job."""
 
     base_url: str
     model: str
@@ -118,8 +118,8 @@ PLAIN: Final = ImageRequest(
 class Scenario:
     """One conversation and its outcome.
 
-    `frames`: each a letter and its image, like "p0 c0": preview, completed; "a0" the JSON answer. `proof`: the text in
-    whose event, or WHOLE, or BESIDE, the provider accepts the request; None where it does not.
+    `frames`: a letter and an image index each, like "p0 c0": preview, completed; "a0" is the JSON answer. `proof`: a
+    text in the event by which the provider accepts the request, or WHOLE, or BESIDE; None: it does not accept.
     """
 
     adapter: str
@@ -136,22 +136,22 @@ class Scenario:
     members: dict[str, object] = field(default_factory=dict)
     model: str | None = None
     about: dict[str, Any] = field(default_factory=dict)
-    """What the catalogue says of the model."""
+    """Fields of the model's row in the catalogue."""
 
     @property
     def undo(self) -> str | None:
-        """What cancels the job once it is accepted; work that is answered in one exchange has nothing that does."""
+        """The request that cancels the accepted job; None for work that is answered in one exchange."""
         return None if {"fast", "streams"} & self.about.keys() else HOSTS[self.adapter].undo
 
     edit: bool = False
     form: bool = False
-    """Whether the request is an edit, which adapters of OpenAI's wire care for, and whether it came as a form."""
+    """Whether the request is an edit, which matters for OpenAI's wire, and whether it came as a form."""
     quirks: str = ""
-    """The host of the catalogue whose quirks the recorded one has."""
+    """The host of the catalogue from which the recorded one has its quirks."""
 
     @property
     def inputs(self) -> tuple[Input, ...]:
-        """The images that the caller gives, in order, the mask last."""
+        """The caller's images in order, the mask last."""
         return (*self.images, *((self.mask,) if self.mask is not None else ()))
 
     @property
@@ -202,9 +202,9 @@ class Scenario:
         close_at: int = -1,
         failure: Failure = Failure.UPSTREAM_INCOMPLETE,
     ) -> Run:
-        """Carry it out, with these answers instead of the recorded ones, until it ends or is closed at a step.
+        """Perform it, with the recorded answers or with `exchanges`, until it ends or is closed at a step.
 
-        Steps are the conversation's own, from 0; from `lost_from` on every one fails that takes time. `failure`: how.
+        Steps are the conversation's own, from 0. From `lost_from` on, every step that takes time fails with `failure`.
         """
         conversation = ADAPTERS[self.adapter].converse(self.job)
         peer = Peer(self.exchanges if exchanges is None else exchanges, self.n)

@@ -1,4 +1,4 @@
-"""Providers whose pictures come one by one, over real sockets: what is shown when, and what a failure leaves."""
+"""Providers whose pictures come one by one, over real sockets: their order in time, and the pictures of a failure."""
 
 from __future__ import annotations
 

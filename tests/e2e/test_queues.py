@@ -1,4 +1,4 @@
-"""Providers with a queue, over real sockets: what is sent once, repeated, cancelled, refused and logged."""
+"""Providers with a queue, over real sockets: submissions once, polls, cancellations, refusals and the log."""
 
 from __future__ import annotations
 

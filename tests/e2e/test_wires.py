@@ -341,7 +341,7 @@ async def test_what_a_filter_left_is_delivered(tmp_path: Path) -> None:
         body = {"model": "imagen/imagen-fault-some-filtered", "prompt": PROMPT, "n": 2}
         url = f"{setup.proxy.url}/v1/images/generations"
         whole = (await setup.proxy.client.post(url, json=body)).json()
-        assert [sorted(image) for image in whole["data"]] == [["b64_json", "warning"]]
+        assert [sorted(image) for image in whole["data"]] == [["b64_json", "revised_prompt", "url", "warning"]]
         streamed = events((await setup.proxy.client.post(url, json={**body, "stream": True})).content)
         assert [event.event for event in streamed] == ["image_generation.completed"]
         assert "filtered out 1" in str(streamed[0].json["warning"])
@@ -398,7 +398,7 @@ async def test_faults_of_a_queue(fault: str, stream: bool, tmp_path: Path) -> No
         assert PROMPT not in answer.text
 
 
-async def test_a_look_that_fails_is_repeated_and_nothing_is_paid_twice(tmp_path: Path) -> None:
+async def test_a_failed_poll_is_repeated_at_no_charge(tmp_path: Path) -> None:
     async with wired("fal", tmp_path) as setup:
         made = await setup.client.images.generate(model="fal/fal-ai/fault-poll-503", prompt=PROMPT)
         assert made.data is not None

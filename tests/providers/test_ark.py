@@ -1,4 +1,4 @@
-"""Ark: what each version of Seedream is asked, what is said not to be, what a group cost."""
+"""Ark: the request to each version of Seedream, members that are not applied, the cost of a group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What authorizes a request: a key in a header, AWS's signature as botocore makes it, Google's token."""
+"""Signers of requests: a key in a header, AWS's signature as botocore makes it, Google's token."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("token", [None, "session-token"])
-async def test_an_aws_signature_is_botocores_own_for_the_same_bytes(token: str | None) -> None:
+async def test_an_aws_signature_is_botocores(token: str | None) -> None:
     credentials = Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", token)
     body = (b'{"image":"', Encoded(File(b"picture" * 20_000)), b'"}')
     request = UpstreamRequest("POST", URL, (("content-type", "application/json"),), body)

@@ -37,8 +37,7 @@ from streamproxy.core.rawjson import (
 from streamproxy.core.schema import MAX_IMAGES
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.openai.errors import Scrub, error_in_answer, error_of, verdict, words
-from streamproxy.providers.openai.rewriting import blocked
+from streamproxy.providers.openai.errors import Scrub, blocked, error_in_answer, error_of, verdict, words
 
 UNREAD: Final = "streamproxy_unread"
 """The member, true, that marks an answer whose picture was not found."""
@@ -126,7 +125,7 @@ def answer_frame(raw: bytes, job: Job) -> Iterator[Frame | Inlining]:
     if data is not None:
         changed["data"] = data
     added = read.ending(job) | ({} if read.items else {UNREAD: True})
-    if job.provider.quirks is not None and read.items and not bytes(read.answer.created):
+    if job.provider.quirks.undated and read.items and not bytes(read.answer.created):
         added["created"] = job.now  # SDK types require it
     append = {name: msgspec.json.encode(value) for name, value in added.items()}
     whole = body.edited(replace=changed, drop=(UNREAD,), append=append)
