@@ -37,11 +37,17 @@ FAULTS: Final = {"refused-400": 400, "refused-429": 429, "fin-before-head": 502,
 
 
 async def images(described: Described) -> None:
-    for body in (ORDER, {**ORDER, **STREAMED}, {**ORDER, "image": DATA_URL, **STREAMED}, {**ORDER, "n": 2}):
-        await described.ask("POST", "/v1/images/generations", json=body)
-    await described.ask("POST", "/v1/images/generations", json={**ORDER, "response_format": "url"})
-    for body in (EDIT, {**EDIT, **STREAMED}):
-        await described.ask("POST", "/v1/images/edits", json=body)
+    changes: list[dict[str, object]] = [
+        {},
+        STREAMED,
+        {"image": DATA_URL, **STREAMED},
+        {"n": 2},
+        {"response_format": "url"},
+    ]
+    for more in changes:
+        await described.ask("POST", "/v1/images/generations", json={**ORDER, **more})
+    for more in changes[:2]:
+        await described.ask("POST", "/v1/images/edits", json={**EDIT, **more})
     await described.ask("POST", "/v1/images/edits", data=TEXTS, files=IMAGE)
     await described.ask("POST", "/v1/images/variations", data={"model": "sim/plain"}, files=IMAGE)
     for path in ("/openai/deployments/sim/gpt-image", "/openai/v1"):
@@ -50,7 +56,8 @@ async def images(described: Described) -> None:
 
 
 async def conversations(described: Described) -> None:
-    for more in ({}, {"modalities": ["image"]}, {"stream": True}, {"stream": True, "n": 2}):
+    changes: list[dict[str, object]] = [{}, {"modalities": ["image"]}, {"stream": True}, {"stream": True, "n": 2}]
+    for more in changes:
         await described.ask("POST", "/v1/chat/completions", json={**CHAT, **more})
     for stream in (False, True):
         await described.ask("POST", "/v1/responses", json={**RESPONSE, "stream": stream})

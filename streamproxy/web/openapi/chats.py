@@ -9,7 +9,18 @@ from streamproxy.core.events import ERROR
 from streamproxy.surfaces.chat import EDGES, RATIOS
 from streamproxy.surfaces.responses import CALL, TOOL
 from streamproxy.web.openapi.images import ABOUT, COST, EXTRA_HEADERS, FIELDS, LINKS, PROVIDER
-from streamproxy.web.openapi.json_schema import ANY_OBJECT, Schema, array, constant, maybe, record, ref, text, whole
+from streamproxy.web.openapi.json_schema import (
+    ANY_OBJECT,
+    Schema,
+    array,
+    constant,
+    maybe,
+    record,
+    ref,
+    text,
+    typed,
+    whole,
+)
 
 _PARTS: Final = array(
     record({"type": text(enum=["text", "image_url"]), "text": text(), "image_url": {}}, "type"),
@@ -18,7 +29,8 @@ _PARTS: Final = array(
 _SAID: Final = {"anyOf": [{"type": "string"}, _PARTS, {"type": "null"}]}
 _FINISH: Final = maybe(text())
 _TOKENS: Final = record({"prompt_tokens": whole(), "completion_tokens": whole(), "total_tokens": whole()})
-_PICTURES: Final = array(record({"type": constant("image_url"), "image_url": record({"url": text()}, "url")}))
+_URL: Final = record({"url": text()}, "url")
+_PICTURES: Final = array(record({"type": constant("image_url"), "image_url": _URL, "index": whole()}))
 _MESSAGE: Final = record(
     {
         "role": text(),
@@ -66,15 +78,15 @@ _RESPONSE_EVENTS: Final[Mapping[str, Mapping[str, Schema]]] = {
         "item_id": text(),
         "partial_image_index": whole("Which preview, from 0."),
         "partial_image_b64": text("The preview in base64."),
+        **ABOUT,
     },
     ERROR: {"code": maybe(text()), "message": text(), "param": maybe(text())},
 }
 
 
 def _response_event(kind: str, members: Mapping[str, Schema]) -> Schema:
-    return record(
-        {"type": constant(kind), "sequence_number": whole("From 0."), **members}, "type", "sequence_number", *members
-    )
+    own = {"type": constant(kind), "sequence_number": whole("From 0.")}
+    return record({**own, **members}, *own, *(name for name in members if name not in ABOUT))
 
 
 SURFACES: Final[Mapping[str, Schema]] = {
@@ -150,10 +162,18 @@ SURFACES: Final[Mapping[str, Schema]] = {
             "output": array(ref("ImageGenerationCall")),
             "error": maybe(ANY_OBJECT),
             "usage": maybe(ANY_OBJECT),
+            "tool_usage": record({"image_gen": ANY_OBJECT}),
             "cost": COST,
             "provider": PROVIDER,
+            "tools": array(ANY_OBJECT),
+            "tool_choice": {},
+            "instructions": {},
+            "metadata": ANY_OBJECT,
+            **{name: typed("boolean") for name in ("background", "parallel_tool_calls", "store")},
+            **{name: typed("null") for name in ("incomplete_details", "previous_response_id", "temperature", "top_p")},
         },
         *("id", "object", "created_at", "status", "model", "output", "error", "usage"),
+        meaning="OpenAI's response. The members that nothing here decides are there for SDKs' types.",
     ),
     "ImageGenerationCall": _CALL_ITEM,
     "ResponseEvent": {
