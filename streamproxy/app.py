@@ -57,7 +57,6 @@ from streamproxy.web.body import Budget, Intake
 from streamproxy.web.endpoint import Context
 from streamproxy.web.middleware import Cors, RequestContext
 from streamproxy.web.model_lists import ModelLists
-from streamproxy.web.openapi import Installed, document
 from streamproxy.web.origins import Origins, hosts_of
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.routes import PREFIXES, ROUTES, routes
@@ -201,9 +200,12 @@ class _Wiring:
 
     def _openapi(self) -> StaticFile:
         """/openapi.json, made when it is first asked for."""
-        keyed = bool(self.settings.caller_keys) or _keyed(self.configured)
-        made = document(ROUTES, PREFIXES, Installed(self.settings.public_url, keyed))
-        return static_file(".json", orjson.dumps(made), ANY_PAGE)
+        from streamproxy.web.openapi import Installed, document  # most processes are never asked
+
+        settings = self.settings
+        keyed = bool(settings.caller_keys) or _keyed(self.configured)
+        installed = Installed(settings.public_url, keyed, settings.max_json_bytes, settings.max_upload_bytes)
+        return static_file(".json", orjson.dumps(document(ROUTES, PREFIXES, installed)), ANY_PAGE)
 
     async def _start_hub(self, running: AsyncExitStack, tasks: TaskGroup) -> Hub:
         settings = self.settings

@@ -6,13 +6,14 @@ they stand, but for the address.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ import pytest
 
 from streamproxy.cli import cli
 from streamproxy.core.headers import HeaderPolicy
+from streamproxy.core.rawjson import parse
 from streamproxy.demo import MODEL
 from streamproxy.errors import Failure
 from streamproxy.observe import GAUGES, METRICS
@@ -34,10 +36,12 @@ from streamproxy.simulator.pictures import draw, encode
 from streamproxy.simulator.received import Received, Server
 from streamproxy.simulator.script import Script, error_answer, json_answer
 from streamproxy.simulator.server import serve
+from streamproxy.surfaces import chat
 from streamproxy.web.routes import PREFIXES, ROUTES
 from tests.support import abilities
 from tests.support.faults import IMAGE_BODY
 from tests.support.proxy import BOUND, Proxy, events, running_proxy
+from tests.test_layers import LAYERS
 
 ROOT: Final = Path(__file__).parent.parent
 README: Final = (ROOT / "README.md").read_text("utf-8")
@@ -397,3 +401,118 @@ for (const _ of [1, 2]) await client.images.generate({{ model: "{MODEL}", prompt
 """
         await ran([node(), "--input-type=module", "-e", script], NODE_SDK)
     each_call_has_a_key_of_its_own(server)
+
+
+TESTED: Final[Mapping[str, tuple[str, ...]]] = {
+    "sh": ("curl -sN", "streamproxy serve", "streamproxy generate", "streamproxy hash-key", "docker "),
+    "python": ("for event in", "files.create", "_idempotency_header", "respond-async"),
+    "ts": ("stream: true", "idempotencyHeader"),
+    "js": ("function* events", "new EventSource"),
+    "html": ("<progressive-image",),
+    "toml": ("[providers.",),
+    "json": ("image_config",),
+    "": ("<- open this", "GET /v1/streams?", "__main__ > cli"),
+}
+"""A part of each snippet that a test runs, here or in tests/e2e (those of pages, in Chromium)."""
+
+OWN_TESTS: Final = frozenset({"recipes"})
+"""Pages whose snippets have a test file of their own."""
+
+
+def test_every_snippet_is_run() -> None:
+    text = "\n".join((README, *(page for name, page in PAGES.items() if name not in OWN_TESTS)))
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    parts = [(language, part) for language, block in found for part in statements(language, block)]
+    assert [part for language, part in parts if not any(mark in part for mark in TESTED[language])] == []
+    assert all(any(mark in part for _, part in parts) for marks in TESTED.values() for mark in marks)
+
+
+def statements(language: str, block: str) -> list[str]:
+    """The commands of a shell snippet; any other is one."""
+    return block.replace("\\\n", "").splitlines() if language == "sh" else [block]
+
+
+def test_the_demos_words(tmp_path: Path) -> None:
+    """The README shows what the demo prints, but for its numbers."""
+    (shown,) = [block for block in blocks("") if "<- open this" in block]
+    command = [sys.executable, "-m", "streamproxy", "demo", "--once", "--pace", "0", "--port", "0"]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=BOUND, check=True, cwd=tmp_path
+    )
+    printed = without_numbers(done.stdout)
+    assert [line for line in without_numbers(shown) if line not in printed] == []
+
+
+def without_numbers(text: str) -> list[str]:
+    return [" ".join(re.sub(r"\d+", "N", line).split()) for line in text.splitlines()]
+
+
+@pytest.mark.anyio
+async def test_generate(tmp_path: Path) -> None:
+    command = only_line("streamproxy generate")
+    async with running(pace=0) as simulated:
+        (tmp_path / "c.toml").write_text(
+            f'default_model = "openai/gpt-image"\n[providers.openai]\nbase_url = "{simulated.url}/v1"\n'
+        )
+        key, *words = shlex.split(command.replace("=...", "=not-a-key-but-long-enough"))
+        given = environment(STREAMPROXY_CONFIG="c.toml", **dict([key.split("=", 1)]))
+        with anyio.fail_after(BOUND):
+            run = [sys.executable, "-m", *words]
+            done = await anyio.run_process(run, check=False, cwd=tmp_path, env=given)
+        assert done.returncode == 0, done.stderr.decode()
+        assert simulated.calls == 1
+    assert (tmp_path / "lighthouse.png").read_bytes().startswith(b"\x89PNG")
+
+
+def only_line(mark: str) -> str:
+    """The one command with `mark`."""
+    (found,) = {line for block in blocks("sh") for line in statements("sh", block) if mark in line}
+    return found
+
+
+def test_a_callers_key(tmp_path: Path) -> None:
+    command = only_line("streamproxy hash-key").replace("streamproxy hash-key", '"$PYTHON" -m streamproxy hash-key')
+    done = subprocess.run(
+        ["sh", "-c", command.replace("openssl rand -hex 32", "printf %064d 7")],
+        env=environment(PYTHON=sys.executable),
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        check=True,
+        cwd=tmp_path,
+    )
+    key = (tmp_path / "caller.key").read_text().strip()
+    assert done.stdout.strip() == f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def test_the_containers_commands_are_the_dockerfiles() -> None:
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text("utf-8")
+    commands = [line for block in blocks("sh") for line in statements("sh", block) if line.startswith("docker ")]
+    assert len(commands) == 2
+    assert [command for command in commands if f"#   {command}\n" not in dockerfile] == []
+
+
+def test_a_chats_body() -> None:
+    (body,) = blocks("json")
+    read = parse(body.encode())
+    model = read_catalogue().find(str(read.decode("model")))
+    assert model is not None
+    wanted = chat.request(read, model)
+    assert wanted.options == {"image_config": read.decode("image_config")}
+
+
+def test_the_figures_are_those_of_their_page() -> None:
+    rows = table("What", "streamproxy", "A peer")
+    assert len(rows) == 5
+    page = set(re.findall(r"\d+(?:\.\d+)?", PAGES["figures"]))
+    assert set(re.findall(r"\d+(?:\.\d+)?", " ".join(" ".join(row) for row in rows))) <= page
+
+
+def test_the_layers() -> None:
+    (shown,) = [block for block in blocks("") if "__main__ > cli" in block]
+    layers = [{*layer.replace("|", " ").split()} for layer in shown.split(">")]
+    assert layers == [{*line} - {"__init__", "settings.providers"} for line in LAYERS]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 165

@@ -11,9 +11,9 @@ import pytest
 
 from streamproxy.simulator import running
 from streamproxy.simulator.pictures import draw, encode
-from streamproxy.web.openapi import Installed, document
+from streamproxy.web.openapi import document
 from streamproxy.web.routes import ROUTES
-from tests.support.described import DOCUMENT, Described
+from tests.support.described import DOCUMENT, INSTALLED, Described
 from tests.support.proxy import BOUND, PROMPT, no_leaks, running_proxy
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +25,7 @@ EDIT: Final = {**ORDER, "images": [{"image_url": DATA_URL}]}
 CHAT: Final = {"model": "sim/plain", "messages": [{"role": "user", "content": PROMPT}], "size": "256x256"}
 TOOL: Final = {"type": "image_generation", "model": "sim/gpt-image", "size": "256x256", "partial_images": 1}
 RESPONSE: Final = {"input": PROMPT, "tools": [TOOL]}
-STREAMED: Final = {"stream": True, "partial_images": 2}
+STREAMED: Final[dict[str, object]] = {"stream": True, "partial_images": 2}
 LATER: Final = {"prefer": "respond-async"}
 FILE: Final = {"file": ("in.png", PNG)}
 IMAGE: Final = {"image": ("in.png", PNG)}
@@ -147,7 +147,7 @@ async def test_every_operation_answers_as_described() -> None:
 
 
 def test_both_versions_are_described_alike() -> None:
-    made = document(ROUTES, ("/v1", "/v3"), Installed(None, keyed=False))["paths"]
+    made = document(ROUTES, ("/v1", "/v3"), INSTALLED)["paths"]
     assert isinstance(made, dict)
     for path, item in made.items():
         if path.startswith("/v1/"):

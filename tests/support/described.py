@@ -16,7 +16,8 @@ from tests.support.proxy import Proxy
 
 Json = dict[str, Any]
 
-DOCUMENT: Final[Json] = orjson.loads(orjson.dumps(document(ROUTES, PREFIXES, Installed(None, keyed=False))))
+INSTALLED: Final = Installed(None, keyed=False, json=1, upload=2)
+DOCUMENT: Final[Json] = orjson.loads(orjson.dumps(document(ROUTES, PREFIXES, INSTALLED)))
 
 
 def closed(found: Any) -> Any:

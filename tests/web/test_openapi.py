@@ -185,11 +185,12 @@ def test_examples_are_valid() -> None:
 
 
 @pytest.mark.parametrize("keyed", [False, True])
-def test_an_installations_server_and_keys(keyed: bool) -> None:
-    made: Any = document(ROUTES, PREFIXES, Installed("https://images.example", keyed))
+def test_an_installation(keyed: bool) -> None:
+    made: Any = document(ROUTES, PREFIXES, Installed("https://images.example", keyed, json=11, upload=22))
     assert made["servers"] == [{"url": "https://images.example"}]
-    security = made["paths"]["/v1/images/generations"]["post"]["security"]
-    assert ({} in security) is not keyed
+    edits = made["paths"]["/v1/images/edits"]["post"]
+    assert ({} in edits["security"]) is not keyed
+    assert edits["requestBody"]["description"] == "Bytes at most, as max_json_bytes: 11 and max_upload_bytes: 22."
     assert made["paths"]["/livez"]["get"]["security"] == []
     assert {"token": []} in made["paths"]["/v1/streams/{id}"]["get"]["security"]
     assert {} not in made["paths"]["/v1/streams/{id}"]["get"]["security"]
@@ -197,11 +198,11 @@ def test_an_installations_server_and_keys(keyed: bool) -> None:
 
 @pytest.mark.anyio
 async def test_it_is_served() -> None:
-    keys = (f"sha256:{'0' * 64}",)
-    async with running_proxy("http://127.0.0.1:9", caller_keys=keys, public_url="https://images.example") as proxy:
+    settings: Json = {"caller_keys": (f"sha256:{'0' * 64}",), "public_url": "https://images.example"}
+    settings |= {"max_json_bytes": 11, "max_upload_bytes": 22}
+    async with running_proxy("http://127.0.0.1:9", **settings) as proxy:
         answer = await proxy.client.get(f"{proxy.url}/openapi.json", headers={"origin": "https://any.test"})
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["access-control-allow-origin"] == "*"
-    assert answer.json() == json.loads(
-        json.dumps(document(ROUTES, PREFIXES, Installed("https://images.example", keyed=True)))
-    )
+    made = document(ROUTES, PREFIXES, Installed("https://images.example", keyed=True, json=11, upload=22))
+    assert answer.json() == json.loads(json.dumps(made))

@@ -18,7 +18,7 @@ from streamproxy.errors import Failure
 from streamproxy.web.endpoint import Handler
 from streamproxy.web.openapi import chats, images, streams
 from streamproxy.web.openapi.json_schema import Schema, ref, text
-from streamproxy.web.openapi.operations import HEADERS, JSON, OPERATIONS, PARAMETERS, Given, Operation
+from streamproxy.web.openapi.operations import FORM, HEADERS, JSON, OPERATIONS, PARAMETERS, Given, Operation
 
 Json = Mapping[str, object]
 
@@ -68,10 +68,15 @@ class Row(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What of the settings the document depends on. `keyed`: whether a request needs a caller's key."""
+    """What of the settings the document depends on. `keyed`: whether a request needs a caller's key.
+
+    `json` and `upload`: the most bytes of a body in JSON, and of a form.
+    """
 
     public_url: str | None
     keyed: bool
+    json: int
+    upload: int
 
 
 def document(rows: Sequence[Row], prefixes: Sequence[str], installed: Installed) -> Json:
@@ -110,18 +115,26 @@ def _operation(prefix: str, row: Row, installed: Installed) -> Json:
     found = OPERATIONS[row.handler]
     fails = {*found.fails, *EVERYWHERE, *((401,) if row.keys else ())} - found.gives.keys()
     asks = (*_PLACE.findall(row.path), *found.asks)
-    body = {"required": True, "content": {media: {"schema": schema} for media, schema in found.takes.items()}}
     return {
         "tags": [found.tag],
         "summary": row.meaning,
         "operationId": _id(prefix, row),
         "security": _security(row, found, installed),
         **({"parameters": [{"$ref": f"#/components/parameters/{name}"} for name in asks]} if asks else {}),
-        **({"requestBody": body} if found.takes else {}),
+        **({"requestBody": _body(found, installed)} if found.takes else {}),
         "responses": {
             **{str(status): _given(given) for status, given in found.gives.items()},
             **{str(status): {"$ref": f"#/components/responses/Error{status}"} for status in sorted(fails)},
         },
+    }
+
+
+def _body(found: Operation, installed: Installed) -> Json:
+    most = {JSON: f"max_json_bytes: {installed.json}", FORM: f"max_upload_bytes: {installed.upload}"}
+    return {
+        "required": True,
+        "description": f"Bytes at most, as {' and '.join(most[media] for media in found.takes)}.",
+        "content": {media: {"schema": schema} for media, schema in found.takes.items()},
     }
 
 

@@ -220,6 +220,22 @@ _OF_ROLE: Final[Mapping[Role, tuple[str, Mapping[str, Schema], tuple[str, ...]]]
 }
 
 
+_MADE: Final[Mapping[str, object]] = {
+    **{"b64_json": "iVBORw0KGgo=", "created_at": 1764200000, "size": "1024x1024", "quality": "high"},
+    **{"background": "opaque", "output_format": "png"},
+}
+_USED: Final = {"text_tokens": 10, "image_tokens": 0}
+_PAID: Final[Mapping[str, object]] = {
+    "usage": {"total_tokens": 60, "input_tokens": 10, "output_tokens": 50, "input_tokens_details": _USED},
+    **{"cost": 0.04, "provider": "openai"},
+}
+_EXAMPLES: Final[Mapping[Role, Mapping[str, object]]] = {
+    Role.PREVIEW: {**_MADE, "partial_image_index": 0},
+    Role.COMPLETED: {**_MADE, **_PAID},
+    Role.USAGE: {"created_at": 1764200000, "missing": 1, **_PAID},
+}
+
+
 def event_name(kind: str) -> str:
     """The name of an event's schema: `image_edit.completed` is ImageEditCompletedEvent."""
     return "".join(word.capitalize() for word in kind.replace(".", "_").split("_")) + "Event"
@@ -227,7 +243,8 @@ def event_name(kind: str) -> str:
 
 def _event(kind: str, role: Role) -> Schema:
     meaning, members, required = _OF_ROLE[role]
-    return record({"type": constant(kind), **members}, "type", *required, meaning=meaning)
+    example = {"type": kind, **_EXAMPLES[role]}
+    return record({"type": constant(kind), **members}, "type", *required, meaning=meaning, examples=[example])
 
 
 _ENDED: Final[Mapping[str, object]] = {"message": "No response head within 180 s.", "type": "upstream_error"}

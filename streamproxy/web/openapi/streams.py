@@ -37,6 +37,14 @@ STREAMS: Final[Mapping[str, Schema]] = {
             "expires_at": whole("When these URLs expire, in seconds since 1970."),
         },
         *("id", "object", "status", "stream_url", "status_url", "cancel_url", "expires_at"),
+        examples=[
+            {
+                **{"id": "str_1", "object": "image.stream", "status": "in_progress", "expires_at": 1764286400},
+                "stream_url": "/v1/streams/str_1?token=READ",
+                "status_url": "/v1/streams/str_1/status?token=READ",
+                "cancel_url": "/v1/streams/str_1?token=ALL",
+            }
+        ],
     ),
     "Stream": record(
         {
