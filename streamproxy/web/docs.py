@@ -166,7 +166,8 @@ def rendered(markdown: str) -> str:
     for link in _links(tokens):
         if (found := _PAGE_LINK.fullmatch(str(link.attrGet("href")).removeprefix("docs/"))) is not None:
             link.attrSet("href", str(link.attrGet("href")).replace(f"{found[1]}.md", found[1]))
-    return str(parser.renderer.render(tokens, parser.options, {}))
+    text = str(parser.renderer.render(tokens, parser.options, {}))
+    return re.sub("<(pre|table)>", r'<\1 tabindex="0">', text)  # so that keys can scroll what is too wide
 
 
 def _links(tokens: Sequence[Token]) -> Iterator[Token]:

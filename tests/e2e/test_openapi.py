@@ -37,13 +37,8 @@ FAULTS: Final = {"refused-400": 400, "refused-429": 429, "fin-before-head": 502,
 
 
 async def images(described: Described) -> None:
-    changes: list[dict[str, object]] = [
-        {},
-        STREAMED,
-        {"image": DATA_URL, **STREAMED},
-        {"n": 2},
-        {"response_format": "url"},
-    ]
+    changes: list[dict[str, object]] = [{}, STREAMED, {"image": DATA_URL, **STREAMED}, {"n": 2}]
+    changes += [{"response_format": "url"}, {"model": "sim/plain", "n": 2, "stream": True}]
     for more in changes:
         await described.ask("POST", "/v1/images/generations", json={**ORDER, **more})
     for more in changes[:2]:

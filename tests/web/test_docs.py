@@ -127,7 +127,7 @@ def test_markdown_as_html() -> None:
         '<h2 id="a-b-c">A <code>b</code> (c)</h2>\n<p>&lt;b&gt;&amp;&lt;/b&gt; <a href="streams#small-previews">x</a> '
         '<a href="docs/api">y</a> <a href="https://a.test/streams.md">z</a></p>\n'
     )
-    assert rendered("| a |\n|---|\n| b |\n").startswith("<table>")
+    assert rendered("| a |\n|---|\n| b |\n").startswith('<table tabindex="0">\n<thead>')
 
 
 def test_headings_of_a_page_have_different_ids() -> None:

@@ -186,11 +186,11 @@ def test_examples_are_valid() -> None:
 
 @pytest.mark.parametrize("keyed", [False, True])
 def test_an_installation(keyed: bool) -> None:
-    made: Any = document(ROUTES, PREFIXES, Installed("https://images.example", keyed, json=11, upload=22))
+    made: Any = document(ROUTES, PREFIXES, Installed("https://images.example", keyed, json=65_536, upload=65_537))
     assert made["servers"] == [{"url": "https://images.example"}]
     edits = made["paths"]["/v1/images/edits"]["post"]
     assert ({} in edits["security"]) is not keyed
-    assert edits["requestBody"]["description"] == "Bytes at most, as max_json_bytes: 11 and max_upload_bytes: 22."
+    assert edits["requestBody"]["description"] == "Bytes at most, as max_json_bytes: 65536 and max_upload_bytes: 65537."
     assert made["paths"]["/livez"]["get"]["security"] == []
     assert {"token": []} in made["paths"]["/v1/streams/{id}"]["get"]["security"]
     assert {} not in made["paths"]["/v1/streams/{id}"]["get"]["security"]
@@ -199,10 +199,10 @@ def test_an_installation(keyed: bool) -> None:
 @pytest.mark.anyio
 async def test_it_is_served() -> None:
     settings: Json = {"caller_keys": (f"sha256:{'0' * 64}",), "public_url": "https://images.example"}
-    settings |= {"max_json_bytes": 11, "max_upload_bytes": 22}
+    settings |= {"max_json_bytes": 65_536, "max_upload_bytes": 65_537}
     async with running_proxy("http://127.0.0.1:9", **settings) as proxy:
         answer = await proxy.client.get(f"{proxy.url}/openapi.json", headers={"origin": "https://any.test"})
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["access-control-allow-origin"] == "*"
-    made = document(ROUTES, PREFIXES, Installed("https://images.example", keyed=True, json=11, upload=22))
+    made = document(ROUTES, PREFIXES, Installed("https://images.example", keyed=True, json=65_536, upload=65_537))
     assert answer.json() == json.loads(json.dumps(made))
