@@ -200,12 +200,12 @@ class _Wiring:
 
     def _openapi(self) -> StaticFile:
         """/openapi.json, made when it is first asked for."""
-        from streamproxy.web.openapi import Installed, document  # most processes are never asked
+        from streamproxy.web.openapi import Installation, document  # most processes are never asked
 
         settings = self.settings
         keyed = bool(settings.caller_keys) or _keyed(self.configured)
-        installed = Installed(settings.public_url, keyed, settings.max_json_bytes, settings.max_upload_bytes)
-        return static_file(".json", orjson.dumps(document(ROUTES, PREFIXES, installed)), ANY_PAGE)
+        installation = Installation(settings.public_url, keyed, settings.max_json_bytes, settings.max_upload_bytes)
+        return static_file(".json", orjson.dumps(document(ROUTES, PREFIXES, installation)), ANY_PAGE)
 
     async def _start_hub(self, running: AsyncExitStack, tasks: TaskGroup) -> Hub:
         settings = self.settings

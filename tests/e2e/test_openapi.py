@@ -13,7 +13,7 @@ from streamproxy.simulator import running
 from streamproxy.simulator.pictures import draw, encode
 from streamproxy.web.openapi import document
 from streamproxy.web.routes import ROUTES
-from tests.support.described import DOCUMENT, INSTALLED, Described
+from tests.support.openapi import DOCUMENT, INSTALLATION, Checker
 from tests.support.proxy import BOUND, PROMPT, no_leaks, running_proxy
 
 pytestmark = pytest.mark.anyio
@@ -36,113 +36,113 @@ FAULTS: Final = {"refused-400": 400, "refused-429": 429, "fin-before-head": 502,
 """Faults of the simulator, and the statuses of their answers: the last one fails in the stream."""
 
 
-async def images(described: Described) -> None:
+async def images(checker: Checker) -> None:
     changes: list[dict[str, object]] = [{}, STREAMED, {"image": DATA_URL, **STREAMED}, {"n": 2}]
     changes += [{"response_format": "url"}, {"model": "sim/plain", "n": 2, "stream": True}]
     for more in changes:
-        await described.ask("POST", "/v1/images/generations", json={**ORDER, **more})
+        await checker.ask("POST", "/v1/images/generations", json={**ORDER, **more})
     for more in changes[:2]:
-        await described.ask("POST", "/v1/images/edits", json={**EDIT, **more})
-    await described.ask("POST", "/v1/images/edits", data=TEXTS, files=IMAGE)
-    await described.ask("POST", "/v1/images/variations", data={"model": "sim/plain"}, files=IMAGE)
+        await checker.ask("POST", "/v1/images/edits", json={**EDIT, **more})
+    await checker.ask("POST", "/v1/images/edits", data=TEXTS, files=IMAGE)
+    await checker.ask("POST", "/v1/images/variations", data={"model": "sim/plain"}, files=IMAGE)
     for path in ("/openai/deployments/sim/gpt-image", "/openai/v1"):
-        await described.ask("POST", f"{path}/images/generations", json=ORDER)
-        await described.ask("POST", f"{path}/images/edits", json=EDIT)
+        await checker.ask("POST", f"{path}/images/generations", json=ORDER)
+        await checker.ask("POST", f"{path}/images/edits", json=EDIT)
 
 
-async def conversations(described: Described) -> None:
+async def conversations(checker: Checker) -> None:
     changes: list[dict[str, object]] = [{}, {"modalities": ["image"]}, {"stream": True}, {"stream": True, "n": 2}]
     for more in changes:
-        await described.ask("POST", "/v1/chat/completions", json={**CHAT, **more})
+        await checker.ask("POST", "/v1/chat/completions", json={**CHAT, **more})
     for stream in (False, True):
-        await described.ask("POST", "/v1/responses", json={**RESPONSE, "stream": stream})
+        await checker.ask("POST", "/v1/responses", json={**RESPONSE, "stream": stream})
 
 
-async def failures(described: Described) -> None:
+async def failures(checker: Checker) -> None:
     for path in ("/v1/images/generations", "/v1/images/edits"):
-        await described.ask("POST", path, 422, json={"prompt": 1})
-        await described.ask("POST", path, 400, content=b"{", headers={"content-type": "application/json"})
-        await described.ask("POST", path, 415, content=b"a", headers={"content-type": "text/plain"})
-        await described.ask("POST", path, 404, json={**EDIT, "model": "none/such"})
+        await checker.ask("POST", path, 422, json={"prompt": 1})
+        await checker.ask("POST", path, 400, content=b"{", headers={"content-type": "application/json"})
+        await checker.ask("POST", path, 415, content=b"a", headers={"content-type": "text/plain"})
+        await checker.ask("POST", path, 404, json={**EDIT, "model": "none/such"})
     for fault, status in FAULTS.items():
         body = {**ORDER, **STREAMED, "model": f"sim/fault-{fault}"}
-        await described.ask("POST", "/v1/images/generations", status, json=body)
+        await checker.ask("POST", "/v1/images/generations", status, json=body)
     failed = {**RESPONSE, "stream": True, "tools": [{**TOOL, "model": "sim/fault-eof-inside-event"}]}
-    await described.ask("POST", "/v1/responses", json=failed)
-    await described.ask("POST", "/v1/chat/completions", 422, json={**CHAT, "messages": []})
-    await described.ask("GET", "/v1/streams/str_none", 404)
-    await described.ask("GET", "/v1/streams/str_none?token=a", 401)
-    await described.ask("GET", "/v1/streams", 404)
-    await described.ask("GET", "/v1/streams?limit=0", 422, headers=KEY)
-    await described.ask("GET", "/v1/models/none", 404)
-    await described.ask("GET", "/v1/files/upl_none", 404)
-    await described.ask("POST", "/v1/files", 422, files=FILE)
-    await described.ask("GET", "/docs/none", 404)
+    await checker.ask("POST", "/v1/responses", json=failed)
+    await checker.ask("POST", "/v1/chat/completions", 422, json={**CHAT, "messages": []})
+    await checker.ask("GET", "/v1/streams/str_none", 404)
+    await checker.ask("GET", "/v1/streams/str_none?token=a", 401)
+    await checker.ask("GET", "/v1/streams", 404)
+    await checker.ask("GET", "/v1/streams?limit=0", 422, headers=KEY)
+    await checker.ask("GET", "/v1/models/none", 404)
+    await checker.ask("GET", "/v1/files/upl_none", 404)
+    await checker.ask("POST", "/v1/files", 422, files=FILE)
+    await checker.ask("GET", "/docs/none", 404)
 
 
-async def streams(described: Described) -> None:
+async def streams(checker: Checker) -> None:
     order = {**ORDER, **STREAMED}
-    accepted = await described.ask("POST", "/v1/images/generations", 202, json=order, headers={**LATER, **KEY})
+    accepted = await checker.ask("POST", "/v1/images/generations", 202, json=order, headers={**LATER, **KEY})
     urls = accepted.json()
-    ended = await described.ask("GET", urls["status_url"], headers={"prefer": "wait=20"})
+    ended = await checker.ask("GET", urls["status_url"], headers={"prefer": "wait=20"})
     assert ended.json()["status"] == "completed"
-    events = await described.ask("GET", urls["stream_url"], accept=EVENTS)
+    events = await checker.ask("GET", urls["stream_url"], accept=EVENTS)
     last = re.findall(r"^id: (\S+)$", events.text, re.MULTILINE)[-1]
-    await described.ask("GET", urls["stream_url"], 204, accept=EVENTS, headers={"last-event-id": last})
-    await described.ask("GET", f"{urls['stream_url']}&payload=ref", accept=EVENTS)
-    await described.ask("GET", f"{urls['stream_url']}&payload=ref", accept="application/json")
+    await checker.ask("GET", urls["stream_url"], 204, accept=EVENTS, headers={"last-event-id": last})
+    await checker.ask("GET", f"{urls['stream_url']}&payload=ref", accept=EVENTS)
+    await checker.ask("GET", f"{urls['stream_url']}&payload=ref", accept="application/json")
     id, token = urls["id"], urls["stream_url"].partition("token=")[2]
-    await described.ask("GET", f"/v1/streams?stream={id}:{token}&payload=inline", accept=EVENTS)
-    await described.ask("GET", "/v1/streams", headers=KEY)
+    await checker.ask("GET", f"/v1/streams?stream={id}:{token}&payload=inline", accept=EVENTS)
+    await checker.ask("GET", "/v1/streams", headers=KEY)
     for path in (f"/v1/streams/{id}/images/0", f"/v1/streams/{id}/images/0/preview"):
-        picture = await described.ask("GET", f"{path}?token={token}")
+        picture = await checker.ask("GET", f"{path}?token={token}")
         assert picture.headers["content-type"] == "image/png"
-        await described.ask("GET", f"{path}?token={token}", 206, headers={"range": "bytes=0-7"})
-        await described.ask("GET", f"{path}?token={token}", 304, headers={"if-none-match": picture.headers["etag"]})
-        await described.ask("GET", f"{path}?token={token}", 416, headers={"range": "bytes=99999999-"})
-    await described.ask("DELETE", urls["stream_url"], 403)
-    await described.ask("DELETE", urls["cancel_url"])
-    await described.ask("GET", urls["status_url"], 410)
+        await checker.ask("GET", f"{path}?token={token}", 206, headers={"range": "bytes=0-7"})
+        await checker.ask("GET", f"{path}?token={token}", 304, headers={"if-none-match": picture.headers["etag"]})
+        await checker.ask("GET", f"{path}?token={token}", 416, headers={"range": "bytes=99999999-"})
+    await checker.ask("DELETE", urls["stream_url"], 403)
+    await checker.ask("DELETE", urls["cancel_url"])
+    await checker.ask("GET", urls["status_url"], 410)
 
 
-async def lists(described: Described) -> None:
-    await described.ask("GET", "/v1/images/models")
-    models = await described.ask("GET", "/v1/models")
-    await described.ask("GET", f"/v1/models/{models.json()['data'][0]['id']}")
-    file = await described.ask("POST", "/v1/files", files=FILE, data={"purpose": "vision"}, headers=KEY)
-    await described.ask("POST", "/v1/upload", files=FILE)
-    await described.ask("GET", "/v1/files", headers=KEY)
+async def lists(checker: Checker) -> None:
+    await checker.ask("GET", "/v1/images/models")
+    models = await checker.ask("GET", "/v1/models")
+    await checker.ask("GET", f"/v1/models/{models.json()['data'][0]['id']}")
+    file = await checker.ask("POST", "/v1/files", files=FILE, data={"purpose": "vision"}, headers=KEY)
+    await checker.ask("POST", "/v1/upload", files=FILE)
+    await checker.ask("GET", "/v1/files", headers=KEY)
     path = f"/v1/files/{file.json()['id']}"
-    await described.ask("GET", path)
-    await described.ask("GET", f"{path}/content")
-    await described.ask("DELETE", path)
+    await checker.ask("GET", path)
+    await checker.ask("GET", f"{path}/content")
+    await checker.ask("DELETE", path)
 
 
-async def pages(described: Described) -> None:
+async def pages(checker: Checker) -> None:
     for row in ROUTES:
         if row.method == "GET" and not row.surface and "{" not in row.path:
-            await described.ask("GET", row.path)
-    await described.ask("GET", "/docs/streams")
-    await described.ask("GET", "/docs/streams.md")
+            await checker.ask("GET", row.path)
+    await checker.ask("GET", "/docs/streams")
+    await checker.ask("GET", "/docs/streams.md")
 
 
 async def test_every_operation_answers_as_described() -> None:
     async with no_leaks(), running(pace=0) as sim, running_proxy(sim.url) as proxy:
-        described = Described(proxy)
+        checker = Checker(proxy)
         with anyio.fail_after(4 * BOUND):
             for scene in (images, conversations, failures, streams, lists, pages):
-                await scene(described)
+                await scene(checker)
     operations = {
         (method.upper(), path)
         for path, item in DOCUMENT["paths"].items()
         for method in item
         if not path.startswith("/v3/")  # the same handlers
     }
-    assert described.seen == operations
+    assert checker.seen == operations
 
 
 def test_both_versions_are_described_alike() -> None:
-    made = document(ROUTES, ("/v1", "/v3"), INSTALLED)["paths"]
+    made = document(ROUTES, ("/v1", "/v3"), INSTALLATION)["paths"]
     assert isinstance(made, dict)
     for path, item in made.items():
         if path.startswith("/v1/"):

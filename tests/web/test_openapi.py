@@ -13,10 +13,10 @@ from streamproxy.core.events import ERROR, KINDS, Role
 from streamproxy.core.rawjson import parse
 from streamproxy.core.schema import RULES, FieldType, Rule, edit, generation
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.web.openapi import Installed, document
+from streamproxy.web.openapi import Installation, document
 from streamproxy.web.openapi.images import event_name
 from streamproxy.web.routes import PREFIXES, ROUTES
-from tests.support.described import DOCUMENT, named, problems, resolved
+from tests.support.openapi import DOCUMENT, named, problems, resolved
 from tests.support.proxy import running_proxy
 
 Json = dict[str, Any]
@@ -186,7 +186,7 @@ def test_examples_are_valid() -> None:
 
 @pytest.mark.parametrize("keyed", [False, True])
 def test_an_installation(keyed: bool) -> None:
-    made: Any = document(ROUTES, PREFIXES, Installed("https://images.example", keyed, json=65_536, upload=65_537))
+    made: Any = document(ROUTES, PREFIXES, Installation("https://images.example", keyed, json=65_536, upload=65_537))
     assert made["servers"] == [{"url": "https://images.example"}]
     edits = made["paths"]["/v1/images/edits"]["post"]
     assert ({} in edits["security"]) is not keyed
@@ -204,5 +204,5 @@ async def test_it_is_served() -> None:
         answer = await proxy.client.get(f"{proxy.url}/openapi.json", headers={"origin": "https://any.test"})
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["access-control-allow-origin"] == "*"
-    made = document(ROUTES, PREFIXES, Installed("https://images.example", keyed=True, json=65_536, upload=65_537))
+    made = document(ROUTES, PREFIXES, Installation("https://images.example", keyed=True, json=65_536, upload=65_537))
     assert answer.json() == json.loads(json.dumps(made))

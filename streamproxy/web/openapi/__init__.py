@@ -1,6 +1,6 @@
 """/openapi.json: every route and its schemas, as OpenAPI 3.1.
 
-    document(rows, prefixes, installed)    the whole document, made of tables
+    document(rows, prefixes, installation)    the whole document, made of tables
 
 Paths come from the rows of web/routes.py, operations from those of `operations`, errors from errors.py. The settings
 decide the server and the keys that are asked for. The schemas are in `images`, `streams` and `chats`.
@@ -18,7 +18,7 @@ from streamproxy.errors import Failure
 from streamproxy.web.endpoint import Handler
 from streamproxy.web.openapi import chats, images, streams
 from streamproxy.web.openapi.json_schema import Schema, ref, text
-from streamproxy.web.openapi.operations import FORM, HEADERS, JSON, OPERATIONS, PARAMETERS, Given, Operation
+from streamproxy.web.openapi.operations import FORM, HEADERS, JSON, OPERATIONS, PARAMETERS, Operation, Reply
 
 Json = Mapping[str, object]
 
@@ -67,7 +67,7 @@ class Row(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Installed:
+class Installation:
     """What of the settings the document depends on. `keyed`: whether a request needs a caller's key.
 
     `json` and `upload`: the most bytes of a body in JSON, and of a form.
@@ -79,12 +79,12 @@ class Installed:
     upload: int
 
 
-def document(rows: Sequence[Row], prefixes: Sequence[str], installed: Installed) -> Json:
+def document(rows: Sequence[Row], prefixes: Sequence[str], installation: Installation) -> Json:
     """The document. Raises KeyError for a row whose handler has no operation."""
     paths: dict[str, dict[str, object]] = {}
     for prefix, row in _places(rows, prefixes):
         path = prefix + _PLACE.sub(r"{\1}", row.path)
-        paths.setdefault(path, {})[row.method.lower()] = _operation(prefix, row, installed)
+        paths.setdefault(path, {})[row.method.lower()] = _operation(prefix, row, installation)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -93,7 +93,7 @@ def document(rows: Sequence[Row], prefixes: Sequence[str], installed: Installed)
             "license": {"name": "MIT", "identifier": "MIT"},
             "description": "Makes every image model stream, to every client. /docs has more in words.",
         },
-        **({"servers": [{"url": installed.public_url}]} if installed.public_url else {}),
+        **({"servers": [{"url": installation.public_url}]} if installation.public_url else {}),
         "paths": paths,
         "components": {
             "schemas": SCHEMAS,
@@ -111,30 +111,30 @@ def _places(rows: Iterable[Row], prefixes: Sequence[str]) -> Iterator[tuple[str,
             yield prefix, row
 
 
-def _operation(prefix: str, row: Row, installed: Installed) -> Json:
-    found = OPERATIONS[row.handler]
-    fails = {*found.fails, *EVERYWHERE, *((401,) if row.keys else ())} - found.gives.keys()
-    asks = (*_PLACE.findall(row.path), *found.asks)
+def _operation(prefix: str, row: Row, installation: Installation) -> Json:
+    operation = OPERATIONS[row.handler]
+    statuses = {*operation.failures, *EVERYWHERE, *((401,) if row.keys else ())} - operation.replies.keys()
+    names = (*_PLACE.findall(row.path), *operation.parameters)
     return {
-        "tags": [found.tag],
+        "tags": [operation.tag],
         "summary": row.meaning,
         "operationId": _id(prefix, row),
-        "security": _security(row, found, installed),
-        **({"parameters": [{"$ref": f"#/components/parameters/{name}"} for name in asks]} if asks else {}),
-        **({"requestBody": _body(found, installed)} if found.takes else {}),
+        "security": _security(row, operation, installation),
+        **({"parameters": [{"$ref": f"#/components/parameters/{name}"} for name in names]} if names else {}),
+        **({"requestBody": _body(operation, installation)} if operation.bodies else {}),
         "responses": {
-            **{str(status): _given(given) for status, given in found.gives.items()},
-            **{str(status): {"$ref": f"#/components/responses/Error{status}"} for status in sorted(fails)},
+            **{str(status): _reply(reply) for status, reply in operation.replies.items()},
+            **{str(status): {"$ref": f"#/components/responses/Error{status}"} for status in sorted(statuses)},
         },
     }
 
 
-def _body(found: Operation, installed: Installed) -> Json:
-    most = {JSON: f"max_json_bytes: {installed.json}", FORM: f"max_upload_bytes: {installed.upload}"}
+def _body(operation: Operation, installation: Installation) -> Json:
+    most = {JSON: f"max_json_bytes: {installation.json}", FORM: f"max_upload_bytes: {installation.upload}"}
     return {
         "required": True,
-        "description": f"Bytes at most, as {' and '.join(most[media] for media in found.takes)}.",
-        "content": {media: {"schema": schema} for media, schema in found.takes.items()},
+        "description": f"Bytes at most, as {' and '.join(most[media] for media in operation.bodies)}.",
+        "content": {media: {"schema": schema} for media, schema in operation.bodies.items()},
     }
 
 
@@ -143,19 +143,22 @@ def _id(prefix: str, row: Row) -> str:
     return "_".join(words)
 
 
-def _security(row: Row, found: Operation, installed: Installed) -> list[Json]:
-    """Any of the keys; none where a request may do without."""
-    tokens: list[Json] = [{name: []} for name in TOKEN] if "token" in found.asks else []
-    if not row.keys and not tokens:
+def _security(row: Row, operation: Operation, installation: Installation) -> list[Json]:
+    """The keys, any of which will do. {}: none is needed."""
+    keys: list[Json] = [{name: []} for name in KEYS]
+    if "token" in operation.parameters:
+        return [{name: []} for name in TOKEN] + keys
+    if "stream" in operation.parameters:
+        return [*keys, {}]  # a token is in the value
+    if not row.keys:
         return []
-    keys: list[Json] = [*tokens, *({name: []} for name in KEYS)]
-    return keys if installed.keyed or tokens else [*keys, {}]
+    return keys if installation.keyed else [*keys, {}]
 
 
-def _given(given: Given) -> Json:
-    content = {media: {"schema": schema} for media, schema in given.body.items()}
-    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in (*given.headers, "X-Request-Id")}
-    return {"description": given.meaning, "headers": headers, **({"content": content} if content else {})}
+def _reply(reply: Reply) -> Json:
+    content = {media: {"schema": schema} for media, schema in reply.body.items()}
+    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in (*reply.headers, "X-Request-Id")}
+    return {"description": reply.meaning, "headers": headers, **({"content": content} if content else {})}
 
 
 def _failures() -> Iterator[tuple[str, Json]]:
@@ -174,8 +177,8 @@ def _failures() -> Iterator[tuple[str, Json]]:
             if row.status == status
         }
         schema = ref("HTTPValidationError" if status == Failure.INVALID_REQUEST.value.status else "Error")
-        said = Given(", ".join(examples), {}, ("Retry-After", "X-Should-Retry", "Proxy-Status"))
-        yield f"Error{status}", {**_given(said), "content": {JSON: {"schema": schema, "examples": examples}}}
+        said = Reply(", ".join(examples), {}, ("Retry-After", "X-Should-Retry", "Proxy-Status"))
+        yield f"Error{status}", {**_reply(said), "content": {JSON: {"schema": schema, "examples": examples}}}
 
 
 def _parameter(name: str) -> Json:

@@ -88,7 +88,7 @@ def _form(most: int, *required: str) -> Schema:
     return record({**parts, **own}, *required, anyOf=one_of)
 
 
-_PROMPTED: Final[Mapping[str, object]] = {"model": "openai/gpt-image-2", "prompt": "a lighthouse at dusk"}
+_BODY_EXAMPLE: Final[Mapping[str, object]] = {"model": "openai/gpt-image-2", "prompt": "a lighthouse at dusk"}
 _DATA_URL: Final = "data:image/png;base64,iVBORw0KGgo="
 
 REQUESTS: Final[Mapping[str, Schema]] = {
@@ -104,7 +104,7 @@ REQUESTS: Final[Mapping[str, Schema]] = {
         },
         *REQUIRED,
         meaning="OpenAI's request. Unknown members reach an OpenAI-compatible provider byte for byte.",
-        examples=[{**_PROMPTED, "stream": True, "partial_images": 3}, {**_PROMPTED, "image": _DATA_URL}],
+        examples=[{**_BODY_EXAMPLE, "stream": True, "partial_images": 3}, {**_BODY_EXAMPLE, "image": _DATA_URL}],
     ),
     "ImageEditJsonBody": record(
         {
@@ -119,7 +119,10 @@ REQUESTS: Final[Mapping[str, Schema]] = {
         *REQUIRED,
         "images",
         meaning="OpenAI's edit as JSON.",
-        examples=[{**_PROMPTED, "images": [{"image_url": _DATA_URL}]}, {**_PROMPTED, "images": [{"file_id": "upl_1"}]}],
+        examples=[
+            {**_BODY_EXAMPLE, "images": [{"image_url": _DATA_URL}]},
+            {**_BODY_EXAMPLE, "images": [{"file_id": "upl_1"}]},
+        ],
     ),
     "ImageRef": record(
         {
@@ -141,7 +144,7 @@ REQUESTS: Final[Mapping[str, Schema]] = {
 
 COST: Final = maybe(typed("number", "USD: as the provider says, else computed from `usage`. Null if it is unknown."))
 PROVIDER: Final = maybe(text("The name of the provider."))
-_UNKNOWN: Final = text("Why `cost` is null, for providers with a wire of their own.")
+_COST_UNKNOWN: Final = text("Why `cost` is null, for providers with a wire of their own.")
 
 ABOUT: Final[Mapping[str, Schema]] = {
     "size": text("Like `1024x1024`."),
@@ -164,7 +167,7 @@ ANSWERS: Final[Mapping[str, Schema]] = {
             **ABOUT,
             "usage": maybe({**ref("Usage")}),
             "cost": COST,
-            "cost_unknown": _UNKNOWN,
+            "cost_unknown": _COST_UNKNOWN,
             "provider": PROVIDER,
             "streamproxy_unread": typed("boolean", "The provider's JSON as it is, because no image was found in it."),
         },
@@ -185,10 +188,10 @@ ANSWERS: Final[Mapping[str, Schema]] = {
 # --------------------------------------------------------------------------------------------------------------- events
 
 _INDEX: Final[Mapping[str, Schema]] = {"image_index": whole("Which of the images, from 0, where there are several.")}
-_SPENT: Final[Mapping[str, Schema]] = {
+_COSTS: Final[Mapping[str, Schema]] = {
     "usage": ref("Usage"),
     "cost": COST,
-    "cost_unknown": _UNKNOWN,
+    "cost_unknown": _COST_UNKNOWN,
     "provider": PROVIDER,
 }
 _PICTURE: Final[Mapping[str, Schema]] = {
@@ -209,30 +212,30 @@ _OF_ROLE: Final[Mapping[Role, tuple[str, Mapping[str, Schema], tuple[str, ...]]]
     ),
     Role.COMPLETED: (
         "A whole image. `usage` and `cost` of several images are in the event of the last one.",
-        {**_PICTURE, "revised_prompt": LINKS["revised_prompt"], **_SPENT},
+        {**_PICTURE, "revised_prompt": LINKS["revised_prompt"], **_COSTS},
         (),
     ),
     Role.USAGE: (
         "What a request has cost whose provider made fewer images than were asked for.",
-        {"created_at": whole(), **_INDEX, "missing": whole("Number of images that are missing.", minimum=1), **_SPENT},
+        {"created_at": whole(), **_INDEX, "missing": whole("Number of images that are missing.", minimum=1), **_COSTS},
         ("missing",),
     ),
 }
 
 
-_MADE: Final[Mapping[str, object]] = {
+_PICTURE_EXAMPLE: Final[Mapping[str, object]] = {
     **{"b64_json": "iVBORw0KGgo=", "created_at": 1764200000, "size": "1024x1024", "quality": "high"},
     **{"background": "opaque", "output_format": "png"},
 }
-_USED: Final = {"text_tokens": 10, "image_tokens": 0}
-_PAID: Final[Mapping[str, object]] = {
-    "usage": {"total_tokens": 60, "input_tokens": 10, "output_tokens": 50, "input_tokens_details": _USED},
+_DETAILS_EXAMPLE: Final = {"text_tokens": 10, "image_tokens": 0}
+_COST_EXAMPLE: Final[Mapping[str, object]] = {
+    "usage": {"total_tokens": 60, "input_tokens": 10, "output_tokens": 50, "input_tokens_details": _DETAILS_EXAMPLE},
     **{"cost": 0.04, "provider": "openai"},
 }
 _EXAMPLES: Final[Mapping[Role, Mapping[str, object]]] = {
-    Role.PREVIEW: {**_MADE, "partial_image_index": 0},
-    Role.COMPLETED: {**_MADE, **_PAID},
-    Role.USAGE: {"created_at": 1764200000, "missing": 1, **_PAID},
+    Role.PREVIEW: {**_PICTURE_EXAMPLE, "partial_image_index": 0},
+    Role.COMPLETED: {**_PICTURE_EXAMPLE, **_COST_EXAMPLE},
+    Role.USAGE: {"created_at": 1764200000, "missing": 1, **_COST_EXAMPLE},
 }
 
 
@@ -247,13 +250,13 @@ def _event(kind: str, role: Role) -> Schema:
     return record({"type": constant(kind), **members}, "type", *required, meaning=meaning, examples=[example])
 
 
-_ENDED: Final[Mapping[str, object]] = {"message": "No response head within 180 s.", "type": "upstream_error"}
+_ERROR_EXAMPLE: Final[Mapping[str, object]] = {"message": "No response head within 180 s.", "type": "upstream_error"}
 
-SENT: Final = tuple(kind.type for kind in KINDS.values() if kind.role is not Role.FAILED)
+SENT_EVENTS: Final = tuple(kind.type for kind in KINDS.values() if kind.role is not Role.FAILED)
 """The events that callers get. One that failed becomes the final `error` event."""
 
 EVENTS: Final[Mapping[str, Schema]] = {
-    **{event_name(kind): _event(kind, KINDS[kind].role) for kind in SENT},
+    **{event_name(kind): _event(kind, KINDS[kind].role) for kind in SENT_EVENTS},
     event_name(ERROR): record(
         {
             "type": constant(ERROR),
@@ -266,14 +269,20 @@ EVENTS: Final[Mapping[str, Schema]] = {
         examples=[
             {
                 "type": ERROR,
-                "error": {**_ENDED, "param": None, "code": "first_byte_timeout", "status": 504, "charged": True},
+                "error": {
+                    **_ERROR_EXAMPLE,
+                    "param": None,
+                    "code": "first_byte_timeout",
+                    "status": 504,
+                    "charged": True,
+                },
                 "request_id": "req_1",
             }
         ],
     ),
     "ImageEvent": {
         "description": "The data of one event. Its `type` is also the name of the event.",
-        "oneOf": [ref(event_name(kind)) for kind in (*SENT, ERROR)],
+        "oneOf": [ref(event_name(kind)) for kind in (*SENT_EVENTS, ERROR)],
     },
     "ManyImageEvent": {
         "description": "An event of one of several streams.",

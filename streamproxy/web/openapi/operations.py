@@ -1,4 +1,4 @@
-"""What each handler takes and gives: the rows from which the document's operations are made."""
+"""What each handler takes and replies: the rows from which the document's operations are made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILE: Final = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Reply:
     """One answer: what it is, its body by media type, and its headers, which are names of HEADERS."""
 
     meaning: str
@@ -31,15 +31,15 @@ class Given:
 class Operation:
     """One handler's row.
 
-    `takes`: the body by media type. `gives`: the answers by status. `fails`: the statuses of its failures, besides
-    those of every route. `asks`: names of PARAMETERS.
+    `bodies`: its body by media type. `replies`: its answers by status. `failures`: statuses of its failures, besides those
+    of every route. `parameters`: names of PARAMETERS.
     """
 
     tag: str
-    gives: Mapping[int, Given]
-    takes: Mapping[str, Schema] = field(default_factory=dict)
-    fails: tuple[int, ...] = ()
-    asks: tuple[str, ...] = ()
+    replies: Mapping[int, Reply]
+    bodies: Mapping[str, Schema] = field(default_factory=dict)
+    failures: tuple[int, ...] = ()
+    parameters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,73 +102,73 @@ HEADERS: Final[Mapping[str, str]] = {
     "Content-Range": "The part that is sent.",
 }
 
-_APPLIED: Final = ("Streamproxy-Not-Applied", "Preference-Applied")
-_FOLLOWED: Final = ("Stream-Id", "Location", "Cancel-Location")
-_PAID: Final = (400, 404, 408, 409, 410, 413, 415, 422, 429, 502, 504, 507)
-_ORDERS: Final = ("Idempotency-Key", "Prefer", "preview", "preview_format")
-_OPENED: Final = (400, 401, 404, 410, 422, 429)
-_STREAMED: Final = ("Last-Event-ID", "last_event_id", "lastEventId", "from", "payload", "preempt")
-_PREVIEWED: Final = ("Prefer", "preview", "preview_format")
+_PREFERENCE_HEADERS: Final = ("Streamproxy-Not-Applied", "Preference-Applied")
+_STREAM_HEADERS: Final = ("Stream-Id", "Location", "Cancel-Location")
+_ORDER_FAILURES: Final = (400, 404, 408, 409, 410, 413, 415, 422, 429, 502, 504, 507)
+_ORDER_PARAMETERS: Final = ("Idempotency-Key", "Prefer", "preview", "preview_format")
+_STREAM_FAILURES: Final = (400, 401, 404, 410, 422, 429)
+_STREAM_PARAMETERS: Final = ("Last-Event-ID", "last_event_id", "lastEventId", "from", "payload", "preempt")
+_PREVIEW_PARAMETERS: Final = ("Prefer", "preview", "preview_format")
 
 
 def _order(answer: str, event: str, **takes: Schema) -> Operation:
-    """A request for pictures: an answer, events or a job. `takes`: json and form."""
+    """A request for pictures: an answer, events or a job. `bodies`: json and form."""
     media = {"json": JSON, "form": FORM}
     return Operation(
         tag="Images",
-        takes={media[kind]: schema for kind, schema in takes.items()},
-        gives={
-            200: Given(
+        bodies={media[kind]: schema for kind, schema in takes.items()},
+        replies={
+            200: Reply(
                 "The pictures; with `stream` the events until the last one is there.",
                 {JSON: ref(answer), EVENTS: ref(event)},
-                (*_APPLIED, *_FOLLOWED, "Streamproxy-Served-As"),
+                (*_PREFERENCE_HEADERS, *_STREAM_HEADERS, "Streamproxy-Served-As"),
             ),
-            202: Given(
+            202: Reply(
                 "With `Prefer: respond-async`, where the stream is.",
                 {JSON: ref("StreamAccepted")},
                 ("Location", "Cancel-Location", "Preference-Applied", "Retry-After"),
             ),
         },
-        fails=_PAID,
-        asks=_ORDERS,
+        failures=_ORDER_FAILURES,
+        parameters=_ORDER_PARAMETERS,
     )
 
 
-def _found(tag: str, name: str, *fails: int, asks: tuple[str, ...] = ()) -> Operation:
-    return Operation(tag=tag, gives={200: Given("It.", {JSON: ref(name)})}, fails=fails, asks=asks)
+def _object(tag: str, name: str, *failures: int, parameters: tuple[str, ...] = ()) -> Operation:
+    return Operation(tag=tag, replies={200: Reply("It.", {JSON: ref(name)})}, failures=failures, parameters=parameters)
 
 
-def _uploaded(form: str, file: str) -> Operation:
+def _upload(form: str, file: str) -> Operation:
     return Operation(
         tag="Files",
-        takes={FORM: ref(form)},
-        gives={200: Given("The file.", {JSON: ref(file)}, ("Streamproxy-Not-Applied",))},
-        fails=(400, 408, 413, 415, 422, 507),
+        bodies={FORM: ref(form)},
+        replies={200: Reply("The file.", {JSON: ref(file)}, ("Streamproxy-Not-Applied",))},
+        failures=(400, 408, 413, 415, 422, 507),
     )
 
 
-def _picture(*asks: str) -> Operation:
+def _picture(*parameters: str) -> Operation:
     picture = {"image/*": text(contentMediaType=FILE)}
     return Operation(
         tag="Streams",
-        gives={
-            200: Given("The picture.", picture, ("ETag",)),
-            206: Given("A part of it.", picture, ("ETag", "Content-Range")),
-            304: Given("The caller has it."),
-            416: Given("The part is beyond its end.", {}, ("Content-Range",)),
+        replies={
+            200: Reply("The picture.", picture, ("ETag",)),
+            206: Reply("A part of it.", picture, ("ETag", "Content-Range")),
+            304: Reply("The caller has it."),
+            416: Reply("The part is beyond its end.", {}, ("Content-Range",)),
         },
-        fails=(401, 404, 410, 422),
-        asks=("token", *asks),
+        failures=(401, 404, 410, 422),
+        parameters=("token", *parameters),
     )
 
 
-def _page(meaning: str, *media: str, schema: Schema = _TEXT, fails: tuple[int, ...] = ()) -> Operation:
+def _page(meaning: str, *media: str, schema: Schema = _TEXT, failures: tuple[int, ...] = ()) -> Operation:
     bodies = dict.fromkeys(media, schema)
-    found = {200: Given(meaning, bodies, ("ETag",)), 304: Given("The caller has it.")}
-    return Operation(tag="Documentation", gives=found, fails=fails)
+    found = {200: Reply(meaning, bodies, ("ETag",)), 304: Reply("The caller has it.")}
+    return Operation(tag="Documentation", replies=found, failures=failures)
 
 
-_NOTHING: Final = Given("This reader has everything.")
+_NOTHING: Final = Reply("This reader has everything.")
 
 OPERATIONS: Final[Mapping[Handler, Operation]] = {
     images.generations: _order("ImageResponse", "ImageEvent", json=ref("ImageGenerationBody")),
@@ -176,56 +176,56 @@ OPERATIONS: Final[Mapping[Handler, Operation]] = {
     images.variations: _order("ImageResponse", "ImageEvent", form=ref("ImageVariationForm")),
     chat.completions: _order("ChatCompletion", "ChatCompletionChunk", json=ref("ChatBody")),
     tool.responses: _order("Response", "ResponseEvent", json=ref("ResponseBody")),
-    info.models: _found("Models", "ModelList", 502, 504),
-    info.model: _found("Models", "Model", 404, 502, 504),
-    uploads.create: _uploaded("FileForm", "File"),
-    uploads.create_as_eden: _uploaded("EdenFileForm", "EdenFile"),
-    uploads.index: _found("Files", "FileList", 404, 422, asks=("limit", "after", "order", "purpose")),
-    uploads.describe: _found("Files", "File", 404, 410),
-    uploads.delete: _found("Files", "FileDeleted", 404, 410),
+    info.models: _object("Models", "ModelList", 502, 504),
+    info.model: _object("Models", "Model", 404, 502, 504),
+    uploads.create: _upload("FileForm", "File"),
+    uploads.create_as_eden: _upload("EdenFileForm", "EdenFile"),
+    uploads.index: _object("Files", "FileList", 404, 422, parameters=("limit", "after", "order", "purpose")),
+    uploads.describe: _object("Files", "File", 404, 410),
+    uploads.delete: _object("Files", "FileDeleted", 404, 410),
     uploads.content: Operation(
-        tag="Files", gives={200: Given("The file.", {"image/*": text(contentMediaType=FILE)})}, fails=(404, 410)
+        tag="Files", replies={200: Reply("The file.", {"image/*": text(contentMediaType=FILE)})}, failures=(404, 410)
     ),
     many.get_streams: Operation(
         tag="Streams",
-        gives={
-            200: Given(
+        replies={
+            200: Reply(
                 "The events; without `stream` a list.", {EVENTS: ref("ManyImageEvent"), JSON: ref("StreamList")}
             ),
             204: _NOTHING,
         },
-        fails=_OPENED,
-        asks=("stream", *_STREAMED, *_PREVIEWED, "limit", "after"),
+        failures=_STREAM_FAILURES,
+        parameters=("stream", *_STREAM_PARAMETERS, *_PREVIEW_PARAMETERS, "limit", "after"),
     ),
     streams.get_stream: Operation(
         tag="Streams",
-        gives={
-            200: Given("The events, or the stream as JSON.", {EVENTS: ref("ImageEvent"), JSON: ref("Stream")}),
+        replies={
+            200: Reply("The events, or the stream as JSON.", {EVENTS: ref("ImageEvent"), JSON: ref("Stream")}),
             204: _NOTHING,
         },
-        fails=_OPENED,
-        asks=("token", *_STREAMED, *_PREVIEWED),
+        failures=_STREAM_FAILURES,
+        parameters=("token", *_STREAM_PARAMETERS, *_PREVIEW_PARAMETERS),
     ),
     streams.get_status: Operation(
         tag="Streams",
-        gives={200: Given("The stream.", {JSON: ref("Stream")}, ("Retry-After", "Preference-Applied"))},
-        fails=_OPENED,
-        asks=("token", "payload", *_PREVIEWED),
+        replies={200: Reply("The stream.", {JSON: ref("Stream")}, ("Retry-After", "Preference-Applied"))},
+        failures=_STREAM_FAILURES,
+        parameters=("token", "payload", *_PREVIEW_PARAMETERS),
     ),
-    streams.delete_stream: _found("Streams", "StreamDeleted", 401, 404, 410, asks=("token",)),
+    streams.delete_stream: _object("Streams", "StreamDeleted", 401, 404, 410, parameters=("token",)),
     streams.get_image: _picture(),
-    streams.get_preview: _picture(*_PREVIEWED),
-    info.livez: _found("Operation", "Health"),
+    streams.get_preview: _picture(*_PREVIEW_PARAMETERS),
+    info.livez: _object("Operation", "Health"),
     info.readyz: Operation(
         tag="Operation",
-        gives={
-            200: Given("New requests are taken.", {JSON: ref("Health")}),
-            503: Given("They are not.", {JSON: ref("Health")}),
+        replies={
+            200: Reply("New requests are taken.", {JSON: ref("Health")}),
+            503: Reply("They are not.", {JSON: ref("Health")}),
         },
     ),
-    info.metrics: Operation(tag="Operation", gives={200: Given("Metrics.", {"text/plain": text()})}),
+    info.metrics: Operation(tag="Operation", replies={200: Reply("Metrics.", {"text/plain": text()})}),
     docs.index: _page("The list of pages.", "text/html"),
-    docs.page: _page("The page.", "text/html", "text/markdown", fails=(404,)),
+    docs.page: _page("The page.", "text/html", "text/markdown", failures=(404,)),
     docs.llms: _page("The list of pages.", "text/plain"),
     docs.openapi: _page("This document.", JSON, schema=ANY_OBJECT),
     info.file: _page("The file.", "*/*"),

@@ -22,7 +22,7 @@ from streamproxy.web.openapi.json_schema import (
 
 _STATUS: Final = text(enum=["in_progress", "completed", "failed", "cancelled"])
 _STREAM: Final[Mapping[str, Schema]] = {"id": text(), "object": constant("image.stream")}
-_READING: Final[Mapping[str, Schema]] = {
+_URLS: Final[Mapping[str, Schema]] = {
     "stream_url": text("Its events. The token in it only reads this one stream."),
     "status_url": text("Its status and results as JSON."),
 }
@@ -32,7 +32,7 @@ STREAMS: Final[Mapping[str, Schema]] = {
         {
             **_STREAM,
             "status": _STATUS,
-            **_READING,
+            **_URLS,
             "cancel_url": text("DELETE cancels it, and GET reads it."),
             "expires_at": whole("When these URLs expire, in seconds since 1970."),
         },
@@ -51,7 +51,7 @@ STREAMS: Final[Mapping[str, Schema]] = {
             **_STREAM,
             "status": _STATUS,
             "created_at": whole(),
-            **_READING,
+            **_URLS,
             "progress": maybe(
                 record(
                     {
@@ -71,7 +71,7 @@ STREAMS: Final[Mapping[str, Schema]] = {
         *("id", "object", "status", "created_at", "stream_url", "status_url", "data", "error", "response"),
     ),
     "StreamSummary": record(
-        {**_STREAM, "status": _STATUS, "created_at": whole(), "n": whole(), **_READING},
+        {**_STREAM, "status": _STATUS, "created_at": whole(), "n": whole(), **_URLS},
         *("id", "object", "status", "created_at", "n", "stream_url", "status_url"),
     ),
     "StreamDeleted": record(

@@ -10,14 +10,14 @@ import httpx
 import orjson
 from openapi_schema_validator import OAS31Validator
 
-from streamproxy.web.openapi import Installed, document
+from streamproxy.web.openapi import Installation, document
 from streamproxy.web.routes import PREFIXES, ROUTES
 from tests.support.proxy import Proxy
 
 Json = dict[str, Any]
 
-INSTALLED: Final = Installed(None, keyed=False, json=1, upload=2)
-DOCUMENT: Final[Json] = orjson.loads(orjson.dumps(document(ROUTES, PREFIXES, INSTALLED)))
+INSTALLATION: Final = Installation(None, keyed=False, json=1, upload=2)
+DOCUMENT: Final[Json] = orjson.loads(orjson.dumps(document(ROUTES, PREFIXES, INSTALLATION)))
 
 
 def closed(found: Any) -> Any:
@@ -57,7 +57,7 @@ def named(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-class Described:
+class Checker:
     """Sends requests to a proxy, and holds each answer against the operation. `seen`: the operations so far."""
 
     def __init__(self, proxy: Proxy) -> None:
