@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any, Final
 
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from streamproxy.core.conversation import Progress
 from streamproxy.core.events import ERROR, KINDS, Role
 from streamproxy.core.rawjson import parse
 from streamproxy.core.schema import RULES, FieldType, Rule, edit, generation
@@ -152,6 +154,11 @@ def test_it_requires_what_the_proxy_requires(member: str) -> None:
     assert refused("ImageEditJsonBody", body)
 
 
+def test_progress_is_described() -> None:
+    [progress, _] = SCHEMAS["Stream"]["properties"]["progress"]["anyOf"]
+    assert [*progress["properties"]] == [member.name for member in fields(Progress)]
+
+
 def test_every_event_that_is_sent() -> None:
     sent = [event_name(kind.type) for kind in KINDS.values() if kind.role is not Role.FAILED] + [event_name(ERROR)]
     assert SCHEMAS["ImageEvent"]["oneOf"] == [named(name) for name in sent]
@@ -192,6 +199,7 @@ def test_an_installation(keyed: bool) -> None:
     assert ({} in edits["security"]) is not keyed
     assert edits["requestBody"]["description"] == "Bytes at most, as max_json_bytes: 65536 and max_upload_bytes: 65537."
     assert made["paths"]["/livez"]["get"]["security"] == []
+    assert {} in made["paths"]["/v1/streams"]["get"]["security"]
     assert {"token": []} in made["paths"]["/v1/streams/{id}"]["get"]["security"]
     assert {} not in made["paths"]["/v1/streams/{id}"]["get"]["security"]
 

@@ -31,8 +31,8 @@ class Reply:
 class Operation:
     """One handler's row.
 
-    `bodies`: its body by media type. `replies`: its answers by status. `failures`: statuses of its failures, besides those
-    of every route. `parameters`: names of PARAMETERS.
+    `bodies`: its body by media type. `replies`: its answers by status. `failures`: statuses of its failures, besides
+    those of every route. `parameters`: names of PARAMETERS.
     """
 
     tag: str
