@@ -103,7 +103,7 @@ async def llms(request: Request, context: Context) -> ASGIApp:
 
 async def openapi(request: Request, context: Context) -> ASGIApp:
     """Every route and schema, as OpenAPI."""
-    return file_response(request, context.openapi())
+    return file_response(request, await to_thread.run_sync(context.openapi))
 
 
 @cache
