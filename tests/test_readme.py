@@ -45,6 +45,7 @@ NODE_SDK: Final = ROOT / "tests" / "e2e" / "node"
 ADDRESS: Final = "http://127.0.0.1:8080"
 KEY_HASH: Final = "sha256:" + "0" * 64
 PROVIDER_ROW: Final = "providers.<name>."
+CALLER_ROW: Final = "callers.<name>."
 RUN: Final = "python3 -m venv .venv && .venv/bin/pip install -q . && .venv/bin/streamproxy demo"
 TEST: Final = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/pytest -q"
 
@@ -94,7 +95,7 @@ def test_settings() -> None:
     expected = [
         (code(row.name), code(row.env), code(row.default), row.meaning)
         for row in describe()
-        if not row.name.startswith(PROVIDER_ROW)
+        if not row.name.startswith((PROVIDER_ROW, CALLER_ROW))
     ]
     assert table("Setting", "Environment", "Default", "What it is") == expected
 
@@ -106,6 +107,15 @@ def test_settings_of_a_provider() -> None:
         if row.name.startswith(PROVIDER_ROW)
     ]
     assert table("Setting", "Default", "What it is") == expected
+
+
+def test_settings_of_a_caller() -> None:
+    expected = [
+        (code(row.name.removeprefix(CALLER_ROW)), code(row.default), row.meaning)
+        for row in describe()
+        if row.name.startswith(CALLER_ROW)
+    ]
+    assert table("Of a caller", "Default", "What it is") == expected
 
 
 def test_failures() -> None:
@@ -133,7 +143,7 @@ def test_commands() -> None:
 
 
 def test_names_of_settings_in_the_text_exist() -> None:
-    known = {row.name.removeprefix(PROVIDER_ROW) for row in describe()}
+    known = {row.name.removeprefix(PROVIDER_ROW).removeprefix(CALLER_ROW) for row in describe()}
     cells = {row[4] for row in table("Code", "Status", "Label", "May have been charged", "What happened")}
     named = {name for cell in cells for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", cell)}
     assert named - known == {"extra_headers", "request_id", "stream_url", "cancel_url"}

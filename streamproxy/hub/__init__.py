@@ -7,6 +7,7 @@ limits, keys, repeats  what is admitted; streams by Idempotency-Key; requests th
 mirrors                streams of other processes that are followed here
 store, memory, valkey  where streams are kept; `STORES` says which stores there are
 files, disk            uploaded files, and where they are kept; `FILE_STORES` says which stores there are
+ledger                 what callers spend and have running; `LEDGERS` says which ledgers there are
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from streamproxy.hub.disk import DiskFiles
 from streamproxy.hub.files import FileStore
+from streamproxy.hub.ledger import Ledger, MemoryLedger
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
 from streamproxy.hub.store import StoreBackend
 
@@ -54,6 +56,19 @@ async def _valkey_files(url: str, max_bytes: int) -> AsyncIterator[FileStore]:
         yield files
 
 
+@asynccontextmanager
+async def _memory_ledger(url: str) -> AsyncIterator[Ledger]:
+    yield MemoryLedger()
+
+
+@asynccontextmanager
+async def _valkey_ledger(url: str) -> AsyncIterator[Ledger]:
+    from streamproxy.hub.valkey.ledger import ValkeyLedger  # needs the extra `valkey`
+
+    async with ValkeyLedger(url).open() as ledger:
+        yield ledger
+
+
 StoreFactory = Callable[[str, int, float], AbstractAsyncContextManager[StoreBackend]]
 
 STORES: Final[dict[str, StoreFactory]] = {
@@ -69,3 +84,11 @@ FILE_STORES: Final[dict[str, FileStoreFactory]] = {
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_files),
 }
 """By the same scheme: opens the store of files for the URL, and the bytes that all of them may take."""
+
+LedgerFactory = Callable[[str], AbstractAsyncContextManager[Ledger]]
+
+LEDGERS: Final[dict[str, LedgerFactory]] = {
+    "memory": _memory_ledger,
+    **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_ledger),
+}
+"""By the same scheme: opens the ledger for the URL."""

@@ -116,7 +116,7 @@ async def _order(
     model = plan.route.model
     request.state.provider = plan.route.provider.name
     request.state.model = None if model.family == UNKNOWN else model.id  # an unknown one is in the caller's words
-    owner = owner_of(request.scope["headers"], context.settings.caller_keys)
+    owner = owner_of(request.scope["headers"], context.callers)
     named = (model.id, wanted.model)
     previews = preview_choice(request, context.settings, named) if wanted.stream else AS_THEY_COME
     preferred = _preferences(request, any(name in context.settings.finish_models for name in named), previews)
@@ -171,6 +171,7 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
         if order.missing is not None:
             raise order.missing
         hub.admission.admit(hub.running)
+        tab = await order.context.tabs.open((order.plan,), order.wanted.n)
     except ProxyError:
         await hub.withdraw(record.id, order.names)
         raise
@@ -180,7 +181,7 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     subscriber = generation.stream.subscribe(asker=not preferred.later, versions=_versions(order))
     await hub.register(generation)
     note_generation(order.request.scope, generation.stream)
-    order.context.producer.start(order.wanted, order.plan, generation, files.pop_all().close)
+    order.context.producer.start(order.wanted, order.plan, generation, tab, files.pop_all().close)
     return _FirstReading(order, subscriber)
 
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamproxy.settings import (
+    CallerSettings,
     ConfigurationError,
     ConfigurationProblem,
     Described,
@@ -26,9 +27,10 @@ from streamproxy.settings.sources import load
 
 CANARY = "sk-Canary0123456789"
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "streamproxy.toml"
-TOP = [row for row in describe() if not row.name.startswith("providers")]
+TOP = [row for row in describe() if row.env]
 ALL = [field.name for field in fields(Settings)]
 OF_PROVIDER = [field.name for field in fields(ProviderSettings)]
+OF_CALLER = [field.name for field in fields(CallerSettings)]
 LAYERS = ("flag", "environment", "secret", "toml")
 
 
@@ -403,8 +405,10 @@ def test_settings_are_frozen() -> None:
 def test_every_setting_is_described_with_a_meaning() -> None:
     rows = describe()
     expected = [*ALL, *(f"providers.<name>.{name}" for name in OF_PROVIDER)]
+    expected += [f"callers.<name>.{name}" for name in OF_CALLER]
     assert [row.name for row in rows] == expected
     assert all(row.meaning for row in rows)
+    assert {row.name for row in rows if not row.env and "." not in row.name} == {"providers", "callers"}
     assert {row.env for row in TOP} == {"STREAMPROXY_" + row.name.upper() for row in TOP}
 
 
@@ -418,9 +422,10 @@ def test_the_example_says_every_setting_and_no_other_default(tmp_path: Path) -> 
     assert load({}, {}, EXAMPLE) == (Settings(), [])
     for row in TOP:
         assert re.search(rf"^(# )?{row.name} = ", text, re.M), row.name
-    rows = re.sub(r"^# (\[providers\.|upstream = |\w+ = )", r"\1", text, flags=re.M)
+    rows = re.sub(r"^# (\[(?:providers|callers)\.|upstream = |\w+ = )", r"\1", text, flags=re.M)
     rows = rows.replace("caller_keys = []", "").replace("<64 hex digits>", "0" * 64).replace("<resource>", "mine")
     everything = load_with(tmp_path, toml=rows)
+    assert set(tomllib.loads(rows)["callers"]["app"]) == set(OF_CALLER)
     row = tomllib.loads(rows)["providers"]["gateway"]
     assert set(row) >= set(OF_PROVIDER) - {"query", "deployments"}
     assert everything.providers["gateway"].strict_headers is False
