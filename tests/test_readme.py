@@ -204,11 +204,11 @@ def test_a_command_line_that_serves_has_no_problems(line: str) -> None:
 
 
 def test_the_configuration_has_no_problems(tmp_path: Path) -> None:
-    (toml,) = blocks("toml")
+    toml, callers = blocks("toml")
     key, file = tmp_path / "key", tmp_path / "streamproxy.toml"
     key.write_text("not-a-key-but-long-enough\n")
     assert "/run/secrets/gateway-key" in toml
-    file.write_text(toml.replace("/run/secrets/gateway-key", str(key)))
+    file.write_text(toml.replace("/run/secrets/gateway-key", str(key)) + callers)
     done = subprocess.run(
         [sys.executable, "-m", "streamproxy", "check", "--config", str(file)],
         env=environment(OPENAI_API_KEY="not-a-key-but-long-enough"),
@@ -220,6 +220,7 @@ def test_the_configuration_has_no_problems(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "gateway.example.com  credential: file" in done.stdout
+    assert "callers    2 keys\n" in done.stdout
 
 
 @asynccontextmanager

@@ -279,8 +279,10 @@ def describe() -> list[Described]:
 
 
 def _shown(default: object) -> str:
-    if default is None or default is MISSING or default == ():
+    if default is None or default is MISSING:
         return ""
+    if isinstance(default, tuple):
+        return ",".join(default)
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
