@@ -19,11 +19,9 @@ from streamproxy.auth import (
     CredentialSource,
     StreamTokens,
     authenticate,
-    callers_of,
     owner_of,
 )
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.settings import Settings
 
 KEY = "caller-key-0123456789"
 OTHERS = ("other-key-1", "other-key-2")
