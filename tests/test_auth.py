@@ -19,9 +19,11 @@ from streamproxy.auth import (
     CredentialSource,
     StreamTokens,
     authenticate,
+    callers_of,
     owner_of,
 )
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.settings import CallerSettings, Settings
 
 KEY = "caller-key-0123456789"
 OTHERS = ("other-key-1", "other-key-2")
@@ -259,3 +261,36 @@ def test_with_configured_keys_a_stream_is_one_of_theirs() -> None:
     with pytest.raises(ProxyError) as caught:
         owner_of([(b"x-api-key", b"wrong")], KEYS)
     assert caught.value.failure is Failure.INVALID_API_KEY
+
+
+def test_callers_have_names_or_short_hashes() -> None:
+    row = CallerSettings(key=hashed("b"), models=("x/*",), providers=("p",), streams=2, usd_per_day=0.5)
+    callers = callers_of(Settings(caller_keys=(hashed("a"),), callers={"team": row}))
+    assert authenticate([(b"x-api-key", b"a")], callers) == Caller(hashed("a")[7:19])
+    assert authenticate([(b"x-api-key", b"b")], callers) == Caller("team", ("x/*",), ("p",), 2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "allowed"),
+    [
+        (("*",), True),
+        (("openai/*",), True),
+        (("other", "openai/gpt-image-2"), True),
+        (("gpt-*-2",), True),
+        (("*image*",), True),
+        (("openai/gpt-image",), False),
+        (("openai/gpt-image-.",), False),
+        (("openai/gpt-image-?",), False),
+        (("google/*",), False),
+        ((), False),
+    ],
+)
+def test_patterns_of_models(patterns: tuple[str, ...], allowed: bool) -> None:
+    assert Caller(models=patterns).may_ask_for(("openai/gpt-image-2", "gpt-image-2")) is allowed
+
+
+def test_names_of_providers() -> None:
+    assert Caller().may_use("a")
+    assert Caller(providers=("a", "b")).may_use("b")
+    assert not Caller(providers=("a",)).may_use("b")
+    assert not Caller(providers=("a",)).may_use("*")

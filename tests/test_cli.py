@@ -248,6 +248,18 @@ def test_all_problems_come_at_once_and_none_that_only_follows(tmp_path: Path) ->
     )
 
 
+def test_a_wrong_caller_is_not_a_missing_key_too(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(f'[callers.app]\nkey = "{CANARY}"\n[callers.other]\nusd_per_day = "{CANARY}"\n')
+    words = ("--config", str(config), "--host", "0.0.0.0")
+    result = call("check", *words, environ={"OPENAI_API_KEY": "not-a-key-but-long-enough"})
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.findall(r"^(\S+?): (?!.*problems)", result.stderr, re.M) == [
+        *("callers.app.key", "callers.other.usd_per_day", "callers.other.key"),
+    ]
+    assert CANARY not in result.stderr
+
+
 def test_the_configuration_file_may_be_named_in_the_environment(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text("port = 1234")

@@ -1,7 +1,7 @@
 """What each generation costs its caller: admitted before anything is paid, settled when it has ended.
 
-    tab = await tabs.open(plans, n)    raises ProxyError where the caller's `streams` or `usd_per_day` forbids it
-    await tab.close(account)           the account's cost in place of the estimate
+    tab = await tabs.open(caller, routes, n)    raises ProxyError where the caller's limits forbid it
+    await tab.close(account)                    the account's cost in place of the estimate
 
 The estimate of a picture is the catalogue's price for it. Of a model that is priced by tokens it is the largest cost of
 a picture of that model so far, and before there is one that of a typical picture. So requests at one time can spend
@@ -25,10 +25,10 @@ from typing import Final
 import anyio
 
 from streamproxy.account import Account, Outcome
+from streamproxy.auth import Caller
 from streamproxy.core.catalogue import UNKNOWN, Route
 from streamproxy.core.cost import typical
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.generation.router import Plan
 from streamproxy.hub.health import StoreHealth
 from streamproxy.hub.ledger import Bill, CallerLimits, Entry, Ledger, Spent, Verdict
 from streamproxy.hub.store import StoreError
@@ -61,13 +61,12 @@ class Tabs:
         self._running: dict[str, Entry] = {}
         self._unsettled: OrderedDict[str, Bill] = OrderedDict()
 
-    async def open(self, plans: Sequence[Plan], n: int) -> Tab:
-        """Admit a generation of `n` images by one of these plans, whose caller is the same.
+    async def open(self, caller: Caller, routes: Sequence[Route], n: int) -> Tab:
+        """Admit a generation of `n` images by one of these routes.
 
         Raises ProxyError(CALLER_STREAMS, BUDGET_EXHAUSTED or OVERLOADED).
         """
-        caller = plans[0].caller
-        estimate = max(self._estimates.of(plan.route, n) for plan in plans)
+        estimate = max(self._estimates.of(route, n) for route in routes)
         entry = Entry(uuid.uuid4().hex, caller.label or "", self.day(), estimate)
         if caller.streams is not None or caller.usd_per_day is not None:
             budget = None if caller.usd_per_day is None else round(caller.usd_per_day * MICRO)
@@ -124,10 +123,10 @@ class Tabs:
         else:
             self._unsettled.pop(bill.entry.id, None)
 
-    async def tend(self) -> None:
+    async def tend(self, every: float = RENEW_SECONDS) -> None:
         """Say what runs here, and settle what could not be settled, for as long as the app runs."""
         while True:
-            await anyio.sleep(RENEW_SECONDS)
+            await anyio.sleep(every)
             await self._health.attempt(self._ledger.renew(list(self._running.values())))
             for bill in list(self._unsettled.values()):
                 await self._pay(bill)

@@ -171,7 +171,7 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
         if order.missing is not None:
             raise order.missing
         hub.admission.admit(hub.running)
-        tab = await order.context.tabs.open((order.plan,), order.wanted.n)
+        tab = await order.context.tabs.open(order.plan.caller, (order.plan.route,), order.wanted.n)
     except ProxyError:
         await hub.withdraw(record.id, order.names)
         raise

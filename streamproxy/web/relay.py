@@ -87,7 +87,7 @@ async def relay(request: Request, context: Context, body: JsonObject, endpoint: 
     plan = context.router.plan_relay(model_of(body), request.scope["headers"], endpoint.path, endpoint.missing)
     plan = plan.with_headers(extra_headers(body), request.state.trace)
     context.hub.admission.admit(context.hub.running)
-    tab = await context.tabs.open((plan,), 1)
+    tab = await context.tabs.open(plan.caller, (plan.route,), 1)
     route = plan.route
     request.state.provider = route.provider.name
     request.state.model = None if route.model.family == UNKNOWN else route.model.id

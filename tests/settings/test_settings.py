@@ -112,6 +112,41 @@ def test_providers_are_merged_member_by_member_across_layers(tmp_path: Path) -> 
     assert replaced.providers == {"a": ProviderSettings(streams=True)}
 
 
+CALLER = f'[callers.app]\nkey = "sha256:{"0" * 64}"\n'
+
+
+def test_callers_have_limits(tmp_path: Path) -> None:
+    text = CALLER + 'models = ["openai/*"]\nproviders = ["openai"]\nstreams = 3\nusd_per_day = 2.5'
+    assert load_with(tmp_path, toml=text).callers == {
+        "app": CallerSettings(
+            key="sha256:" + "0" * 64, models=("openai/*",), providers=("openai",), streams=3, usd_per_day=2.5
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        (CALLER + f'budget = "{CANARY}"', "callers.app.budget"),
+        (CALLER + f'usd_per_day = "{CANARY}"', "callers.app.usd_per_day"),
+        (CALLER + "usd_per_day = -1", "callers.app.usd_per_day"),
+        (CALLER + "usd_per_day = nan", "callers.app.usd_per_day"),
+        (CALLER + "streams = 0", "callers.app.streams"),
+        (CALLER + f'models = "{CANARY}\\n"', "callers.app.models"),
+        (f'[callers.app]\nkey = "{CANARY}"', "callers.app.key"),
+        ("[callers.app]\nstreams = 1", "callers.app.key"),
+        (f'[callers."{CANARY}"]\nkey = "sha256:{"0" * 64}"', "callers"),
+        (f'[callers]\napp = "{CANARY}"', "callers.app"),
+        (f'callers = "{CANARY}"', "callers"),
+    ],
+)
+def test_wrong_callers_are_named_not_shown(tmp_path: Path, text: str, setting: str) -> None:
+    [problem] = refused(tmp_path, toml=text)
+    assert problem.setting == setting
+    assert CANARY not in str(problem)
+    assert problem.fix
+
+
 def test_constructing_converts_and_checks_its_arguments() -> None:
     settings = Settings(caller_keys="sha256:" + "0" * 64, port="1", idle_timeout=3, upstream="http://h/")  # type: ignore[arg-type]
     assert settings.caller_keys == ("sha256:" + "0" * 64,)
@@ -365,7 +400,10 @@ def test_a_store_is_memory_or_a_url(value: str) -> None:
 
 
 def test_what_is_secret_hides_in_the_repr() -> None:
-    shown = repr(Settings(caller_keys=("sha256:" + "0" * 64,), store=f"redis://:{CANARY}@h", secret=CANARY))
+    callers = {"app": CallerSettings(key="sha256:" + "1" * 64)}
+    shown = repr(
+        Settings(caller_keys=("sha256:" + "0" * 64,), callers=callers, store=f"redis://:{CANARY}@h", secret=CANARY)
+    )
     assert "port=8080" in shown
     assert not re.search(f"caller_keys|sha256|store=|secret=|{CANARY}", shown)
 
