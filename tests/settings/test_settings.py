@@ -132,7 +132,7 @@ def test_callers_have_limits(tmp_path: Path) -> None:
         (CALLER + "usd_per_day = -1", "callers.app.usd_per_day"),
         (CALLER + "usd_per_day = nan", "callers.app.usd_per_day"),
         (CALLER + "streams = 0", "callers.app.streams"),
-        (CALLER + f'models = "{CANARY}\\n"', "callers.app.models"),
+        (CALLER + f'models = ["{CANARY} "]', "callers.app.models"),
         (f'[callers.app]\nkey = "{CANARY}"', "callers.app.key"),
         ("[callers.app]\nstreams = 1", "callers.app.key"),
         (f'[callers."{CANARY}"]\nkey = "sha256:{"0" * 64}"', "callers"),
