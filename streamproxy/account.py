@@ -25,9 +25,9 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What was asked for, of whom, by whom.
+    """The request of a generation.
 
-    `caller`: its name, or a short hash of its key; `model`: its name in the catalogue.
+    `caller`: the caller's name, or a short hash of its key; `model`: its name in the catalogue.
     """
 
     stream_id: str
@@ -84,7 +84,7 @@ class Account:
             self.previews += 1
             if self.first_preview is None:
                 self.first_preview = self.seconds
-        elif frame.type != ERROR:
+        elif frame.type != ERROR and not frame.sums:
             self.images += self.order.n if frame.type == ANSWER else 1
         if frame.cost is not None:
             self.cost = round((self.cost or 0.0) + frame.cost, 6)

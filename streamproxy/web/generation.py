@@ -372,6 +372,7 @@ class _Gathering:
         self._layout = layout
         self._link = link
         self._images: list[tuple[int, bytes]] = []
+        self._sums: list[bytes] = []
         self._answer: tuple[Piece, ...] | None = None
 
     async def result(self) -> tuple[Piece, ...]:
@@ -382,6 +383,8 @@ class _Gathering:
                 raise stream.error or read_error(entry.frame)
             if entry.frame.type == ANSWER:
                 self._answer = entry.frame.data
+            elif entry.frame.sums:
+                self._sums.append(b"".join(entry.frame.data))
             elif entry.critical:
                 self._images.append((entry.frame.image, b"".join(entry.frame.data)))
         if not self._subscriber.at_end:
@@ -391,7 +394,7 @@ class _Gathering:
         if not self._images:
             raise stream.error or ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
         self._images.sort(key=itemgetter(0))
-        answer = collected([image for _, image in self._images], int(time.time()))
+        answer = collected([image for _, image in self._images], int(time.time()), self._sums)
         return self._layout.answer(await self._linked((answer,), [index for index, _ in self._images]))
 
     async def _linked(self, answer: tuple[Piece, ...], indices: Sequence[int] | None) -> tuple[Piece, ...]:
