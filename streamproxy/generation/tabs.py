@@ -37,7 +37,7 @@ from streamproxy.observe import Observer
 MICRO: Final = 1_000_000
 DAY: Final = 86_400
 
-RENEW_SECONDS: Final = 5.0
+RENEW_SECONDS: Final = 3.0
 """A third of the lease of the ledgers that processes share."""
 
 CLOSE_SECONDS: Final = 2.0
@@ -67,7 +67,9 @@ class Tabs:
         Raises ProxyError(CALLER_STREAMS, BUDGET_EXHAUSTED or OVERLOADED).
         """
         estimate = max(self._estimates.of(route, n) for route in routes)
-        entry = Entry(uuid.uuid4().hex, caller.label or "", self.day(), estimate)
+        first = routes[0]
+        model = "" if first.model.family == UNKNOWN else first.model.id
+        entry = Entry(uuid.uuid4().hex, caller.label or "", self.day(), estimate, first.provider.name, model)
         if caller.streams is not None or caller.usd_per_day is not None:
             budget = None if caller.usd_per_day is None else round(caller.usd_per_day * MICRO)
             await self._admit(entry, CallerLimits(caller.streams, budget))

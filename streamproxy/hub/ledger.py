@@ -33,12 +33,17 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One generation of a caller ("" for one without a label). `day`: as 2026-11-27. `estimate`: in microdollars."""
+    """One generation of a caller ("" for one without a label). `day`: as 2026-11-27. `estimate`: in microdollars.
+
+    `provider` and `model` ("" where it is not known): as far as they are known when it begins.
+    """
 
     id: str
     caller: str
     day: str
     estimate: int
+    provider: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

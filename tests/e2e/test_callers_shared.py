@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,7 +18,8 @@ import pytest
 from streamproxy.simulator.script import Script, json_answer
 from streamproxy.simulator.server import Server, serve
 from tests.support.faults import Held
-from tests.support.proxy import BOUND, PROMPT, Proxy, running_proxy, until
+from tests.support.process import configuration, serving_process
+from tests.support.proxy import BOUND, NO_TRUST, PROMPT, Proxy, running_proxy, until
 from tests.support.valkey import ValkeyServer, valkey_server
 
 pytestmark = pytest.mark.anyio
@@ -23,6 +27,7 @@ pytestmark = pytest.mark.anyio
 KEYS: Final = {name: f"key-of-{name}-0123456789" for name in ("app", "few", "free")}
 LIMITS: Final[Mapping[str, Mapping[str, float]]] = {"app": {"usd_per_day": 0.4}, "few": {"streams": 2}, "free": {}}
 COST: Final = 0.05
+SECRET: Final = "one-secret-for-all-of-them"
 
 
 @pytest.fixture
@@ -32,17 +37,17 @@ def valkey() -> Iterator[ValkeyServer]:
         yield server
 
 
+def hashed(name: str) -> str:
+    return f"sha256:{hashlib.sha256(KEYS[name].encode()).hexdigest()}"
+
+
 @asynccontextmanager
 async def sharing(valkey: ValkeyServer, server: Server, count: int = 2) -> AsyncIterator[list[Proxy]]:
     """So many proxies with the same callers and the same store."""
-    callers = {
-        name: {"key": f"sha256:{hashlib.sha256(KEYS[name].encode()).hexdigest()}", **LIMITS[name]} for name in KEYS
-    }
+    callers = {name: {"key": hashed(name), **LIMITS[name]} for name in KEYS}
     async with AsyncExitStack() as stack:
         yield [
-            await stack.enter_async_context(
-                running_proxy(server.url, callers=callers, store=valkey.url, secret="one-secret-for-all-of-them")
-            )
+            await stack.enter_async_context(running_proxy(server.url, callers=callers, store=valkey.url, secret=SECRET))
             for _ in range(count)
         ]
 
@@ -144,3 +149,37 @@ async def test_without_the_store_only_budgets_are_refused(valkey: ValkeyServer) 
             found = await row(proxies[1], name)
             assert (found["requests"], found["cost"]) == (requests, round(requests * COST, 6))
         assert (await ask(proxies[1], "app")).status_code == 200
+
+
+async def test_a_killed_process_loses_no_money(valkey: ValkeyServer) -> None:
+    """Its generation counts as its estimate, and its place is free after a lease."""
+    hung = Held((), anyio.Event(), answer())
+    callers = "".join(
+        f'[callers.{name}]\nkey = "{hashed(name)}"\n' + "".join(f"{limit} = {most}\n" for limit, most in row.items())
+        for name, row in {**LIMITS, "few": {"streams": 1, "usd_per_day": 0.06}}.items()
+    )
+    async with serve(lambda _: hung) as server, anyio.create_task_group() as tasks:
+        config = configuration(server.url, settings=f'store = "{valkey.url}"\nsecret = "{SECRET}"') + callers
+        with anyio.fail_after(2 * BOUND):
+            async with (
+                serving_process(config, status=-signal.SIGKILL) as dies,
+                serving_process(config) as lives,
+                httpx.AsyncClient(timeout=BOUND, trust_env=False, verify=NO_TRUST) as client,
+            ):
+                tasks.start_soon(_broken, Proxy(dies.url, dies.port, client))
+                await server.wait_until(lambda server: server.calls == 1, BOUND)
+                other = Proxy(lives.url, lives.port, client)
+                assert (await ask(other, "few")).json()["error"]["code"] == "caller_streams"
+                os.kill(dies.pid, signal.SIGKILL)
+                while (refused := (await ask(other, "few")).json()["error"]["code"]) == "caller_streams":  # noqa: ASYNC110
+                    await anyio.sleep(0.2)
+                assert refused == "budget_exhausted"
+                found = await row(other, "few")
+                assert (found["requests"], found["cost_unknown"], found["estimated"]) == (1, 1, 0.04)
+        assert server.calls == 1
+
+
+async def _broken(proxy: Proxy) -> None:
+    """A request whose process dies."""
+    with contextlib.suppress(httpx.TransportError):
+        await ask(proxy, "few")

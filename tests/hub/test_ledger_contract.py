@@ -43,7 +43,7 @@ def opened(request: pytest.FixtureRequest) -> Open:
 
 
 def entry(id: str, estimate: int = 100, *, caller: str = "app", day: str = DAY) -> Entry:
-    return Entry(id, caller, day, estimate)
+    return Entry(id, caller, day, estimate, "openai", MODEL)
 
 
 def bill(of: Entry, cost: int = 0, estimated: int | None = None, images: int = 1, model: str = MODEL) -> Bill:
@@ -205,7 +205,11 @@ async def test_the_dead_free_streams_and_lose_no_money(server: ValkeyServer) -> 
             while await other.reserve(entry("b", 300), limits) is Verdict.STREAMS:  # noqa: ASYNC110  only time helps
                 await anyio.sleep(0.02)
         assert await other.reserve(entry("c", 101), CallerLimits(None, 1000)) is Verdict.BUDGET
+        [spent] = await other.usage([DAY], None)
+        assert spent == Spent(DAY, "app", MODEL, "openai", 1, 0, 0, 1, 600)
         await dead.settle(bill(entry("a", 600), 100))  # it was not dead, only away
+        [spent] = await other.usage([DAY], None)
+        assert spent == Spent(DAY, "app", MODEL, "openai", 1, 1, 100, 0, 0)
         assert await other.reserve(entry("c", 600), CallerLimits(None, 1000)) is Verdict.RESERVED
 
 
