@@ -40,8 +40,9 @@ DAY: Final = 86_400
 RENEW_SECONDS: Final = 3.0
 """A third of the lease of the ledgers that processes share."""
 
-CLOSE_SECONDS: Final = 2.0
-"""What settling may hold up the end of a stream, also while the process is being stopped."""
+CLOSE_SECONDS: Final = 3.0
+"""What settling may hold up the end of a stream, also while the process is being stopped: a little more than a command
+to a store takes until it fails. After that, commands fail at once."""
 
 UNSETTLED: Final = 10_000
 """Bills that wait for the store, some 500 bytes each; the oldest are given up first."""

@@ -186,6 +186,23 @@ async def test_what_was_spent_meanwhile_is_settled(away: tuple[ValkeyServer, Des
         assert {(row.caller, row.cost) for row in spent} == {("free", 50_000), ("few", 50_000)}
 
 
+async def test_a_server_that_hung_is_found_again() -> None:
+    with valkey_server() as server, anyio.fail_after(BOUND):
+        async with ValkeyLedger(server.url).open() as ledger:
+            desk = Desk(ledger)
+            with server.hung():
+                for _ in range(3):  # the first one takes its time
+                    await desk.paid(PICTURES, 0.05)
+            assert desk.health.failed
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(desk.tabs.tend, 0.02)
+                while await settled(desk) < 1:  # noqa: ASYNC110  it looks again now and then
+                    await anyio.sleep(0.02)
+                tasks.cancel_scope.cancel()
+            [spent] = await desk.tabs.usage(["2026-11-27"], None)
+            assert (spent.requests, spent.cost) == (3, 150_000)
+
+
 async def test_what_runs_is_renewed() -> None:
     """And no more once it has ended."""
     limits = CallerLimits(1, None)

@@ -142,8 +142,11 @@ async def test_large_sums_are_exact(opened: Open) -> None:
         await ledger.settle(bill(entry("a", LARGE + 1), LARGE - 1))
         assert await ledger.reserve(entry("b", LARGE + 2), budget(2 * LARGE)) is Verdict.BUDGET
         assert await ledger.reserve(entry("b", LARGE + 1), budget(2 * LARGE)) is Verdict.RESERVED
+        await ledger.settle(bill(entry("c"), LARGE))
         [spent] = await ledger.usage([DAY], None)
-        assert spent.cost == LARGE - 1
+        assert spent.cost == 2 * LARGE - 1
+        assert await ledger.reserve(entry("d", 1), budget(3 * LARGE)) is Verdict.BUDGET
+        assert await ledger.reserve(entry("d", 1), budget(3 * LARGE + 1)) is Verdict.RESERVED
 
 
 async def test_usage_is_the_sum_of_all_bills(opened: Open) -> None:
@@ -211,6 +214,18 @@ async def test_the_dead_free_streams_and_lose_no_money(server: ValkeyServer) -> 
         [spent] = await other.usage([DAY], None)
         assert spent == Spent(DAY, "app", MODEL, "openai", 1, 1, 100, 0, 0)
         assert await other.reserve(entry("c", 600), CallerLimits(None, 1000)) is Verdict.RESERVED
+
+
+async def test_a_lease_is_each_generations(server: ValkeyServer) -> None:
+    limits = CallerLimits(2, None)
+    async with ValkeyLedger(server.url, lease=0.3).open() as ledger:
+        for id in ("a", "b"):
+            assert await ledger.reserve(entry(id), limits) is Verdict.RESERVED
+        with anyio.fail_after(BOUND):
+            while await ledger.reserve(entry("c"), limits) is Verdict.STREAMS:
+                await ledger.renew([entry("b")])
+                await anyio.sleep(0.02)
+        assert await ledger.reserve(entry("d"), limits) is Verdict.STREAMS
 
 
 async def test_a_lease_holds_while_renewed(server: ValkeyServer) -> None:

@@ -65,7 +65,7 @@ if not redis.call('SET', settled, '1', 'NX', 'PX', settled_ms) then return 'sett
 redis.call('ZREM', running, id)
 local held = redis.call('HGET', day, 'held ' .. id) or '0'
 redis.call('HDEL', day, 'held ' .. id)
-redis.call('HINCRBY', day, 'spent', string.format('%d', spent - string.match(held, '^%d+')))
+redis.call('HINCRBY', day, 'spent', spent - string.match(held, '^%d+'))
 for at = 5, #ARGV, 2 do redis.call('HINCRBY', day, ARGV[at], ARGV[at + 1]) end
 redis.call('PEXPIRE', day, day_ms)
 return 'settled'
