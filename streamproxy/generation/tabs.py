@@ -95,12 +95,12 @@ class Tabs:
     async def settle(self, entry: Entry, account: Account) -> None:
         """Count what a generation has cost, now or when the store is back."""
         order = account.order
-        self._running.pop(entry.id, None)
         if account.cost is not None:
             self._observer.paid(entry.caller, order.model or "", account.cost)
             self._estimates.learn(account)
         cost = round((account.cost or 0.0) * MICRO)
-        known = not account.charged or (account.cost is not None and account.outcome is Outcome.COMPLETED)
+        whole = account.outcome is Outcome.COMPLETED or account.images >= order.n
+        known = not account.charged or (account.cost is not None and whole)
         bill = Bill(
             entry,
             provider=order.provider,
@@ -109,6 +109,11 @@ class Tabs:
             cost=cost,
             estimated=None if known else max(entry.estimate - cost, 0),
         )
+        await self.pay(bill)
+
+    async def pay(self, bill: Bill) -> None:
+        """Settle, now or when the store is back: the generation runs no more."""
+        self._running.pop(bill.entry.id, None)
         self._owe(bill)
         with anyio.move_on_after(CLOSE_SECONDS, shield=True):
             await self._pay(bill)
@@ -164,6 +169,10 @@ class Tab:
         if not self._closed:
             self._closed = True
             await self._tabs.settle(self._entry, account)
+
+    async def withdraw(self) -> None:
+        """The generation never began."""
+        await self._tabs.pay(Bill(self._entry, requests=0))
 
 
 class _Estimates:

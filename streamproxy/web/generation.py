@@ -31,6 +31,7 @@ from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import check_inputs
 from streamproxy.generation.router import Plan
+from streamproxy.generation.tabs import Tab
 from streamproxy.hub.generation import OnDisconnect
 from streamproxy.hub.keys import Names
 from streamproxy.hub.log import Record
@@ -168,10 +169,7 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     """A new generation and its producer, and its caller as the first reader."""
     hub, preferred = order.context.hub, order.preferences
     try:
-        if order.missing is not None:
-            raise order.missing
-        hub.admission.admit(hub.running)
-        tab = await order.context.tabs.open(order.plan.caller, (order.plan.route,), order.wanted.n)
+        tab = await _admitted(order)
     except ProxyError:
         await hub.withdraw(record.id, order.names)
         raise
@@ -183,6 +181,20 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     note_generation(order.request.scope, generation.stream)
     order.context.producer.start(order.wanted, order.plan, generation, tab, files.pop_all().close)
     return _FirstReading(order, subscriber)
+
+
+async def _admitted(order: _Order) -> Tab:
+    """What the generation is charged to. Raises ProxyError where it may not begin."""
+    if order.missing is not None:
+        raise order.missing
+    hub = order.context.hub
+    tab = await order.context.tabs.open(order.plan.caller, (order.plan.route,), order.wanted.n)
+    try:
+        hub.admission.admit(hub.running)  # nothing is awaited from here to where it runs
+    except ProxyError:
+        await tab.withdraw()
+        raise
+    return tab
 
 
 def _attach(order: _Order, stream: Stream) -> _Reading:

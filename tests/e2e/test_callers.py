@@ -88,7 +88,11 @@ def refused(response: httpx.Response) -> tuple[int, str, str]:
 
 @asynccontextmanager
 async def staged(
-    *, served: tuple[str, ...] = ("*",), other: Mapping[str, object] | None = None, **limits: object
+    *,
+    served: tuple[str, ...] = ("*",),
+    other: Mapping[str, object] | None = None,
+    max_streams: int = 1000,
+    **limits: object,
 ) -> AsyncIterator[Stage]:
     """The caller `app` with these limits, `other` with others, and one without a name."""
     callers = {"app": {"key": hashed("app"), **limits}, "other": {"key": hashed("other"), **(other or {})}}
@@ -98,7 +102,11 @@ async def staged(
             no_leaks(),
             serve(lambda _: stages[0].script) as server,
             running_proxy(
-                server.url, provider={"models": served}, caller_keys=(hashed("bare"),), callers=callers
+                server.url,
+                provider={"models": served},
+                caller_keys=(hashed("bare"),),
+                callers=callers,
+                max_streams=max_streams,
             ) as proxy,
         ):
             stages.append(Stage(server, proxy))
@@ -255,6 +263,20 @@ async def test_a_stream_is_given_back(end: str) -> None:
         while (said := await stage.ask("app")).status_code == 429:  # noqa: ASYNC110  a free one is not announced
             await anyio.sleep(0.01)
         assert said.status_code == 200
+
+
+async def test_a_refusal_for_another_reason_takes_nothing() -> None:
+    async with staged(max_streams=1, streams=2, usd_per_day=2 * TYPICAL) as stage:
+        go = anyio.Event()
+        stage.script = Held((), go, answer(0.001))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stage.ask, "other")
+            await stage.server.wait_until(lambda server: server.calls == 1, BOUND)
+            for _ in range(5):
+                assert refused(await stage.ask("app"))[:2] == (503, "overloaded")
+            assert await stage.usage("app") == []
+            go.set()
+        assert (await stage.ask("app")).status_code == 200
 
 
 async def test_a_repeated_request_takes_no_stream() -> None:
