@@ -62,7 +62,7 @@ class Attempts:
         return (*request.unheard, *adapter.not_applied(self.job(request, plan, n=request.n)))
 
     async def run(self, request: ImageRequest, plan: Plan, sink: Sink) -> None:
-        """Make all images. Raises ProxyError."""
+        """Make all images. Raises ProxyError; an ExceptionGroup where several jobs met anything else."""
         at_once = self._at_once(request, plan)
         if at_once >= request.n:
             async with Driver(plan, self.outside, sink) as driver:
@@ -70,6 +70,7 @@ class Attempts:
                 await sink.complete()  # while the connection is made ready for the next request
             return
         failures: list[ProxyError] = []
+        unforeseen: list[Exception] = []
 
         async def one(first: int) -> None:
             try:
@@ -78,10 +79,14 @@ class Attempts:
                     await self._carry_out(driver, job)
             except ProxyError as error:
                 failures.append(error)
+            except Exception as error:
+                unforeseen.append(error)
 
         async with anyio.create_task_group() as tasks:
             for first in range(0, request.n, at_once):
                 tasks.start_soon(one, first)
+        if unforeseen:
+            raise ExceptionGroup("jobs of one request", unforeseen)
         if failures:  # the other images stay; if one failure may have been charged, the request must not be repeated
             raise next((error for error in failures if not error.retryable), failures[0])
 
