@@ -1,15 +1,15 @@
-"""What each generation costs its caller: admitted before anything is paid, settled when it has ended.
+"""Generations and their callers' limits: admission before anything is paid, settlement at the end.
 
     tab = await tabs.open(caller, routes, n)    raises ProxyError where the caller's limits forbid it
     await tab.close(account)                    the account's cost in place of the estimate
 
-The estimate of a picture is the catalogue's price for it. Of a model that is priced by tokens it is the largest cost of
-a picture of that model so far, and before there is one that of a typical picture. So requests at one time can spend
-more than the budget only by what each of them costs above its estimate. A generation whose cost is not said counts as
-its estimate, unless nothing of it can have been charged.
+The estimate of a picture is the catalogue's price for it. For a model that is priced by tokens it is the largest cost
+of a picture of that model so far; before there is one, it is the price of a typical picture. So requests at the same
+time exceed the budget only by the difference between their costs and their estimates. A generation of unknown cost
+counts as its estimate, unless nothing of it can have been charged.
 
-While the store cannot be reached, a caller with a budget is refused, and any other is not. What could not be settled is
-settled when the store is back.
+While the store cannot be reached, callers with a budget are refused, and all others are served. Their bills are settled
+when the store is back.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ RENEW_SECONDS: Final = 3.0
 """A third of the lease of the ledgers that processes share."""
 
 CLOSE_SECONDS: Final = 3.0
-"""What settling may hold up the end of a stream, also while the process is being stopped: a little more than a command
-to a store takes until it fails. After that, commands fail at once."""
+"""Settling may hold up the end of a stream for so long, also while the process is being stopped. It is a little more
+than a command to a store takes until it fails. After that, commands fail at once."""
 
 UNSETTLED: Final = 10_000
 """Bills that wait for the store, some 500 bytes each; the oldest are given up first."""
@@ -93,7 +93,7 @@ class Tabs:
         self._running[entry.id] = entry
 
     async def settle(self, entry: Entry, account: Account) -> None:
-        """Count what a generation has cost, now or when the store is back."""
+        """Count the cost of a generation, now or when the store is back."""
         order = account.order
         if account.cost is not None:
             self._observer.paid(entry.caller, order.model or "", account.cost)
@@ -132,7 +132,7 @@ class Tabs:
             self._unsettled.pop(bill.entry.id, None)
 
     async def tend(self, every: float = RENEW_SECONDS) -> None:
-        """Say what runs here, and settle what could not be settled, for as long as the app runs."""
+        """Renew the leases of running generations, and settle bills that are still open, as long as the app runs."""
         while True:
             await anyio.sleep(every)
             await self._health.attempt(self._ledger.renew(list(self._running.values())))
@@ -141,14 +141,14 @@ class Tabs:
                 if bill.entry.id in self._unsettled:
                     break  # the store is not back
 
-    # For those who ask what was spent.
+    # Usage.
 
     def day(self, back: int = 0) -> str:
         """Today, or so many days before it, in UTC."""
         return datetime.fromtimestamp(self._now() - back * DAY, UTC).date().isoformat()
 
     async def usage(self, days: Sequence[str], caller: str | None) -> list[Spent]:
-        """What was spent on these days by the caller with this label, or by all. Raises ProxyError(OVERLOADED)."""
+        """The spending on these days of the caller with this label, or of all. Raises ProxyError(OVERLOADED)."""
         try:
             return await self._ledger.usage(days, caller)
         except StoreError as error:
@@ -157,7 +157,7 @@ class Tabs:
 
 
 class Tab:
-    """One generation's, from its admission to its end."""
+    """The tab of one generation, from its admission to its end."""
 
     def __init__(self, tabs: Tabs, entry: Entry) -> None:
         self._tabs = tabs
@@ -176,7 +176,7 @@ class Tab:
 
 
 class _Estimates:
-    """What a picture costs by its model, or by its provider where the model is not known, in microdollars."""
+    """The largest costs of a picture so far in microdollars, by model, or by provider where the model is not known."""
 
     def __init__(self) -> None:
         self._largest: dict[str, int] = {}
@@ -189,7 +189,7 @@ class _Estimates:
         return n * (ceil(typical(price) * MICRO) if largest is None else largest)
 
     def learn(self, account: Account) -> None:
-        """Keep what a picture has cost, if none of its model has cost more. At least a microdollar: nothing is free."""
+        """Keep the cost of a picture if it is the largest of its model: at least a microdollar, nothing is free."""
         if account.cost is not None and account.images:
             name = account.order.model or account.order.provider
             each = ceil(account.cost * MICRO / account.images)
@@ -210,5 +210,5 @@ def _exhausted(budget: int, *, until: float) -> ProxyError:
 
 
 def _unreachable() -> ProxyError:
-    message = "What callers spend is in the store, which cannot be reached now. The setting is store."
+    message = "Budgets are kept in the store, which cannot be reached now. The setting is store."
     return ProxyError(Failure.OVERLOADED, message, retry_after="2")

@@ -1,7 +1,7 @@
-"""What callers spend and have running: the protocol that every ledger fulfils, and the ledger of one process.
+"""Spending and running generations of callers: the protocol of ledgers, and the ledger of one process.
 
     reserve     before a generation is paid for: it runs from now on, and its estimate counts as spent
-    settle      when it has ended: it runs no more, and what it cost counts in place of the estimate
+    settle      when it has ended: it runs no more, and its cost counts in place of the estimate
     renew       the process that runs it lives
 
 Money is in whole microdollars, so that sums are exact. A generation counts for the day of UTC on which it was reserved.
@@ -59,9 +59,10 @@ FIGURES: Final = ("requests", "images", "cost", "cost_unknown", "estimated")
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """How a generation has ended. `cost`: what is known of it, in microdollars. `model`: "" for one that is not known.
+    """The costs of a generation that has ended, in microdollars. `model`: "" for one that is not known.
 
-    `estimated`: what counts as spent besides; None where the cost is known. `requests`: 0 for one that was refused.
+    `cost`: as far as answers stated it; `estimated`: counts as spent besides, None where the cost is known. `requests`:
+    0 for a generation that never began.
     """
 
     entry: Entry
@@ -74,13 +75,13 @@ class Bill:
 
     @property
     def figures(self) -> dict[str, int]:
-        """What it adds to each of FIGURES, if anything."""
+        """The values that are added to FIGURES, without zeros."""
         values = self.requests, self.images, self.cost, int(self.estimated is not None), self.estimated or 0
         return {figure: value for figure, value in zip(FIGURES, values, strict=True) if value}
 
     @property
     def spent(self) -> int:
-        """Microdollars of the caller's budget."""
+        """Microdollars that count in the caller's budget."""
         return self.cost + (self.estimated or 0)
 
 
@@ -104,19 +105,19 @@ class Ledger(Protocol):
     """See the module's text. Every method may raise StoreError, and may be called again then: it counts once."""
 
     async def reserve(self, entry: Entry, limits: CallerLimits) -> Verdict:
-        """Let a generation run, unless it would be over a limit: all at once, also between processes."""
+        """Let a generation run unless that exceeds a limit. Check and reservation are one step for all processes."""
         ...
 
     async def settle(self, bill: Bill) -> None:
-        """A generation has ended, whether or not it had been reserved."""
+        """Count a generation that has ended, whether or not it was reserved."""
         ...
 
     async def renew(self, running: Iterable[Entry]) -> None:
-        """These generations still run here; to be said again every few seconds."""
+        """Keep these generations, which run here, for one more lease. To be called every few seconds."""
         ...
 
     async def usage(self, days: Sequence[str], caller: str | None) -> list[Spent]:
-        """What was spent on these days by this caller, or by all."""
+        """The spending on these days of this caller, or of all."""
         ...
 
 

@@ -1,6 +1,6 @@
-"""GET usage: what was spent by day, caller, model and provider.
+"""GET usage: spending by day, caller, model and provider.
 
-A caller with a key sees its own. Where callers have no keys, all of it is there for whoever may see the metrics.
+A caller with a key sees its own. Where callers have no keys, it has the spending of all, as the metrics have.
 """
 
 from __future__ import annotations

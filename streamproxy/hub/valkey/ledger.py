@@ -121,7 +121,7 @@ class ValkeyLedger:
         await self._list(entry)
 
     async def _list(self, entry: Entry) -> None:
-        """Let the caller be found by `usage`: once a day."""
+        """Put the caller into the list for `usage`, once a day."""
         if self._listed.get(entry.caller) != entry.day:
             commands: list[tuple[Argument, ...]] = [
                 ("ZADD", ALL, "GT", _number(entry.day), entry.caller),
@@ -161,7 +161,7 @@ SETTLED_MS: Final = int(SETTLED_SECONDS * 1000)
 
 
 def _sums(day: str, caller: str, fields: dict[bytes, bytes], running: set[bytes]) -> Iterator[Spent]:
-    """The sums in one hash, and what it holds for generations whose processes died."""
+    """The sums in one hash. Estimates of generations whose processes died are added."""
     places: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     try:
         for name, value in fields.items():
