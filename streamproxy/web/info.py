@@ -6,7 +6,7 @@ Where it does not say, the catalogue's models stand in for its own, and the resp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Final
 
@@ -39,20 +39,20 @@ class _Listing:
 
 
 async def _listed(request: Request, context: Context) -> _Listing:
-    """What the caller may ask for."""
+    """The models that the caller may ask for."""
     headers = request.scope["headers"]
     caller = authenticate(headers, context.callers)
-    providers = [provider for provider in context.providers if caller.may_use(provider.name)]
-    found = await _served(context, providers, headers)
+    usable = tuple(provider for provider in context.providers if caller.may_use(provider.name))
+    found = await _served(replace(context, providers=usable), headers)
     found.entries = {id: entry for id, entry in found.entries.items() if context.router.allows(id, headers)}
     return found
 
 
-async def _served(context: Context, providers: list[Provider], headers: Headers) -> _Listing:
+async def _served(context: Context, headers: Headers) -> _Listing:
     today = datetime.now(UTC).date()
     found = _Listing()
-    found.add(context, [provider.only_named() for provider in providers], today)
-    for provider in (provider for provider in providers if provider.unlisted):
+    found.add(context, [provider.only_named() for provider in context.providers], today)
+    for provider in (provider for provider in context.providers if provider.unlisted):
         try:
             for listed in await context.models.of(provider, headers):
                 found.entries.setdefault(listed.id, _merged(listed, context))

@@ -279,6 +279,22 @@ async def test_a_refusal_for_another_reason_takes_nothing() -> None:
         assert (await stage.ask("app")).status_code == 200
 
 
+async def test_a_refusal_does_not_take_the_key() -> None:
+    """The same Idempotency-Key is a generation once there is room for it."""
+    async with staged(streams=1) as stage:
+        go = anyio.Event()
+        stage.script = Held((), go, answer())
+        url, body = stage.proxy.url + GENERATIONS, {"model": "sim/gpt-image", "prompt": "another"}
+        headers = {**key("app"), "idempotency-key": "one"}
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stage.ask, "app")
+            await stage.server.wait_until(lambda server: server.calls == 1, BOUND)
+            assert (await stage.proxy.client.post(url, json=body, headers=headers)).status_code == 429
+            go.set()
+        assert (await stage.proxy.client.post(url, json=body, headers=headers)).status_code == 200
+        assert stage.server.calls == 2
+
+
 async def test_a_repeated_request_takes_no_stream() -> None:
     async with staged(streams=1) as stage:
         go = anyio.Event()
