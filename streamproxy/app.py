@@ -145,11 +145,13 @@ class _Wiring:
         trust = self.ssl_context or default_ssl_context()
         services = self._connect(running, trust)
         open_ledger = LEDGERS[self.settings.store.partition(":")[0]]
-        ledger = await running.enter_async_context(open_ledger(self.settings.store))  # open until all tasks have ended
+        ledger = await running.enter_async_context(open_ledger(self.settings.store))
+        settling = await running.enter_async_context(AsyncExitStack())  # once all tasks have ended
         tasks = await running.enter_async_context(anyio.create_task_group())
         hub = await self._start_hub(running, tasks)
         tabs = Tabs(ledger, health=hub.health, observer=self.observer)
         tasks.start_soon(tabs.tend)
+        settling.push_async_callback(tabs.settle_all)
         callers = callers_of(self.settings)
         threads = anyio.CapacityLimiter(CONVERSIONS)
         attempts = self._attempts(running, trust, threads)

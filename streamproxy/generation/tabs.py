@@ -40,9 +40,9 @@ DAY: Final = 86_400
 RENEW_SECONDS: Final = 3.0
 """A third of the lease of the ledgers that processes share."""
 
-CLOSE_SECONDS: Final = 3.0
-"""Settling may hold up the end of a stream for so long, also while the process is being stopped. It is a little more
-than a command to a store takes until it fails. After that, commands fail at once."""
+CLOSE_SECONDS: Final = 0.25
+"""Settling may hold up the end of a stream for so long. A store that is well takes a millisecond. A bill that needs
+longer is settled later."""
 
 UNSETTLED: Final = 10_000
 """Bills that wait for the store, some 500 bytes each; the oldest are given up first."""
@@ -136,10 +136,14 @@ class Tabs:
         while True:
             await anyio.sleep(every)
             await self._health.attempt(self._ledger.renew(list(self._running.values())))
-            for bill in list(self._unsettled.values()):
-                await self._pay(bill)
-                if bill.entry.id in self._unsettled:
-                    break  # the store is not back
+            await self.settle_all()
+
+    async def settle_all(self) -> None:
+        """Settle the bills that are still open, unless the store fails."""
+        for bill in list(self._unsettled.values()):
+            await self._pay(bill)
+            if bill.entry.id in self._unsettled:
+                return
 
     # Usage.
 
