@@ -183,3 +183,13 @@ async def _broken(proxy: Proxy) -> None:
     """A request whose process dies."""
     with contextlib.suppress(httpx.TransportError):
         await ask(proxy, "few")
+
+
+async def test_what_is_open_is_settled_on_the_way_out(valkey: ValkeyServer) -> None:
+    async with serve(lambda _: answer()) as server:
+        async with sharing(valkey, server, 1) as [proxy]:
+            valkey.kill()
+            assert (await ask(proxy, "free")).status_code == 200
+            valkey.start()
+        async with sharing(valkey, server, 1) as [proxy]:
+            assert (await row(proxy, "free"))["requests"] == 1
