@@ -205,6 +205,15 @@ def check(ctx: click.Context, config: Path | None) -> None:
     keys = len(settings.caller_keys) + len(settings.callers)
     callers = f"{keys} keys" if keys else "anybody who can connect"
     click.echo(f"listening  {settings.host} port {settings.port}\ncallers    {callers}")
+    for name, caller in settings.callers.items():
+        limits = {
+            "models": ",".join(caller.models),
+            "providers": ",".join(caller.providers),
+            "streams": caller.streams,
+            "usd_per_day": caller.usd_per_day,
+        }
+        said = "  ".join(f"{limit}: {value}" for limit, value in limits.items() if value is not None)
+        click.echo(f"caller     {name}  {said}")
     click.echo(f"workers    {settings.workers}\nstore      {place_of(settings.store)}")
     for provider in configured.providers:
         place = shown_origin(provider.base_url)  # without its path: some addresses hold a secret in it

@@ -253,6 +253,16 @@ def test_all_problems_come_at_once_without_followers(tmp_path: Path) -> None:
     )
 
 
+def test_callers_and_their_limits_are_shown(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    digits = "0123456789abcdef" * 4
+    config.write_text(f'[callers.app]\nkey = "sha256:{digits}"\nmodels = ["a/*", "b"]\nusd_per_day = 2.5\n')
+    result = call("check", "--config", str(config), environ={"OPENAI_API_KEY": CANARY})
+    assert "callers    1 keys\ncaller     app  models: a/*,b  providers: *  usd_per_day: 2.5\n" in result.stdout
+    assert "warning: callers: a restart forgets" in result.stdout
+    assert digits[:12] not in result.stdout + result.stderr
+
+
 def test_a_wrong_caller_is_not_a_missing_key_too(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text(f'[callers.app]\nkey = "{CANARY}"\n[callers.other]\nusd_per_day = "{CANARY}"\n')
