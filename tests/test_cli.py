@@ -259,7 +259,7 @@ def test_callers_and_their_limits_are_shown(tmp_path: Path) -> None:
     config.write_text(f'[callers.app]\nkey = "sha256:{digits}"\nmodels = ["a/*", "b"]\nusd_per_day = 2.5\n')
     result = call("check", "--config", str(config), environ={"OPENAI_API_KEY": CANARY})
     assert "callers    1 keys\ncaller     app  models: a/*,b  providers: *  usd_per_day: 2.5\n" in result.stdout
-    assert "warning: callers: a restart forgets" in result.stdout
+    assert "warning: callers: the store is memory, so a restart forgets" in result.stdout
     assert digits[:12] not in result.stdout + result.stderr
 
 
