@@ -46,6 +46,7 @@ from streamproxy.core.conversation import (
     picture,
     pixels,
     post_file,
+    post_form,
     post_json,
     refusal_body,
     send,
@@ -62,6 +63,8 @@ SQUARE: Final = (1024, 1024)
 """Pixels where the caller gives no size: that of the models in ComfyUI's own templates."""
 
 OVER: Final = frozenset({"succeeded", "failed", "canceled", "expired"})
+SHOWING: Final = frozenset({"PreviewImage", "MaskPreview"})
+"""Nodes whose images are for ComfyUI's own page. Source: comfyui's nodes.py and nodes_mask.py, files of type `temp`."""
 
 
 class _Urls(msgspec.Struct):
@@ -77,6 +80,7 @@ class _JobError(msgspec.Struct):
 
 class _Output(msgspec.Struct):
     type: str = ""
+    node_id: str = ""
     url: str | None = None
     id: str | None = None
 
@@ -119,7 +123,7 @@ class ComfyApi:
     def converse(self, job: Job) -> Conversation[None]:
         values = _values(job)
         for slot, image in list(_images(job)):  # all are looked at before one is sent
-            asset = yield from _upload(job, image)
+            asset = yield from _upload(job, slot, image)
             values[slot] = {"__type": "core/ASSET", "info": {"id": asset}}
         base = job.provider.base_url
         submission = post_json(job, f"{base}/api/v2/jobs", {"workflow": _filled(job, values)}, _key(job))
@@ -136,7 +140,9 @@ class ComfyApi:
             error = state.error or _JobError()
             raise failed(job, error.message, error.code or state.status)
         pictures = []
-        made = [output.url for output in state.outputs or () if output.type == "image" and output.url is not None]
+        shown = _showing_nodes(job)
+        outputs = [output for output in state.outputs or () if output.type == "image" and output.node_id not in shown]
+        made = [output.url for output in outputs if output.url is not None]
         for url in (yield from first_of(made, job)):
             pictures.append((yield from _content(job, urljoin(base, url))))
         if not pictures:
@@ -187,8 +193,10 @@ def _content(job: Job, url: str) -> Conversation[Picture]:
     return (yield from picture(job.limits.answer))
 
 
-def _upload(job: Job, image: Inline | Spooled) -> Conversation[str]:
-    request = post_file(job, f"{job.provider.base_url}/api/v2/assets", "file", image)
+def _upload(job: Job, slot: str, image: Inline | Spooled) -> Conversation[str]:
+    """Upload an input image; its asset's id. comfy-api-proxy 0.1.6 takes no file without a path below `input`."""
+    path = f"input/{job.token}-{slot.strip('{}')}.{image.media_type.removeprefix('image/')}"
+    request = post_form(job, f"{job.provider.base_url}/api/v2/assets", {"file_path": path}, {"file": image})
     head = yield from send(request)
     if head.status not in (200, 201):
         raise _refusal(job, head, (yield from refusal_body()))
@@ -448,6 +456,13 @@ def _filled(job: Job, values: Mapping[str, object]) -> object:
         return values.get(node, node) if isinstance(node, str) else node
 
     return fill(msgspec.json.decode(_workflow(job)))
+
+
+def _showing_nodes(job: Job) -> frozenset[str]:
+    """Ids of the nodes that show an image on the way. The Comfy API lists theirs among the outputs, without a mark."""
+    graph = msgspec.json.decode(_workflow(job), type=dict[str, object])
+    classes = {id: node.get("class_type") for id, node in graph.items() if isinstance(node, dict)}
+    return frozenset(id for id, name in classes.items() if name in SHOWING)
 
 
 def _uuid(job: Job) -> str:

@@ -1,4 +1,4 @@
-"""The proxy sends the same requests to a queue as the provider's own client, and both read the simulated answers."""
+"""The proxy sends the same requests as the provider's own client, and both read the simulated answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import orjson
 import pytest
 from anyio.to_thread import run_sync
 from replicate.client import Client as ReplicateClient
+from together import Together
 
+from tests.e2e.test_hosts import KEY as HOSTS_KEY
+from tests.e2e.test_hosts import hosted
 from tests.e2e.test_wires import KEY, Setup, wired
 from tests.support.proxy import PROMPT
 
@@ -94,3 +97,22 @@ async def test_replicate(model: str, wait: bool, tmp_path: Path) -> None:
         await _ours(setup, f"replicate/{model}")
         assert [got.header("prefer") for got in setup.server.received if got.method == "POST"] == prefers
         assert asked(setup, "none" if wait else id_of(setup, "/predictions/")) == theirs
+
+
+def _with_togethers(base_url: str) -> int:
+    """A request by Together's own client: how many pictures it made."""
+    with Together(api_key=HOSTS_KEY, base_url=base_url, max_retries=0) as client:
+        made = client.images.generate(
+            model="painter", prompt=PROMPT, n=2, width=512, height=256, response_format="base64"
+        )
+    return len(made.data)
+
+
+async def test_together() -> None:
+    async with hosted("together") as (_, server, client):
+        assert await run_sync(_with_togethers, f"{server.url}/hosts/together") == 2
+        await client.images.generate(model="together/painter", prompt=PROMPT, n=2, size="512x256")
+        theirs, ours = server.received
+        assert (ours.method, ours.target) == (theirs.method, theirs.target)
+        assert ours.header("authorization") == theirs.header("authorization")
+        assert orjson.loads(ours.body) == orjson.loads(theirs.body)

@@ -37,6 +37,8 @@ GRAPH: Final = {
     "3": {"class_type": "KSampler", "inputs": {"seed": "{seed}", "positive": ["6", 0], "latent_image": ["5", 0]}},
     "5": {"class_type": "EmptyLatentImage", "inputs": {"width": "{width}", "height": "{height}", "batch_size": 1}},
     "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "{prompt}"}},
+    "8": {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}},
+    "9": {"class_type": "SaveImage", "inputs": {"images": ["3", 0]}},
 }
 EDIT_GRAPH: Final = {**GRAPH, "7": {"class_type": "LoadImage", "inputs": {"image": "{image}"}}}
 

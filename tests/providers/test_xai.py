@@ -5,6 +5,8 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+from google.protobuf.descriptor import EnumDescriptor
+from xai_sdk.proto.v6.image_pb2 import DESCRIPTOR, GenerateImageRequest
 
 from streamproxy.core.cost import Price
 from streamproxy.core.requests import Remote
@@ -114,3 +116,18 @@ def test_a_picture_that_moderation_disowns_is_none() -> None:
     run = scenario.play([Exchange(exchange.asked, exchange.words, exchange.head, (body,), exchange.breaks)])
     assert run.error is not None
     assert run.error.failure is Failure.MODERATION_BLOCKED
+
+
+def _words(enum: EnumDescriptor, prefix: str) -> set[str]:
+    """An enum's values as they are written in JSON: IMG_RESOLUTION_2K is 2k."""
+    return {name.removeprefix(prefix).lower().replace("_", ":") for name in enum.values_by_name}
+
+
+def test_members_are_those_of_xais_own_types() -> None:
+    """Its SDK speaks gRPC, so `response_format` is `format` there, and a ratio's decimal point an underscore."""
+    value = told(job("xai", SECOND, {"size": "2048x1152", "quality": "high"}, images=(Remote("https://a.test/a.png"),)))
+    fields = set(GenerateImageRequest.DESCRIPTOR.fields_by_name)
+    assert {"format" if name == "response_format" else name for name in value} <= fields
+    enums = DESCRIPTOR.enum_types_by_name
+    assert value["aspect_ratio"] in _words(enums["ImageAspectRatio"], "IMG_ASPECT_RATIO_")
+    assert value["quality"] in _words(enums["ImageQuality"], "IMG_QUALITY_")

@@ -26,7 +26,7 @@ PREVIEWS = 4
 
 @dataclass(slots=True)
 class Comfy:
-    """The server's requests (`asked`), and cancellations (`told`).
+    """The server's requests (`asked`), and cancellations (`told`). `over`: the job has ended.
 
     `breaks`: its WebSocket closes after two previews. `fails`: the job fails. `holds`: the job ends late.
     """
@@ -41,6 +41,7 @@ class Comfy:
     keys: list[str | None] = field(default_factory=list)
     asked: anyio.Event = field(default_factory=anyio.Event)
     told: anyio.Event = field(default_factory=anyio.Event)
+    over: bool = False
 
     async def prompt(self, request: Request) -> Response:
         self.keys.append(request.headers.get("x-api-key"))
@@ -69,19 +70,31 @@ class Comfy:
             about = json.dumps({"prompt_id": id, "image_type": "image/jpeg"}).encode()
             await socket.send_bytes(struct.pack(">II", 4, len(about)) + about + file)
             if self.breaks and step == 1:
+                self.over = True
                 await socket.close(1011)
                 return
         if self.holds:
             await anyio.sleep(BOUND)
+        self.over = True
         if self.fails:
             problem = {"prompt_id": id, "exception_message": "Out of memory", "exception_type": "OutOfMemoryError"}
             await socket.send_json({"type": "execution_error", "data": problem})
         await socket.send_json({"type": "execution_success", "data": {"prompt_id": id}})
 
+    async def queue(self, request: Request) -> Response:
+        running = [] if self.over else [[0, given["prompt_id"]] for given in self.prompts]
+        return JSONResponse({"queue_running": running, "queue_pending": []})
+
     async def history(self, request: Request) -> Response:
+        if not self.over:
+            return JSONResponse({})
+        if self.fails:
+            problem = ["execution_error", {"exception_message": "Out of memory", "node_id": "3"}]
+            status = {"status_str": "error", "completed": False, "messages": [problem]}
+            return JSONResponse({request.path_params["id"]: {"outputs": {}, "status": status}})
         image = {"filename": "made.png", "subfolder": "", "type": "output"}
         temporary = {"filename": "draft.png", "subfolder": "", "type": "temp"}
-        outputs = {"9": {"images": [temporary, image]}}
+        outputs = {"8": {"images": [temporary]}, "9": {"images": [image]}}
         return JSONResponse({request.path_params["id"]: {"outputs": outputs, "status": {"completed": True}}})
 
     async def view(self, request: Request) -> Response:
@@ -107,6 +120,7 @@ async def comfyui(server: Comfy) -> AsyncIterator[None]:
     routes = [
         Route("/prompt", server.prompt, methods=["POST"]),
         WebSocketRoute("/ws", server.events),
+        Route("/queue", server.queue),
         Route("/history/{id}", server.history),
         Route("/view", server.view),
         Route("/upload/image", server.upload, methods=["POST"]),
