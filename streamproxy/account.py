@@ -37,19 +37,37 @@ class Order:
 
 
 @dataclass(slots=True)
+class Previews:
+    """A generation's previews. `first`: seconds from its beginning; `gaps`: seconds between two of the same image."""
+
+    count: int = 0
+    first: float | None = None
+    gaps: list[float] = field(default_factory=list)
+    _newest: dict[int, float] = field(default_factory=dict)
+
+    def take(self, image: int, at: float) -> None:
+        """Count one, which came so many seconds after the beginning."""
+        self.count += 1
+        if self.first is None:
+            self.first = at
+        if (before := self._newest.get(image)) is not None:
+            self.gaps.append(at - before)
+        self._newest[image] = at
+
+
+@dataclass(slots=True)
 class Account:
     """One generation's figures.
 
-    `attempts`: requests that were sent to providers for it. `first_preview`: seconds from the beginning. `bytes`: event
-    data of all frames. `cost`: USD of all that stated one, None where none did. `provider_request_id`: the provider's.
+    `attempts`: requests that were sent to providers for it. `bytes`: event data of all frames. `cost`: USD of all
+    that stated one, None where none did. `provider_request_id`: the provider's.
     """
 
     order: Order
     attempts: int = 0
-    previews: int = 0
     images: int = 0
     bytes: int = 0
-    first_preview: float | None = None
+    previews: Previews = field(default_factory=Previews)
     cost: float | None = None
     provider_request_id: str | None = None
     outcome: Outcome = Outcome.COMPLETED
@@ -73,9 +91,7 @@ class Account:
         """Count one frame."""
         self.bytes += frame.size
         if not frame.final:
-            self.previews += 1
-            if self.first_preview is None:
-                self.first_preview = self.seconds
+            self.previews.take(frame.image, self.seconds)
         elif frame.type != ERROR and not frame.sums:
             self.images += self.order.n if frame.type == ANSWER else 1
         if frame.cost is not None:

@@ -74,6 +74,7 @@ def create_app(
     """The app that serves `settings`. Raises ConfigurationError with all that is wrong.
 
     `app.state.drain` is to be awaited when the process is asked to stop: it ends with the last stream, or in time.
+    `app.state.observer` has the metrics.
     `environ` is where credentials are looked up (the process's by default). `ssl_context` replaces the trust towards
     providers, `resolver` the resolution of their names.
     """
@@ -93,7 +94,7 @@ def create_app(
         files=read_files(),
     )
     app = Starlette(
-        routes=routes(page=settings.playground),
+        routes=routes(page=settings.playground, metrics=settings.metrics_port is None),
         middleware=[
             Middleware(RequestContext, wiring.observer, wiring.origins, policy),
             Middleware(Cors, wiring.origins),
@@ -104,6 +105,7 @@ def create_app(
     app.router.redirect_slashes = False  # a redirect would name whatever host the caller said, and lose a POST's body
     app.state.context = None
     app.state.drain = partial(_drain, app)
+    app.state.observer = wiring.observer
     return app
 
 

@@ -40,6 +40,7 @@ class _Commands(click.Group):
             ctx.exit(CTRL_C)
         except Exception as error:
             if ctx.params.get("debug"):
+                sys.excepthook = sys.__excepthook__  # the log's has no traceback
                 raise
             click.echo(_words(error), err=True)
             ctx.exit(1)
@@ -169,9 +170,10 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     settings, catalogue, configured = _checked(ctx, config)
 
     from streamproxy.app import create_app
-    from streamproxy.observe import configure_logging, say
+    from streamproxy.observe.log import configure_logging, say
+    from streamproxy.server import Hooks
     from streamproxy.server import serve as serve_on
-    from streamproxy.server.listening import listen
+    from streamproxy.server.listening import listen, url_of
     from streamproxy.server.memory import tune_allocator
     from streamproxy.server.workers import supervise
     from streamproxy.settings.providers import warnings
@@ -183,14 +185,20 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     names = ", ".join(provider.name for provider in configured.providers)
 
     def ready(url: str) -> None:
+        if metrics_sock is not None:
+            say(f"Metrics: {url_of(metrics_sock)}/metrics", settings.log_format)
         say(f"API base URL: {url}/v1   ({names})", settings.log_format)
 
     sock = listen(settings.host, settings.port)
+    metrics_sock = None
+    if settings.metrics_port is not None:
+        metrics_sock = listen(settings.metrics_host, settings.metrics_port, of="metrics_")
     if several:
-        ctx.exit(_run(lambda: supervise(settings, sock, ready=ready)))
+        ctx.exit(_run(lambda: supervise(settings, sock, metrics_sock, ready=ready)))
     tune_allocator()
     app = create_app(settings)
-    ctx.exit(_run(lambda: serve_on(app, settings, sock, ready=ready, drain=app.state.drain)))
+    hooks = Hooks(ready=ready, drain=app.state.drain, observer=app.state.observer, metrics=metrics_sock)
+    ctx.exit(_run(lambda: serve_on(app, settings, sock, hooks)))
 
 
 @cli.command(cls=_SettingsCommand)
@@ -204,6 +212,8 @@ def check(ctx: click.Context, config: Path | None) -> None:
     settings, catalogue, configured = _checked(ctx, config)
     callers = f"{len(settings.caller_keys)} keys" if settings.caller_keys else "anybody who can connect"
     click.echo(f"listening  {settings.host} port {settings.port}\ncallers    {callers}")
+    if settings.metrics_port is not None:
+        click.echo(f"metrics    {settings.metrics_host} port {settings.metrics_port}")
     click.echo(f"workers    {settings.workers}\nstore      {place_of(settings.store)}")
     for provider in configured.providers:
         place = shown_origin(provider.base_url)  # without its path: some addresses hold a secret in it
@@ -252,7 +262,7 @@ def generate(
 
     from streamproxy.demo import FORMATS, Order, Shown, terminal_pictures
     from streamproxy.demo import generate as run_generate
-    from streamproxy.observe import configure_logging
+    from streamproxy.observe.log import configure_logging
 
     named = model or settings.default_model or _first_with_previews(catalogue, configured)
     if named is None:
@@ -289,7 +299,7 @@ def demo(prompt: str, output: Path, once: bool, port: int | None, pace: float) -
     """Watch one picture arrive through the proxy. Needs no key: a simulator plays the provider."""
     from streamproxy.demo import Options
     from streamproxy.demo import demo as run_demo
-    from streamproxy.observe import configure_logging
+    from streamproxy.observe.log import configure_logging
 
     configure_logging("warning", "text")
     options = Options(prompt=prompt, output=output, port=port, pace=pace, once=once)

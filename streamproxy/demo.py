@@ -25,7 +25,7 @@ import anyio.to_thread
 from streamproxy import simulator
 from streamproxy.app import create_app
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.server import serve
+from streamproxy.server import Hooks, serve
 from streamproxy.server.listening import listen, url_of
 from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.settings.values import MIB, ConfigurationError
@@ -139,7 +139,7 @@ async def _beside(settings: Settings, sock: socket, client: Callable[[str], Awai
     started = anyio.Event()
 
     async def proxy() -> None:
-        await serve(create_app(settings), settings, sock, ready=lambda _: started.set())
+        await serve(create_app(settings), settings, sock, Hooks(ready=lambda _: started.set()))
         tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:

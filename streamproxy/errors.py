@@ -41,6 +41,7 @@ class Failure(Enum):
     """The closed list of failures. A member's value is its FailureRow; the README table is checked against it."""
 
     # What the caller sent.
+    INVALID_HTTP = FailureRow("invalid_http", 400, INVALID, "bad_request")
     INVALID_REQUEST = FailureRow("invalid_request", 422, INVALID, "bad_request")
     INVALID_JSON = FailureRow("invalid_json", 400, INVALID, "bad_request")
     DUPLICATE_KEY = FailureRow("duplicate_key", 400, INVALID, "bad_request")

@@ -114,6 +114,7 @@ def flag(name: str) -> str:
 
 SOUND = {  # what a setting is given where its default is none, or may not stand beside the others
     "default_model": "sim/plain",
+    "metrics_port": "9464",
     **{"upstream": "https://gateway.example/v1", "secret": "0123456789abcdef", "finish_models": "a,b"},
     **{"cors_origins": "https://a.example", "caller_keys": "", "public_url": "https://a.example/v1"},
 }

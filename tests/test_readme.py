@@ -24,7 +24,7 @@ from streamproxy.cli import cli
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.demo import MODEL
 from streamproxy.errors import Failure
-from streamproxy.observe import GAUGES, METRICS
+from streamproxy.observe.metrics import GAUGES, HISTOGRAMS, METRICS
 from streamproxy.server.framing import HEAD_BYTES
 from streamproxy.server.guard import HEAD_SECONDS
 from streamproxy.settings import describe
@@ -120,8 +120,9 @@ def test_failures() -> None:
 
 def test_metrics() -> None:
     counters = [(code(name), "counter", ", ".join(map(code, labels)), text) for name, text, labels in METRICS]
-    gauges = [(code(name), "gauge", "", text) for name, text in GAUGES]
-    assert table("Metric", "Kind", "Labels", "What it is") == counters + gauges
+    histograms = [(code(row[0]), "histogram", ", ".join(map(code, row[2])), row[1]) for row in HISTOGRAMS]
+    gauges = [(code(row[0]), "gauge", ", ".join(map(code, row[2])), row[1]) for row in GAUGES]
+    assert table("Metric", "Kind", "Labels", "What it is") == counters + histograms + gauges
 
 
 def test_commands() -> None:

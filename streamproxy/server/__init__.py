@@ -1,6 +1,7 @@
 """The process: uvicorn on a listening socket, with drain, limits and workers. The only package that imports uvicorn.
 
-await serve(app, settings, socket)  until SIGINT, SIGTERM or cancellation; then streams drain
+await serve(app, settings, socket, hooks)  until SIGINT, SIGTERM or cancellation; then streams drain
+async with beside(app, socket)             another app, as long as the block lasts
 
 guard       one connection: uvicorn's protocol behind `framing`, which finds the end of each request
 listening   the socket, bound before anything else starts
@@ -16,19 +17,23 @@ import math
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
 from types import FrameType
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import anyio
 from anyio import to_thread
 from starlette.types import ASGIApp
 from uvicorn import Config, Server
 
+from streamproxy.observe import Observer
 from streamproxy.server.guard import GuardedProtocol
 from streamproxy.server.listening import BACKLOG, url_of
 from streamproxy.server.memory import give_back, settle
 from streamproxy.settings import Settings
+from streamproxy.web.info import metrics_app
 
 KEEP_ALIVE_SECONDS: Final = 75  # idle connection; above the 60 s of nginx and ALB, which must be the first to close
 CLOSE_SECONDS: Final = 1  # for the last bytes of streams that the drain's deadline has ended
@@ -38,7 +43,30 @@ SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "
 """Signals that stop the process. SIGHUP is one, because its default ends a process in the middle of its streams."""
 
 
+TICK_SECONDS: Final = 0.1
+"""Between two ticks of uvicorn's."""
+
 Drain = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """Connections of a server to what is around it.
+
+    `ready` is called once with the address, when the app's lifespan has started. `drain` runs at a signal, and lets
+    streams end. When `leash` becomes readable, as it does when the process at its other end has ended, that counts as a
+    signal. `observer` is told of requests that the app never sees, and of the event loop's lag. Its metrics are served
+    on the socket `metrics`.
+    """
+
+    ready: Callable[[str], None] | None = None
+    drain: Drain | None = None
+    leash: socket.socket | None = None
+    observer: Observer | None = None
+    metrics: socket.socket | None = None
+
+
+NO_HOOKS: Final = Hooks()
 
 
 class _Server(Server):
@@ -51,24 +79,16 @@ class _Server(Server):
     status = 0
     _tidied = 0  # requests answered when memory was last given back
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        ready: Callable[[], None],
-        drain: Drain | None,
-        within: float,
-        leash: socket.socket | None,
-    ) -> None:
+    def __init__(self, config: Config, url: str, hooks: Hooks, *, within: float) -> None:
         super().__init__(config)
-        self._ready = ready
-        self._drain = drain
+        self._url = url
+        self._hooks = hooks
         self._within = within
-        self._leash = leash
         self._signalled = False
         self._draining = False
         self._drained: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
+        self._next_tick: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, exit at the second. A draining process answers, so balancers see readyz fail."""
@@ -82,10 +102,10 @@ class _Server(Server):
         if self._draining:
             return
         self._draining = True
-        if self._drain is None:
+        if self._hooks.drain is None:
             self.should_exit = True
         else:
-            self._drained = self._loop.create_task(self._drain_with(self._drain))
+            self._drained = self._loop.create_task(self._drain_with(self._hooks.drain))
 
     async def _drain_with(self, drain: Drain) -> None:
         """Run `drain`, in which generations end, then give responses the rest of the time for their last bytes."""
@@ -99,24 +119,29 @@ class _Server(Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Run uvicorn's tick, ten times a second. An idle process also gives the memory of its last requests back."""
+        if self._next_tick is not None and self._hooks.observer is not None:
+            self._hooks.observer.lag(max(self._loop.time() - self._next_tick, 0.0))
         answered = self.server_state.total_requests
         if counter % IDLE_TICKS == 0 and answered != self._tidied and not self.server_state.tasks:
             self._tidied = answered
             await to_thread.run_sync(give_back)
-        return await super().on_tick(counter)
+        ends = await super().on_tick(counter)
+        self._next_tick = self._loop.time() + TICK_SECONDS
+        return ends
 
     def _released(self) -> None:
-        if self._leash is not None:
-            self._loop.remove_reader(self._leash)
+        if self._hooks.leash is not None:
+            self._loop.remove_reader(self._hooks.leash)
         self._stop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            if self._leash is not None:
-                self._loop.add_reader(self._leash, self._released)
+            if self._hooks.leash is not None:
+                self._loop.add_reader(self._hooks.leash, self._released)
             settle()
-            self._ready()
+            if self._hooks.ready is not None:
+                self._hooks.ready(self._url)
 
     async def main_loop(self) -> None:
         try:
@@ -146,41 +171,60 @@ class _Server(Server):
                 signal.signal(number, handler)
 
 
-async def serve(
-    app: ASGIApp,
-    settings: Settings,
-    sock: socket.socket,
-    *,
-    ready: Callable[[str], None] | None = None,
-    drain: Drain | None = None,
-    leash: socket.socket | None = None,
-) -> int:
-    """Serve until SIGINT, SIGTERM or cancellation. A signal first runs `drain`, which lets streams end.
+async def serve(app: ASGIApp, settings: Settings, sock: socket.socket, hooks: Hooks = NO_HOOKS) -> int:
+    """Serve until SIGINT, SIGTERM or cancellation. A signal first runs the hooks' `drain`.
 
-    `ready` is called once with the address, when the app's lifespan has started. When `leash` becomes readable, as it
-    does when the process at its other end has ended, that counts as a signal. Returns the exit status: 0, or 128 and
-    the number of a second signal. Raises SystemExit where the lifespan fails.
+    Returns the exit status: 0, or 128 and the number of a second signal. Raises SystemExit where the lifespan fails.
     """
-    url = url_of(sock)
-    config = Config(
+    config = _config(
+        app,
+        http=partial(GuardedProtocol, observer=hooks.observer),
+        lifespan="on",
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout) if hooks.drain is None else CLOSE_SECONDS,
+    )
+    server = _Server(config, url_of(sock), hooks, within=settings.drain_timeout)
+    async with contextlib.AsyncExitStack() as around:
+        if hooks.metrics is not None and hooks.observer is not None:
+            await around.enter_async_context(beside(metrics_app(hooks.observer.metrics.exposition), hooks.metrics))
+        await server.serve(sockets=[sock])
+    return server.status
+
+
+def _config(app: ASGIApp, **more: Any) -> Config:
+    return Config(
         cast("Callable[..., object]", app),
-        http=GuardedProtocol,
         loop="uvloop",
         ws="none",
-        lifespan="on",
         log_config=None,  # logging is the app's
         access_log=False,  # it prints the query string
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(settings.drain_timeout) if drain is None else CLOSE_SECONDS,
         backlog=BACKLOG,
+        **more,
     )
-    server = _Server(
-        config,
-        ready=lambda: ready(url) if ready is not None else None,
-        drain=drain,
-        within=settings.drain_timeout,
-        leash=leash,
-    )
-    await server.serve(sockets=[sock])
-    return server.status
+
+
+class _Beside(Server):
+    """A server that leaves signals to another one."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def beside(app: ASGIApp, sock: socket.socket) -> AsyncIterator[str]:
+    """Serve another app, which has no lifespan, as long as the block lasts. Yields its address."""
+    config = _config(app, http=GuardedProtocol, lifespan="off", timeout_graceful_shutdown=CLOSE_SECONDS)
+    server = _Beside(config)
+
+    async def run() -> None:
+        with anyio.CancelScope(shield=True):  # it ends by `should_exit`, which also closes what it has opened
+            await server.serve(sockets=[sock])
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        try:
+            yield url_of(sock)
+        finally:
+            server.should_exit = True

@@ -24,7 +24,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import anyio
@@ -32,12 +34,14 @@ import msgspec
 from anyio.abc import Process
 
 from streamproxy.app import create_app
-from streamproxy.observe import SHARED, configure_logging, worker_ended
-from streamproxy.server import SIGNALS, serve
+from streamproxy.observe.log import configure_logging
+from streamproxy.observe.metrics import SHARED, exposition_of, worker_ended
+from streamproxy.server import SIGNALS, Hooks, beside, serve
 from streamproxy.server.listening import url_of
 from streamproxy.server.memory import tune_allocator
 from streamproxy.settings import Settings
 from streamproxy.settings.values import ConfigurationError
+from streamproxy.web.info import metrics_app
 
 START_SECONDS: Final = 60.0  # until a worker serves; usually it takes one or two
 STEADY_SECONDS: Final = 10.0  # a worker that has served for so long is replaced at once
@@ -184,12 +188,18 @@ class Crew:
             worker.kill()
 
 
-async def supervise(settings: Settings, sock: socket.socket, *, ready: Callable[[str], None]) -> int:
+async def supervise(
+    settings: Settings, sock: socket.socket, metrics_sock: socket.socket | None, *, ready: Callable[[str], None]
+) -> int:
     """Run `settings.workers` workers on `sock`. Returns the exit status.
 
-    `ready` is called once with the address, when all serve. The first SIGINT or SIGTERM drains, the second kills.
+    `ready` is called once with the address, when all serve. The first SIGINT or SIGTERM drains, the second kills. On
+    `metrics_sock` the parent itself serves the metrics of all.
     """
-    with tempfile.TemporaryDirectory(prefix="streamproxy-metrics-") as metrics:
+    async with AsyncExitStack() as around:
+        metrics = around.enter_context(tempfile.TemporaryDirectory(prefix="streamproxy-metrics-"))
+        if metrics_sock is not None:
+            await around.enter_async_context(beside(metrics_app(partial(exposition_of, metrics)), metrics_sock))
         crew = Crew(settings, sock, metrics, lambda: ready(url_of(sock)))
         return await _led(crew, settings)
 
@@ -239,8 +249,9 @@ def work(sock: socket.socket, channel: socket.socket) -> int:
         with contextlib.suppress(OSError):
             channel.send(b"\n")
 
+    hooks = Hooks(ready=ready, drain=app.state.drain, leash=channel, observer=app.state.observer)
     return anyio.run(
-        lambda: serve(app, settings, sock, ready=ready, drain=app.state.drain, leash=channel),
+        lambda: serve(app, settings, sock, hooks),
         backend_options={"use_uvloop": True},
     )
 

@@ -119,6 +119,10 @@ class Settings:
 
     host: Annotated[Host, "address to listen on"] = "127.0.0.1"
     port: Annotated[Port, "TCP port to listen on; 0 takes any free one"] = 8080
+    metrics_host: Annotated[Host, "address to listen on for /metrics, where metrics_port is set"] = "127.0.0.1"
+    metrics_port: Annotated[
+        Port | None, "TCP port that alone serves /metrics, without a key; 0 takes any free one; unset: port serves it"
+    ] = None
     workers: Annotated[Workers, "processes that serve; more than one need a store that they share"] = 1
     upstream: Annotated[Url | None, "base URL to pass every model to, with the caller's own key"] = None
     providers: Annotated[
@@ -189,7 +193,9 @@ class Settings:
         FetchHosts, "hosts, *.suffix or host:port, to fetch images from by http and at internal addresses too"
     ] = ()
     log_level: Annotated[Literal["debug", "info", "warning", "error"], "least level that is logged"] = "info"
-    log_format: Annotated[Literal["json", "text"], "form of a log line"] = "json"
+    log_format: Annotated[
+        Literal["auto", "json", "text"], "form of a log line; auto: text on a terminal, otherwise json"
+    ] = "auto"
 
     def __post_init__(self) -> None:
         """Convert and check. Raises ConfigurationError with every problem."""

@@ -286,7 +286,9 @@ def _events(order: _Order, reading: _Reading) -> ASGIApp:
     stream = reading.stream
     headers = {**_headers(order, stream), "stream-id": stream.id, **_locations(order, stream)}
     wire = _layout(order, stream)
-    content = written(reading.subscriber, Posted(wire, _links(order, stream)), order.context.settings.heartbeat)
+    context = order.context
+    layout = Posted(wire, _links(order, stream))
+    content = written(reading.subscriber, layout, context.settings.heartbeat, context.observer)
     return EventStream(content, headers, order.context.cutoff, reading)
 
 

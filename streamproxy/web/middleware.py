@@ -38,6 +38,9 @@ EXPOSED = (
 """Response headers that a page of another origin may read."""
 
 
+METHODS: Final = ("GET", "POST", "DELETE")
+"""Methods of all routes, as a preflight asks for them."""
+
 TAKEN: Final = {
     "x-request-id": re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}"),
     "traceparent": re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"),  # W3C Trace Context, 3.2
@@ -99,6 +102,7 @@ class RequestContext:
                 caller=state.get("caller"),
                 provider=state.get("provider"),
                 model=state.get("model"),
+                stream=state.get("stream"),
             )
 
     def _trace(self, headers: Headers) -> dict[str, str]:
@@ -128,7 +132,7 @@ class Cors(CORSMiddleware):
         super().__init__(
             app,
             allow_origins=origins.allowed,
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=METHODS,
             allow_headers=["*"],
             allow_private_network=True,
             expose_headers=EXPOSED,
@@ -139,12 +143,20 @@ class Cors(CORSMiddleware):
         """Starlette's question, answered where all that concerns origins is."""
         return self._origins.allows(origin)
 
+    def _refusal(self, headers: Headers) -> ProxyError | None:
+        """The failure of a preflight, in place of Starlette's text, which no metric counts."""
+        if not self.is_allowed_origin(headers["origin"]):
+            return refused_origin()
+        if headers["access-control-request-method"] not in METHODS:
+            return ProxyError(Failure.METHOD_NOT_ALLOWED, f"Pages may use {', '.join(METHODS)}.")
+        return None
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope) if scope["type"] == "http" and scope["method"] == "OPTIONS" else Headers()
         preflight = "origin" in headers and "access-control-request-method" in headers
-        if not preflight or self.is_allowed_origin(headers["origin"]):
+        error = self._refusal(headers) if preflight else None
+        if error is None:
             await super().__call__(scope, receive, send)
             return
-        error = refused_origin()
         note_failure(scope, error)
         await error_response(error, scope["state"]["request_id"])(scope, receive, send)

@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from streamproxy.web import chat, images, info, many, streams, tool, uploads
 from streamproxy.web.endpoint import Endpoint, Handler
+from streamproxy.web.info import METRICS
 from streamproxy.web.static import PAGE_FILES, PLAYGROUND
 
 PREFIXES: Final = ("/v1", "/v3")
@@ -89,7 +90,7 @@ ROUTES: Final[tuple[RouteRow, ...]] = (
     RouteRow("POST", "/openai/v1/images/edits", images.edits, "The same for edits", surface=False),
     RouteRow("GET", "/livez", info.livez, "The process serves", surface=False, keys=False),
     RouteRow("GET", "/readyz", info.readyz, "New requests are taken", surface=False, keys=False),
-    RouteRow("GET", "/metrics", info.metrics, "Prometheus metrics", surface=False),
+    RouteRow("GET", METRICS, info.metrics, "Prometheus metrics; with `metrics_port` only there", surface=False),
     *(
         RouteRow("GET", path, info.file, meaning, surface=False, keys=False)
         for path, meaning in (
@@ -111,10 +112,12 @@ PAGE: Final[tuple[RouteRow, ...]] = tuple(
 """With the setting `playground` only."""
 
 
-def routes(*, page: bool) -> list[Route]:
-    """Starlette's routes, one a path."""
+def routes(*, page: bool, metrics: bool = True) -> list[Route]:
+    """Starlette's routes, one a path. `page`: those of PAGE as well; `metrics`: METRICS as well."""
     found: dict[str, list[RouteRow]] = {}
     for row in (*ROUTES, *(PAGE if page else ())):
+        if row.path == METRICS and not metrics:
+            continue
         for prefix in PREFIXES if row.surface else ("",):
             found.setdefault(prefix + row.path, []).append(row)
     return [

@@ -84,7 +84,7 @@ def _events(request: Request, context: Context, stream: Stream) -> ASGIApp:
     context.hub.admission.watch(stream, subscriber)
     places = urls(request, context, stream.id, request.query_params.get("token"), previews)
     layout = Followed(places.referenced if ref else inline, preempt)
-    content = written(subscriber, layout, context.settings.heartbeat)
+    content = written(subscriber, layout, context.settings.heartbeat, context.observer)
     return EventStream(content, previews.headers, context.cutoff, _Viewer(context.hub, subscriber))
 
 
@@ -337,6 +337,12 @@ async def _authorised(request: Request, context: Context) -> tuple[Stream, Right
 
     Another caller's stream does not exist. A stream asked for without a key has no owner, so only its tokens open it.
     """
+    stream, right = await _opened(request, context)
+    request.state.stream = stream.id
+    return stream, right
+
+
+async def _opened(request: Request, context: Context) -> tuple[Stream, Right]:
     id: str = request.path_params["id"]
     token = request.query_params.get("token")
     if token is not None:

@@ -21,7 +21,7 @@ from sse_starlette.sse import AppStatus
 from starlette.types import Message, Receive, Scope, Send
 
 from streamproxy import server
-from streamproxy.server import guard, serve
+from streamproxy.server import Hooks, guard, serve
 from streamproxy.server.framing import HEAD_BYTES
 from streamproxy.server.listening import listen, url_of
 from streamproxy.server.memory import settle
@@ -89,7 +89,7 @@ async def serving(
 
     with anyio.fail_after(SECONDS):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lambda: serve(app, Settings(drain_timeout=drain), sock, ready=ready))
+            tasks.start_soon(lambda: serve(app, Settings(drain_timeout=drain), sock, Hooks(ready=ready)))
             await started.wait()
             assert urls == [f"http://127.0.0.1:{port}"]
             yield lambda: anyio.connect_tcp("127.0.0.1", port)
@@ -343,9 +343,7 @@ class Draining:
             self.app,
             settings,
             listen("127.0.0.1", 0),
-            ready=lambda _: started.set(),
-            drain=self.drain,
-            leash=leash,
+            Hooks(ready=lambda _: started.set(), drain=self.drain, leash=leash),
         )
         self.ended = True
 
