@@ -16,6 +16,7 @@ from functools import partial
 
 import anyio
 import orjson
+from anyio import to_thread
 from anyio.abc import TaskGroup
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -75,12 +76,13 @@ def create_app(
 
     `app.state.drain` is to be awaited when the process is asked to stop: it ends with the last stream, or in time.
     `app.state.observer` has the metrics.
-    `environ` is where credentials are looked up (the process's by default). `ssl_context` replaces the trust towards
-    providers, `resolver` the resolution of their names.
+    `environ` is where credentials and the receiver of traces are looked up (the process's by default). `ssl_context`
+    replaces the trust towards providers, `resolver` the resolution of their names.
     """
     policy = HeaderPolicy.load()
     catalogue = read_catalogue()
-    configured = configure(settings, catalogue, os.environ if environ is None else environ, policy, adapters=ADAPTERS)
+    environ = os.environ if environ is None else environ
+    configured = configure(settings, catalogue, environ, policy, adapters=ADAPTERS)
     wiring = _Wiring(
         settings=settings,
         catalogue=catalogue,
@@ -89,6 +91,7 @@ def create_app(
         observer=Observer(),
         tokens=StreamTokens(settings.secret or secrets.token_urlsafe(32), settings.token_seconds),
         origins=_origins(settings, configured),
+        environ=environ,
         ssl_context=ssl_context,
         resolver=resolver,
         files=read_files(),
@@ -126,6 +129,7 @@ class _Wiring:
     observer: Observer
     tokens: StreamTokens
     origins: Origins
+    environ: Mapping[str, str]
     ssl_context: ssl.SSLContext | None
     resolver: Resolver | None
     files: Mapping[str, StaticFile]
@@ -144,6 +148,9 @@ class _Wiring:
     async def _start(self, running: AsyncExitStack) -> Context:
         """Start everything. What has to be ended is on `running`."""
         trust = self.ssl_context or default_ssl_context()
+        self.observer.open_traces(self.environ)
+        close = self.observer.traces.close
+        running.push_async_callback(partial(to_thread.run_sync, close, abandon_on_cancel=True))
         services = self._connect(running, trust)
         tasks = await running.enter_async_context(anyio.create_task_group())
         hub = await self._start_hub(running, tasks)
@@ -228,7 +235,15 @@ class _Wiring:
         limits = Limits(
             settings.max_event_bytes, settings.max_response_bytes, settings.fetch_images, settings.inline_urls
         )
-        outside = Outside(fetcher, limits, settings.total_timeout, settings.connect_timeout, trust, converting=threads)
+        outside = Outside(
+            fetcher,
+            limits,
+            settings.total_timeout,
+            settings.connect_timeout,
+            trust,
+            self.observer.traces,
+            converting=threads,
+        )
         return Attempts(ADAPTERS, outside, settings.stream_n)
 
 

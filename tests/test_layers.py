@@ -92,7 +92,14 @@ IMPURE: Final = {
 }
 CLOCKS: Final = frozenset({"now", "today", "utcnow"})
 
-DISTRIBUTIONS: Final = {"pillow": "PIL", "google-auth": "google", "google-genai": "google"}
+DISTRIBUTIONS: Final = {
+    "pillow": "PIL",
+    "google-auth": "google",
+    "google-genai": "google",
+    "opentelemetry-sdk": "opentelemetry",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+    "opentelemetry-proto": "opentelemetry",
+}
 """Where a distribution's module has another name than the distribution."""
 
 NAMED: Final = {"uvloop": "server"}
@@ -229,7 +236,7 @@ def declared(extra: str | None = None) -> set[str]:
 
 def test_imports_and_declared_dependencies_are_the_same() -> None:
     imported = {library for found, library in foreign() if not found.annotation}
-    extras = declared("valkey") | declared("aws") | declared("google")
+    extras = declared("valkey") | declared("aws") | declared("google") | declared("otel")
     assert imported == (declared() | extras) - NAMED.keys()
 
 
@@ -357,7 +364,7 @@ def test_the_top_level_holds_these_entries_and_nothing_else() -> None:
 
 def test_what_few_requests_need_is_not_loaded_to_serve() -> None:
     """Each of them takes megabytes of every process."""
-    rare = "PIL websockets redis botocore google.auth httpcore"
+    rare = "PIL websockets redis botocore google.auth httpcore opentelemetry"
     serving = "import ssl, sys, streamproxy.app, streamproxy.cli, streamproxy.server, streamproxy.upstream.fetch"
     serving += "; streamproxy.upstream.fetch.Fetcher(hosts=(), ssl_context=ssl.create_default_context())"
     code = f"{serving}; print({{*'{rare}'.split()}} & {{*sys.modules}})"

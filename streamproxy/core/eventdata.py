@@ -20,7 +20,7 @@ import binascii
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -52,6 +52,7 @@ class _Members(msgspec.Struct):
     cost: msgspec.Raw = msgspec.Raw()
     provider: msgspec.Raw = msgspec.Raw()
     image_index: msgspec.Raw = msgspec.Raw()
+    model: msgspec.Raw = msgspec.Raw()
 
 
 _DECODER: Final = msgspec.json.Decoder(_Members)
@@ -59,7 +60,7 @@ _DECODER: Final = msgspec.json.Decoder(_Members)
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The small members of one event. `type` is "" when absent or not a string, `usage` raw JSON, None for null.
+    """The small members of one event. `type`, `model`: "" when absent or not a string. `usage`: raw JSON or None.
 
     `error`, `cost`: the raw members, None and empty when absent. `failed`: whether it reports an error, since some
     providers send `null` or `{}` with every event. `has_b64`, `has_url`: an image as base64, as a URL. `wrapped`: one
@@ -77,6 +78,7 @@ class Outline:
     wrapped: bool
     has: frozenset[str]
     image_index: int | None
+    model: str
     utf8: bool
 
     @property
@@ -108,8 +110,30 @@ def outline(data: tuple[Piece, ...], quoted: Sequence[int] | None = None) -> Out
         wrapped=wrapped or _is_data_url(found.url),
         has=frozenset(name for name in APPENDED if bytes(memoryview(getattr(found, name))[:1])),
         image_index=whole_number(found.image_index, digits=3),
+        model=text(found.model),
         utf8=_is_utf8(raw),
     )
+
+
+class Tokens(NamedTuple):
+    """A job's tokens."""
+
+    input: int = 0
+    output: int = 0
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+def tokens(usage: bytes | None) -> Tokens:
+    """The counts in an outline's `usage`; 0 where it does not say."""
+    try:
+        said = msgspec.json.decode(usage or b"{}", type=_Usage)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Tokens()
+    return Tokens(said.input_tokens or 0, said.output_tokens or 0)
 
 
 def referenced(data: tuple[Piece, ...], url: str) -> bytes:

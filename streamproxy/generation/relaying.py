@@ -17,6 +17,7 @@ from streamproxy.core.rawjson import JsonObject
 from streamproxy.core.requests import Head, UpstreamRequest
 from streamproxy.errors import ProxyError
 from streamproxy.generation.router import Path, Plan
+from streamproxy.generation.tracing import CHAT, AttemptSpan, attempt
 from streamproxy.observe import Observer
 from streamproxy.providers.openai.errors import refusal
 from streamproxy.providers.openai.request import OURS, segment
@@ -52,17 +53,22 @@ class Exchange:
         """Send the request, and write the parts of the answer to `to`."""
         async with to:
             try:
-                signed = replace(self.request, headers=await self.plan.headers(self.request))
-                self.observer.upstream(self.plan.route.provider.name)
-                async with self.plan.service.upstream.open(signed) as answer:
-                    await self._check(answer)
-                    await to.send(answer.head)
-                    while (chunk := await answer.chunk()) is not None:
-                        await to.send(chunk)
+                with attempt(self.observer.traces, self.plan, CHAT) as span:
+                    await self._pass(span, to)
             except ProxyError as error:
                 await to.send(error)
             except Exception as error:
                 await to.send(self.observer.unexpected(error, self.request_id))
+
+    async def _pass(self, span: AttemptSpan, to: MemoryObjectSendStream[Item]) -> None:
+        signed = replace(self.request, headers=await span.plan.headers(self.request))
+        self.observer.upstream(self.plan.route.provider.name)
+        async with self.plan.service.upstream.open(signed) as answer:
+            await self._check(answer)
+            span.accepted()
+            await to.send(answer.head)
+            while (chunk := await answer.chunk()) is not None:
+                await to.send(chunk)
 
     async def _check(self, answer: Answer) -> None:
         """Raise ProxyError for an answer that is a refusal."""

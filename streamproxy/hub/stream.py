@@ -8,6 +8,7 @@ that caller misses no preview. All other subscribers follow at their own speed.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -199,13 +200,17 @@ class Stream:
 
 
 class Subscriber:
-    """A reader's position in one stream. `at_end`: it has received all. Call `leave` at the end in any case."""
+    """A reader's position in one stream. Call `leave` at the end in any case.
+
+    `at_end`: it has received all. `joined`: when it came, by the monotonic clock.
+    """
 
     def __init__(self, stream: Stream, seq: int) -> None:
         self.stream = stream
         self.seq = seq
         self.taken = seq
         self.at_end = False
+        self.joined = time.monotonic()
 
     async def next(self, within: float | None = None) -> Entry | None:
         """The next entry; None at the end. Raises TimeoutError after `within` seconds of silence.

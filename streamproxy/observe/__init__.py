@@ -20,6 +20,7 @@ from streamproxy.account import Account, Outcome
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.observe.log import as_id, as_identifier, get_log, log_exception
 from streamproxy.observe.metrics import OTHER, Metrics
+from streamproxy.observe.traces import NO_TRACES, Traces, open_traces
 
 LAG_LOGGED: Final = 0.25
 """Seconds of event loop lag from which on it is logged: as much as a person notices."""
@@ -35,11 +36,18 @@ class Observer:
         self.metrics = Metrics()
         self.metrics.set("streamproxy_build_info", version("streamproxy"), platform.python_version(), value=1)
         self.log = get_log()
+        self.traces: Traces = NO_TRACES
 
     @property
     def registry(self) -> CollectorRegistry:
         """This process's numbers."""
         return self.metrics.registry
+
+    def open_traces(self, environ: Mapping[str, str]) -> None:
+        """Send traces where the environment says. To be closed by `traces.close`."""
+        self.traces, problem = open_traces(environ)
+        if problem:
+            self.log.warning("there are no traces", problem=problem)
 
     # Requests.
 

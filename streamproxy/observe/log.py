@@ -41,6 +41,7 @@ _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 
 _TRACEBACK: Final = "Traceback (most recent call last):"
 _FRAME: Final = re.compile(r'^ *File "([^"\n]*)", line (\d+)', re.MULTILINE)
+_RAISED: Final = re.compile(r"^([A-Za-z_][\w.]*)(?::|$)", re.MULTILINE)
 
 
 def get_log() -> structlog.typing.FilteringBoundLogger:
@@ -173,7 +174,14 @@ def _shortened(logger: object, name: str, line: structlog.typing.EventDict) -> s
         return line
     text = str(line["event"]).strip()
     if text.startswith(_TRACEBACK):  # as Starlette tells that a lifespan has failed
-        line.update(exception=text.splitlines()[-1].partition(":")[0], where=":".join(_FRAME.findall(text)[-1]))
+        line.update(_read(text))
         text = "failed"
     line.update(event=text.partition("\n")[0], logger=source)
     return line
+
+
+def _read(traceback: str) -> dict[str, str]:
+    """The last exception's type and place in a printed traceback."""
+    frames = [*_FRAME.finditer(traceback)]
+    raised = _RAISED.search(traceback, frames[-1].end() if frames else 0)
+    return {"exception": raised[1] if raised else "?", "where": ":".join(frames[-1].groups()) if frames else ""}

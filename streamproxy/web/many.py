@@ -51,7 +51,7 @@ from streamproxy.web.writing import (
     SUPERSEDED,
     Cutoff,
     EventStream,
-    Holding,
+    note_held,
     opening_words,
     outline_of,
     words,
@@ -341,7 +341,7 @@ class Reading(Reader):
         self.layout = layout
         self.turns = Turns()
         self._heartbeat = heartbeat
-        self._holding = Holding(observer)
+        self._observer = observer
 
     @property
     def at_end(self) -> bool:
@@ -387,7 +387,7 @@ class Reading(Reader):
                 yield words(SUPERSEDED)
                 return
         place.cursor = cursor
-        self._holding.written(arrived)
+        note_held(self._observer, place.subscriber, arrived)
 
     def _lost(self, place: Place, error: ProxyError) -> bytes:
         """The event that tells of a stream that is not kept any more."""

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.observe import Observer
+from streamproxy.observe.traces import NO_SPAN, NO_TRACES, TRACEPARENT, Kind, Span, below
 from streamproxy.surfaces.variations import SERVED_AS
 from streamproxy.web.origins import Origins, refused_origin
 from streamproxy.web.outcome import failure_of, note_failure, told
@@ -41,6 +42,9 @@ EXPOSED = (
 METHODS: Final = ("GET", "POST", "DELETE")
 """Methods of all routes, as a preflight asks for them."""
 
+UNTRACED: Final = frozenset({"/livez", "/readyz", "/metrics"})
+"""Paths that are asked for every few seconds."""
+
 TAKEN: Final = {
     "x-request-id": re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}"),
     "traceparent": re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"),  # W3C Trace Context, 3.2
@@ -65,7 +69,9 @@ class RequestContext:
         state = scope["state"] = dict(scope.get("state") or {})
         headers = Headers(scope=scope)
         trace = self._trace(headers)
-        state["trace"] = tuple(trace.items())
+        traces = self._observer.traces if scope["path"] not in UNTRACED else NO_TRACES
+        span = traces.begin(Kind.REQUEST, trace.get(TRACEPARENT))
+        state["trace"] = below(tuple(trace.items()), span)
         state["request_id"] = request_id = trace.get("x-request-id") or f"req_{uuid.uuid4().hex}"
         began = time.perf_counter()
         sent = size = 0
@@ -85,6 +91,7 @@ class RequestContext:
             await self._answer(scope, receive, counted, headers)
         finally:
             self._observe(scope, sent or CALLER_LEFT, bytes=size, ms=round((time.perf_counter() - began) * 1000, 1))
+            _end(span, scope, sent or CALLER_LEFT)
 
     def _observe(self, scope: Scope, sent: int, **measured: float) -> None:
         """Count the request, and write its line."""
@@ -122,6 +129,18 @@ class RequestContext:
             await error_response(error, scope["state"]["request_id"])(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+
+def _end(span: Span, scope: Scope, sent: int) -> None:
+    """End a request's span. Its status is an error where it is the proxy's or the provider's (HTTP conventions)."""
+    if span is NO_SPAN:
+        return
+    failure, method = failure_of(scope), scope["method"] if scope["method"] in METHODS else "_OTHER"
+    route: str | None = getattr(scope.get("route"), "path", None)
+    span.note(http__request__method=method, http__route=route, http__response__status_code=sent)
+    failed = max(sent, failure.status if failure is not None else 0) >= 500
+    error = failure.failure.value.code if failure is not None else None
+    span.end(f"{method} {route}" if route else method, error, failed=failed)
 
 
 class Cors(CORSMiddleware):

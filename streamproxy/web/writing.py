@@ -124,7 +124,6 @@ async def written(
     subscriber: Subscriber, layout: Layout, heartbeat: float, observer: Observer
 ) -> AsyncGenerator[Pieces, None]:
     """The stream's bytes for one reader, slice by slice, with a comment after `heartbeat` seconds of silence."""
-    holding = Holding(observer)
     yield words(layout.opening())
     stream = subscriber.stream
     while True:
@@ -148,21 +147,14 @@ async def written(
                 yield words(SUPERSEDED)
                 break
         else:
-            holding.written(arrived)
+            note_held(observer, subscriber, arrived)
         pieces.clear()
 
 
-class Holding:
-    """Measures how long events are held on their way to one reader, from when it has come. Older ones waited for it."""
-
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-        self._since = time.monotonic()
-
-    def written(self, arrived: float) -> None:
-        """An event that arrived then has been written whole."""
-        if arrived >= self._since:
-            self._observer.held(time.monotonic() - arrived)
+def note_held(observer: Observer, subscriber: Subscriber, arrived: float) -> None:
+    """An event that arrived then has been written whole to a reader. One from before the reader came was not held."""
+    if arrived >= subscriber.joined:
+        observer.held(time.monotonic() - arrived)
 
 
 def outline_of(entry: Entry) -> Entry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import time
@@ -110,7 +111,12 @@ def store() -> Iterator[str]:
 
 @asynccontextmanager
 async def staged(
-    store: str, *, workers: int = 2, drain: float = DRAIN, environ: Mapping[str, str] | None = None
+    store: str,
+    *,
+    workers: int = 2,
+    drain: float = DRAIN,
+    environ: Mapping[str, str] | None = None,
+    more: str = "",
 ) -> AsyncIterator[Stage]:
     go = anyio.Event()
 
@@ -119,7 +125,7 @@ async def staged(
 
     limits = httpx.Limits(max_keepalive_connections=0)  # each request may meet another process
     async with serve(handler) as server:
-        settings = f'drain_timeout = {drain}\nstore = "{store}"\nsecret = "{SECRET}"\nworkers = {workers}'
+        settings = f'drain_timeout = {drain}\nstore = "{store}"\nsecret = "{SECRET}"\nworkers = {workers}\n{more}'
         config = configuration(server.url, settings=settings)
         async with (
             started(config, environ=environ) as proxy,
@@ -197,6 +203,48 @@ async def test_any_tells_the_metrics_of_all(store: str) -> None:
         os.kill(left, signal.SIGKILL)
         await stage.replaced(left, 2)
         assert await told(stage) == {(20, 0)}
+
+
+async def test_the_parent_tells_the_metrics_of_all(store: str) -> None:
+    """On a port of its own, while a worker is dead too. No counter goes back, so Prometheus sees no reset."""
+
+    async def told(url: str) -> dict[str, float]:
+        lines = (await stage.client.get(url)).text.splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+    async with staged(store, more="metrics_port = 0") as stage:
+        [line] = await stage.proxy.logged("Metrics: ")
+        [url] = re.findall(r"http://[0-9.:]+/metrics", line)
+        assert (await stage.client.get(f"{stage.proxy.url}/metrics")).status_code == 404
+        for _ in range(20):
+            assert (await stage.client.get(f"{stage.proxy.url}/livez")).status_code == 200
+        await stage.later()
+        stage.go.set()
+        live, histogram = (
+            'streamproxy_requests_total{route="/livez",status="200"}',
+            "streamproxy_generation_seconds_count",
+        )
+        ended = f'{histogram}{{model="sim/gpt-image",provider="sim"}}'
+        with anyio.fail_after(BOUND):
+            while True:
+                before = await told(url)
+                if before.get(live) == 20 and before.get(ended) == 1:
+                    break
+                await anyio.sleep(0.02)
+        assert len(set(stage.proxy.pids_that_said("request"))) > 1
+        killed = stage.proxy.workers()[0]
+        os.kill(killed, signal.SIGKILL)
+        await stage.proxy.logged(f"worker {killed} ended with status -9")
+        during = await told(url)
+        await stage.replaced(killed, 2)
+        for after in (during, await told(url)):
+            gone = {name for name in before.keys() - after.keys() if "_created" not in name}
+            assert not gone
+            assert not [name for name in before if name.endswith(("_total", "_count")) and after[name] < before[name]]
+            assert after[live] == 20
+            assert [value for name, value in after.items() if "build_info" in name] == [1]
+        stage.proxy.signal(signal.SIGTERM)
+        assert await stage.proxy.exited(BOUND) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
