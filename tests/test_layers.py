@@ -57,6 +57,7 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
         "google": "upstream.signing",
         "httpx": "upstream upstream.fetch upstream.signing upstream.transport",
         "itsdangerous": "auth",
+        "markdown_it": "web.docs",
         "PIL": "generation.converting simulator.pictures",
         "opentelemetry": "observe.traces",
         "prometheus_client": "observe observe.metrics",
@@ -99,6 +100,7 @@ DISTRIBUTIONS: Final = {
     "opentelemetry-sdk": "opentelemetry",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
     "opentelemetry-proto": "opentelemetry",
+    "markdown-it-py": "markdown_it",
 }
 """Where a distribution's module has another name than the distribution."""
 
@@ -364,7 +366,7 @@ def test_the_top_level_holds_these_entries_and_nothing_else() -> None:
 
 def test_what_few_requests_need_is_not_loaded_to_serve() -> None:
     """Each of them takes megabytes of every process."""
-    rare = "PIL websockets redis botocore google.auth httpcore opentelemetry"
+    rare = "PIL websockets redis botocore google.auth httpcore markdown_it opentelemetry"
     serving = "import ssl, sys, streamproxy.app, streamproxy.cli, streamproxy.server, streamproxy.upstream.fetch"
     serving += "; streamproxy.upstream.fetch.Fetcher(hosts=(), ssl_context=ssl.create_default_context())"
     code = f"{serving}; print({{*'{rare}'.split()}} & {{*sys.modules}})"

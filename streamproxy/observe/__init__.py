@@ -118,6 +118,10 @@ class Observer:
         for gap in account.previews.gaps:
             metrics.time("streamproxy_preview_gap_seconds", *labels, seconds=gap)
 
+    def paid(self, caller: str, model: str, usd: float) -> None:
+        """A generation of this caller has cost so much."""
+        self.metrics.count("streamproxy_cost_usd_total", caller, model, by=usd)
+
     def streams(self, change: int) -> None:
         """A generation began (1) or ended (-1)."""
         self.metrics.change("streamproxy_streams", change)

@@ -21,11 +21,16 @@ METRICS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("streamproxy_upstream_requests_total", "Requests sent to a provider", ("provider",)),
     ("streamproxy_frames_total", "Events sent on, by type", ("type",)),
     ("streamproxy_tolerated_total", "Providers' faults that no caller noticed, by label", ("label",)),
+    (
+        "streamproxy_cost_usd_total",
+        "US dollars that providers' answers stated, by caller and model; empty where neither is known",
+        ("caller", "model"),
+    ),
     ("streamproxy_generations_total", "Ended generations by outcome", ("provider", "model", "outcome")),
     ("streamproxy_images_total", "Completed images", ("provider", "model")),
     ("streamproxy_bytes_total", "Bytes of events from providers, once however many read them", ("provider", "model")),
 )
-"""Every counter: name, meaning, labels. The README table is checked against it."""
+"""Every counter: name, meaning, labels. A table of the documentation is checked against it."""
 
 _MODEL: Final = ("provider", "model")
 _GENERATION: Final = (1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600)
