@@ -26,7 +26,7 @@ PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PR
 HTTP: Final = "http/protobuf"
 
 TRACEPARENT: Final = "traceparent"
-FLUSH_SECONDS: Final = 3.0
+FLUSH_SECONDS: Final = 2.0
 """For the last spans when the app ends."""
 
 PROVIDERS: Final = {

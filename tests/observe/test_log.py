@@ -13,13 +13,14 @@ from typing import Final
 import anyio
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from streamproxy.simulator.script import Script, error_answer, sse
 from streamproxy.simulator.server import Received, serve
 from tests.support.caller import calling, generation
 from tests.support.process import caller, configuration
 from tests.support.provider import completed, preview
-from tests.support.proxy import BOUND, PROMPT
+from tests.support.proxy import BOUND, PROMPT, no_leaks, running_proxy, until
 from tests.support.stopping import started
 
 ROOT: Final = Path(__file__).parents[2]
@@ -124,6 +125,19 @@ if "serve" in sys.orig_argv:
     import atexit, warnings
     atexit.register(warnings.warn, "at the end")
 """
+
+
+@pytest.mark.anyio
+async def test_a_readers_line_names_its_stream() -> None:
+    script = sse([preview(0), completed()])
+    async with no_leaks(), serve(lambda _: script) as server, running_proxy(server.url) as proxy:
+        with capture_logs() as logs:
+            answer = await proxy.generate(stream=True)
+            stream, url = answer.headers["stream-id"], proxy.url + answer.headers["location"]
+            assert (await proxy.client.get(url, headers={"accept": "text/event-stream"})).status_code == 200
+            assert (await proxy.client.get(url.replace(stream, "str_nobody"))).status_code in (401, 404)
+            await until(lambda: len([line for line in logs if line["event"] == "request"]) == 2)
+        assert [line.get("stream") for line in logs if line["event"] == "request"] == [stream, None]
 
 
 @pytest.mark.anyio
