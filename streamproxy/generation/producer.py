@@ -6,6 +6,7 @@ The producer runs in the app's task group. If the caller disconnects, the stream
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import anyio
@@ -19,6 +20,7 @@ from streamproxy.core.events import Frame
 from streamproxy.core.requests import ImageRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
+from streamproxy.generation.results import Results
 from streamproxy.generation.router import Plan
 from streamproxy.hub.generation import Generation
 from streamproxy.hub.hub import Hub
@@ -30,13 +32,16 @@ FAIL_SECONDS: Final = 2.0
 
 
 class Producer:
-    """Starts generations. `tasks` is the app's task group: it outlives every request."""
+    """Starts generations. `tasks` is the app's task group: it outlives every request. `results` keep the pictures."""
 
-    def __init__(self, *, attempts: Attempts, hub: Hub, observer: Observer, tasks: TaskGroup) -> None:
+    def __init__(
+        self, *, attempts: Attempts, hub: Hub, observer: Observer, tasks: TaskGroup, results: Results | None = None
+    ) -> None:
         self._attempts = attempts
         self._hub = hub
         self._observer = observer
         self._tasks = tasks
+        self._outlets = _Outlets(hub, observer, results)
 
     def start(self, request: ImageRequest, plan: Plan, generation: Generation, release: Callable[[], None]) -> None:
         """Begin the generation; its frames appear in its stream. `release` frees the request's files."""
@@ -47,7 +52,7 @@ class Producer:
         self, generation: Generation, request: ImageRequest, plan: Plan, release: Callable[[], None]
     ) -> None:
         self._observer.streams(1)
-        sink = _StreamSink(generation, plan, self._hub, self._observer, request.unheard)
+        sink = _StreamSink(generation, plan, self._outlets, request.unheard)
         try:
             with generation.scope:
                 await self._attempts.run(request, plan, sink)
@@ -82,18 +87,26 @@ class Producer:
         await generation.fail(error)
 
 
+@dataclass(frozen=True, slots=True)
+class _Outlets:
+    """Where a generation's frames go, and what is told of them, besides its stream."""
+
+    hub: Hub
+    observer: Observer
+    results: Results | None
+
+
 class _StreamSink:
     """One generation's stream as its drivers see it."""
 
-    def __init__(
-        self, generation: Generation, plan: Plan, hub: Hub, observer: Observer, unheard: tuple[str, ...]
-    ) -> None:
+    def __init__(self, generation: Generation, plan: Plan, outlets: _Outlets, unheard: tuple[str, ...]) -> None:
         self._generation = generation
         self._stream = generation.stream
         self._provider = plan.route.provider.name
         self._scrub = plan.scrub
-        self._hub = hub
-        self._observer = observer
+        self._hub = outlets.hub
+        self._observer = outlets.observer
+        self._results = outlets.results
         self._policy = plan.policy
         self._unheard = unheard
         self.account = Account(_order(generation.stream, plan))
@@ -117,6 +130,8 @@ class _StreamSink:
     async def frame(self, frame: Frame) -> None:
         self._observer.frame(frame.type)
         self.account.take(frame)
+        if self._results is not None:  # first: a reader that is given the frame may ask for the picture's URL
+            self._results.keep(self._stream.record, frame)
         await self._generation.append(frame)
 
     async def complete(self) -> None:

@@ -7,6 +7,7 @@ limits, keys, repeats  what is admitted; streams by Idempotency-Key; requests th
 mirrors                streams of other processes that are followed here
 store, memory, valkey  where streams are kept; `STORES` says which stores there are
 files, disk            uploaded files, and where they are kept; `FILE_STORES` says which stores there are
+outbox                 webhooks to be delivered, and where they are kept; `NOTICE_STORES` says which stores there are
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from streamproxy.hub.disk import DiskFiles
 from streamproxy.hub.files import FileStore
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
+from streamproxy.hub.outbox import MemoryNotices, NoticeStore
 from streamproxy.hub.store import StoreBackend
 
 if TYPE_CHECKING:
@@ -54,6 +56,19 @@ async def _valkey_files(url: str, max_bytes: int) -> AsyncIterator[FileStore]:
         yield files
 
 
+@asynccontextmanager
+async def _memory_notices(url: str) -> AsyncIterator[NoticeStore]:
+    yield MemoryNotices()
+
+
+@asynccontextmanager
+async def _valkey_notices(url: str) -> AsyncIterator[NoticeStore]:
+    from streamproxy.hub.valkey.outbox import ValkeyNotices  # needs the extra `valkey`
+
+    async with ValkeyNotices(url).open() as notices:
+        yield notices
+
+
 StoreFactory = Callable[[str, int, float], AbstractAsyncContextManager[StoreBackend]]
 
 STORES: Final[dict[str, StoreFactory]] = {
@@ -69,3 +84,11 @@ FILE_STORES: Final[dict[str, FileStoreFactory]] = {
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_files),
 }
 """By the same scheme: opens the store of files for the URL, and the bytes that all of them may take."""
+
+NoticeStoreFactory = Callable[[str], AbstractAsyncContextManager[NoticeStore]]
+
+NOTICE_STORES: Final[dict[str, NoticeStoreFactory]] = {
+    "memory": _memory_notices,
+    **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_notices),
+}
+"""By the same scheme: opens the store of webhooks for the URL."""

@@ -3,7 +3,9 @@
     prepare, register, conclude    a generation begins, and has ended
     find                           a stream by its id: local, from the store, or followed from another process
     end                            ends a stream for all its readers, from any process
+    ended                          how a stream ended, without following it
     keys, repeats                  streams by what asked for them
+    outbox                         webhooks to be delivered
     admission                      what is taken, and who may watch
 
 When the last reader leaves, the generation's policy decides: `finish` runs to the end and keeps the images, `cancel`
@@ -12,20 +14,23 @@ closes the upstream connection after a grace.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
 
+from streamproxy.core.events import Frame
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.generation import Generation, OnDisconnect, StoreKeeper
 from streamproxy.hub.health import StoreHealth, unreachable
 from streamproxy.hub.keys import Keys, Names
 from streamproxy.hub.limits import Admission, Grace, HubLimits
-from streamproxy.hub.log import Record
+from streamproxy.hub.log import Entry, Record
 from streamproxy.hub.mirrors import Mirrors
+from streamproxy.hub.outbox import NoticeStore, Outbox
 from streamproxy.hub.repeats import Repeats
-from streamproxy.hub.store import Gone, Shared, StoreBackend, StoreError, Summary
+from streamproxy.hub.store import Gone, Shared, StoreBackend, Stored, StoreError, Summary
 from streamproxy.hub.stream import Ending, Stream
 from streamproxy.observe import Observer
 from streamproxy.signals import Signal
@@ -39,15 +44,24 @@ DRAINED_SECONDS: Final = 1.0
 
 
 class Hub:
-    """See the module's text. `tasks` is the app's task group."""
+    """See the module's text. `tasks` is the app's task group; `notices` keep webhooks, where there are any."""
 
-    def __init__(self, *, backend: StoreBackend, tasks: TaskGroup, limits: HubLimits, observer: Observer) -> None:
+    def __init__(
+        self,
+        *,
+        backend: StoreBackend,
+        tasks: TaskGroup,
+        limits: HubLimits,
+        observer: Observer,
+        notices: NoticeStore | None = None,
+    ) -> None:
         self._backend = backend
         self._tasks = tasks
         self._generations: dict[str, Generation] = {}
         self._concluded = Signal()
         self.health = StoreHealth(observer)
         self.admission = Admission(limits)
+        self.outbox = None if notices is None else Outbox(notices, self.health, limits.webhooks)
         self.keys = Keys(backend.claims, self.health, self.find)
         self.repeats = Repeats(backend.marks, health=self.health, find=self.find, tasks=tasks, hold=limits.hold)
         self._keeper = StoreKeeper(backend.store, backend.previews, self.health, self.repeats)
@@ -80,6 +94,8 @@ class Hub:
         try:
             with anyio.move_on_after(CONCLUDE_SECONDS, shield=True):
                 await self.health.attempt(self._backend.store.finish(stream.id))
+                if self.outbox is not None:
+                    await self.outbox.ended(stream.id)
         finally:
             self._generations.pop(stream.id, None)
             stream.release()
@@ -126,6 +142,21 @@ class Hub:
             return local.stream
         if self._mirrors is not None and (followed := self._mirrors.get(id)) is not None:
             return followed
+        stored = await self._load(id)
+        if stored.finished or self._mirrors is None:
+            return stored.mirror()
+        return self._mirrors.get(id) or self._mirrors.start(stored)  # another request may have been as quick
+
+    async def ended(self, id: str) -> tuple[Record, tuple[Frame, ...]] | None:
+        """A stream's record and critical frames, None while it runs; raises ProxyError as `find` does."""
+        local = self._generations.get(id)
+        if local is not None:
+            stream = local.stream
+            return (stream.record, _outcomes(stream.log.retained())) if stream.finished else None
+        stored = await self._load(id)
+        return (stored.record, _outcomes(stored.entries)) if stored.finished else None
+
+    async def _load(self, id: str) -> Stored:
         stored = await self.health.attempt(self._backend.store.load(id))
         if stored is None and self.health.failed:
             raise unreachable()
@@ -133,9 +164,7 @@ class Hub:
             raise ProxyError(Failure.GONE, "This stream has ended and is no longer kept. The setting is linger.")
         if stored is None:
             raise ProxyError(Failure.NOT_FOUND, "No such stream.")
-        if stored.finished or self._mirrors is None:
-            return stored.mirror()
-        return self._mirrors.get(id) or self._mirrors.start(stored)  # another request may have been as quick
+        return stored
 
     async def owned(self, owner: str, after: str | None, limit: int) -> list[Summary] | None:
         """An owner's streams, as `Listing.owned`. Raises ProxyError(OVERLOADED) where the store cannot say."""
@@ -204,3 +233,7 @@ class Hub:
         """Return when no generation runs here."""
         while self._generations:
             await self._concluded.wait()
+
+
+def _outcomes(entries: Iterable[Entry]) -> tuple[Frame, ...]:
+    return tuple(entry.frame for entry in entries if entry.critical)

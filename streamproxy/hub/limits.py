@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 from anyio.abc import TaskGroup
@@ -16,19 +16,21 @@ from anyio.abc import TaskGroup
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.generation import Generation
 from streamproxy.hub.mirrors import PRESENCE_SECONDS
+from streamproxy.hub.outbox import Room
 from streamproxy.hub.stream import Ending, Stream, Subscriber
 
 
 @dataclass(frozen=True, slots=True)
 class HubLimits:
     """`grace`, and for how long a failure is held, in seconds; the most viewers of one stream, and of all of one
-    owner's; the most generations that run."""
+    owner's; the most generations that run, and webhooks that are not delivered."""
 
     grace: float
     hold: float
     viewers: int
     viewers_of_owner: int
     streams: int
+    webhooks: Room = field(default_factory=lambda: Room(10_000, 1000))
 
 
 class Admission:

@@ -87,6 +87,8 @@ def configure(
     if any(source.configured for source in credentials.values()) and not settings.caller_keys:
         problems += _exposed(settings.host)
     problems += _store_problems(settings)
+    problems += _webhook_problems(settings)
+    problems += _result_problems(settings)
     problems += _trust_problems(environ)
     if problems:
         raise ConfigurationError(problems)
@@ -145,6 +147,21 @@ def _store_problems(settings: Settings) -> list[ConfigurationProblem]:
     return problems
 
 
+def _webhook_problems(settings: Settings) -> list[ConfigurationProblem]:
+    if settings.webhook_origins and settings.webhook_secret is None:
+        fix = "make one with `echo whsec_$(openssl rand -base64 32)`, and give it to the receivers"
+        happened = "webhooks are signed, and there is no key"
+        return [ConfigurationProblem("webhook_secret", happened, fix, "STREAMPROXY_WEBHOOK_SECRET")]
+    return []
+
+
+def _result_problems(settings: Settings) -> list[ConfigurationProblem]:
+    if settings.results is None or find_spec("obstore") is not None:
+        return []
+    fix = "in streamproxy's source directory: pip install '.[s3]'"
+    return [ConfigurationProblem("results", "its client library is not installed", fix, "STREAMPROXY_RESULTS")]
+
+
 def _trust_problems(environ: Mapping[str, str]) -> list[ConfigurationProblem]:
     """Problems of the trusted certificates. upstream.default_ssl_context reads the same variables."""
     file, directory = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
@@ -175,9 +192,13 @@ def warnings(settings: Settings, configured: Providers, catalogue: Catalogue, fl
                 by_flag = settings.upstream is not None and provider.name == UPSTREAM
                 setting = UPSTREAM if by_flag else f"providers.{provider.name}.base_url"
                 found.append(f"{setting}: this host's API is at {row.base_url}; requests elsewhere may find nothing")
+    if settings.webhook_origins and settings.store == MEMORY:
+        found.append(
+            "webhook_origins: the store is memory, so webhooks that are not delivered yet end with the process"
+        )
     has_password = "@" in settings.store
     for name in flags:
-        if name == "secret" or (name == "store" and has_password):
+        if name in ("secret", "webhook_secret") or (name == "store" and has_password):
             found.append(f"{name}: every user of this machine can read a command line; prefer {PREFIX}{name.upper()}")
     return list(dict.fromkeys(found))  # two rows may have the same host
 

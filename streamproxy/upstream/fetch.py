@@ -67,7 +67,7 @@ class Fetcher:
     ) -> None:
         self._hosts = frozenset(hosts)
         self._limits = limits or FetchLimits()
-        self._resolve = resolver or _resolve
+        self._resolve = resolver or resolve
         self._transport = transport or default_transport(ssl_context)
 
     async def aclose(self) -> None:
@@ -246,7 +246,7 @@ def _unwrapped(url: str) -> Iterator[bytes]:
         raise _Fault("it is no base64") from None
 
 
-async def _resolve(host: str, port: int) -> Sequence[str]:
+async def resolve(host: str, port: int) -> Sequence[str]:
     """The system's answer, in its order of preference (RFC 6724)."""
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return tuple(dict.fromkeys(address[0] for *_, address in found))

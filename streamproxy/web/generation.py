@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +34,7 @@ from streamproxy.generation.router import Plan
 from streamproxy.hub.generation import OnDisconnect
 from streamproxy.hub.keys import Names
 from streamproxy.hub.log import Record
+from streamproxy.hub.outbox import Notice
 from streamproxy.hub.stream import Ending, Stream, Subscriber, Versions
 from streamproxy.surfaces.images import linked
 from streamproxy.surfaces.variations import SERVED_AS
@@ -53,8 +54,9 @@ from streamproxy.web.responses import (
     Response,
     json_response,
 )
-from streamproxy.web.streams import LOOK_AGAIN, image_urls, status_of, urls
+from streamproxy.web.streams import LOOK_AGAIN, absolute_base, image_urls, result_urls, status_of, urls
 from streamproxy.web.uploads import at_hand
+from streamproxy.web.webhooks import destination_of
 from streamproxy.web.writing import EventStream, Posted, unfollowed, written
 
 LINKED_HERE: Final = 4 * 1024 * 1024
@@ -79,8 +81,8 @@ class _Preferences:
 class _Order:
     """One request, checked: what is wanted, how, where it would go, and what it is known by.
 
-    `missing`: an input image that is not there, or that the model does not take. An earlier stream answers the same
-    request without it.
+    `webhook`: the URL that is told of its end. `missing`: an input image that is not there, or that the model does not
+    take. An earlier stream answers the same request without it.
     """
 
     request: Request
@@ -90,6 +92,7 @@ class _Order:
     preferences: _Preferences
     owner: str | None
     names: Names
+    webhook: str | None
     missing: ProxyError | None
     surface: Surface
 
@@ -119,9 +122,11 @@ async def _order(
     owner = owner_of(request.scope["headers"], context.settings.caller_keys)
     named = (model.id, wanted.model)
     previews = preview_choice(request, context.settings, named) if wanted.stream else AS_THEY_COME
-    preferred = _preferences(request, any(name in context.settings.finish_models for name in named), previews)
     key = idempotency_key(request)
     context.attempts.check(wanted, plan)
+    webhook = await destination_of(request, context.notifier, partial(absolute_base, request, context))
+    finish = webhook is not None or any(name in context.settings.finish_models for name in named)
+    preferred = _preferences(request, finish, previews)
     called = names(owner, key, await fingerprint(request, wanted.body))
     missing = None
     try:
@@ -130,11 +135,11 @@ async def _order(
     except ProxyError as error:
         missing = error
     later = replace(wanted, later=preferred.later)
-    return _Order(request, context, later, plan, preferred, owner, called, missing, surface)
+    return _Order(request, context, later, plan, preferred, owner, called, webhook, missing, surface)
 
 
 def _preferences(request: Request, finish: bool, previews: PreviewChoice) -> _Preferences:
-    """`finish`: the model's generations go on without their caller, where the header does not say otherwise."""
+    """`finish`: the generation goes on without its caller, where the header does not say otherwise."""
     prefer = preferences(request)
     later = "respond-async" in prefer
     wait = wait_seconds(request) if later else None
@@ -171,6 +176,7 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
         if order.missing is not None:
             raise order.missing
         hub.admission.admit(hub.running)
+        await _put_notice(order, record)
     except ProxyError:
         await hub.withdraw(record.id, order.names)
         raise
@@ -182,6 +188,16 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     note_generation(order.request.scope, generation.stream)
     order.context.producer.start(order.wanted, order.plan, generation, files.pop_all().close)
     return _FirstReading(order, subscriber)
+
+
+async def _put_notice(order: _Order, record: Record) -> None:
+    """Promise the order's webhook, if it has one. Raises ProxyError(OVERLOADED)."""
+    outbox = order.context.hub.outbox
+    if order.webhook is None or outbox is None:
+        return
+    base = absolute_base(order.request, order.context, record.id)
+    state = order.request.state
+    await outbox.put(Notice(record.id, order.owner, order.webhook, base, state.provider, state.model))
 
 
 def _attach(order: _Order, stream: Stream) -> _Reading:
@@ -241,7 +257,8 @@ class _FirstReading(_Reading):
     def __init__(self, order: _Order, subscriber: Subscriber) -> None:
         super().__init__(order, subscriber)
         wanted = order.wanted
-        self._unknown = order.names.key is None and not wanted.as_events and wanted.response_format != "url"
+        known = order.names.key is not None or order.webhook is not None
+        self._unknown = not known and not wanted.as_events and wanted.response_format != "url"
 
     def leave(self, *, had_all: bool) -> None:
         """As _Reading.leave. Where no other caller can know the stream, it is not kept."""
@@ -297,7 +314,10 @@ def _layout(order: _Order, stream: Stream) -> Layout:
 async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
     """The JSON response once it is there; after `json_heartbeat` one that begins without it."""
     stream = reading.stream
-    gathering = _Gathering(reading.subscriber, _layout(order, stream), _links(order, stream))
+    link = None
+    if order.wanted.response_format == "url":
+        link = partial(result_urls, order.request, order.context, stream)
+    gathering = _Gathering(reading.subscriber, _layout(order, stream), link)
     interval = order.context.settings.json_heartbeat
     body = None
     with anyio.move_on_after(interval or None):
@@ -363,10 +383,12 @@ def _links(order: _Order, stream: Stream) -> Callable[[int], str] | None:
 class _Gathering:
     """The JSON answer of a stream: as the provider gave it, or what the stream's images amount to.
 
-    `layout` is the surface's; `link` gives the URL of an image, where URLs are wanted.
+    `layout` is the surface's; `link` gives the URLs of the images, where URLs are wanted.
     """
 
-    def __init__(self, subscriber: Subscriber, layout: Layout, link: Callable[[int], str] | None) -> None:
+    def __init__(
+        self, subscriber: Subscriber, layout: Layout, link: Callable[[], Awaitable[Callable[[int], str]]] | None
+    ) -> None:
         self._subscriber = subscriber
         self._layout = layout
         self._link = link
@@ -397,7 +419,7 @@ class _Gathering:
         """The answer as it is, or with URLs. `indices`: of its images; else they are what the provider listed."""
         if self._link is None:
             return answer
-        link = self._link
+        link = await self._link()
         linking = partial(linked, answer, link if indices is None else lambda place: link(indices[place]))
         return linking() if sum(map(len, answer)) <= LINKED_HERE else await to_thread.run_sync(linking)
 

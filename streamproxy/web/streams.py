@@ -36,6 +36,8 @@ LOOK_AGAIN: Final = "2"
 
 IMMUTABLE = "private, max-age=31536000, immutable"
 
+LET_GO: Final = (Failure.GONE, Failure.NOT_FOUND)
+
 _INDEX: Final = 3
 """Digits of an image's index: as many as are read of a provider's."""
 
@@ -148,10 +150,15 @@ class Urls:
     def status(self) -> str:
         return f"{self.base}/status?token={self.token}"
 
-    def referenced(self, entry: Entry) -> tuple[Piece, ...]:
-        """The event's data with the image's URL instead of the image; a preview's URL names its position."""
+    def referenced(self, entry: Entry, stored: str | None = None) -> tuple[Piece, ...]:
+        """The event's data with the image's URL instead of the image; a preview's URL names its position.
+
+        `stored`: the URL of the image where it is kept elsewhere.
+        """
         if entry.frame.type == ERROR:
             return entry.frame.data
+        if stored is not None:
+            return (referenced(entry.frame.data, stored),)
         which, form = f"images/{entry.frame.image}", ""
         if not entry.critical:
             which, form = f"{which}/preview", self.previews
@@ -180,11 +187,34 @@ def urls(
 def image_urls(request: Request, context: Context, id: str) -> Callable[[int], str]:
     """The URLs of a stream's completed images, absolute where the name of the proxy is known.
 
-    It begins with `public_url`, or with the request's own host where the settings know that name.
+    They begin with `public_url`, or with the request's own host where the settings know that name.
     """
     places = urls(request, context, id)
-    known = "" if context.settings.public_url else context.origins.base_url(request.scope["scheme"], request.headers)
+    known = _known(request, context)
     return lambda index: f"{known}{places.base}/images/{index}?token={places.token}"
+
+
+async def result_urls(request: Request, context: Context, stream: Stream) -> Callable[[int], str]:
+    """The same, or the URLs of those that are in the bucket."""
+    own = image_urls(request, context, stream.id)
+    if context.results is None:
+        return own
+    stored = await context.results.urls(stream.id, stream.record.created)
+    return lambda index: stored.get(index) or own(index)
+
+
+def absolute_base(request: Request, context: Context, id: str) -> str:
+    """The absolute URL of a stream, without a token; "" where the name of the proxy is not known."""
+    base = urls(request, context, id).base
+    known = _known(request, context)
+    return known + base if known or context.settings.public_url else ""
+
+
+def _known(request: Request, context: Context) -> str:
+    """What stands before an absolute path: "" where it has it already, or where the settings do not know the name."""
+    if context.settings.public_url:
+        return ""
+    return context.origins.base_url(request.scope["scheme"], request.headers)
 
 
 async def _as_json(request: Request, context: Context, stream: Stream) -> Response:
@@ -206,9 +236,11 @@ async def _as_json(request: Request, context: Context, stream: Stream) -> Respon
         "status_url": places.status,
         "progress": progress_of(stream),
     }
+    stored = await context.results.urls(stream.id, stream.record.created) if context.results and ref and images else {}
     pieces: list[Piece] = [orjson.dumps(head)[:-1], b',"data":[']
     for number, entry in enumerate(images):
-        pieces += [b"," if number else b"", *(places.referenced(entry) if ref else entry.frame.data)]
+        data = places.referenced(entry, stored.get(entry.frame.image)) if ref else entry.frame.data
+        pieces += [b"," if number else b"", *data]
     pieces += [b'],"error":', _error_of(errors), b',"response":', *(answers[-1].frame.data if answers else (b"null",))]
     later = {} if stream.finished else {"retry-after": LOOK_AGAIN}
     headers = {"cache-control": "no-store", **NO_REFERRER, **later, **applied}
@@ -280,7 +312,13 @@ async def get_preview(request: Request, context: Context) -> ASGIApp:
 
 
 async def _picture(request: Request, context: Context, *, preview: bool) -> ASGIApp:
-    stream, _ = await _authorised(request, context)
+    try:
+        stream, _ = await _authorised(request, context)
+    except ProxyError as error:
+        stored = None if preview or error.failure not in LET_GO else await _stored(request, context, None)
+        if stored is None:
+            raise
+        return stored
     form = preview_choice(request, context.settings).form if preview else None
     index: str = request.path_params["image_index"]
     of_image = [e for e in stream.log.retained() if str(e.frame.image) == index]
@@ -295,6 +333,8 @@ async def _picture(request: Request, context: Context, *, preview: bool) -> ASGI
         picture = nth_image(answers[-1].frame.data, int(index))
     if picture is None:
         raise ProxyError(Failure.NOT_FOUND, "This stream has no such image, or not yet.", param="image_index")
+    if wanted[-1].critical and not preview and (stored := await _stored(request, context, stream.record.created)):
+        return stored
     headers = {
         "etag": f'"{stream.id}-{wanted[-1].cursor}{"" if form is None else form.query}"',
         "cache-control": IMMUTABLE if wanted[-1].critical and not preview else "no-store",
@@ -304,6 +344,26 @@ async def _picture(request: Request, context: Context, *, preview: bool) -> ASGI
     }
     kind = sniff(picture[:SNIFFED]) or "application/octet-stream"
     return partial_response(request, picture, kind, headers)
+
+
+async def _stored(request: Request, context: Context, created: int | None) -> ASGIApp | None:
+    """302 to the image in the bucket, None where it is not there. `created`: None for a stream that was let go.
+
+    Such a stream is opened by a token that was given out while it was there. A signed URL is for GET only.
+    """
+    if context.results is None or request.method != "GET":
+        return None
+    id, token, index = request.path_params["id"], request.query_params.get("token"), request.path_params["image_index"]
+    if created is None:
+        if token is None:
+            return None
+        context.tokens.check(id, token)
+    stored = (await context.results.urls(id, created)).get(
+        int(index) if index.isdecimal() and len(index) <= _INDEX else -1
+    )
+    if stored is None:
+        return None
+    return empty_response(302, {"location": stored, "cache-control": "no-store", **NO_REFERRER})
 
 
 async def _version(context: Context, stream: Stream, entry: Entry, form: PreviewForm) -> Entry:

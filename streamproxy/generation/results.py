@@ -1,0 +1,182 @@
+"""Completed pictures in a bucket: put there beside their delivery, and found there again by any process.
+
+    keep(record, frame)     put the pictures of a frame; nothing waits for that
+    urls(id, created)       signed URLs of a stream's pictures that are there
+
+A picture's key is `<date>/<stream>/<image>.<format>`. A bucket that fails costs a caller at most WAIT_SECONDS, and
+after a failure nothing for REST_SECONDS: then the URLs are the proxy's own, as without a bucket.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import anyio
+from anyio import to_thread
+from anyio.abc import TaskGroup
+
+from streamproxy.core.eventdata import answer_images, image_bytes
+from streamproxy.core.events import ANSWER, ERROR, Frame
+from streamproxy.core.images import SNIFFED, sniff
+from streamproxy.hub.log import Record
+from streamproxy.observe import Observer
+from streamproxy.signals import Signal
+from streamproxy.upstream.bucket import BucketError
+
+UPLOADS: Final = 8
+"""At a time. Each holds one frame's pictures, decoded."""
+
+HELD_BYTES: Final = 256 * 1024 * 1024
+"""Event data of frames whose pictures wait to be put. A picture beyond that is not put."""
+
+WAIT_SECONDS: Final = 2.0
+"""What an answer with URLs waits for its last picture to be in the bucket: 2 MB take some 100 ms."""
+
+REST_SECONDS: Final = 30.0
+"""After a failure nobody waits for the bucket for so long. Pictures are put all the same."""
+
+KNOWN: Final = 10_000
+"""Streams whose keys are remembered, some 300 bytes each."""
+
+DAYS: Final = 3
+"""A stream whose time is not known any more began within so many: its token holds a day, and it lingers a day."""
+
+_NAME: Final = re.compile(r"([0-9]{1,3})\.[a-z0-9]{1,5}")
+
+
+class Place(Protocol):
+    """A bucket, as upstream.bucket.Bucket. Every method raises BucketError."""
+
+    async def put(self, key: str, data: bytes, media_type: str) -> None: ...
+
+    async def names(self, prefix: str) -> list[str]: ...
+
+    async def signed(self, keys: list[str]) -> list[str]: ...
+
+
+class Results:
+    """See the module's text. `tasks` is the app's task group."""
+
+    def __init__(self, bucket: Place, *, tasks: TaskGroup, observer: Observer) -> None:
+        self._bucket = bucket
+        self._tasks = tasks
+        self._observer = observer
+        self._turns = anyio.Semaphore(UPLOADS)
+        self._keys: OrderedDict[str, dict[int, str]] = OrderedDict()
+        self._pending: Counter[str] = Counter()
+        self._held = 0
+        self._changed = Signal()
+        self._rests_until = 0.0
+
+    def keep(self, record: Record, frame: Frame) -> None:
+        """Put a frame's pictures into the bucket, if it is one with pictures."""
+        if not frame.final or frame.type == ERROR:
+            return
+        if self._held + frame.size > HELD_BYTES:
+            self._observer.result("skipped", record.id, "too many pictures wait to be put")
+            return
+        self._held += frame.size
+        self._pending[record.id] += 1
+        self._tasks.start_soon(self._put, record, frame)
+
+    async def urls(self, id: str, created: int | None) -> Mapping[int, str]:
+        """Signed URLs of the pictures that are there, by their index. `created`: None where it is not known."""
+        if anyio.current_time() < self._rests_until:
+            return {}
+        try:
+            await self._wait(id, WAIT_SECONDS)
+            keys = self._keys.get(id) or await self._listed(id, created)
+            signed = await self._bucket.signed(list(keys.values())) if keys else []
+        except BucketError as error:
+            self._failed(id, error)
+            return {}
+        return dict(zip(keys, signed, strict=True))
+
+    async def settled(self, within: float) -> None:
+        """Return when no picture waits any more, or after `within` seconds."""
+        until = anyio.current_time() + within
+        while self._pending and await self._changed.wait(until):
+            pass
+
+    async def _wait(self, id: str, within: float) -> None:
+        """Return when all pictures of a stream of this process are there that will be. Raises BucketError."""
+        until = anyio.current_time() + within
+        while id in self._pending:
+            if not await self._changed.wait(until):
+                raise BucketError("it takes too long")
+
+    async def _listed(self, id: str, created: int | None) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for folder in _folders(id, created):
+            for name in await self._bucket.names(folder):
+                if match := _NAME.fullmatch(name):
+                    found[int(match[1])] = f"{folder}/{name}"
+            if found:
+                self._remember(id, found)
+                break
+        return found
+
+    async def _put(self, record: Record, frame: Frame) -> None:
+        try:
+            async with self._turns:
+                folder = _folder(record.id, record.created)
+                for index, picture in await to_thread.run_sync(_pictures, frame):
+                    media_type = sniff(picture[:SNIFFED]) or "application/octet-stream"
+                    key = f"{folder}/{index}.{_FORMATS.get(media_type, 'bin')}"
+                    await self._bucket.put(key, picture, media_type)
+                    self._remember(record.id, {index: key})
+                    self._observer.result("stored", record.id)
+        except BucketError as error:
+            self._failed(record.id, error)
+        finally:
+            self._held -= frame.size
+            self._pending[record.id] -= 1
+            if not self._pending[record.id]:
+                del self._pending[record.id]
+            self._changed.set()
+
+    def _failed(self, id: str, error: BucketError) -> None:
+        self._rests_until = anyio.current_time() + REST_SECONDS
+        self._observer.result("failed", id, str(error))
+
+    def _remember(self, id: str, keys: Mapping[int, str]) -> None:
+        self._keys.setdefault(id, {}).update(keys)
+        self._keys.move_to_end(id)
+        if len(self._keys) > KNOWN:
+            self._keys.popitem(last=False)
+
+
+_FORMATS: Final = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/webp": "webp",
+    "image/gif": "gif",
+    "image/avif": "avif",
+    "image/heic": "heic",
+}
+
+
+def _pictures(frame: Frame) -> list[tuple[int, bytes]]:
+    """A frame's pictures, decoded. One that is only at a URL is not among them."""
+    if frame.type == ANSWER:
+        return [(index, each) for index, each in enumerate(answer_images(frame.data)) if each is not None]
+    picture = image_bytes(frame.data)
+    return [] if picture is None else [(frame.image, picture)]
+
+
+def _folder(id: str, created: float) -> str:
+    return f"{datetime.fromtimestamp(created, UTC):%Y-%m-%d}/{id}"
+
+
+def _folders(id: str, created: int | None) -> Iterator[str]:
+    """Where a stream's pictures may be."""
+    if created is not None:
+        yield _folder(id, created)
+        return
+    today = datetime.now(UTC).timestamp()
+    for day in range(DAYS):
+        yield _folder(id, today - 86_400 * day)
