@@ -152,6 +152,7 @@ class _Wiring:
         results = self._results(tasks)
         threads = anyio.CapacityLimiter(CONVERSIONS)
         attempts = self._attempts(running, trust, threads)
+        notifier = self._start_notifier(running, tasks, trust, hub, results)
         running.callback(tasks.cancel_scope.cancel)
         return Context(
             settings=self.settings,
@@ -170,7 +171,7 @@ class _Wiring:
             cutoff=Cutoff(tasks, self.settings.drain_timeout),
             keyed=_keyed(self.configured),
             models=ModelLists(services),
-            notifier=self._start_notifier(running, tasks, trust, hub, results),
+            notifier=notifier,
             results=results,
             files=self.files,
         )

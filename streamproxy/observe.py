@@ -146,7 +146,7 @@ class Observer:
             self.log.warning("webhook", outcome=outcome, stream=stream, attempts=attempts, reason=reason)
 
     def result(self, outcome: str, stream: str, reason: str = "") -> None:
-        """A picture was put into the bucket, or not; then its URL is the proxy's own."""
+        """A picture was put into the bucket; with a `reason` it was not, or what else the bucket failed to do."""
         self._count("streamproxy_results_total", outcome)
         if reason:
             self.log.warning("result", outcome=outcome, stream=stream, reason=reason)

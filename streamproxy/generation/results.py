@@ -2,6 +2,7 @@
 
     keep(record, frame)     put the pictures of a frame; nothing waits for that
     urls(id, created)       signed URLs of a stream's pictures that are there
+    forget(id, created)     delete them
 
 A picture's key is `<date>/<stream>/<image>.<format>`. A bucket that fails costs a caller at most WAIT_SECONDS, and
 after a failure nothing for REST_SECONDS: then the URLs are the proxy's own, as without a bucket.
@@ -30,7 +31,7 @@ from streamproxy.upstream.bucket import BucketError
 UPLOADS: Final = 8
 """At a time. Each holds one frame's pictures, decoded."""
 
-HELD_BYTES: Final = 256 * 1024 * 1024
+HELD_BYTES: Final = 128 * 1024 * 1024
 """Event data of frames whose pictures wait to be put. A picture beyond that is not put."""
 
 WAIT_SECONDS: Final = 2.0
@@ -54,6 +55,8 @@ class Place(Protocol):
     async def put(self, key: str, data: bytes, media_type: str) -> None: ...
 
     async def names(self, prefix: str) -> list[str]: ...
+
+    async def delete(self, keys: list[str]) -> None: ...
 
     async def signed(self, keys: list[str]) -> list[str]: ...
 
@@ -88,13 +91,29 @@ class Results:
         if anyio.current_time() < self._rests_until:
             return {}
         try:
-            await self._wait(id, WAIT_SECONDS)
+            if not await self._put_by(id, anyio.current_time() + WAIT_SECONDS):
+                self._failed("slow", id, "it takes too long")
+                return {}
             keys = self._keys.get(id) or await self._listed(id, created)
             signed = await self._bucket.signed(list(keys.values())) if keys else []
         except BucketError as error:
-            self._failed(id, error)
+            self._failed("unlinked", id, str(error))
             return {}
         return dict(zip(keys, signed, strict=True))
+
+    def forget(self, id: str, created: int) -> None:
+        """Delete a stream's pictures; nothing waits for that."""
+        self._tasks.start_soon(self._forget, id, created)
+
+    async def _forget(self, id: str, created: int) -> None:
+        try:
+            await self._put_by(id, None)
+            keys = self._keys.pop(id, None) or await self._listed(id, created)
+            self._keys.pop(id, None)
+            if keys:
+                await self._bucket.delete(list(keys.values()))
+        except BucketError as error:
+            self._failed("undeleted", id, str(error))
 
     async def settled(self, within: float) -> None:
         """Return when no picture waits any more, or after `within` seconds."""
@@ -102,12 +121,12 @@ class Results:
         while self._pending and await self._changed.wait(until):
             pass
 
-    async def _wait(self, id: str, within: float) -> None:
-        """Return when all pictures of a stream of this process are there that will be. Raises BucketError."""
-        until = anyio.current_time() + within
+    async def _put_by(self, id: str, until: float | None) -> bool:
+        """Wait until all pictures of a stream of this process are there that will be; whether that was in time."""
         while id in self._pending:
             if not await self._changed.wait(until):
-                raise BucketError("it takes too long")
+                return False
+        return True
 
     async def _listed(self, id: str, created: int | None) -> dict[int, str]:
         found: dict[int, str] = {}
@@ -129,9 +148,10 @@ class Results:
                     key = f"{folder}/{index}.{_FORMATS.get(media_type, 'bin')}"
                     await self._bucket.put(key, picture, media_type)
                     self._remember(record.id, {index: key})
+                    self._rests_until = 0.0
                     self._observer.result("stored", record.id)
         except BucketError as error:
-            self._failed(record.id, error)
+            self._failed("failed", record.id, str(error))
         finally:
             self._held -= frame.size
             self._pending[record.id] -= 1
@@ -139,9 +159,9 @@ class Results:
                 del self._pending[record.id]
             self._changed.set()
 
-    def _failed(self, id: str, error: BucketError) -> None:
+    def _failed(self, outcome: str, id: str, reason: str) -> None:
         self._rests_until = anyio.current_time() + REST_SECONDS
-        self._observer.result("failed", id, str(error))
+        self._observer.result(outcome, id, reason)
 
     def _remember(self, id: str, keys: Mapping[int, str]) -> None:
         self._keys.setdefault(id, {}).update(keys)

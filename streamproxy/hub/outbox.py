@@ -144,6 +144,11 @@ class MemoryNotices:
         self._owners: Counter[str | None] = Counter()
         self._queue: list[tuple[float, str]] = []  # of those in `_notices`, and some that are not due then any more
 
+    @property
+    def kept(self) -> int:
+        """How many there are."""
+        return len(self._notices)
+
     async def put(self, notice: Notice, due: float, room: Room) -> bool:
         if len(self._notices) >= room.total or self._owners[notice.owner] >= room.caller:
             return False

@@ -23,6 +23,9 @@ LOOK_SECONDS: Final = 2.0
 
 CONNECT_SECONDS: Final = 3.0
 
+IDLE_SECONDS: Final = 1.0
+"""A connection is kept for the next picture of the same order. obstore closes none by itself when the app ends."""
+
 RETRIES: Final = 2
 """Of a request that fails by a 5xx or a broken connection. A picture is put under a name of its own: nothing is lost
 by putting it twice."""
@@ -49,6 +52,7 @@ class Bucket:
             client_options={
                 "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
                 "timeout": timedelta(seconds=PUT_SECONDS),
+                "pool_idle_timeout": timedelta(seconds=IDLE_SECONDS),
                 **({"allow_http": True} if (endpoint or "").startswith("http://") else {}),
             },
             retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=PUT_SECONDS)},
@@ -70,6 +74,13 @@ class Bucket:
         with _translated(), anyio.fail_after(LOOK_SECONDS):
             found = await list_with_delimiter_async(self._store, prefix)
         return [str(each["path"]).rpartition("/")[2] for each in found["objects"]]
+
+    async def delete(self, keys: list[str]) -> None:
+        """Delete objects; one that is not there is no error."""
+        from obstore import delete_async
+
+        with _translated(), anyio.fail_after(PUT_SECONDS):
+            await delete_async(self._store, keys)
 
     async def signed(self, keys: list[str]) -> list[str]:
         """A URL for each object that reads it, without asking whether it is there."""

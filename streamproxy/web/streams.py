@@ -297,6 +297,8 @@ async def delete_stream(request: Request, context: Context) -> ASGIApp:
         message = "This token only reads. Send the one of cancel_url, or the key that asked for the stream."
         raise ProxyError(Failure.READ_ONLY_TOKEN, message)
     forgotten = await context.hub.end(stream)
+    if forgotten and context.results is not None:
+        context.results.forget(stream.id, stream.record.created)
     body = {"id": stream.id, "object": "image.stream", "deleted": forgotten, "cancelled": not forgotten}
     return json_response(body, headers={"cache-control": "no-store", **NO_REFERRER})
 

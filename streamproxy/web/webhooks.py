@@ -61,7 +61,7 @@ async def destination_of(request: Request, notifier: Notifier | None, base: Call
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notifier:
-    """See the module's text. `key` signs; `schedule` are the seconds between attempts."""
+    """See the module's text. `key` signs; `schedule` are the seconds between attempts, `poll` those between looks."""
 
     outbox: Outbox
     poster: Poster
@@ -71,6 +71,7 @@ class Notifier:
     results: Results | None
     key: bytes = field(repr=False)
     schedule: Sequence[float] = SCHEDULE
+    poll: float = POLL_SECONDS
 
     async def run(self) -> None:
         """Deliver what is due, until cancelled."""
@@ -83,7 +84,7 @@ class Notifier:
                 for lease in await self.outbox.claim(free.value):
                     await free.acquire()
                     tasks.start_soon(self._deliver, lease, free)
-                await self.outbox.changed.wait(anyio.current_time() + POLL_SECONDS)
+                await self.outbox.changed.wait(anyio.current_time() + self.poll)
 
     async def _renew(self) -> None:
         while True:
@@ -97,6 +98,7 @@ class Notifier:
                 await self._attempt(lease, notice)
         except Exception as error:
             self.observer.unexpected(error, lease.notice.id)
+            await self._again(lease, lease.notice, 0, "the proxy failed")
         finally:
             free.release()
             self.outbox.changed.set()
@@ -109,13 +111,16 @@ class Notifier:
             status = await self.poster.post(notice.url, signed(self.key, notice.id, int(time.time()), body), body)
         except Undelivered as error:
             reason = str(error)
-        tried = replace(notice, attempts=notice.attempts + 1)
         if 200 <= status <= 299:
-            self.observer.webhook("delivered", notice.id, tried.attempts)
+            self.observer.webhook("delivered", notice.id, notice.attempts + 1)
             await self.outbox.drop(notice)
-            return
+        else:
+            await self._again(lease, notice, status, reason or f"HTTP {status}")
+
+    async def _again(self, lease: Lease, notice: Notice, status: int, reason: str) -> None:
+        """Keep a notice for its next attempt, if there is one after this failure."""
+        tried = replace(notice, attempts=notice.attempts + 1)
         seconds = pause(tried.attempts, random.random(), self.schedule)
-        reason = reason or f"HTTP {status}"
         if status == 410 or seconds is None:
             self.observer.webhook("gone" if status == 410 else "given_up", notice.id, tried.attempts, reason)
             await self.outbox.drop(notice)
