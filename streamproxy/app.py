@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streamproxy.auth import StreamTokens
-from streamproxy.core.catalogue import Catalogue
+from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.core.conversation import Limits
 from streamproxy.core.events import error_body
 from streamproxy.core.headers import HeaderPolicy
@@ -38,10 +38,10 @@ from streamproxy.generation.producer import Producer
 from streamproxy.generation.results import Results
 from streamproxy.generation.router import Router, Service
 from streamproxy.hub import FILE_STORES, NOTICE_STORES, STORES
-from streamproxy.hub.files import Files
+from streamproxy.hub.files import Files, Room
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.limits import HubLimits
-from streamproxy.hub.outbox import Room
+from streamproxy.hub.outbox import OutboxLimits
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
 from streamproxy.settings import ProviderSettings, Settings
@@ -50,7 +50,15 @@ from streamproxy.upstream import Deadlines, Resolver, Upstream, default_ssl_cont
 from streamproxy.upstream.bucket import Bucket
 from streamproxy.upstream.fetch import Fetcher
 from streamproxy.upstream.posting import Poster
-from streamproxy.upstream.signing import GoogleSigner, TokenTransport, google_credentials
+from streamproxy.upstream.signing import (
+    BEDROCK,
+    AwsSigner,
+    GoogleSigner,
+    Signer,
+    TokenTransport,
+    aws_credentials,
+    google_credentials,
+)
 from streamproxy.web.body import Budget, Intake
 from streamproxy.web.endpoint import Context
 from streamproxy.web.middleware import Cors, RequestContext
@@ -191,14 +199,19 @@ class _Wiring:
             )
             running.push_async_callback(upstream.aclose)
             credential = self.configured.credentials[provider.name]
-            signer = None
-            if credential.signing_key is not None:
-                load = partial(google_credentials, credential.signing_key)
-                signer = GoogleSigner(load, TokenTransport(trust, self.settings.trust_env_proxies))
+            signer = self._signer(provider, credential.signing_key, trust)
             services[provider.name] = Service(
                 provider, upstream, credential, row.strict_headers, tuple(row.allow_headers), signer
             )
         return services
+
+    def _signer(self, provider: Provider, key: str | None, trust: ssl.SSLContext) -> Signer | None:
+        """What authorizes a provider's requests from `key`; None where a header does."""
+        if key is None:
+            return None
+        if provider.signing == "aws":
+            return AwsSigner(partial(aws_credentials, key), BEDROCK, provider.location)
+        return GoogleSigner(partial(google_credentials, key), TokenTransport(trust, self.settings.trust_env_proxies))
 
     async def _start_hub(self, running: AsyncExitStack, tasks: TaskGroup) -> Hub:
         settings = self.settings
@@ -210,7 +223,7 @@ class _Wiring:
             viewers=settings.max_viewers,
             viewers_of_owner=settings.max_viewers_per_caller,
             streams=settings.max_streams,
-            webhooks=Room(settings.max_webhooks, settings.max_webhooks_per_caller),
+            webhooks=OutboxLimits(settings.max_webhooks, settings.max_webhooks_per_caller),
         )
         notices = None
         if settings.webhook_origins:
@@ -251,9 +264,10 @@ class _Wiring:
 
     async def _open_files(self, running: AsyncExitStack, hub: Hub) -> Files:
         settings = self.settings
+        room = Room(settings.file_bytes, settings.file_bytes_per_caller)
         open_store = FILE_STORES[settings.store.partition(":")[0]]
-        store = await running.enter_async_context(open_store(settings.store, settings.file_bytes))
-        return Files(store, hub.health, settings.file_bytes, settings.file_seconds, tenants=bool(settings.caller_keys))
+        store = await running.enter_async_context(open_store(settings.store, room))
+        return Files(store, hub.health, room, settings.file_seconds, tenants=bool(settings.caller_keys))
 
     def _attempts(self, running: AsyncExitStack, trust: ssl.SSLContext, threads: anyio.CapacityLimiter) -> Attempts:
         settings = self.settings

@@ -117,7 +117,7 @@ def outcome(frames: Sequence[Frame]) -> Outcome:
         images = tuple(range(len(said.data)))
     else:
         said = _decoded(_together(completed))
-        images = tuple(sorted(frame.image for frame in completed))
+        images = tuple(sorted(frame.image for frame in completed if not frame.sums))
     error = None if failed is None else _error(failed)
     usage = present(said.usage)
     usage = usage if usage is not None and len(usage) <= USAGE_BYTES else None

@@ -20,21 +20,21 @@ from streamproxy.generation.router import Plan
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """Makes a request's jobs and carries them out. `adapters` by the name that a provider's row has for its wire."""
+    """Makes a request's jobs and carries them out. `adapters`: by the `adapter` of a provider's row."""
 
     adapters: Mapping[str, Adapter]
     outside: Outside
     side_by_side: bool
-    """Whether a request for more images than one job makes becomes several jobs, each of them paid."""
+    """Whether a request for more images than one job makes becomes several jobs, each of which is charged."""
 
     def check(self, request: ImageRequest, plan: Plan) -> None:
-        """Raises ProxyError where no job can be made, or one does not make all images and several are not allowed."""
-        self.not_applied(request, plan)  # here, for a stream that has been made must have a producer
+        """Raise ProxyError where no job can be made, or where one job does not make all images and several may not."""
+        self.not_applied(request, plan)  # it may raise, which must be before there is a stream
         if self._at_once(request, plan) < request.n and not self.side_by_side:
             what = "Streaming" if request.stream else "This model"
             raise ProxyError(
                 Failure.UNSUPPORTED_PARAMETER,
-                f"{what} is only supported with n=1. The setting stream_n sends n requests instead, each of them paid.",
+                f"{what} is only supported with n=1. The setting stream_n sends n requests instead, each charged.",
                 param="n",
             )
 
@@ -42,7 +42,7 @@ class Attempts:
         return self.adapters[plan.route.provider.adapter].at_once(request, plan.route)
 
     def job(self, request: ImageRequest, plan: Plan, *, n: int, first: int = 0) -> Job:
-        """`n` images of the request, beginning with the one of index `first`."""
+        """A job for `n` images of the request, the first of which has the index `first`."""
         return Job(
             request=request,
             route=plan.route,
@@ -57,12 +57,12 @@ class Attempts:
         )
 
     def not_applied(self, request: ImageRequest, plan: Plan) -> tuple[str, ...]:
-        """The request's members that this provider is not asked for, as far as is known before it answers."""
+        """The request's members that are not sent to this provider, as far as is known before it answers."""
         adapter = self.adapters[plan.route.provider.adapter]
         return (*request.unheard, *adapter.not_applied(self.job(request, plan, n=request.n)))
 
     async def run(self, request: ImageRequest, plan: Plan, sink: Sink) -> None:
-        """Make all images. Raises ProxyError."""
+        """Make all images. Raises ProxyError; an ExceptionGroup where several jobs met anything else."""
         at_once = self._at_once(request, plan)
         if at_once >= request.n:
             async with Driver(plan, self.outside, sink) as driver:
@@ -70,6 +70,7 @@ class Attempts:
                 await sink.complete()  # while the connection is made ready for the next request
             return
         failures: list[ProxyError] = []
+        unforeseen: list[Exception] = []
 
         async def one(first: int) -> None:
             try:
@@ -78,11 +79,15 @@ class Attempts:
                     await self._carry_out(driver, job)
             except ProxyError as error:
                 failures.append(error)
+            except Exception as error:
+                unforeseen.append(error)
 
         async with anyio.create_task_group() as tasks:
             for first in range(0, request.n, at_once):
                 tasks.start_soon(one, first)
-        if failures:  # one failure takes no other image with it; one that may have been paid decides about retries
+        if unforeseen:
+            raise ExceptionGroup("jobs of one request", unforeseen)
+        if failures:  # the other images stay; if one failure may have been charged, the request must not be repeated
             raise next((error for error in failures if not error.retryable), failures[0])
 
     async def _carry_out(self, driver: Driver, job: Job) -> None:

@@ -77,7 +77,7 @@ class Results:
 
     def keep(self, record: Record, frame: Frame) -> None:
         """Put a frame's pictures into the bucket, if it is one with pictures."""
-        if not frame.final or frame.type == ERROR:
+        if not frame.final or frame.sums or frame.type == ERROR:
             return
         if self._held + frame.size > HELD_BYTES:
             self._observer.result("skipped", record.id, "too many pictures wait to be put")

@@ -3,11 +3,11 @@
 log                    a stream's entries, conflated
 stream, generation     the readers' side of one generation in this process, and the producer's
 hub                    the registry of all of them
-limits, keys, repeats  what is admitted; streams by Idempotency-Key; requests that are sent again
+limits, keys, repeats  admission; streams by Idempotency-Key; retries of the same request
 mirrors                streams of other processes that are followed here
-store, memory, valkey  where streams are kept; `STORES` says which stores there are
-files, disk            uploaded files, and where they are kept; `FILE_STORES` says which stores there are
-outbox                 webhooks to be delivered, and where they are kept; `NOTICE_STORES` says which stores there are
+store, memory, valkey  the stores of streams, listed in `STORES`
+files, disk            uploaded files and their stores, listed in `FILE_STORES`
+outbox                 pending webhooks and their stores, listed in `NOTICE_STORES`
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from streamproxy.hub.disk import DiskFiles
-from streamproxy.hub.files import FileStore
+from streamproxy.hub.files import FileStore, Room
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
 from streamproxy.hub.outbox import MemoryNotices, NoticeStore
 from streamproxy.hub.store import StoreBackend
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def _memory(url: str, max_bytes: int, linger: float) -> AsyncIterator[StoreBackend]:
     store = MemoryStore(max_bytes=max_bytes, linger=linger, now=time.monotonic)
-    yield StoreBackend(store, store, MemoryMarks(now=time.monotonic), listing=store)
+    yield StoreBackend(store, store, MemoryMarks(now=time.monotonic), listing=store, waits=False)
 
 
 @asynccontextmanager
@@ -43,16 +43,16 @@ async def _valkey(url: str, max_bytes: int, linger: float) -> AsyncIterator[Stor
 
 
 @asynccontextmanager
-async def _disk_files(url: str, max_bytes: int) -> AsyncIterator[FileStore]:
-    async with DiskFiles(max_bytes=max_bytes, now=time.time).open() as files:
+async def _disk_files(url: str, room: Room) -> AsyncIterator[FileStore]:
+    async with DiskFiles(room=room, now=time.time).open() as files:
         yield files
 
 
 @asynccontextmanager
-async def _valkey_files(url: str, max_bytes: int) -> AsyncIterator[FileStore]:
+async def _valkey_files(url: str, room: Room) -> AsyncIterator[FileStore]:
     from streamproxy.hub.valkey.files import ValkeyFiles  # needs the extra `valkey`
 
-    async with ValkeyFiles(url, max_bytes=max_bytes).open() as files:
+    async with ValkeyFiles(url, room=room).open() as files:
         yield files
 
 
@@ -75,15 +75,15 @@ STORES: Final[dict[str, StoreFactory]] = {
     "memory": _memory,
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey),
 }
-"""By the scheme of the setting `store`: opens it for the URL, the bytes and the seconds that streams may take."""
+"""Opens the store of the setting `store`, by the URL's scheme. Arguments: URL, most bytes, seconds of linger."""
 
-FileStoreFactory = Callable[[str, int], AbstractAsyncContextManager[FileStore]]
+FileStoreFactory = Callable[[str, Room], AbstractAsyncContextManager[FileStore]]
 
 FILE_STORES: Final[dict[str, FileStoreFactory]] = {
     "memory": _disk_files,
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_files),
 }
-"""By the same scheme: opens the store of files for the URL, and the bytes that all of them may take."""
+"""Opens the store of files, by the same scheme. Arguments: URL, and the room that the files may take."""
 
 NoticeStoreFactory = Callable[[str], AbstractAsyncContextManager[NoticeStore]]
 
@@ -91,4 +91,4 @@ NOTICE_STORES: Final[dict[str, NoticeStoreFactory]] = {
     "memory": _memory_notices,
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_notices),
 }
-"""By the same scheme: opens the store of webhooks for the URL."""
+"""Opens the store of webhooks, by the same scheme. Argument: URL."""

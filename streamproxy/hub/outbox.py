@@ -56,7 +56,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class OutboxLimits:
     """Notices that may be pending: of all callers, and of one."""
 
     total: int
@@ -66,7 +66,7 @@ class Room:
 class NoticeStore(Protocol):
     """Where notices are kept. Every method may raise StoreError. One contract suite holds every store to this."""
 
-    async def put(self, notice: Notice, due: float, room: Room) -> bool:
+    async def put(self, notice: Notice, due: float, room: OutboxLimits) -> bool:
         """Keep a notice; False where there is no room for it."""
         ...
 
@@ -90,7 +90,7 @@ class NoticeStore(Protocol):
 class Outbox:
     """See the module's text. `changed`: something may be due."""
 
-    def __init__(self, store: NoticeStore, health: StoreHealth, room: Room) -> None:
+    def __init__(self, store: NoticeStore, health: StoreHealth, room: OutboxLimits) -> None:
         self._store = store
         self._health = health
         self._room = room
@@ -149,7 +149,7 @@ class MemoryNotices:
         """How many there are."""
         return len(self._notices)
 
-    async def put(self, notice: Notice, due: float, room: Room) -> bool:
+    async def put(self, notice: Notice, due: float, room: OutboxLimits) -> bool:
         if len(self._notices) >= room.total or self._owners[notice.owner] >= room.caller:
             return False
         self._owners[notice.owner] += 1

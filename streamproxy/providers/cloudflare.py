@@ -1,9 +1,9 @@
 """Cloudflare's Workers AI: one exchange for each picture, in JSON, or as a form for FLUX.2.
 
 The account is in `base_url`: https://api.cloudflare.com/client/v4/accounts/<account>/ai/run. Models have Cloudflare's
-names, like `cloudflare/@cf/black-forest-labs/flux-1-schnell`. SHAPES has what differs between them. An answer is JSON
-with base64, or the picture's bytes: its first bytes say which. A mask is not sent, because the models that take one
-want it as a list of numbers, which would be ten times the picture.
+names, like `cloudflare/@cf/black-forest-labs/flux-1-schnell`. SHAPES has the differences between them. An answer is
+JSON with base64, or the picture's bytes; its first bytes tell which. A mask is not sent, because the models that take
+one want it as a list of numbers, which would be ten times the size of the picture.
 
 Sources: developers.cloudflare.com/workers-ai/models and its changelog of 2026-01-28 (FLUX.2); the code of a refusal for
 what is shown is from third parties.
@@ -48,19 +48,19 @@ FLUX_2: Final = Grid(step=16, least=256, most=1920, area=1920 * 1920)
 DIFFUSION: Final = Grid(step=8, least=256, most=2048, area=2048 * 2048)
 SQUARE: Final = (1024, 1024)
 FORMATS: Final[Mapping[str, Literal["png", "jpeg"]]] = {"png": "png", "jpeg": "jpeg"}
-"""A model makes one kind. The proxy converts it to the other where that is asked for."""
+"""A model makes one kind of file. The proxy converts it to the other one on request."""
 
 BLOCKED: Final = 3030
 RAY: Final = "cf-ray"
-"""By which Cloudflare's support finds a request."""
+"""The header with which Cloudflare's support finds a request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one family of models takes.
+    """The members of one family of models.
 
-    `grid`: for width and height. `form`: it is asked by a form. `inputs`: the most input images, `image` their member.
-    `options`: further members, under the same name.
+    `grid`: of width and height. `form`: the request is a form. `inputs`: the most input images; `image`: their member.
+    `options`: further members under the same name.
     """
 
     grid: Grid | None = None
@@ -76,7 +76,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
     "lucid-origin": Shape(DIFFUSION, options=("num_steps", "seed", "guidance")),
     "phoenix": Shape(DIFFUSION, options=("num_steps", "seed", "guidance", "negative_prompt")),
 }
-"""By how the last part of the name begins; the first that fits."""
+"""Shapes by the beginning of the name's last part. The first match counts."""
 
 OTHERS: Final = Shape(DIFFUSION, inputs=1, options=("num_steps", "seed", "guidance", "negative_prompt", "strength"))
 """Stable Diffusion and its kin."""
@@ -131,7 +131,7 @@ def _shape(job: Job) -> Shape:
 
 
 def _request(job: Job) -> Conversation[UpstreamRequest]:
-    """What the model is asked. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
+    """The request. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
     shape, request = _shape(job), job.request
     url = f"{job.provider.base_url}/{quote(job.route.upstream_model, safe='@/')}"
     if len(request.images) > shape.inputs:
@@ -151,7 +151,7 @@ def _request(job: Job) -> Conversation[UpstreamRequest]:
 
 
 def _made(job: Job, head: Head, raw: bytes) -> Picture:
-    """The picture, as bytes or in JSON. Raises ProxyError where there is none."""
+    """Read the picture, as bytes or in JSON. Raises ProxyError where there is none."""
     if (info := probe(raw)) is not None:
         return Picture(tuple(base64_slices(raw)), media_type(info.format))
     said = decoded(raw, _Said)
@@ -165,7 +165,7 @@ def _made(job: Job, head: Head, raw: bytes) -> Picture:
 
 
 def _refusal(job: Job, head: Head, raw: bytes) -> ProxyError:
-    """`{"success": false, "errors": [{"code": 5006, "message": "..."}], "result": null}`"""
+    """Read `{"success": false, "errors": [{"code": 5006, "message": "..."}], "result": null}`"""
     try:
         errors = decoded(raw, _Said).errors or [_Error()]
     except ProxyError:

@@ -1,8 +1,8 @@
-"""Fireworks: FLUX.1 in one exchange, whose answer is the picture's bytes, and FLUX.1 Kontext by submit and look.
+"""Fireworks: FLUX.1 in one exchange, whose answer is the picture's bytes, and FLUX.1 Kontext as a job that is polled.
 
-Models are named `fireworks/<name>`, like `fireworks/flux-1-schnell-fp8`. Kontext's jobs are Black Forest Labs' (see
-`bfl`), but for their id's name and for looks that are POSTs: they change nothing, so they may be repeated. There are no
-previews, only how far the work is, and nothing cancels it. There is no mask.
+Models are named `fireworks/<name>`, like `fireworks/flux-1-schnell-fp8`. Kontext's jobs are those of Black Forest Labs
+(see `bfl`), with another name of their id. Their polls are POSTs, which change nothing and may be repeated. There are
+no previews, only a progress. A job cannot be cancelled, and there is no mask.
 
 Sources: docs.fireworks.ai/api-reference, generate-a-new-image-from-a-text-prompt and flux-kontext, November 2026.
 """
@@ -48,17 +48,17 @@ FORMATS: Final[Mapping[str, Literal["png", "jpeg"]]] = {"png": "png", "jpeg": "j
 FILTERED: Final = "CONTENT_FILTERED"
 
 KONTEXT: Final = "flux-kontext"
-"""How the models begin that are asked by submit and look, and take an input image."""
+"""The beginning of the names of models with jobs, which take an input image."""
 
 OPTIONS: Final = ("aspect_ratio", "seed")
-"""Members that every model has under the very same name."""
+"""Members that every model takes under the same name."""
 
 PLAIN: Final = (*OPTIONS, "guidance_scale", "num_inference_steps")
 LATER: Final = (*OPTIONS, "prompt_upsampling", "safety_tolerance")
 
 
 class _Said(msgspec.Struct):
-    """A picture as JSON, or the id of one that comes later."""
+    """A picture as JSON, or the id of a job."""
 
     base64: list[msgspec.Raw] | None = None
     finish_reason: str | None = msgspec.field(name="finishReason", default=None)
@@ -120,11 +120,11 @@ def _at_once(job: Job) -> Conversation[Picture]:
 
 
 def _made(job: Job, head: Head, raw: bytes) -> Picture:
-    """The picture, as bytes or in JSON. Raises ProxyError where it is none, or has been filtered."""
+    """Read the picture, as bytes or in JSON. Raises ProxyError where it is missing, or was filtered."""
     info = probe(raw)
     said = _Said() if info is not None else decoded(raw, _Said)
     if FILTERED in (head.headers.get("finish-reason"), said.finish_reason):
-        raise moderated(job, "The provider's filter has taken the picture out.", FILTERED)
+        raise moderated(job, "The provider's filter has removed the picture.", FILTERED)
     if info is not None:
         return Picture(tuple(base64_slices(raw)), media_type(info.format))
     text = base64_text(said.base64[0]) if said.base64 else b""
@@ -135,7 +135,7 @@ def _made(job: Job, head: Head, raw: bytes) -> Picture:
 
 
 def _later(job: Job) -> Conversation[Picture]:
-    """Submit, look until the work is over, fetch its picture."""
+    """Submit a job, poll it until it has ended, fetch its picture."""
     request = job.request
     value = {**_value(job, LATER), "output_format": FORMATS.get(request.output_format or "", "png")}
     for image in request.images:

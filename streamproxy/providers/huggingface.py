@@ -1,9 +1,9 @@
 """Hugging Face's own inference: one exchange for each picture, whose answer is the picture's bytes.
 
-Models are named `huggingface/<owner>/<name>`, as on the Hub. `generations` is the path below `base_url`: with another
-one, or with a `base_url` of its own, the same wire is that of an Inference Endpoint. An edit sends its input image in
-the place of the prompt, which is then a parameter. A model that is still being loaded is a 503 with the seconds that
-are left. Other companies behind the router have wires of their own: they are their own rows, with its address.
+Models are named `huggingface/<owner>/<name>`, as on the Hub. `generations` is the path below `base_url`. An Inference
+Endpoint has the same wire with another `base_url` or path. An edit sends its input image in place of the prompt, which
+is then a parameter. While a model is loaded, the answer is a 503 with the seconds left. Other companies behind the
+router have their own wires, and so their own rows with its address.
 
 Sources: huggingface_hub 2.4.0 and @huggingface/tasks 0.19, text-to-image and image-to-image.
 """
@@ -90,7 +90,7 @@ class HuggingFace:
 
 
 def _value(job: Job) -> Conversation[dict[str, object]]:
-    """What the model is asked. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
+    """The request's body. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
     request, edges = job.request, pixels(job.request.size)
     if len(request.images) > 1:
         raise ProxyError(Failure.UNSUPPORTED_PARAMETER, "This model takes one input image.", param="images[1]")

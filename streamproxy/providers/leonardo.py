@@ -1,9 +1,9 @@
-"""Leonardo: submit, look until the work is done, fetch the pictures.
+"""Leonardo: submit a job, poll it until it is done, fetch its pictures.
 
-A model is the UUID that Leonardo gives it; `deployments` gives it a name. `num_images` is four by default, and Alchemy,
-which costs more, is on: both are said. Input images would first have to be uploaded to another company's host, so they
-are refused. There are no previews and no mask, and nothing cancels the work. An answer says its cost in credits, whose
-price is that of the account's plan.
+A model is a UUID of Leonardo's, and `deployments` gives it a name. By default `num_images` is four, and Alchemy, which
+costs more, is on; so both are always sent. Input images would first have to be uploaded to another company's host, so
+they are refused. There are no previews and no mask, and a job cannot be cancelled. An answer has its cost in credits,
+whose price depends on the account's plan.
 
 Sources: docs.leonardo.ai/reference, creategeneration and getgenerationbyid; the defaults are from memory.
 """
@@ -47,7 +47,7 @@ GRID: Final = Grid(step=8, least=32, most=1536, area=1536 * 1536)
 SQUARE: Final = (1024, 1024)
 OPTIONS: Final = ("negative_prompt", "guidance_scale", "num_inference_steps", "seed", "contrast", "styleUUID")
 BLOCKED: Final = "moderation"
-"""In the code of a refusal for what is shown."""
+"""A part of the code of a refusal by moderation."""
 
 PENDING: Final = "PENDING"
 COMPLETE: Final = "COMPLETE"
@@ -67,7 +67,7 @@ class _Generation(msgspec.Struct):
 
 
 class _Said(msgspec.Struct):
-    """A job as it was submitted, as a look finds it, or an error."""
+    """The answer to a submission or to a poll, or an error."""
 
     job: _Job | None = msgspec.field(name="sdGenerationJob", default=None)
     generation: _Generation | None = msgspec.field(name="generations_by_pk", default=None)
@@ -109,7 +109,7 @@ class Leonardo:
 
 
 def _finished(job: Job, url: str) -> Conversation[_Generation]:
-    """Look until the work is over."""
+    """Poll until the job has ended."""
     for pause in pauses():
         yield Wait(pause)
         head, raw = yield from look(get(url))
@@ -146,7 +146,7 @@ def _value(job: Job) -> dict[str, object]:
 
 
 def _refusal(job: Job, head: Head, raw: bytes) -> ProxyError:
-    """`{"error": "...", "code": "...", "path": "$"}`"""
+    """Read `{"error": "...", "code": "...", "path": "$"}`."""
     try:
         said = decoded(raw, _Said)
     except ProxyError:

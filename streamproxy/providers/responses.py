@@ -1,12 +1,12 @@
 """OpenAI's Responses with the image_generation tool, for hosts that show previews only there.
 
-A text model calls the tool: `text_model` of the provider is asked, the model that the caller names is the tool's. The
-tool has to be called (`tool_choice`), makes one picture for each request, and its members are those of the images API.
-Input images are parts of the message, and a mask is the tool's, of OpenAI's own kind. Nothing is kept (`store`).
+The request goes to a text model, the provider's `text_model`, which calls the tool. The caller's model is the tool's.
+`tool_choice` forces the call. The tool makes one picture for each request, and has the members of the images API. Input
+images are parts of the message, and a mask is the tool's, of OpenAI's kind. `store` is false.
 
-The provider works on a request with the first event of the call: until then the text model may refuse. The picture is
-in `output_item.done`; `image_generation_call.completed` has none. A response ends as completed, incomplete or failed.
-What the text model costs is not in the price of a picture, so that no cost is told.
+The request is accepted with the first event of the call: until then the text model may refuse. The picture is in
+`output_item.done`; `image_generation_call.completed` has none. A response ends as completed, incomplete or failed. The
+price of a picture does not include the text model, so no cost is given.
 
 Sources: openai-python 3.57, types/responses; OpenAI's recorded event stream of the tool, September 2025.
 """
@@ -51,7 +51,7 @@ OPTIONS: Final = (
     *("size", "quality", "background", "output_format", "output_compression", "moderation", "input_fidelity"),
     "action",
 )
-"""Members that the tool has under the very same name."""
+"""Members that the tool takes under the same name."""
 
 NUMBERS: Final = ("output_compression",)
 FAILED: Final = "failed"
@@ -94,7 +94,7 @@ class _Response(msgspec.Struct):
 
 
 class _Said(msgspec.Struct):
-    """An event, or the response itself where it is answered in JSON."""
+    """An event, or the response itself in a JSON answer."""
 
     type: str = ""
     kind: str = msgspec.field(name="object", default="")
@@ -107,7 +107,7 @@ class _Said(msgspec.Struct):
 
 @dataclass(slots=True)
 class _Made:
-    """What an answer has held so far."""
+    """The answer so far."""
 
     picture: Picture | None = None
     texts: list[str] = field(default_factory=list)
@@ -143,7 +143,7 @@ class Responses:
 
 
 def _next(made: _Made) -> Conversation[Event | None]:
-    """The next event. A stream that breaks behind the picture has lost only its usage."""
+    """The next event; None at the end. A failure after the picture only costs the usage."""
     try:
         return (yield from next_event())
     except ProxyError as error:
@@ -158,7 +158,7 @@ def _unpriced(job: Job) -> Job:
 
 
 def _value(job: Job) -> Conversation[dict[str, object]]:
-    """What is asked. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
+    """The request's body. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
     request = job.request
     tool: dict[str, object] = {"type": TOOL, "model": job.route.upstream_model}
     for name in OPTIONS:
@@ -184,7 +184,7 @@ def _value(job: Job) -> Conversation[dict[str, object]]:
 
 
 def _shown(job: Job, image: Input, param: str) -> Conversation[dict[str, object]]:
-    """An input image as the host takes it: by its URL, with its bytes, or by the id of a file of the host's own."""
+    """An input image for the host: its URL, its bytes, or the id of a file at the host."""
     if isinstance(image, FileId) and image.id.startswith(job.provider.file_ids):
         return {"file_id": image.id}
     if isinstance(image, FileId):
@@ -197,7 +197,7 @@ def _streams(job: Job) -> bool:
 
 
 def _take(job: Job, made: _Made, event: Event) -> Conversation[None]:
-    """One event, or the whole answer. Raises ProxyError where it is a failure."""
+    """Take an event, or the whole answer. Raises ProxyError where it is a failure."""
     try:
         said = decoded(event.joined(), _Said)
         response = decoded(event.joined(), _Response) if said.kind == "response" else said.response
@@ -223,7 +223,7 @@ def _take(job: Job, made: _Made, event: Event) -> Conversation[None]:
 
 
 def _keep(made: _Made, item: _Item, *, done: bool) -> None:
-    """Take what an item has: the picture, or words instead of it."""
+    """Take an item's picture, or its text instead."""
     if item.type == CALL and done and made.picture is None and (text := base64_text(item.result)):
         made.picture = replace(_picture(text), revised_prompt=item.revised_prompt or "")
     for part in (item.content or ()) if done else ():
@@ -232,7 +232,7 @@ def _keep(made: _Made, item: _Item, *, done: bool) -> None:
 
 
 def _end(job: Job, made: _Made, response: _Response) -> None:
-    """Take a response's state, and at its end what an item has not told. Raises ProxyError where it has failed."""
+    """Take a response's state, and at its end items without events. Raises ProxyError where it has failed."""
     made.id = made.id or response.id
     for item in response.output or () if made.picture is None else ():
         _keep(made, item, done=True)
@@ -249,7 +249,7 @@ def _end(job: Job, made: _Made, response: _Response) -> None:
 
 
 def _fail(made: _Made, error: ProxyError) -> None:
-    """Raise the error, unless the picture is there already: it has been paid for."""
+    """Raise the error, unless the picture, which is paid for, is there."""
     if made.picture is None:
         raise error
     made.over = True
@@ -279,5 +279,5 @@ def _failure(job: Job, value: Mapping[str, object]) -> ProxyError:
 
 
 def _marked(job: Job, error: ProxyError) -> ProxyError:
-    """A refusal for what is shown, under its own failure."""
+    """The error as MODERATION_BLOCKED, if it is a refusal by moderation."""
     return moderated(job, error.message, error.code or "") if error.code in BLOCKED else error

@@ -1,10 +1,10 @@
 """Runware: a list of tasks in one POST, the pictures as base64 in its answer.
 
-A model is an AIR, like `runware/runware:101@1` or `runware/civitai:4201@130072`. The task's UUID is ours, and it is the
-job's id. An answer may hold pictures and errors beside each other: those pictures are delivered. One input image is
-where Stable Diffusion begins (`seedImage`); models of REFERRING, and several images, refer to them
-(`referenceImages`). A mask goes with the seed image, in white where the picture is to change. What a task cost is asked
-for and told. Over HTTP there are no previews, and nothing cancels a task.
+A model is an AIR, like `runware/runware:101@1` or `runware/civitai:4201@130072`. The task's UUID is made here, and is
+the job's id. An answer may have pictures and errors; its pictures are delivered. One input image is the start of Stable
+Diffusion (`seedImage`). Several images, and those of models in REFERRING, are references (`referenceImages`). A mask
+goes with the seed image, white where the picture changes. The answer has the cost, as requested. Over HTTP there are no
+previews, and a task cannot be cancelled.
 
 Sources: runware.ai/docs, image inference and platform errors; runware 0.5.24. Which models refer is from memory.
 """
@@ -49,13 +49,13 @@ SQUARE: Final = (1024, 1024)
 FORMATS: Final[Mapping[str, str]] = {"png": "PNG", "jpeg": "JPG", "webp": "WEBP"}
 OPTIONS: Final = ("negativePrompt", "seed", "steps", "CFGScale", "scheduler", "strength")
 MOST: Final = 20
-"""Pictures of one task."""
+"""Most pictures of one task."""
 
 REFERRING: Final = ("runware:106@", "runware:400@", "bfl:", "google:", "openai:", "bytedance:")
-"""How the models begin that take an input image as a reference."""
+"""The beginning of the names of models that take an input image as a reference."""
 
 BLOCKED: Final = ("moderation", "nsfw", "safety")
-"""In the codes of errors for what is shown, in lower case."""
+"""Parts of the codes of refusals by moderation, in lower case."""
 
 
 class _Item(msgspec.Struct):
@@ -116,7 +116,7 @@ class Runware:
 
 
 def _uuid(job: Job) -> str:
-    """The task's id: a UUID of version 4 (RFC 9562, section 5.4) made of the job's token, which is random."""
+    """The task's id: a UUID of version 4 (RFC 9562, 5.4) made from the job's random token."""
     token = job.token
     return "-".join((token[:8], token[8:12], f"4{token[13:16]}", f"8{token[17:20]}", token[20:]))
 
@@ -134,7 +134,7 @@ def _shown(item: _Item) -> Conversation[Picture]:
 
 
 def _task(job: Job) -> Conversation[dict[str, object]]:
-    """What is asked. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
+    """The task. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
     request = job.request
     width, height = GRID.fitted(*(pixels(request.size) or SQUARE))
     task: dict[str, object] = {
@@ -178,7 +178,7 @@ def _refusal(job: Job, head: Head, raw: bytes) -> ProxyError:
 
 
 def _failure(job: Job, errors: list[_Error], made: int) -> ProxyError:
-    """Of pictures that are missing beside others."""
+    """The error for pictures that are missing beside others."""
     if not errors:
         return no_image(job, f"The provider made {made} of {job.n} pictures.", "")
     error = errors[0]

@@ -136,7 +136,7 @@ def request(body: JsonObject, tool: Tool, model: str, max_prompt: int) -> ImageR
         for place, name in enumerate(body.members, 1)
         if name not in READ and not body.raw.startswith(b"null", body.members[name].value)
     )
-    return replace(wanted, response_format="b64_json", unheard=unheard, fetches=True)
+    return replace(wanted, response_format="b64_json", unheard=unheard)
 
 
 _REFUSED: Final = {
@@ -366,7 +366,7 @@ class _Layout:
         kind = KINDS.get(frame.type)
         if frame.type == ERROR or (kind is not None and kind.role is Role.FAILED):
             return self._failure(read_error(frame))
-        if kind is None:
+        if kind is None or kind.role is Role.USAGE:
             return ()
         result = result_of(frame)
         if kind.role is Role.PREVIEW:

@@ -39,7 +39,7 @@ def _hash(*parts: str | None) -> str:
 
 async def fingerprint(request: Request, body: JsonObject | tuple[Part, ...]) -> str:
     """A hash of what is asked: the path below the version, the webhook, and the body without a form's boundary."""
-    path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     digest = hashlib.sha256(path.split("/", 2)[2].encode() + b"\n")
     for url in request.headers.getlist(HEADER):
         digest.update(url.encode() + b"\n")

@@ -155,7 +155,7 @@ class Urls:
 
         `stored`: the URL of the image where it is kept elsewhere.
         """
-        if entry.frame.type == ERROR:
+        if entry.frame.type == ERROR or entry.frame.sums:
             return entry.frame.data
         if stored is not None:
             return (referenced(entry.frame.data, stored),)
@@ -224,7 +224,7 @@ async def _as_json(request: Request, context: Context, stream: Stream) -> Respon
     places = urls(request, context, stream.id, request.query_params.get("token"), previews)
     ref = choice(request, "payload", ("inline", "ref")) == "ref"
     done = [entry for entry in stream.log.retained() if entry.critical]
-    images = [e for e in done if e.frame.type not in (ERROR, ANSWER)]
+    images = [e for e in done if e.frame.type not in (ERROR, ANSWER) and not e.frame.sums]
     errors = [e for e in done if e.frame.type == ERROR]
     answers = [e for e in done if e.frame.type == ANSWER]
     head: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""What holds for every adapter there is, whatever its provider's wire looks like: see `core.conversation`."""
+"""The rules for every adapter, whatever its provider's wire: see `core.conversation`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.contract.scenarios import BESIDE, HEADER, HOSTS, INPUT, KEY, PNG, PRO
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 
 
-WHOLES: Final = ("imagen", "mai", "cloudflare", "huggingface")
-"""They answer in one piece, so that nothing can fail once it is accepted."""
+WHOLES: Final = ("imagen", "mai", "bedrock", "nova", "cloudflare", "huggingface")
+"""Adapters with one whole answer, so that nothing can fail once it is accepted."""
 
 
-def test_every_adapter_goes_through_every_kind_of_scenario() -> None:
+def test_every_adapter_has_every_kind_of_scenario() -> None:
     for adapter in ADAPTERS:
         rows = [row for row in SCENARIOS if row.adapter == adapter]
         failed_and_accepted = {(row.failure is not None, row.proof is not None) for row in rows}
@@ -35,7 +35,7 @@ def test_every_adapter_goes_through_every_kind_of_scenario() -> None:
 
 
 @every_scenario
-def test_the_outcome_is_a_final_frame_for_each_image_or_an_error(scenario: Scenario) -> None:
+def test_each_image_has_a_final_frame_or_an_error(scenario: Scenario) -> None:
     run = scenario.play()
     assert (run.error and run.error.failure) is scenario.failure
     assert " ".join(map(_letter, run.frames)) == scenario.frames
@@ -59,14 +59,14 @@ def test_where_answers_are_cut_changes_nothing(scenario: Scenario) -> None:
 
 
 @every_scenario
-def test_it_is_accepted_with_the_byte_that_proves_it_and_no_sooner(scenario: Scenario) -> None:
+def test_accepted_with_the_proving_byte_and_no_sooner(scenario: Scenario) -> None:
     run = scenario.play(byte_by_byte(scenario.exchanges))
     assert run.accepted_at == _proof(scenario)
     assert sum(isinstance(step, Accepted) for step in run.steps) == (scenario.proof is not None)
 
 
 @every_scenario
-def test_an_answer_that_ends_early_makes_whole_frames_or_an_error(scenario: Scenario) -> None:
+def test_an_early_end_gives_whole_frames_or_an_error(scenario: Scenario) -> None:
     recorded = scenario.play()
     whole = list(map(_unnumbered, recorded.frames))
     for exchanges in early_ends(scenario.exchanges, recorded.decoded):
@@ -84,12 +84,12 @@ THROWN: Final = (
     Failure.DEADLINE,
     Failure.RESPONSE_BODY_SIZE,
 )
-"""One of each kind: broken off, never sent, not to be had, and three that lasts."""
+"""One failure of each kind: broken off, never sent, not to be fetched, and three that no repetition mends."""
 
 
 @every_scenario
-def test_an_error_thrown_in_anywhere_ends_it_or_is_mended(scenario: Scenario) -> None:
-    """Once, or at every step from there on, as when the provider is gone for good. Nothing is paid twice."""
+def test_an_error_thrown_in_ends_it_or_is_handled(scenario: Scenario) -> None:
+    """Once, or at every later step too, as if the provider were gone. Nothing is paid twice."""
     for at, failure in product(range(len(scenario.play().waits)), THROWN):
         for run in (scenario.play(throw_at=at, failure=failure), scenario.play(lost_from=at, failure=failure)):
             ended = run.error is not None or run.finals == scenario.n or run.frames[0].type == ANSWER
@@ -110,13 +110,13 @@ def test_each_input_goes_out_once_and_in_order(scenario: Scenario) -> None:
 
 @pytest.mark.parametrize("row", [row for row in SCENARIOS if row.failure is None and row.of], ids=str)
 def test_jobs_side_by_side_share_no_image(row: Scenario) -> None:
-    """The other jobs of the same request, each by the same answers."""
+    """The other jobs of the same request get the same answers."""
     found = [frame.image for first in (0, row.n) for frame in replace(row, first=first).play().frames if frame.final]
     assert found == list(range(2 * row.n))
 
 
 @every_scenario
-def test_closing_it_anywhere_ends_it_and_leaves_what_cancels_the_work(scenario: Scenario) -> None:
+def test_closing_it_anywhere_leaves_the_right_undo(scenario: Scenario) -> None:
     whole = scenario.play()
     over = next((at for at, step in enumerate(whole.waits) if step == Undo(None)), len(whole.waits))
     for at, step in enumerate(whole.waits):
@@ -139,12 +139,14 @@ def test_no_step_and_no_error_repeats_a_secret(scenario: Scenario) -> None:
     assert [word for word in (KEY, PROMPT, PNG, HEADER) if word in said] == []
 
 
-FOURS: Final = ("dashscope", "fal", "imagen", "replicate", "ark", "minimax", "xai", "leonardo", "runware")
+FOURS: Final = frozenset(
+    ["dashscope", "fal", "imagen", "replicate", "ark", "minimax", "xai", "leonardo", "runware", "nova", "ideogram"]
+)
 AT_ONCE: Final = {"openai": 2, **dict.fromkeys(FOURS, 4)}
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_one_job_makes_no_more_images_than_its_provider_does(adapter: str) -> None:
+def test_one_job_makes_no_more_images_than_its_provider(adapter: str) -> None:
     for n in (1, 2, 10):
         row = Scenario(adapter, "one", n=n)
         assert ADAPTERS[adapter].at_once(row.request, row.route) == min(n, AT_ONCE.get(adapter, 1))
@@ -153,12 +155,17 @@ def test_one_job_makes_no_more_images_than_its_provider_does(adapter: str) -> No
 MASK: Final = Inline(memoryview(b"iVBORw0KGgoAAAANcanaryOfAMask"), "image/png")
 REMOTE: Final = Remote("https://canary.test/a.png")
 OTHERS: Final = tuple(name for name in ADAPTERS if name != "openai")
-URLS: Final = ("fal", "bfl", "replicate", "ark", "minimax", "xai", "dashscope", "openrouter", "runware", "responses")
+URLS: Final = frozenset(
+    ["fal", "bfl", "replicate", "ark", "minimax", "xai", "dashscope", "openrouter", "runware", "responses", "luma"]
+)
 INLINE: Final = tuple(name for name in OTHERS if name not in URLS)
-SEVERAL: Final = ("gemini", "ark", "minimax", "xai", "openrouter", "runware", "responses")
-"""They take several input images, whatever the model."""
+WORDS_ALONE: Final = ("fireworks", "cloudflare", "leonardo", "comfyui", "comfyui-websocket")
+"""The model or workflow that their scenarios name takes no input image."""
 
-QUALITY: Final = ("openrouter", "responses")
+SEVERAL: Final = ("gemini", "ark", "minimax", "xai", "openrouter", "runware", "responses", "nova")
+"""Adapters that take several input images with any model."""
+
+QUALITY: Final = ("openrouter", "responses", "nova")
 """They pass it on."""
 
 TAKES_ONE: Final = {"bfl": "flux-pro-1.1", "dashscope": "qwen-image-max"}
@@ -168,8 +175,6 @@ CANNOT: Final = (
     *(Scenario(name, "quality", members={"quality": "canary"}) for name in OTHERS if name not in QUALITY),
     *(Scenario(name, "file", images=(FileId("canary"),)) for name in OTHERS),
     *(Scenario(name, "mask", mask=MASK, members={"mask": "canary"}) for name in OTHERS if name != "responses"),
-    *(Scenario(name, "remote", images=(REMOTE,)) for name in INLINE),
-    *(Scenario(name, "remote", images=(INPUT, REMOTE)) for name in INLINE),
     *(
         Scenario(name, "second", images=(INPUT, MASK), model=TAKES_ONE.get(name))
         for name in OTHERS
@@ -192,6 +197,26 @@ def test_what_it_cannot_do_is_said_before_anything_is_sent(scenario: Scenario) -
     assert "canary" not in _everything(run.error)
 
 
+def _first(name: str, *, takes_urls: bool) -> Step | ProxyError:
+    """The first step for an input image at a URL, or the refusal."""
+    job = Scenario(name, "remote", images=(REMOTE,)).job
+    model = replace(job.route.model, remote_image_urls=takes_urls)
+    try:
+        return next(ADAPTERS[name].converse(replace(job, route=replace(job.route, model=model))))
+    except ProxyError as error:
+        return error
+
+
+@pytest.mark.parametrize("name", INLINE)
+def test_an_image_at_a_url_is_fetched_first(name: str) -> None:
+    """The wire needs its bytes. A model that takes no URLs has it fetched only by the setting."""
+    taken, refused = _first(name, takes_urls=True), _first(name, takes_urls=False)
+    assert isinstance(taken, Fetch) or (isinstance(taken, ProxyError) and name in WORDS_ALONE)
+    assert isinstance(refused, ProxyError)
+    assert (refused.failure, refused.charged) == (Failure.UNSUPPORTED_PARAMETER, False)
+    assert "canary" not in _everything(refused)
+
+
 def _proof(scenario: Scenario) -> int | None:
     """Bytes of the paid answer until the provider has accepted it."""
     if scenario.proof is None:
@@ -209,7 +234,7 @@ def _letter(frame: Frame) -> str:
 
 
 def _told(run: Run) -> tuple[object, ...]:
-    """All that is seen of a run from outside."""
+    """All of a run that is visible from outside."""
     return (*map(_told_step, run.steps), run.error and _everything(run.error))
 
 
@@ -229,7 +254,7 @@ def _told_step(step: Step) -> bytes:
 
 
 def _unnumbered(frame: Frame) -> bytes:
-    """A frame without a preview's number: where a draft before it is lost, it has another."""
+    """A frame without a preview's number, which changes where a draft before it is lost."""
     return re.sub(rb'"partial_image_index":[0-9]', b"", _told_step(frame))
 
 

@@ -1,4 +1,4 @@
-"""The recorded exchanges once more, by the real driver over real sockets: the same outcome, and a way out at each."""
+"""The recorded exchanges by the real driver over real sockets: the same outcome, and a cancellation at each request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 FILES: Final = "https://files.test"
 OVER_HTTP: Final = tuple(row for row in SCENARIOS if row.adapter not in ("comfyui-websocket", "automatic1111"))
-"""Recorded answers come at once, so that nothing is under way beside them: a launched request has tests of its own."""
+"""Scenarios without a launched request: recorded answers come at once, so nothing could be under way beside them."""
 
 UNDONE: Final = (
     *("openai-previews", "openai-edited", "openai-refuses-streaming-1", "gemini-previews", "fal-two"),
@@ -37,13 +37,13 @@ QUICK: Final = 0.01
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks at a job follow each other at once."""
+    """Poll jobs without pauses."""
     monkeypatch.setattr("streamproxy.core.conversation.POLLS", (QUICK,))
 
 
 @dataclass(slots=True)
 class Recorded:
-    """Plays recorded exchanges as their requests come; at request `stall_at`, from 0, it falls silent."""
+    """Plays recorded exchanges for their requests. From request `stall_at`, counted from 0, it is silent."""
 
     exchanges: Answers
     base_url: str

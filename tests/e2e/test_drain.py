@@ -1,4 +1,4 @@
-"""SIGTERM, to a real process on real sockets: who is being served sees the end, who comes is told to come back."""
+"""SIGTERM to a real process on real sockets: running answers end normally, and new callers are told to come back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from streamproxy.simulator.server import serve
 from tests.support.caller import Caller, calling, generation
 from tests.support.faults import Held
 from tests.support.process import caller, configuration
-from tests.support.provider import COMPLETED, PREVIEW, completed, passed_on, preview
+from tests.support.provider import COMPLETED, PREVIEW, answered_item, completed, passed_on, preview
 from tests.support.proxy import BOUND, PROMPT, events
 from tests.support.stopping import Running, started
 from tests.support.streams import EVENTS, JSON, LATER, Reading, chunks_until, followed, held, holds, retry_of
@@ -54,7 +54,7 @@ class Stage:
         return await self.client.post(f"{self.proxy.url}/v1/images/generations", json=body, headers=headers)
 
     async def later(self) -> str:
-        """A stream that nobody reads; its URL."""
+        """Begin a stream without readers, and return its URL."""
         answer = await self.post(headers=LATER, stream=True)
         assert answer.status_code == 202, answer.text
         return self.proxy.url + answer.headers["location"]
@@ -133,7 +133,7 @@ async def test_everybody_who_is_served_sees_the_end() -> None:
         assert await stage.proxy.exited(SLACK) == 0
     [answer] = answers
     assert answer.status_code == 200
-    assert answer.json()["data"] == orjson.loads(JSON_ANSWER)["data"]
+    assert answer.json()["data"] == [answered_item(one["b64_json"]) for one in orjson.loads(JSON_ANSWER)["data"]]
 
 
 @SIGNALS

@@ -1,4 +1,4 @@
-"""Answers that are none: what comes instead of a provider's sound head, and how the caller is told."""
+"""Broken heads, and bodies of other types, in place of a provider's answer, and the caller's error for each."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from streamproxy.simulator.openai import OpenAI
 from streamproxy.simulator.script import Script, Send, Stall
 from streamproxy.simulator.server import Received, serve
 from tests.support.faults import IMAGE, IMAGE_BODY, IMAGE_BYTES, STREAMED, Held, Refusal, provider
+from tests.support.provider import answered_item
 from tests.support.proxy import BOUND, PROMPT, Sent, events, no_leaks, running_proxy, until
 
 pytestmark = pytest.mark.anyio
@@ -78,7 +79,7 @@ async def test_a_fault_before_the_head_is_an_http_status(fault: str, stream: boo
         (b"text/sk-0123456789abcdefghijklmnopqrst", f"text/{REDACTED}"),
     ],
 )
-async def test_of_a_body_of_another_type_only_what_its_head_says_is_logged(kind: bytes, noted: str) -> None:
+async def test_of_an_unexpected_body_only_the_head_is_logged(kind: bytes, noted: str) -> None:
     page = b"<html>" + PROMPT.encode() + b"</html>"
     script = (Send(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (kind, len(page)) + page),)
     async with provider(script) as (_, proxy):
@@ -93,7 +94,7 @@ async def test_of_a_body_of_another_type_only_what_its_head_says_is_logged(kind:
 
 
 @STREAMED
-async def test_a_page_that_comes_after_its_head_is_an_http_status_too(stream: bool) -> None:
+async def test_a_page_after_its_head_is_an_http_status_too(stream: bool) -> None:
     released = anyio.Event()
     start = b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 8\r\n\r\n\n"
     async with provider(Held((Send(start),), released, (Send(b"<html>\n"),))) as (server, proxy):
@@ -168,7 +169,7 @@ async def test_each_deadline_before_the_head_names_its_setting() -> None:
 async def test_a_head_that_comes_slowly_is_fine() -> None:
     pieces = (Send(IMAGE_BYTES[at : at + 1]) for at in range(len(IMAGE_BYTES)))
     async with provider(tuple(pieces)) as (server, proxy):
-        assert (await proxy.generate()).json()["data"] == [{"b64_json": "aW1hZ2U="}]
+        assert (await proxy.generate()).json()["data"] == [answered_item("aW1hZ2U=")]
         assert server.calls == 1
 
 

@@ -1,4 +1,4 @@
-"""Connections that are used again: closed ones are noticed, and what nobody asked for answers nobody."""
+"""Reused connections: closed ones are noticed, and bytes that no request asked for never become an answer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from streamproxy.simulator.script import Fin, Script, Send, Wait, chunk, json_answer, sse
 from streamproxy.simulator.server import Received, serve
 from tests.support.faults import IMAGE, IMAGE_BODY, IMAGE_BYTES, Refusal, provider
+from tests.support.provider import answered_item
 from tests.support.proxy import BOUND, Proxy, events, no_leaks, running_proxy
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +30,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunk(IMAGE
 async def own_answer(proxy: Proxy) -> None:
     answer = await proxy.generate()
     assert answer.status_code == 200, answer.text
-    assert answer.json()["data"] == [{"b64_json": "aW1hZ2U="}]
+    assert answer.json()["data"] == [answered_item("aW1hZ2U=")]
 
 
 @contextmanager
@@ -51,7 +52,7 @@ async def test_a_sound_connection_is_used_again() -> None:
             assert await proxy.tolerated() == {}
 
 
-async def test_an_idle_connection_that_the_provider_closed_is_noticed() -> None:
+async def test_a_closed_idle_connection_is_noticed() -> None:
     with logged("stale_conn", "stale_conn"):
         async with provider((*IMAGE, Wait(0.05), Fin())) as (server, proxy):
             for count in (1, 2, 3):
@@ -79,7 +80,7 @@ async def test_a_closed_idle_connection_is_noticed_over_tls() -> None:
             assert await proxy.tolerated() == {"stale_conn": 1}
 
 
-async def test_a_close_that_races_with_the_next_request_is_never_sent_twice() -> None:
+async def test_a_close_during_the_next_request_is_not_repeated() -> None:
     # The end comes with the answer: whatever the kernel has of it when the next request starts must be seen.
     async with provider((*IMAGE, Fin())) as (server, proxy):
         for count in range(1, 31):
@@ -167,7 +168,7 @@ async def test_callers_never_get_each_others_answers() -> None:
                 prompt = f"p{number}x{turn}"
                 answer = await proxy.generate(prompt=prompt)
                 assert answer.status_code == 200, answer.text
-                assert answer.json()["data"] == [{"b64_json": prompt}]
+                assert answer.json()["data"] == [answered_item(prompt)]
 
         with anyio.fail_after(BOUND):
             async with anyio.create_task_group() as tasks:
@@ -186,7 +187,7 @@ async def test_an_end_that_comes_byte_by_byte_is_an_end(end: bytes) -> None:
         assert server.connections == 1
 
 
-async def test_bytes_behind_an_answer_without_a_body_answer_nobody() -> None:
+async def test_bytes_after_an_answer_without_body_are_dropped() -> None:
     none = b"HTTP/1.1 429 Slow down\r\ncontent-length: 0\r\n\r\n"
     for extra in (b"H", STOLEN_BYTES[:17], STOLEN_BYTES):
         async with provider((Send(none + extra),), IMAGE) as (server, proxy):

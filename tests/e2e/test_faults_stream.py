@@ -1,4 +1,4 @@
-"""What goes wrong in a provider's answer after its head: every frame before it arrives, then one failure, once."""
+"""Faults of a provider's answer after its head: every frame before the fault arrives, then exactly one failure."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from streamproxy.simulator.script import EVENT_STREAM, JSON, Fin, Reset, Script,
 from streamproxy.simulator.server import serve
 from tests.support.flood import flooding
 from tests.support.provider import (
+    answered_item,
     completed,
     failed,
     idle,
@@ -172,7 +173,7 @@ JSON_FAULTS = {
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "buffered"])
 @pytest.mark.parametrize("name", JSON_FAULTS)
-async def test_a_json_answer_that_breaks_off_is_a_failure_in_either_form(name: str, stream: bool) -> None:
+async def test_a_json_answer_that_breaks_off_is_a_failure(name: str, stream: bool) -> None:
     script, failure = JSON_FAULTS[name]
     async with (
         no_leaks(),
@@ -207,7 +208,7 @@ async def test_whatever_follows_a_whole_completed_is_no_failure(name: str) -> No
         assert passed_on(*BOTH, completed()) == events(streamed.content)
         buffered = await proxy.generate()
         assert buffered.status_code == 200
-        assert orjson.loads(buffered.content)["data"] == [{"b64_json": "B" * 64}]
+        assert orjson.loads(buffered.content)["data"] == [answered_item("B" * 64)]
         assert upstream.calls == 2
         text = (await proxy.client.get(f"{proxy.url}/metrics")).text
         assert "streamproxy_failures_total{" not in text
@@ -215,7 +216,7 @@ async def test_whatever_follows_a_whole_completed_is_no_failure(name: str) -> No
 
 @pytest.mark.parametrize("ended", ["by total_timeout", "by its caller"])
 async def test_previews_without_end_end(ended: str) -> None:
-    """Nobody paces this provider, for the stream is followed by no POST: it sends as fast as it can be read."""
+    """This provider is not paced, since no POST follows the stream: it sends as fast as it is read."""
     timeout = 0.5 if ended == "by total_timeout" else BOUND
     with flooding(FIRST * 200) as url:
         async with no_leaks(), running_proxy(url, total_timeout=timeout) as proxy:

@@ -1,4 +1,4 @@
-"""Providers with a queue, over real sockets: what is sent once, repeated, cancelled, refused and logged."""
+"""Providers with a queue, over real sockets: submissions once, polls, cancellations, refusals and the log."""
 
 from __future__ import annotations
 
@@ -67,6 +67,19 @@ FAULTS: Final[Mapping[tuple[str, str], Fault]] = {
     ("stability", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
     ("stability", "no-credits"): Fault(402, "payment_required", before_head=True),
     ("stability", "key"): Fault(502, "provider_auth", before_head=True),
+    ("bedrock", "throttled"): Fault(429, "ThrottlingException", before_head=True),
+    ("bedrock", "key"): Fault(502, "provider_auth", before_head=True),
+    ("bedrock", "unknown"): Fault(404, "ResourceNotFoundException", before_head=True),
+    ("ideogram", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("ideogram", "no-credits"): Fault(402, "insufficient_funds", before_head=True),
+    ("ideogram", "key"): Fault(502, "provider_auth", before_head=True),
+    ("luma", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("luma", "no-credits"): Fault(402, "insufficient_quota", before_head=True),
+    ("luma", "key"): Fault(502, "provider_auth", before_head=True),
+    ("luma", "lost"): Fault(502, "provider_failed", "not_found"),
+    ("luma", "failed"): Fault(502, "provider_failed", "failed"),
+    ("luma", "moderated"): Fault(400, "moderation_blocked", "moderation"),
+    ("luma", "no-result"): Fault(502, "no_image", "completed"),
     ("mai", "submit-429"): Fault(429, "RateLimitReached", before_head=True),
     ("mai", "key"): Fault(502, "provider_auth", before_head=True),
     ("mai", "unknown"): Fault(404, "DeploymentNotFound", before_head=True),
@@ -119,6 +132,10 @@ FAULTY: Final = {
     "bfl": "bfl/fault-{}",
     "replicate": "replicate/sim/fault-{}",
     "stability": "stability/fault-{}",
+    "bedrock": "bedrock/stability.fault-{}",
+    "nova": "nova/amazon.fault-{}",
+    "ideogram": "ideogram/ideogram-v3-fault-{}",
+    "luma": "luma/fault-{}",
     "mai": "mai/fault-{}",
     "dashscope": "dashscope/wan-fault-{}",
     "openrouter": "openrouter/sim/fault-{}",
@@ -130,7 +147,7 @@ FAULTY: Final = {
     "responses": "responses/fault-{}",
     "automatic1111": "automatic1111/fault-{}",
 }
-QUEUES: Final = pytest.mark.parametrize("wire", ["fal", "bfl", "replicate", "dashscope", "leonardo"])
+QUEUES: Final = pytest.mark.parametrize("wire", ["fal", "bfl", "replicate", "dashscope", "leonardo", "luma"])
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -175,7 +192,11 @@ async def test_a_result_that_is_gone_keeps_its_url(wire: str, tmp_path: Path) ->
         assert "/files/missing" in image["url"]
 
 
-CANCELS: Final = {"fal": "PUT", "replicate": "POST", "dashscope": "POST"}
+def _cancels(got: Received) -> bool:
+    return got.method == "DELETE" or "/cancel" in got.target
+
+
+CANCELS: Final = {"fal": "PUT", "replicate": "POST", "dashscope": "POST", "luma": "DELETE"}
 
 
 @pytest.mark.parametrize("wire", CANCELS)
@@ -183,8 +204,8 @@ async def test_a_caller_who_leaves_cancels_the_job(wire: str, tmp_path: Path) ->
     async with wired(wire, tmp_path) as setup:
         with anyio.move_on_after(1.0):
             await _asked(setup, FAULTY[wire].format("waits" if wire == "dashscope" else "never"))
-        await setup.server.wait_until(lambda server: any("/cancel" in got.target for got in server.received), BOUND)
-        cancels = [got.method for got in setup.server.received if "/cancel" in got.target]
+        await setup.server.wait_until(lambda server: any(map(_cancels, server.received)), BOUND)
+        cancels = [got.method for got in setup.server.received if _cancels(got)]
         assert cancels == [CANCELS[wire]]
 
 
@@ -202,6 +223,9 @@ async def test_a_jobs_id_is_in_the_log(wire: str, tmp_path: Path) -> None:
 
 
 MASKED: Final = {
+    "bedrock": "bedrock/us.stability.stable-image-inpaint-v1:0",
+    "nova": "amazon.nova-canvas-v1:0",
+    "ideogram": "ideogram-v3",
     "fal": "fal/fal-ai/flux-general/inpainting",
     "bfl": "bfl/flux-pro-1.0-fill",
     "automatic1111": "automatic1111/default",
@@ -529,3 +553,57 @@ async def test_only_ones_own_task_is_interrupted(fault: str, interrupts: int, tm
             await setup.server.wait_until(lambda server: server.received[-1].target.endswith("/interrupt"), BOUND)
         await until(lambda: setup.server.open_connections <= 1)
         assert sum(target.endswith("/interrupt") for target in setup.posts) == interrupts
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_unsafe_picture_of_several(stream: bool, tmp_path: Path) -> None:
+    async with wired("ideogram", tmp_path, stream_n=True) as setup:
+        answer = await _asked(setup, FAULTY["ideogram"].format("half-unsafe"), n=2, stream=stream)
+        if stream:
+            completed, last = events(answer.content)
+            assert (completed.event, completed.json["image_index"]) == ("image_generation.completed", 1)
+            error = orjson.loads(last.data)["error"]
+            assert error["charged"] is True
+        else:
+            assert (answer.status_code, answer.headers["x-should-retry"]) == (400, "false")
+            error = answer.json()["error"]
+        assert (error["code"], error["provider_code"]) == ("moderation_blocked", "is_image_safe")
+        assert len(setup.posts) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code", "own"),
+    [("unsafe", 400, "moderation_blocked", "is_image_safe"), ("blocked", 400, "moderation_blocked", "422")],
+)
+async def test_what_ideogram_refuses(fault: str, status: int, code: str, own: str, tmp_path: Path) -> None:
+    async with wired("ideogram", tmp_path) as setup:
+        answer = await _asked(setup, FAULTY["ideogram"].format(fault))
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["provider_code"]) == (status, code, own)
+        assert len(setup.posts) == 1
+
+
+async def test_ideograms_later_version_and_another_wording(tmp_path: Path) -> None:
+    async with wired("ideogram", tmp_path) as setup:
+        later = await _asked(setup, "ideogram-4.5", size="1536x1024")
+        assert later.status_code == 200, later.text
+        assert later.json()["cost"] is None
+        [image] = (await _asked(setup, FAULTY["ideogram"].format("rewritten"))).json()["data"]
+        assert image["revised_prompt"] == "A lighthouse, in other words."
+        assert (await _asked(setup, "ideogram-v3-turbo")).json()["cost"] == 0.03
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_luma_edits_an_image_at_a_url(stream: bool, tmp_path: Path) -> None:
+    async with wired("luma", tmp_path) as setup:
+        url = "https://pictures.example/1.png"
+        made = await _asked(setup, MODELS["luma"], image=url, stream=stream, output_format="png")
+        assert made.status_code == 200, made.text
+        if stream:
+            [event] = events(made.content)
+            assert (event.event, event.json["output_format"]) == ("image_edit.completed", "png")
+        asked = orjson.loads(setup.server.received[0].body)
+        assert asked["modify_image_ref"] == {"url": url}
+        refused = await _asked(setup, MODELS["luma"], image=f"data:image/png;base64,{'iVBORw0KGgo='}")
+        assert refused.status_code == 400
+        assert len(setup.posts) == 1

@@ -141,7 +141,10 @@ async def test_a_failed_delivery_is_repeated() -> None:
 
 async def test_a_redirect_is_not_followed() -> None:
     async with receiving() as other, receiving(302, headers=(("Location", other.origin + PATH),)) as receiver:
-        settings = {**receiver.settings, "webhook_origins": [f"{each.origin} internal" for each in (receiver, other)]}
+        settings: dict[str, Any] = {
+            **receiver.settings,
+            "webhook_origins": [f"{each.origin} internal" for each in (receiver, other)],
+        }
         async with staged(**settings) as stage:
             stage.go.set()
             await stage.post(stream=True, headers=receiver.asked)
@@ -177,7 +180,7 @@ class Names:
 
 
 @asynccontextmanager
-async def resolved(names: Names, **settings: object) -> AsyncIterator[Stage]:
+async def resolved(names: Names, **settings: Any) -> AsyncIterator[Stage]:
     """As `staged`, where names have these addresses."""
     go = anyio.Event()
     with anyio.fail_after(2 * BOUND):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import pytest
@@ -30,7 +30,7 @@ def down() -> socket.socket:
     return sock
 
 
-def settings(down: socket.socket) -> dict[str, str]:
+def settings(down: socket.socket) -> dict[str, Any]:
     port = down.getsockname()[1]
     return {"webhook_origins": f'["http://127.0.0.1:{port} internal"]', "webhook_secret": f'"{SECRET}"'}
 

@@ -48,6 +48,10 @@ MODELS: Final = {
     "bfl": "bfl/flux-2-pro",
     "replicate": "replicate/black-forest-labs/flux-dev",
     "stability": "stability/sd3.5-large",
+    "bedrock": "bedrock/stability.sd3-5-large-v1:0",
+    "nova": "amazon.nova-canvas-v1:0",
+    "ideogram": "ideogram-v3",
+    "luma": "luma/photon-1",
     "mai": "mai/MAI-Image-2.6",
     "dashscope": "dashscope/wan2.7-image",
     "openrouter": "openai/gpt-image-2",
@@ -63,12 +67,15 @@ MODELS: Final = {
     "responses": "responses/gpt-image-2",
     "comfyui": "painter",
 }
-EDITORS: Final = {name: model for name, model in MODELS.items() if name != "leonardo"} | {
+EDITORS: Final = {name: model for name, model in MODELS.items() if name not in ("leonardo", "luma")} | {
     "comfyui": "editor",
     "imagen": "imagen-3.0-capability-001",
     "fireworks": "fireworks/flux-kontext-pro",
 }
 WIRES: Final = pytest.mark.parametrize("wire", MODELS)
+FORMS: Final = ("comfyui", "mai", "stability", "cloudflare", "ideogram")
+"""They take files as they are."""
+
 EDITING: Final = pytest.mark.parametrize("wire", EDITORS)
 
 
@@ -91,6 +98,7 @@ SMALL: Final = ("fireworks", "cloudflare", "huggingface", "leonardo", "runware")
 PREVIEWS: Final = {
     **dict.fromkeys(SMALL, 0),
     **dict.fromkeys(("imagen", "bfl", "replicate", "ark", "minimax", "xai", "stability", "mai", "dashscope"), 0),
+    **dict.fromkeys(("bedrock", "nova", "ideogram", "luma"), 0),
     **dict.fromkeys(("gemini", "vertex", "fal", "openrouter", "automatic1111", "comfyui", "responses"), 2),
 }
 PATHS: Final = {
@@ -102,6 +110,10 @@ PATHS: Final = {
     "bfl": "/bfl/v1",
     "replicate": "/replicate/v1",
     "stability": "/stability/v2beta",
+    "bedrock": "/bedrock",
+    "nova": "/bedrock",
+    "ideogram": "/ideogram",
+    "luma": "/luma/dream-machine/v1",
     "mai": "/azure",
     "dashscope": "/dashscope/api/v1",
     "openrouter": "/openrouter/api/v1",
@@ -203,7 +215,7 @@ async def test_an_edit_of_an_uploaded_file(wire: str, stream: bool, tmp_path: Pa
             assert size_of(made.data[0].b64_json)
         assert len([target for target in setup.posts if "assets" not in target]) == 1
         sent = b"".join(received.body for received in setup.server.received if received.method == "POST")
-        assert (PNG if wire in ("comfyui", "mai", "stability", "cloudflare") else base64.b64encode(PNG)) in sent
+        assert (PNG if wire in FORMS else base64.b64encode(PNG)) in sent
 
 
 @WIRES
@@ -216,7 +228,10 @@ async def test_the_credential_goes_to_the_providers_own_host_only(wire: str, tmp
 
 
 TOGETHER: Final = frozenset(
-    ["fal", "imagen", "replicate", "ark", "minimax", "xai", "dashscope", "automatic1111", "leonardo", "runware"]
+    (
+        *("fal", "imagen", "replicate", "ark", "minimax", "xai", "dashscope", "automatic1111", "leonardo", "runware"),
+        *("nova", "ideogram"),
+    )
 )
 
 
@@ -326,7 +341,7 @@ async def test_what_a_filter_left_is_delivered(tmp_path: Path) -> None:
         body = {"model": "imagen/imagen-fault-some-filtered", "prompt": PROMPT, "n": 2}
         url = f"{setup.proxy.url}/v1/images/generations"
         whole = (await setup.proxy.client.post(url, json=body)).json()
-        assert [sorted(image) for image in whole["data"]] == [["b64_json", "warning"]]
+        assert [sorted(image) for image in whole["data"]] == [["b64_json", "revised_prompt", "url", "warning"]]
         streamed = events((await setup.proxy.client.post(url, json={**body, "stream": True})).content)
         assert [event.event for event in streamed] == ["image_generation.completed"]
         assert "filtered out 1" in str(streamed[0].json["warning"])
@@ -383,7 +398,7 @@ async def test_faults_of_a_queue(fault: str, stream: bool, tmp_path: Path) -> No
         assert PROMPT not in answer.text
 
 
-async def test_a_look_that_fails_is_repeated_and_nothing_is_paid_twice(tmp_path: Path) -> None:
+async def test_a_failed_poll_is_repeated_at_no_charge(tmp_path: Path) -> None:
     async with wired("fal", tmp_path) as setup:
         made = await setup.client.images.generate(model="fal/fal-ai/fault-poll-503", prompt=PROMPT)
         assert made.data is not None
@@ -512,6 +527,10 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "bfl": {"detail": "No."},
     "replicate": {"detail": "No."},
     "stability": {"id": "1", "name": "bad_request", "errors": ["No."]},
+    "bedrock": {"message": "No."},
+    "nova": {"message": "No."},
+    "ideogram": {"error": "No."},
+    "luma": {"detail": "No."},
     "mai": {"error": {"code": "c", "message": "No."}},
     "dashscope": {"code": "InvalidParameter", "message": "No."},
     "openrouter": {"error": {"code": 400, "message": "No."}},

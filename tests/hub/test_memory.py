@@ -1,15 +1,20 @@
-"""The store of one process: its byte cap, what goes first, what is known of what has gone, and how long claims hold."""
+"""The store of one process: its byte cap, the order of purges, the memory of purged streams, and the time of claims."""
 
 from __future__ import annotations
 
+import anyio
 import pytest
 
 from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import Frame, Operation, Role, type_of
 from streamproxy.hub import memory
+from streamproxy.hub.health import StoreHealth
 from streamproxy.hub.log import EPOCH, Entry, Record
-from streamproxy.hub.memory import MemoryStore
-from streamproxy.hub.store import Claim, Gone, Stored
+from streamproxy.hub.memory import MemoryMarks, MemoryStore
+from streamproxy.hub.repeats import Repeats
+from streamproxy.hub.store import Asking, Claim, Found, Gone, Standing, Stored
+from streamproxy.hub.stream import Stream
+from streamproxy.observe import Observer
 
 pytestmark = pytest.mark.anyio
 
@@ -93,7 +98,7 @@ async def test_a_live_stream_takes_the_place_of_finished_ones(store: MemoryStore
     assert len(found.entries) == 2
 
 
-async def test_one_that_is_over_the_cap_alone_is_gone_with_its_end(store: MemoryStore) -> None:
+async def test_a_stream_over_the_cap_is_purged_at_its_end(store: MemoryStore) -> None:
     await finished(store, "huge", CAP + 1)
     assert await kinds(store, "huge") == ["gone"]
     assert store.bytes == 0
@@ -112,7 +117,7 @@ async def test_superseded_previews_take_no_room(store: MemoryStore) -> None:
     assert store.bytes == 20
 
 
-async def test_a_live_preview_goes_only_while_there_is_no_room_for_it(store: MemoryStore) -> None:
+async def test_a_live_preview_is_dropped_only_without_room(store: MemoryStore) -> None:
     for id in ("a", "b"):
         await store.create(Record(id, None, 0, 1))
         await store.append(id, preview(1, 50))
@@ -184,3 +189,15 @@ async def test_too_many_claims_cost_the_oldest(store: MemoryStore, monkeypatch: 
     await store.claim("d", claims["d"])
     assert await store.claim("b", Claim("f", "again")) is claims["b"]
     assert (await store.claim("a", Claim("f", "again"))).stream_id == "again"
+
+
+async def test_what_a_caller_has_had_is_over_at_once(clock: Clock) -> None:
+    async def find(id: str) -> Stream:
+        raise AssertionError(id)
+
+    marks = MemoryMarks(now=clock)
+    async with anyio.create_task_group() as tasks:
+        repeats = Repeats(marks, health=StoreHealth(Observer()), find=find, tasks=tasks, hold=0)
+        assert await marks.ask("mark", "first", 1.0, Asking.FIRST) == Found(Standing.NEW)
+        repeats.finished("mark", "first")
+        assert await marks.ask("mark", "second", 2.0, Asking.RETRY) == Found(Standing.NEW)

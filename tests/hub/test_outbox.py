@@ -12,7 +12,7 @@ import pytest
 
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.health import StoreHealth
-from streamproxy.hub.outbox import LOOK_SECONDS, Lease, MemoryNotices, Notice, NoticeStore, Outbox, Room
+from streamproxy.hub.outbox import LOOK_SECONDS, Lease, MemoryNotices, Notice, NoticeStore, Outbox, OutboxLimits
 from streamproxy.hub.valkey.outbox import ValkeyNotices
 from streamproxy.observe import Observer
 from tests.support.valkey import ValkeyServer, valkey_server
@@ -20,8 +20,8 @@ from tests.support.valkey import ValkeyServer, valkey_server
 pytestmark = pytest.mark.anyio
 
 NOW: Final = 1_700_000_000.0
-ROOM: Final = Room(4, 2)
-MANY: Final = Room(10_000, 10_000)
+ROOM: Final = OutboxLimits(4, 2)
+MANY: Final = OutboxLimits(10_000, 10_000)
 
 Open = Callable[[], AbstractAsyncContextManager[NoticeStore]]
 
@@ -143,7 +143,7 @@ async def test_two_processes_never_claim_the_same(server: ValkeyServer) -> None:
 # The outbox.
 
 
-def outbox(store: NoticeStore, room: Room = ROOM) -> Outbox:
+def outbox(store: NoticeStore, room: OutboxLimits = ROOM) -> Outbox:
     return Outbox(store, StoreHealth(Observer()), room)
 
 
@@ -170,7 +170,7 @@ async def test_a_notice_whose_process_is_lost_comes_due(opened: Open) -> None:
 
 async def test_too_many_webhooks_are_refused(opened: Open) -> None:
     async with opened() as store:
-        box = outbox(store, Room(10, 1))
+        box = outbox(store, OutboxLimits(10, 1))
         await box.put(notice("one"))
         with pytest.raises(ProxyError) as raised:
             await box.put(notice("two"))

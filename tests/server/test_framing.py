@@ -1,4 +1,4 @@
-"""Requests cut out of a connection's bytes: one reading of each, wherever they are cut, and no guess."""
+"""Framing of requests: one reading of the bytes, wherever they are cut, and no guess."""
 
 from __future__ import annotations
 

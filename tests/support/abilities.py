@@ -12,6 +12,7 @@ from typing import Final
 
 from streamproxy.core.catalogue import UNKNOWN, Model, Provider, Route
 from streamproxy.core.conversation import Connect, Convert, Job, Launch, Picture, Send
+from streamproxy.core.requests import Remote
 from streamproxy.errors import ProxyError
 from streamproxy.providers import ADAPTERS
 from tests.contract.scenarios import CATALOGUE, HOSTS, INPUT, MASK, SCENARIOS, Scenario
@@ -28,6 +29,9 @@ MEMBERS: Final[Mapping[str, object]] = {
     "user": "u",
 }
 MOST: Final = 10
+REMOTE: Final = Remote("https://pictures.test/1.png")
+"""For providers that take input images by URL alone."""
+
 GRAPH: Final = '{"1":{"text":"{prompt}","width":"{width}","image":"{image}","mask":"{mask}"}}'
 MORE: Final[Mapping[str, tuple[str, ...]]] = {
     "stability": ("inpaint", "creative"),
@@ -101,7 +105,11 @@ def _takes(route: Route, name: str, *, masked: bool) -> bool:
     job = _job(route, {}, edit=True, masked=masked)
     if {name, f"{name}s"} & set(ADAPTERS[route.provider.adapter].not_applied(job)):
         return False
-    conversation = ADAPTERS[route.provider.adapter].converse(job)
+    return _is_sent(job) or _is_sent(replace(job, request=replace(job.request, images=(REMOTE,))))
+
+
+def _is_sent(job: Job) -> bool:
+    conversation = ADAPTERS[job.provider.adapter].converse(job)
     reply: object = None
     try:
         while not isinstance(step := conversation.send(reply), Send | Launch | Connect):

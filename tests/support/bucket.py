@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import pytest
@@ -34,7 +34,7 @@ class BucketServer:
     put: list[str] = field(default_factory=list)
 
     @property
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """What a proxy needs to put pictures here."""
         return {"results": f"s3://{NAME}/{PREFIX}", "results_endpoint": self.url}
 

@@ -42,7 +42,7 @@ class Receiver:
         return {HEADER: self.origin + PATH}
 
     @property
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """What a proxy needs to send webhooks to here."""
         return {"webhook_origins": [f"{self.origin} internal"], "webhook_secret": SECRET}
 

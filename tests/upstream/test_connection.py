@@ -1,4 +1,4 @@
-"""One connection by itself: bytes out of turn close it, and are told of once."""
+"""One connection by itself: bytes out of turn close it, and are counted once."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def delivered(connection: Connection, sock: Any) -> None:
         await checkpoint()
 
 
-async def test_an_answer_before_the_request_was_sent_is_to_no_request() -> None:
+async def test_bytes_before_the_request_are_no_answer() -> None:
     async with wire() as (connection, sock, provider):
         provider.write(ANSWER)
         await delivered(connection, sock)
@@ -82,6 +82,15 @@ async def test_an_idle_connection_with_nothing_to_read_is_fit() -> None:
         for _ in range(3):
             assert await connection.fit()
             await answered(connection, provider)
+
+
+async def test_a_fit_connection_waits_for_no_turn_of_the_loop() -> None:
+    turns: list[int] = []
+    async with wire() as (connection, _, provider):
+        await answered(connection, provider)
+        asyncio.get_running_loop().call_soon(turns.append, 1)
+        assert await connection.fit()
+        assert turns == []
 
 
 FAREWELLS: dict[str, tuple[bytes, str]] = {
@@ -109,7 +118,7 @@ async def test_the_end_of_an_idle_connection_is_told_once(case: str) -> None:
         assert told == [label]
 
 
-async def test_the_end_between_the_answer_and_the_next_request_is_told_too() -> None:
+async def test_an_end_between_two_requests_is_counted() -> None:
     told: list[str] = []
     async with wire(told.append) as (connection, _, provider):
         await answered(connection, provider)

@@ -66,7 +66,8 @@ async def test_an_upstreams_own_models_are_listed() -> None:
         found = {model["id"]: model for model in (await listed(proxy, "one")).json()["data"]}
         assert list(found) == ["for/Bearer one", *(str(model["id"]) for model in THEIRS)]
         known = found["openai/gpt-image-2"]
-        assert {**known, "streams": True} == known
+        assert (known["streams"], known["masks"], known["formats"]) == (True, True, ["png", "jpeg", "webp"])
+        assert (known["surfaces"], known["price"]["image_output"]) == (["images", "responses"], 30.0)
         assert (known["created"], known["owned_by"]) == (7, "gateway")
         assert found["lab/new-model"] == {"id": "lab/new-model", "object": "model", "created": 8, "owned_by": "lab"}
         assert found["bare"] == {"id": "bare", "object": "model", "created": 0, "owned_by": ""}
@@ -78,7 +79,7 @@ async def test_an_upstreams_own_models_are_listed() -> None:
         assert (asked.method, asked.target, asked.body) == ("GET", "/v1/models", b"")
 
 
-async def test_a_list_is_kept_for_its_own_credential_and_never_for_another() -> None:
+async def test_a_list_is_kept_for_its_own_credential() -> None:
     async with serve(by_key) as server, sidecar(server) as proxy:
         for _ in range(2):
             for key in ("one", "two", None):
@@ -122,7 +123,7 @@ async def test_a_configured_key_asks_and_not_the_callers() -> None:
         ((Stall(),), "did not answer"),
     ],
 )
-async def test_the_catalogue_stands_in_where_an_upstream_has_no_list(
+async def test_the_catalogue_replaces_a_missing_list(
     script: Script, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if words == "did not answer":

@@ -17,7 +17,7 @@ from streamproxy.core.webhooks import signing_key
 from streamproxy.hub import STORES
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.limits import HubLimits
-from streamproxy.hub.outbox import MemoryNotices, Notice, Room
+from streamproxy.hub.outbox import MemoryNotices, Notice, OutboxLimits
 from streamproxy.observe import Observer
 from streamproxy.upstream.posting import POST_SECONDS, Poster, Undelivered
 from streamproxy.web.webhooks import DELIVERIES, Notifier
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 
 LIMITS: Final = HubLimits(grace=0.0, hold=0.0, viewers=10, viewers_of_owner=10, streams=10)
 PAUSES: Final = (0.01, 0.01, 0.01)
-ROOM: Final = Room(1000, 1000)
+ROOM: Final = OutboxLimits(1000, 1000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
-"""The files of many processes, in the Valkey or Redis server that keeps their streams.
+"""The uploaded files of all processes, in the Valkey or Redis server that has their streams.
 
-    sp:files            sorted set: `<bytes that it counts> <id> <owner or ->` of every file, by its expiry
-    sp:{id}:file        a file's record, as JSON; there once all of its parts are
+    sp:files            sorted set: `<charged bytes> <id> <owner or ->` of every file; the score is its expiry
+    sp:{id}:file        a file's record, as JSON; written after all of its parts
     sp:{id}:part:<n>    its bytes, PIECE each
 
-Everything expires by itself. Room is taken first, in one script, so that all processes together stay under the cap.
+All keys expire by themselves. A script reserves the room before the bytes are written, so that all processes together
+stay under the cap.
 """
 
 from __future__ import annotations
@@ -23,51 +24,61 @@ from anyio import to_thread
 from streamproxy.core.files import FileRecord
 from streamproxy.core.requests import Upload
 from streamproxy.errors import Failure, ProxyError, descriptors_exhausted
-from streamproxy.hub.files import PIECE, charge_of, full
+from streamproxy.hub.files import PIECE, Room, charge_of, full, share_used_up
 from streamproxy.hub.store import StoreError
 from streamproxy.hub.valkey.client import Argument, Script, ValkeyClient, parse_address
 
 ALL: Final = "sp:files"
 
 REMOVE_SECONDS: Final = 5.0
-"""What letting go of a file that could not be kept may take."""
+"""Seconds to remove the parts of a file that could not be kept."""
 
 RESERVE: Final = Script(
     """
-local now, expires, member, charge, cap = unpack(ARGV)
+local now, expires, member, charge, cap, share = unpack(ARGV)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-local held = 0
+local owner = string.match(member, '%S+$')
+local held, owned = tonumber(charge), tonumber(charge)
 for _, other in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  if other ~= member then held = held + tonumber(string.match(other, '^%d+')) end
+  if other ~= member then
+    local bytes = tonumber(string.match(other, '^%d+'))
+    held = held + bytes
+    if string.match(other, '%S+$') == owner then owned = owned + bytes end
+  end
 end
-if held + tonumber(charge) > tonumber(cap) then return 'full' end
+if held > tonumber(cap) then return 'full' end
+if owned > tonumber(share) then return 'share' end
 redis.call('ZADD', KEYS[1], expires, member)
 redis.call('EXPIREAT', KEYS[1], redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2])
 return 'kept'
 """
 )
-"""Take room for a file, unless it would be too much with all the others. May run twice, when a reply was lost."""
+"""Reserve room for a file under the cap of all files and that of its owner. May run twice, when a reply was lost."""
 
 
 class ValkeyFiles:
     """See the module's text: `hub.files.FileStore`."""
 
-    def __init__(self, url: str, *, max_bytes: int) -> None:
+    def __init__(self, url: str, *, room: Room) -> None:
         self._client = ValkeyClient(parse_address(url))
-        self._max_bytes = max_bytes
+        self._room = room
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Self]:
-        """Close the connections with the block. The server need not be there yet."""
+        """Close the connections when the block ends. The server need not be reachable yet."""
         try:
             yield self
         finally:
             await self._client.aclose()
 
     async def keep(self, record: FileRecord, upload: Upload) -> None:
-        room = (int(time.time()), record.expires, _member(record), charge_of(record.size), self._max_bytes)
-        if await self._client.run(RESERVE, [ALL], *room) != b"kept":
-            raise full(self._max_bytes)
+        room, charge = self._room, charge_of(record.size)
+        asked = (int(time.time()), record.expires, _member(record), charge, room.total, room.each)
+        match await self._client.run(RESERVE, [ALL], *asked):
+            case b"full":
+                raise full(room.total)
+            case b"share":
+                raise share_used_up(room.each)
         try:
             for offset in range(0, record.size, PIECE):
                 await self._set(_part(record, offset), await _read(upload, offset), record)
@@ -101,7 +112,7 @@ class ValkeyFiles:
                 part = await self._client.ask("GET", _part(record, offset))
                 if part is None or len(part) != min(PIECE, record.size - offset):
                     file.close()
-                    return None  # expired just now, removed, or evicted
+                    return None  # just expired, removed, or evicted
                 await to_thread.run_sync(file.write, part)
         except OSError as error:
             file.close()
@@ -142,7 +153,7 @@ def _record(raw: bytes | None) -> FileRecord | None:
     try:
         return FileRecord(**json.loads(raw))
     except (ValueError, TypeError):
-        raise StoreError("The store holds a file's record that this version cannot read.") from None
+        raise StoreError("The store has a file's record that this version cannot read.") from None
 
 
 def _failed(error: OSError) -> ProxyError:

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Final, Self
 
-from streamproxy.hub.outbox import Lease, Notice, Room
+from streamproxy.hub.outbox import Lease, Notice, OutboxLimits
 from streamproxy.hub.valkey.client import Script, ValkeyClient, parse_address
 
 KEYS: Final = tuple(f"sp:{{outbox}}:{name}" for name in ("due", "notices", "owners"))
@@ -99,7 +99,7 @@ class ValkeyNotices:
         finally:
             await self._client.aclose()
 
-    async def put(self, notice: Notice, due: float, room: Room) -> bool:
+    async def put(self, notice: Notice, due: float, room: OutboxLimits) -> bool:
         kept = (notice.id, _ms(due), _written(notice), notice.owner or "-", room.total, room.caller, KEPT_MS)
         return bool(await self._client.run(PUT, KEYS, *kept) == b"kept")
 
