@@ -231,7 +231,9 @@ async def test_a_bucket_that_is_down_costs_no_answer(place: Any, monkeypatch: py
             await ordered(stage)  # nobody waits for it a second time
             assert anyio.current_time() - began < WAIT_SECONDS
             assert stage.server.calls == 2
-            counts = [await stage.proxy.metric("streamproxy_results_total", outcome=each) for each in ("failed", "slow")]
+            counts = [
+                await stage.proxy.metric("streamproxy_results_total", outcome=each) for each in ("failed", "slow")
+            ]
             assert sum(counts) >= 1
     lines = [line for line in logs if line["event"] == "result"]
     assert lines
