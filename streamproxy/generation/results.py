@@ -91,15 +91,16 @@ class Results:
         if anyio.current_time() < self._rests_until:
             return {}
         try:
-            if not await self._put_by(id, anyio.current_time() + WAIT_SECONDS):
-                self._failed("slow", id, "it takes too long")
-                return {}
-            keys = self._keys.get(id) or await self._listed(id, created)
-            signed = await self._bucket.signed(list(keys.values())) if keys else []
+            with anyio.move_on_after(WAIT_SECONDS):
+                await self._put_all(id)
+                keys = dict(self._keys.get(id) or await self._listed(id, created))
+                signed = await self._bucket.signed(list(keys.values())) if keys else []
+                return dict(zip(keys, signed, strict=True))
         except BucketError as error:
             self._failed("unlinked", id, str(error))
             return {}
-        return dict(zip(keys, signed, strict=True))
+        self._failed("slow", id, "it takes too long")
+        return {}
 
     def forget(self, id: str, created: int) -> None:
         """Delete a stream's pictures; nothing waits for that."""
@@ -107,7 +108,7 @@ class Results:
 
     async def _forget(self, id: str, created: int) -> None:
         try:
-            await self._put_by(id, None)
+            await self._put_all(id)
             keys = self._keys.pop(id, None) or await self._listed(id, created)
             self._keys.pop(id, None)
             if keys:
@@ -121,12 +122,10 @@ class Results:
         while self._pending and await self._changed.wait(until):
             pass
 
-    async def _put_by(self, id: str, until: float | None) -> bool:
-        """Wait until all pictures of a stream of this process are there that will be; whether that was in time."""
+    async def _put_all(self, id: str) -> None:
+        """Return when all pictures of a stream of this process are there that will be."""
         while id in self._pending:
-            if not await self._changed.wait(until):
-                return False
-        return True
+            await self._changed.wait()
 
     async def _listed(self, id: str, created: int | None) -> dict[int, str]:
         found: dict[int, str] = {}
@@ -135,8 +134,9 @@ class Results:
                 if match := _NAME.fullmatch(name):
                     found[int(match[1])] = f"{folder}/{name}"
             if found:
-                self._remember(id, found)
                 break
+        if created is None:  # of a stream that was let go no further picture comes
+            self._remember(id, found)
         return found
 
     async def _put(self, record: Record, frame: Frame) -> None:

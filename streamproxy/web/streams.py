@@ -304,23 +304,42 @@ async def delete_stream(request: Request, context: Context) -> ASGIApp:
 
 
 async def get_image(request: Request, context: Context) -> ASGIApp:
-    """The completed image as the file it is."""
-    return await _picture(request, context, preview=False)
+    """The completed image as the file it is, or where it is in the bucket."""
+    try:
+        stream, _ = await _authorised(request, context)
+    except ProxyError as error:
+        # A token, which has been checked, still opens the picture of a stream that was let go.
+        opened = error.failure in LET_GO and "token" in request.query_params
+        moved = await _moved(request, context, None) if opened else None
+        if moved is None:
+            raise
+        return moved
+    made = any(entry.critical and entry.frame.type != ERROR for entry in stream.log.retained())
+    moved = await _moved(request, context, stream.record.created) if made else None
+    return moved or await _picture(request, context, stream, preview=False)
 
 
 async def get_preview(request: Request, context: Context) -> ASGIApp:
     """The newest preview as the file it is; the completed image once that is there."""
-    return await _picture(request, context, preview=True)
+    stream, _ = await _authorised(request, context)
+    return await _picture(request, context, stream, preview=True)
 
 
-async def _picture(request: Request, context: Context, *, preview: bool) -> ASGIApp:
-    try:
-        stream, _ = await _authorised(request, context)
-    except ProxyError as error:
-        stored = None if preview or error.failure not in LET_GO else await _stored(request, context, None)
-        if stored is None:
-            raise
-        return stored
+async def _moved(request: Request, context: Context, created: int | None) -> ASGIApp | None:
+    """302 to the image in the bucket, None where it is not there. A signed URL is for GET only.
+
+    `created`: of the stream, None where it is not known any more.
+    """
+    index: str = request.path_params["image_index"]
+    if context.results is None or request.method != "GET" or not index.isdecimal() or len(index) > _INDEX:
+        return None
+    stored = (await context.results.urls(request.path_params["id"], created)).get(int(index))
+    if stored is None:
+        return None
+    return empty_response(302, {"location": stored, "cache-control": "no-store", **NO_REFERRER})
+
+
+async def _picture(request: Request, context: Context, stream: Stream, *, preview: bool) -> ASGIApp:
     form = preview_choice(request, context.settings).form if preview else None
     index: str = request.path_params["image_index"]
     of_image = [e for e in stream.log.retained() if str(e.frame.image) == index]
@@ -335,8 +354,6 @@ async def _picture(request: Request, context: Context, *, preview: bool) -> ASGI
         picture = nth_image(answers[-1].frame.data, int(index))
     if picture is None:
         raise ProxyError(Failure.NOT_FOUND, "This stream has no such image, or not yet.", param="image_index")
-    if wanted[-1].critical and not preview and (stored := await _stored(request, context, stream.record.created)):
-        return stored
     headers = {
         "etag": f'"{stream.id}-{wanted[-1].cursor}{"" if form is None else form.query}"',
         "cache-control": IMMUTABLE if wanted[-1].critical and not preview else "no-store",
@@ -346,26 +363,6 @@ async def _picture(request: Request, context: Context, *, preview: bool) -> ASGI
     }
     kind = sniff(picture[:SNIFFED]) or "application/octet-stream"
     return partial_response(request, picture, kind, headers)
-
-
-async def _stored(request: Request, context: Context, created: int | None) -> ASGIApp | None:
-    """302 to the image in the bucket, None where it is not there. `created`: None for a stream that was let go.
-
-    Such a stream is opened by a token that was given out while it was there. A signed URL is for GET only.
-    """
-    if context.results is None or request.method != "GET":
-        return None
-    id, token, index = request.path_params["id"], request.query_params.get("token"), request.path_params["image_index"]
-    if created is None:
-        if token is None:
-            return None
-        context.tokens.check(id, token)
-    stored = (await context.results.urls(id, created)).get(
-        int(index) if index.isdecimal() and len(index) <= _INDEX else -1
-    )
-    if stored is None:
-        return None
-    return empty_response(302, {"location": stored, "cache-control": "no-store", **NO_REFERRER})
 
 
 async def _version(context: Context, stream: Stream, entry: Entry, form: PreviewForm) -> Entry:

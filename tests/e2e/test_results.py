@@ -95,6 +95,15 @@ async def test_how_long_a_url_is_valid() -> None:
         assert "X-Amz-Expires=7&" in (await ordered(stage))[0]
 
 
+async def test_a_url_expires() -> None:
+    async with kept(results_seconds=1) as (stage, _):
+        [url, _] = await ordered(stage)
+        assert (await read(url)).status_code == 200
+        with anyio.fail_after(BOUND):
+            while (await read(url)).status_code != 403:  # noqa: ASYNC110  its time ends by itself
+                await anyio.sleep(0.1)
+
+
 async def test_the_image_route_leads_there() -> None:
     async with kept() as (stage, server):
         url = await stage.later(model="sim/gpt-image")
