@@ -171,7 +171,7 @@ def _identifier(text: str | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StreamUrls:
     """The URLs of one stream, absolute, each with a token that reads."""
 
     stream: str = field(repr=False)
@@ -179,14 +179,14 @@ class Place:
     images: tuple[str, ...] = field(repr=False)
 
 
-def message(id: str, ended: Outcome, place: Place, *, at: float, made_by: Mapping[str, str | None]) -> bytes:
+def message(id: str, ended: Outcome, urls: StreamUrls, *, at: float, made_by: Mapping[str, str | None]) -> bytes:
     """The body, at most MAX_BODY bytes. `at` in Unix seconds; `made_by`: provider and model."""
     data: dict[str, object] = {
         "id": id,
         "status": ended.status,
-        "stream_url": place.stream,
-        "status_url": place.status,
-        "images": [{"url": url} for url in place.images],
+        "stream_url": urls.stream,
+        "status_url": urls.status,
+        "images": [{"url": url} for url in urls.images],
         "error": ended.error,
         "cost": ended.cost,
         "usage": None if ended.usage is None else msgspec.Raw(ended.usage),

@@ -1,8 +1,8 @@
 """Completed pictures in a bucket: put there beside their delivery, and found there again by any process.
 
-    keep(record, frame)     put the pictures of a frame; nothing waits for that
+    keep(record, frame)     put the pictures of a frame, in the background
     urls(id, created)       signed URLs of a stream's pictures that are there
-    forget(id, created)     delete them
+    forget(id, created)     delete them, in the background
 
 A picture's key is `<date>/<stream>/<image>.<format>`. A bucket that fails costs a caller at most WAIT_SECONDS, and
 after a failure nothing for REST_SECONDS: then the URLs are the proxy's own, as without a bucket.
@@ -14,7 +14,7 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 
 import anyio
 from anyio import to_thread
@@ -26,7 +26,7 @@ from streamproxy.core.images import SNIFFED, sniff
 from streamproxy.hub.log import Record
 from streamproxy.observe import Observer
 from streamproxy.signals import Signal
-from streamproxy.upstream.bucket import BucketError
+from streamproxy.upstream.bucket import Bucket, BucketError
 
 UPLOADS: Final = 8
 """At a time. Each holds one frame's pictures, decoded."""
@@ -38,33 +38,21 @@ WAIT_SECONDS: Final = 2.0
 """What an answer with URLs waits for its last picture to be in the bucket: 2 MB take some 100 ms."""
 
 REST_SECONDS: Final = 30.0
-"""After a failure nobody waits for the bucket for so long. Pictures are put all the same."""
+"""After a failure no answer waits for the bucket for so long, unless a picture has been put meanwhile."""
 
 KNOWN: Final = 10_000
 """Streams whose keys are remembered, some 300 bytes each."""
 
 DAYS: Final = 3
-"""A stream whose time is not known any more began within so many: its token holds a day, and it lingers a day."""
+"""Where pictures are looked for if the stream is not known any more: its token and its linger have a day at most."""
 
 _NAME: Final = re.compile(r"([0-9]{1,3})\.[a-z0-9]{1,5}")
-
-
-class Place(Protocol):
-    """A bucket, as upstream.bucket.Bucket. Every method raises BucketError."""
-
-    async def put(self, key: str, data: bytes, media_type: str) -> None: ...
-
-    async def names(self, prefix: str) -> list[str]: ...
-
-    async def delete(self, keys: list[str]) -> None: ...
-
-    async def signed(self, keys: list[str]) -> list[str]: ...
 
 
 class Results:
     """See the module's text. `tasks` is the app's task group."""
 
-    def __init__(self, bucket: Place, *, tasks: TaskGroup, observer: Observer) -> None:
+    def __init__(self, bucket: Bucket, *, tasks: TaskGroup, observer: Observer) -> None:
         self._bucket = bucket
         self._tasks = tasks
         self._observer = observer
@@ -76,7 +64,7 @@ class Results:
         self._rests_until = 0.0
 
     def keep(self, record: Record, frame: Frame) -> None:
-        """Put a frame's pictures into the bucket, if it is one with pictures."""
+        """Put a frame's pictures into the bucket, in the background, if it has any."""
         if not frame.final or frame.sums or frame.type == ERROR:
             return
         if self._held + frame.size > HELD_BYTES:
@@ -103,7 +91,7 @@ class Results:
         return {}
 
     def forget(self, id: str, created: int) -> None:
-        """Delete a stream's pictures; nothing waits for that."""
+        """Delete a stream's pictures, in the background."""
         self._tasks.start_soon(self._forget, id, created)
 
     async def _forget(self, id: str, created: int) -> None:
@@ -152,6 +140,8 @@ class Results:
                     self._observer.result("stored", record.id)
         except BucketError as error:
             self._failed("failed", record.id, str(error))
+        except Exception as error:  # in the app's task group it would end the app
+            self._observer.unexpected(error, record.id)
         finally:
             self._held -= frame.size
             self._pending[record.id] -= 1

@@ -28,6 +28,7 @@ from streamproxy.core.catalogue import Catalogue, Provider, parse
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.settings import PREFIX, ProviderSettings, Settings
 from streamproxy.settings.values import ConfigurationError, ConfigurationProblem, Refused, is_loopback, shown_origin
+from streamproxy.upstream.bucket import Bucket, BucketError
 from streamproxy.upstream.signing import google_credentials
 
 LIMIT_OF_SECRETS: Final = 64 * 1024  # bytes of a secret file; nginx takes 32 KiB for all headers of a request
@@ -161,10 +162,17 @@ def _webhook_problems(settings: Settings) -> list[ConfigurationProblem]:
 
 
 def _result_problems(settings: Settings) -> list[ConfigurationProblem]:
-    if settings.results is None or find_spec("obstore") is not None:
+    if settings.results is None:
         return []
-    fix = "in streamproxy's source directory: pip install '.[s3]'"
-    return [ConfigurationProblem("results", "its client library is not installed", fix, "STREAMPROXY_RESULTS")]
+    if find_spec("obstore") is None:
+        happened, fix = "its client library is not installed", "in streamproxy's source directory: pip install '.[s3]'"
+        return [ConfigurationProblem("results", happened, fix, "STREAMPROXY_RESULTS")]
+    try:
+        Bucket(settings.results, endpoint=settings.results_endpoint, seconds=settings.token_seconds)
+    except BucketError as error:
+        fix = "look at results_endpoint, and at the variables of the environment that begin with AWS_"
+        return [ConfigurationProblem("results", f"the client library refuses it ({error})", fix, "STREAMPROXY_RESULTS")]
+    return []
 
 
 def _trust_problems(environ: Mapping[str, str]) -> list[ConfigurationProblem]:

@@ -38,7 +38,8 @@ class BucketError(Exception):
 class Bucket:
     """A bucket, or what is below a prefix of it. `url`: `s3://bucket/prefix`; `endpoint`: of a service not AWS's.
 
-    `seconds`: how long a signed URL is valid. Raises ModuleNotFoundError without the extra `s3`.
+    `seconds`: how long a signed URL is valid. Nothing is sent yet. Raises ModuleNotFoundError without the extra `s3`,
+    and BucketError for what obstore finds wrong with the URL or the environment.
     """
 
     def __init__(self, url: str, *, endpoint: str | None, seconds: float) -> None:
@@ -46,18 +47,19 @@ class Bucket:
 
         place = urlsplit(url)
         options: dict[str, str] = {} if endpoint is None else {"endpoint": endpoint}
-        self._store = S3Store(
-            place.netloc,
-            prefix=place.path.strip("/") or None,
-            client_options={
-                "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
-                "timeout": timedelta(seconds=PUT_SECONDS),
-                "pool_idle_timeout": timedelta(seconds=IDLE_SECONDS),
-                **({"allow_http": True} if (endpoint or "").startswith("http://") else {}),
-            },
-            retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=PUT_SECONDS)},
-            **options,  # type: ignore[arg-type]
-        )
+        with _translated():
+            self._store = S3Store(
+                place.netloc,
+                prefix=place.path.strip("/") or None,
+                client_options={
+                    "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+                    "timeout": timedelta(seconds=PUT_SECONDS),
+                    "pool_idle_timeout": timedelta(seconds=IDLE_SECONDS),
+                    **({"allow_http": True} if (endpoint or "").startswith("http://") else {}),
+                },
+                retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=PUT_SECONDS)},
+                **options,  # type: ignore[arg-type]
+            )
         self._lifetime = timedelta(seconds=seconds)
 
     async def put(self, key: str, data: bytes, media_type: str) -> None:
@@ -92,11 +94,9 @@ class Bucket:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    from obstore.exceptions import BaseError
-
     try:
         yield
     except TimeoutError:
         raise BucketError("it took too long") from None
-    except BaseError as error:
+    except Exception as error:  # obstore's own, and those of Python's types that it raises
         raise BucketError(type(error).__name__) from None

@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from streamproxy.auth import StreamTokens
 from streamproxy.core.events import Frame, error_frame
-from streamproxy.core.webhooks import HEADER, SCHEDULE, Place, message, outcome, pause, refused, signed
+from streamproxy.core.webhooks import HEADER, SCHEDULE, StreamUrls, message, outcome, pause, refused, signed
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.results import Results
 from streamproxy.hub.hub import Hub
@@ -150,6 +150,6 @@ class Notifier:
         links = await self.results.urls(record.id, record.created) if self.results is not None and ended.images else {}
         token = self.tokens.mint(notice.id)
         images = tuple(links.get(index) or f"{notice.base}/images/{index}?token={token}" for index in ended.images)
-        place = Place(f"{notice.base}?token={token}", f"{notice.base}/status?token={token}", images)
+        urls = StreamUrls(f"{notice.base}?token={token}", f"{notice.base}/status?token={token}", images)
         made_by = {"provider": notice.provider, "model": notice.model}
-        return message(notice.id, ended, place, at=time.time(), made_by=made_by).decode()
+        return message(notice.id, ended, urls, at=time.time(), made_by=made_by).decode()

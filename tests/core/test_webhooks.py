@@ -10,13 +10,13 @@ import orjson
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from streamproxy.core.events import ANSWER, ERROR, Frame, error_frame
+from streamproxy.core.events import ANSWER, ERROR, Frame, Operation, Role, error_frame, type_of
 from streamproxy.core.webhooks import (
     MAX_BODY,
     MAX_URL,
     SCHEDULE,
     Outcome,
-    Place,
+    StreamUrls,
     message,
     outcome,
     pause,
@@ -116,6 +116,13 @@ def test_cost_and_usage_are_those_of_all_images() -> None:
     assert orjson.loads(ended.usage or b"") == {"total_tokens": 6, "output_tokens": 4}
 
 
+def test_a_sum_of_a_job_is_no_image() -> None:
+    sums = type_of(Operation.GENERATION, Role.USAGE)
+    data = orjson.dumps({"type": sums, "cost": 0.25, "usage": {"total_tokens": 4}})
+    ended = outcome([frame(cost=0.5, usage={"total_tokens": 3}), Frame(sums, (data,), 1, final=True)])
+    assert (ended.images, ended.cost, ended.usage) == ((0,), 0.75, b'{"total_tokens":7}')
+
+
 def test_an_image_without_figures() -> None:
     assert outcome([frame()]) == Outcome("completed", (0,))
 
@@ -158,7 +165,7 @@ def test_what_cannot_be_read_is_no_obstacle(type: str, data: bytes) -> None:
 
 def written(ended: Outcome, images: int) -> dict[str, Any]:
     urls = tuple(f"https://bucket.example.com/{number}?{'s' * 1500}" for number in range(images))
-    place = Place("https://p.example.com/s?token=t", "https://p.example.com/s/status?token=t", urls)
+    place = StreamUrls("https://p.example.com/s?token=t", "https://p.example.com/s/status?token=t", urls)
     body = message("str_1", ended, place, at=1_700_000_000.9, made_by={"provider": "sim", "model": None})
     assert len(body) <= MAX_BODY
     found: dict[str, Any] = orjson.loads(body)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -23,10 +25,13 @@ from streamproxy.simulator.server import serve
 from tests.golden.shapes import PICTURE
 from tests.support import bucket, previews
 from tests.support.bucket import NAME, PREFIX, BucketServer, bucket_server
+from tests.support.previews import REST
 from tests.support.provider import COMPLETED, USAGE
 from tests.support.proxy import BOUND, events
 from tests.support.receiver import receiving
+from tests.support.replicas import USER, replicas
 from tests.support.streams import EVENTS, Stage, playing
+from tests.support.valkey import valkey_server
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +82,7 @@ async def test_an_answer_has_signed_urls_of_the_bucket() -> None:
             assert (picture.status_code, picture.headers["content-type"]) == (200, "image/png")
             assert hashlib.sha256(picture.content).digest() == hashlib.sha256(FILE).digest()
         assert len(server.put) == len(set(server.put)) == 2
+        assert server.lists == 0
         assert stage.server.calls == 1
         assert await stage.proxy.metric("streamproxy_results_total", outcome="stored") == 2
 
@@ -185,6 +191,37 @@ async def test_what_is_deleted_is_deleted_there() -> None:
         assert (await stage.get(image)).status_code == 410
 
 
+async def test_a_process_that_stops_puts_its_last_pictures() -> None:
+    async with kept() as (stage, server):
+        assert (await stage.post(model="sim/plain", n=2)).status_code == 200
+        assert stage.proxy.drain is not None
+        await stage.proxy.drain()
+        assert list(server.objects().values()) == [FILE, FILE]
+
+
+async def test_another_replica_leads_there_too() -> None:
+    async with bucket_server() as server:
+        places = {name: f'"{value}"' for name, value in server.settings.items()}
+        with valkey_server(*USER) as valkey:
+            async with replicas(valkey, status=-signal.SIGKILL, **places) as cluster:
+                scene = cluster.scene((), REST)
+                scene.go.set()
+                location = await cluster.later(cluster.a, scene)
+                await cluster.until(cluster.b, location, "completed")
+                image = location.replace("?", "/images/0?")
+                with anyio.fail_after(BOUND):
+                    while not server.put:  # noqa: ASYNC110  the upload runs beside the delivery
+                        await anyio.sleep(0.01)
+                os.kill(cluster.a.pid, signal.SIGKILL)
+                answer = await cluster.get(cluster.b, image)
+                assert answer.status_code == 302, answer.text
+                picture = await read(answer.headers["location"])
+                assert picture.content == previews.PICTURE
+                assert server.put == list(dict.fromkeys(server.put))
+                assert server.lists == 1
+                assert scene.calls == 1
+
+
 async def test_a_webhook_names_the_bucket() -> None:
     async with receiving() as receiver, kept(**receiver.settings) as (stage, server):
         await stage.post(model="sim/plain", n=2, headers=receiver.asked)
@@ -237,7 +274,7 @@ async def test_a_bucket_that_is_down_costs_no_answer(place: Any, monkeypatch: py
             took = anyio.current_time() - began
             assert took < WAIT_SECONDS + 5, took
             began = anyio.current_time()
-            await ordered(stage)  # nobody waits for it a second time
+            await ordered(stage)  # it is not waited for a second time
             assert anyio.current_time() - began < WAIT_SECONDS
             assert stage.server.calls == 2
             counts = [

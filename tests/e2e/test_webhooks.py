@@ -300,7 +300,7 @@ async def test_logs_have_no_url_of_a_receiver() -> None:
     assert (line["outcome"], line["attempts"], line["reason"]) == ("gone", 1, "HTTP 410")
 
 
-async def test_a_conversation_that_is_passed_on_says_that_it_tells_nobody() -> None:
+async def test_a_relayed_chat_does_not_apply_it() -> None:
     def chat(received: Received) -> Script:
         return json_answer(200, {"choices": []})
 

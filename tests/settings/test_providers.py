@@ -364,6 +364,13 @@ def test_a_bucket_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ".[s3]" in problem.fix
 
 
+def test_a_bucket_that_its_library_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", CANARY)
+    [problem] = problems(Settings(upstream="http://gateway/v1", results="s3://bucket"), {})
+    assert problem.setting == "results"
+    assert "AWS_" in problem.fix
+
+
 def test_a_place_is_shown_without_its_secrets() -> None:
     assert place_of("memory") == "memory"
     assert place_of(STORE) == "redis  store.example:6380"

@@ -27,11 +27,12 @@ PREFIX: Final = "made/here"
 
 @dataclass(slots=True)
 class BucketServer:
-    """`folder` is where the objects of the bucket are; `put` are the paths of the PUTs that came."""
+    """`folder` is where the objects of the bucket are; `put` are the paths of the PUTs that came; `lists` counts lists."""
 
     url: str
     folder: Path
     put: list[str] = field(default_factory=list)
+    lists: int = 0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -65,6 +66,7 @@ async def bucket_server() -> AsyncIterator[BucketServer]:
         async def counting(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http" and scope["method"] == "PUT":
                 server.put.append(scope["path"])
+            server.lists += b"list-type" in scope.get("query_string", b"")
             await app(scope, receive, send)
 
         async with serving(counting, Settings.of({"port": 0})) as running:

@@ -134,7 +134,7 @@ async def test_many_are_delivered_once_each() -> None:
         assert sorted(setup.receiver.ids) == sorted(f"msg_str_{number}" for number in range(3 * DELIVERIES))
 
 
-async def test_a_stream_that_nobody_knows_is_told_as_failed() -> None:
+async def test_an_unknown_stream_is_told_as_failed() -> None:
     """Its process was lost between the promise and the generation."""
     async with notifying() as setup:
         await setup.put(body="")
