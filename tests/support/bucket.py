@@ -27,7 +27,7 @@ PREFIX: Final = "made/here"
 
 @dataclass(slots=True)
 class BucketServer:
-    """`folder` is where the objects of the bucket are; `put` are the paths of the PUTs that came; `lists` counts lists."""
+    """`folder` is where the objects of the bucket are; `put` are the paths of PUTs; `lists` counts lists."""
 
     url: str
     folder: Path
