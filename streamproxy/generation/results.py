@@ -20,9 +20,10 @@ import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from streamproxy.core.eventdata import answer_images, image_bytes
+from streamproxy.core.eventdata import answer_items, image_bytes, taken_apart
 from streamproxy.core.events import ANSWER, ERROR, Frame
-from streamproxy.core.images import SNIFFED, sniff
+from streamproxy.core.images import SNIFFED, decoded, sniff
+from streamproxy.core.sse import Piece
 from streamproxy.hub.log import Record
 from streamproxy.observe import Observer
 from streamproxy.signals import Signal
@@ -173,9 +174,20 @@ _FORMATS: Final = {
 def _pictures(frame: Frame) -> list[tuple[int, bytes]]:
     """A frame's pictures, decoded. One that is only at a URL is not among them."""
     if frame.type == ANSWER:
-        return [(index, each) for index, each in enumerate(answer_images(frame.data)) if each is not None]
-    picture = image_bytes(frame.data)
-    return [] if picture is None else [(frame.image, picture)]
+        found = [(index, _picture((item,))) for index, item in enumerate(answer_items(frame.data))]
+    else:
+        found = [(frame.image, _picture(frame.data))]
+    return [(index, picture) for index, picture in found if picture]
+
+
+def _picture(data: tuple[Piece, ...]) -> bytes | None:
+    """The picture of an event, or of an answer's item."""
+    _, base64 = taken_apart(data)
+    text = b"".join(base64)
+    try:
+        return image_bytes(data) if b"\\" in text else decoded(text)  # some encoders escape the slash
+    except ValueError:
+        return None
 
 
 def _folder(id: str, created: float) -> str:

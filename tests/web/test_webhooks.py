@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from typing import Final
 
 import anyio
 import pytest
+import trustme
 from structlog.testing import capture_logs
 
 from streamproxy.auth import StreamTokens
@@ -19,6 +21,9 @@ from streamproxy.hub.hub import Hub
 from streamproxy.hub.limits import HubLimits
 from streamproxy.hub.outbox import MemoryNotices, Notice, OutboxLimits
 from streamproxy.observe import Observer
+from streamproxy.simulator.received import Received
+from streamproxy.simulator.script import Script, Send, Stall, head
+from streamproxy.simulator.server import serve
 from streamproxy.upstream.posting import POST_SECONDS, Poster, Undelivered
 from streamproxy.web.webhooks import DELIVERIES, Notifier
 from tests.support.proxy import BOUND, NO_TRUST
@@ -152,3 +157,46 @@ async def test_a_receiver_that_refuses_connections() -> None:
     assert "path-0123456789" not in str(raised.value)
     assert POST_SECONDS < 30
     await poster.aclose()
+
+
+async def names(host: str, port: int) -> list[str]:
+    """A resolver: every name is this machine's."""
+    return ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(("certified", "delivered"), [("hooks.lan", True), ("another.lan", False)])
+async def test_the_certificate_is_that_of_the_name(certified: str, delivered: bool) -> None:
+    """It is an address that is dialled."""
+    authority = trustme.CA()
+    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.issue_cert(certified).configure_cert(theirs)
+    authority.configure_trust(ours)
+    hosts: list[str | None] = []
+
+    def take(received: Received) -> Script:
+        hosts.append(received.header("host"))
+        return (Send(head(204, length=0)),)
+
+    with anyio.fail_after(BOUND):
+        async with serve(take, ssl=theirs) as server:
+            origin = f"https://hooks.lan:{server.port}"
+            poster = Poster(origins=[f"{origin} internal"], ssl_context=ours, resolver=names)
+            if delivered:
+                assert await poster.post(origin + PATH, {}, b"{}") == 204
+                assert hosts == [f"hooks.lan:{server.port}"]
+            else:
+                with pytest.raises(Undelivered):
+                    await poster.post(origin + PATH, {}, b"{}")
+                assert hosts == []
+            await poster.aclose()
+
+
+async def test_a_receiver_that_hangs_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamproxy.upstream.posting.POST_SECONDS", 0.1)
+    with anyio.fail_after(BOUND):
+        async with serve(lambda _: (Stall(),)) as server:
+            poster = Poster(origins=[f"{server.url} internal"], ssl_context=NO_TRUST)
+            with pytest.raises(Undelivered, match=r"it took over 0\.1 s"):
+                await poster.post(server.url + PATH, {}, b"{}")
+            await server.wait_closed_connections(BOUND)
+            await poster.aclose()
