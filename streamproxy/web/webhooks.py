@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
+from urllib.parse import urlsplit
 
 import anyio
 from anyio import to_thread
@@ -31,6 +33,9 @@ from streamproxy.upstream.posting import Poster, Undelivered
 
 DELIVERIES: Final = 32
 """At a time: a receiver that hangs holds one for POST_SECONDS. Each holds a message of up to 64 KiB."""
+
+DELIVERIES_TO_ONE: Final = 8
+"""Of them to one origin, so that a receiver that hangs holds up its own messages only."""
 
 POLL_SECONDS: Final = 1.0
 """How soon a notice is seen that another process made due, or that is due again."""
@@ -72,6 +77,7 @@ class Notifier:
     key: bytes = field(repr=False)
     schedule: Sequence[float] = SCHEDULE
     poll: float = POLL_SECONDS
+    _busy: Counter[str] = field(default_factory=Counter, init=False)
 
     async def run(self) -> None:
         """Deliver what is due, until cancelled."""
@@ -92,14 +98,20 @@ class Notifier:
             await self.outbox.renew()
 
     async def _deliver(self, lease: Lease, free: anyio.Semaphore) -> None:
+        origin = urlsplit(lease.notice.url).netloc
+        self._busy[origin] += 1
         try:
-            notice = await self._written(lease)
-            if notice is not None:
+            if self._busy[origin] > DELIVERIES_TO_ONE:
+                await self.outbox.postpone(lease, lease.notice, POLL_SECONDS)
+            elif (notice := await self._written(lease)) is not None:
                 await self._attempt(lease, notice)
         except Exception as error:
             self.observer.unexpected(error, lease.notice.id)
             await self._again(lease, lease.notice, 0, "the proxy failed")
         finally:
+            self._busy[origin] -= 1
+            if not self._busy[origin]:
+                del self._busy[origin]
             free.release()
             self.outbox.changed.set()
 

@@ -142,7 +142,7 @@ async def test_the_status_names_the_bucket() -> None:
         assert (await read(image["image_url"])).status_code == 200
 
 
-async def test_events_have_our_own_url_which_leads_there() -> None:
+async def test_events_have_our_own_url() -> None:
     async with kept() as (stage, server):
         answer = await stage.post(stream=True, response_format="url")
         said = events(answer.content)[-1].json
@@ -191,7 +191,7 @@ async def test_what_is_deleted_is_deleted_there() -> None:
         assert (await stage.get(image)).status_code == 410
 
 
-async def test_a_process_that_stops_puts_its_last_pictures() -> None:
+async def test_a_stopping_process_puts_its_last_pictures() -> None:
     async with kept() as (stage, server):
         assert (await stage.post(model="sim/plain", n=2)).status_code == 200
         assert stage.proxy.drain is not None

@@ -72,7 +72,7 @@ async def test_a_message_has_neither_picture_nor_prompt() -> None:
         assert PROMPT.encode() not in said
 
 
-async def test_a_json_answer_is_told_and_its_pictures_are_kept() -> None:
+async def test_a_json_answers_pictures_are_kept() -> None:
     async with receiving() as receiver, playing(painter, **receiver.settings) as stage:
         answer = await stage.post(model="sim/plain", n=2, headers=receiver.asked)
         assert len(answer.json()["data"]) == 2
@@ -210,7 +210,7 @@ async def test_an_unlisted_origin(origins: list[str]) -> None:
         assert receiver.server.connections == 0
 
 
-async def test_an_internal_address_that_is_not_listed_as_such() -> None:
+async def test_an_internal_address_not_listed_as_such() -> None:
     async with receiving() as receiver, staged(webhook_origins=[receiver.origin], webhook_secret=SECRET) as stage:
         await refused(stage, receiver.asked, "webhook_origins")
         assert receiver.server.connections == 0
@@ -230,7 +230,7 @@ async def test_an_internal_address_that_is_not_listed_as_such() -> None:
         [],
     ],
 )
-async def test_a_name_with_an_address_that_is_not_public(addresses: list[str]) -> None:
+async def test_a_name_with_an_address_not_public(addresses: list[str]) -> None:
     names = Names(addresses)
     async with receiving() as receiver:
         origin = f"http://hooks.example.com:{receiver.server.port}"

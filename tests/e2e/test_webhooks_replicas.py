@@ -62,7 +62,7 @@ async def empty(valkey: ValkeyServer) -> None:
             await anyio.sleep(0.02)
 
 
-async def test_another_replica_delivers_for_one_that_was_killed(down: socket.socket) -> None:
+async def test_another_replica_delivers_for_a_killed_one(down: socket.socket) -> None:
     with valkey_server(*USER) as valkey:
         async with replicas(valkey, status=-signal.SIGKILL, **settings(down)) as cluster:
             scene = cluster.scene()
@@ -82,7 +82,7 @@ async def test_another_replica_delivers_for_one_that_was_killed(down: socket.soc
             assert scene.calls == 1
 
 
-async def test_a_generation_that_was_killed_is_told_as_lost(down: socket.socket) -> None:
+async def test_a_killed_generation_is_told_as_lost(down: socket.socket) -> None:
     with valkey_server(*USER) as valkey:
         async with replicas(valkey, status=-signal.SIGKILL, **settings(down)) as cluster:
             scene = cluster.scene()

@@ -25,7 +25,7 @@ from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Script, Send, Stall, head
 from streamproxy.simulator.server import serve
 from streamproxy.upstream.posting import POST_SECONDS, Poster, Undelivered
-from streamproxy.web.webhooks import DELIVERIES, Notifier
+from streamproxy.web.webhooks import DELIVERIES, DELIVERIES_TO_ONE, Notifier
 from tests.support.proxy import BOUND, NO_TRUST
 from tests.support.receiver import PATH, SECRET, Receiver, receiving
 
@@ -57,7 +57,7 @@ class Setup:
 
 
 @asynccontextmanager
-async def notifying(*statuses: int) -> AsyncIterator[Setup]:
+async def notifying(*statuses: int, also: str = "http://127.0.0.1:1") -> AsyncIterator[Setup]:
     observer = Observer()
     notices = MemoryNotices()
     with anyio.fail_after(BOUND):
@@ -68,7 +68,7 @@ async def notifying(*statuses: int) -> AsyncIterator[Setup]:
         ):
             hub = Hub(backend=backend, tasks=tasks, limits=LIMITS, observer=observer, notices=notices)
             assert hub.outbox is not None
-            poster = Poster(origins=[f"{receiver.origin} internal"], ssl_context=NO_TRUST)
+            poster = Poster(origins=[f"{each} internal" for each in (receiver.origin, also)], ssl_context=NO_TRUST)
             notifier = Notifier(
                 outbox=hub.outbox,
                 poster=poster,
@@ -112,7 +112,7 @@ async def test_410_ends_it_for_good() -> None:
     assert [(line["outcome"], line["stream"]) for line in logs if line["event"] == "webhook"] == [("gone", "str_1")]
 
 
-async def test_it_is_given_up_after_the_last_pause_with_one_line() -> None:
+async def test_it_is_given_up_with_one_line() -> None:
     with capture_logs() as logs:
         async with notifying(*[500] * 10) as setup:
             await setup.put()
@@ -122,7 +122,7 @@ async def test_it_is_given_up_after_the_last_pause_with_one_line() -> None:
     assert (line["outcome"], line["attempts"], line["reason"]) == ("given_up", len(PAUSES) + 1, "HTTP 500")
 
 
-async def test_an_attempt_that_fails_does_not_hold_up_others() -> None:
+async def test_a_failed_attempt_holds_up_no_other() -> None:
     async with notifying() as setup:
         await setup.put("str_1", path="\nnot a path")
         await setup.put("str_2")
@@ -137,6 +137,18 @@ async def test_many_are_delivered_once_each() -> None:
             await setup.put(f"str_{number}")
         await setup.pending()
         assert sorted(setup.receiver.ids) == sorted(f"msg_str_{number}" for number in range(3 * DELIVERIES))
+
+
+async def test_a_hung_receiver_holds_up_only_its_own() -> None:
+    async with serve(lambda _: (Stall(),)) as hung, notifying(also=hung.url) as setup:
+        for number in range(2 * DELIVERIES):
+            notice = Notice(f"str_{number}", None, hung.url + PATH, "https://p.test/s", body="{}")
+            await setup.notices.put(notice, time.time(), ROOM)
+        setup.notifier.outbox.changed.set()
+        await hung.wait_until(lambda server: server.calls == DELIVERIES_TO_ONE, BOUND)
+        await setup.put()
+        assert await setup.receiver.message() == {"type": "test"}
+        assert hung.calls == DELIVERIES_TO_ONE
 
 
 async def test_an_unknown_stream_is_told_as_failed() -> None:
