@@ -32,7 +32,7 @@ METRICS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("streamproxy_webhooks_total", "Attempts to deliver a webhook, by outcome", ("outcome",)),
     ("streamproxy_results_total", "Completed pictures for the bucket, by outcome", ("outcome",)),
 )
-"""Every counter: name, meaning, labels. The README table is checked against it."""
+"""Every counter: name, meaning, labels. A table of the documentation is checked against it."""
 
 GAUGES: Final[tuple[tuple[str, str], ...]] = (("streamproxy_streams", "Generations running now"),)
 

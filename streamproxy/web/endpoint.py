@@ -58,6 +58,7 @@ class Context:
     notifier: Notifier | None
     results: Results | None
     files: Mapping[str, StaticFile]
+    openapi: Callable[[], StaticFile]
 
     def ask_for_key(self, request: Request) -> None:
         """Raises ProxyError(INVALID_API_KEY) for a request that brings no key where it cannot do without."""
