@@ -24,7 +24,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from streamproxy.auth import StreamTokens
+from streamproxy.auth import StreamTokens, callers_of
 from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.core.conversation import Limits
 from streamproxy.core.events import error_body
@@ -37,7 +37,8 @@ from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.results import Results
 from streamproxy.generation.router import Router, Service
-from streamproxy.hub import FILE_STORES, NOTICE_STORES, STORES
+from streamproxy.generation.tabs import Tabs
+from streamproxy.hub import FILE_STORES, LEDGERS, NOTICE_STORES, STORES
 from streamproxy.hub.files import Files, Room
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.limits import HubLimits
@@ -155,9 +156,16 @@ class _Wiring:
         """Start everything. What has to be ended is on `running`."""
         trust = self.ssl_context or default_ssl_context()
         services = self._connect(running, trust)
+        open_ledger = LEDGERS[self.settings.store.partition(":")[0]]
+        ledger = await running.enter_async_context(open_ledger(self.settings.store))
+        settling = await running.enter_async_context(AsyncExitStack())  # once all tasks have ended
         tasks = await running.enter_async_context(anyio.create_task_group())
         hub = await self._start_hub(running, tasks)
         results = self._results(tasks)
+        tabs = Tabs(ledger, health=hub.health, observer=self.observer)
+        tasks.start_soon(tabs.tend)
+        settling.push_async_callback(tabs.settle_all)
+        callers = callers_of(self.settings)
         threads = anyio.CapacityLimiter(CONVERSIONS)
         attempts = self._attempts(running, trust, threads)
         notifier = self._start_notifier(running, tasks, trust, hub, results)
@@ -166,7 +174,7 @@ class _Wiring:
             settings=self.settings,
             catalogue=self.catalogue,
             providers=self.configured.providers,
-            router=Router(self.catalogue, services, self.policy),
+            router=Router(self.catalogue, services, self.policy, callers),
             attempts=attempts,
             producer=Producer(attempts=attempts, hub=hub, observer=self.observer, tasks=tasks, results=results),
             previews=PreviewMaker(tasks, threads),
@@ -174,6 +182,8 @@ class _Wiring:
             hub=hub,
             uploads=await self._open_files(running, hub),
             tokens=self.tokens,
+            callers=callers,
+            tabs=tabs,
             origins=self.origins,
             intake=_intake(self.settings),
             cutoff=Cutoff(tasks, self.settings.drain_timeout),
@@ -277,7 +287,7 @@ class _Wiring:
         room = Room(settings.file_bytes, settings.file_bytes_per_caller)
         open_store = FILE_STORES[settings.store.partition(":")[0]]
         store = await running.enter_async_context(open_store(settings.store, room))
-        return Files(store, hub.health, room, settings.file_seconds, tenants=bool(settings.caller_keys))
+        return Files(store, hub.health, room, settings.file_seconds, tenants=settings.has_callers)
 
     def _attempts(self, running: AsyncExitStack, trust: ssl.SSLContext, threads: anyio.CapacityLimiter) -> Attempts:
         settings = self.settings
@@ -321,7 +331,7 @@ def _keyed(configured: Providers) -> bool:
 
 def _origins(settings: Settings, configured: Providers) -> Origins:
     """The rules for pages and host names. Any name will do unless a configured key can be spent without a caller's."""
-    exposed = not settings.caller_keys and any(source.configured for source in configured.credentials.values())
+    exposed = not settings.has_callers and any(source.configured for source in configured.credentials.values())
     known = hosts_of(settings.host, settings.allowed_hosts)
     return Origins(frozenset(settings.cors_origins), known if exposed else None, known)
 

@@ -8,6 +8,7 @@ mirrors                streams of other processes that are followed here
 store, memory, valkey  the stores of streams, listed in `STORES`
 files, disk            uploaded files and their stores, listed in `FILE_STORES`
 outbox                 pending webhooks and their stores, listed in `NOTICE_STORES`
+ledger                 spending and running generations of callers; the ledgers are listed in `LEDGERS`
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from streamproxy.hub.disk import DiskFiles
 from streamproxy.hub.files import FileStore, Room
+from streamproxy.hub.ledger import Ledger, MemoryLedger
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
 from streamproxy.hub.outbox import MemoryNotices, NoticeStore
 from streamproxy.hub.store import StoreBackend
@@ -69,6 +71,19 @@ async def _valkey_notices(url: str) -> AsyncIterator[NoticeStore]:
         yield notices
 
 
+@asynccontextmanager
+async def _memory_ledger(url: str) -> AsyncIterator[Ledger]:
+    yield MemoryLedger()
+
+
+@asynccontextmanager
+async def _valkey_ledger(url: str) -> AsyncIterator[Ledger]:
+    from streamproxy.hub.valkey.ledger import ValkeyLedger  # needs the extra `valkey`
+
+    async with ValkeyLedger(url).open() as ledger:
+        yield ledger
+
+
 StoreFactory = Callable[[str, int, float], AbstractAsyncContextManager[StoreBackend]]
 
 STORES: Final[dict[str, StoreFactory]] = {
@@ -92,3 +107,11 @@ NOTICE_STORES: Final[dict[str, NoticeStoreFactory]] = {
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_notices),
 }
 """Opens the store of webhooks, by the same scheme. Argument: URL."""
+
+LedgerFactory = Callable[[str], AbstractAsyncContextManager[Ledger]]
+
+LEDGERS: Final[dict[str, LedgerFactory]] = {
+    "memory": _memory_ledger,
+    **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_ledger),
+}
+"""Opens the ledger, by the same scheme. Argument: URL."""

@@ -132,7 +132,8 @@ class Outbox:
         await self._health.attempt(self._store.replace(lease, notice, time.time() + seconds))
 
     async def drop(self, notice: Notice) -> None:
-        """Let go of a notice that is delivered, or given up."""
+        """Let go of a notice that is delivered, or given up, or whose stream has not begun."""
+        self._running.discard(notice.id)
         await self._health.attempt(self._store.drop(notice))
 
 

@@ -31,6 +31,7 @@ from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import check_inputs
 from streamproxy.generation.router import Plan
+from streamproxy.generation.tabs import Tab
 from streamproxy.hub.generation import OnDisconnect
 from streamproxy.hub.keys import Names
 from streamproxy.hub.log import Record
@@ -119,7 +120,7 @@ async def _order(
     model = plan.route.model
     request.state.provider = plan.route.provider.name
     request.state.model = None if model.family == UNKNOWN else model.id  # an unknown one is in the caller's words
-    owner = owner_of(request.scope["headers"], context.settings.caller_keys)
+    owner = owner_of(request.scope["headers"], context.callers)
     named = (model.id, wanted.model)
     previews = preview_choice(request, context.settings, named) if wanted.stream else AS_THEY_COME
     key = idempotency_key(request)
@@ -173,10 +174,7 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     """A new generation and its producer, and its caller as the first reader."""
     hub, preferred = order.context.hub, order.preferences
     try:
-        if order.missing is not None:
-            raise order.missing
-        hub.admission.admit(hub.running)
-        await _put_notice(order, record)
+        tab = await _admitted(order, record)
     except ProxyError:
         await hub.withdraw(record.id, order.names)
         raise
@@ -186,18 +184,34 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     subscriber = generation.stream.subscribe(asker=not preferred.later, versions=_versions(order))
     await hub.register(generation)
     note_generation(order.request.scope, generation.stream)
-    order.context.producer.start(order.wanted, order.plan, generation, files.pop_all().close)
+    order.context.producer.start(order.wanted, order.plan, generation, tab, files.pop_all().close)
     return _FirstReading(order, subscriber)
 
 
-async def _put_notice(order: _Order, record: Record) -> None:
-    """Promise the order's webhook, if it has one. Raises ProxyError(OVERLOADED)."""
-    outbox = order.context.hub.outbox
-    if order.webhook is None or outbox is None:
-        return
-    base = absolute_base(order.request, order.context, record.id)
-    state = order.request.state
-    await outbox.put(Notice(record.id, order.owner, order.webhook, base, state.provider, state.model))
+async def _admitted(order: _Order, record: Record) -> Tab:
+    """What the generation is charged to; its webhook is promised. Raises ProxyError where it may not begin."""
+    if order.missing is not None:
+        raise order.missing
+    hub, notice = order.context.hub, _notice(order, record)
+    tab = await order.context.tabs.open(order.plan.caller, (order.plan.route,), order.wanted.n)
+    try:
+        if notice is not None and hub.outbox is not None:
+            await hub.outbox.put(notice)
+        hub.admission.admit(hub.running)  # nothing is awaited from here to where it runs
+    except ProxyError:
+        await tab.withdraw()
+        if notice is not None and hub.outbox is not None:
+            await hub.outbox.drop(notice)
+        raise
+    return tab
+
+
+def _notice(order: _Order, record: Record) -> Notice | None:
+    """The order's webhook, if it has one."""
+    if order.webhook is None:
+        return None
+    base, state = absolute_base(order.request, order.context, record.id), order.request.state
+    return Notice(record.id, order.owner, order.webhook, base, state.provider, state.model)
 
 
 def _attach(order: _Order, stream: Stream) -> _Reading:
