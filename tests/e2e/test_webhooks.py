@@ -289,6 +289,18 @@ async def test_too_many_webhooks_of_one_caller() -> None:
         assert stage.server.calls == 1
 
 
+async def test_an_order_that_is_not_admitted_leaves_no_webhook() -> None:
+    async with receiving() as receiver, staged(**receiver.settings, max_streams=1, max_webhooks=1) as stage:
+        url = await stage.later()
+        answer = await stage.post(stream=True, headers=receiver.asked, prompt="another")
+        assert (answer.status_code, "max_streams" in answer.text) == (503, True)
+        stage.go.set()
+        await stage.until(url, "completed")
+        assert (await stage.post(stream=True, headers=receiver.asked, prompt="another")).status_code == 200
+        assert (await receiver.message())["type"] == "image.stream.completed"
+        assert stage.server.calls == 2
+
+
 async def test_logs_have_no_url_of_a_receiver() -> None:
     with capture_logs() as logs:
         async with told(410) as (stage, receiver):
