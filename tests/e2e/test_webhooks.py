@@ -289,7 +289,7 @@ async def test_too_many_webhooks_of_one_caller() -> None:
         assert stage.server.calls == 1
 
 
-async def test_an_order_that_is_not_admitted_leaves_no_webhook() -> None:
+async def test_an_unadmitted_order_leaves_no_webhook() -> None:
     async with receiving() as receiver, staged(**receiver.settings, max_streams=1, max_webhooks=1) as stage:
         url = await stage.later()
         answer = await stage.post(stream=True, headers=receiver.asked, prompt="another")
