@@ -153,6 +153,20 @@ class Observer:
         """A provider says how far it is."""
         self.log.info("progress", provider=provider, **said, request_id=request_id)
 
+    # What becomes of results.
+
+    def webhook(self, outcome: str, stream: str, attempts: int, reason: str = "") -> None:
+        """One attempt to deliver a webhook; a line where no further one follows though it failed."""
+        self.metrics.count("streamproxy_webhooks_total", outcome)
+        if outcome in ("given_up", "gone"):
+            self.log.warning("webhook", outcome=outcome, stream=stream, attempts=attempts, reason=reason)
+
+    def result(self, outcome: str, stream: str, reason: str = "") -> None:
+        """A picture was put into the bucket; with a `reason` it was not, or what else the bucket failed to do."""
+        self.metrics.count("streamproxy_results_total", outcome)
+        if reason:
+            self.log.warning("result", outcome=outcome, stream=stream, reason=reason)
+
     # The process.
 
     def store_failed(self, why: str) -> None:

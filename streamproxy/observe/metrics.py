@@ -21,6 +21,8 @@ METRICS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("streamproxy_upstream_requests_total", "Requests sent to a provider", ("provider",)),
     ("streamproxy_frames_total", "Events sent on, by type", ("type",)),
     ("streamproxy_tolerated_total", "Providers' faults that no caller noticed, by label", ("label",)),
+    ("streamproxy_webhooks_total", "Attempts to deliver a webhook, by outcome", ("outcome",)),
+    ("streamproxy_results_total", "Completed pictures for the bucket, by outcome", ("outcome",)),
     (
         "streamproxy_cost_usd_total",
         "US dollars that providers' answers stated, by caller and model; empty where neither is known",
