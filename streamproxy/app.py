@@ -10,7 +10,7 @@ import os
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Final
@@ -42,6 +42,7 @@ from streamproxy.generation.tabs import Tabs
 from streamproxy.hub import FILE_STORES, LEDGERS, NOTICE_STORES, STORES
 from streamproxy.hub.files import Files, Room
 from streamproxy.hub.hub import Hub
+from streamproxy.hub.ledger import Ledger
 from streamproxy.hub.limits import HubLimits
 from streamproxy.hub.outbox import OutboxLimits
 from streamproxy.observe import Observer
@@ -152,6 +153,9 @@ class _Wiring:
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """All that runs, from the app's start to its end."""
         async with AsyncExitStack() as running:
+            self.observer.open_traces(self.environ)
+            last_spans = partial(to_thread.run_sync, self.observer.traces.close, abandon_on_cancel=True)
+            running.push_async_callback(last_spans)
             # On the app, not in the lifespan's state: that is lost where a parent app's lifespan does not hand it on.
             app.state.context = await self._start(running)
             try:
@@ -162,12 +166,8 @@ class _Wiring:
     async def _start(self, running: AsyncExitStack) -> Context:
         """Start everything. What has to be ended is on `running`."""
         trust = self.ssl_context or default_ssl_context()
-        self.observer.open_traces(self.environ)
-        close = self.observer.traces.close
-        running.push_async_callback(partial(to_thread.run_sync, close, abandon_on_cancel=True))
         services = self._connect(running, trust)
-        open_ledger = LEDGERS[self.settings.store.partition(":")[0]]
-        ledger = await running.enter_async_context(open_ledger(self.settings.store))
+        ledger = await running.enter_async_context(self._open_ledger())
         settling = await running.enter_async_context(AsyncExitStack())  # once all tasks have ended
         tasks = await running.enter_async_context(anyio.create_task_group())
         hub = await self._start_hub(running, tasks)
@@ -204,6 +204,9 @@ class _Wiring:
             files=self.files,
             openapi=cache(self._openapi),
         )
+
+    def _open_ledger(self) -> AbstractAsyncContextManager[Ledger]:
+        return LEDGERS[self.settings.store.partition(":")[0]](self.settings.store)
 
     def _connect(self, running: AsyncExitStack, trust: ssl.SSLContext) -> dict[str, Service]:
         """Each provider with its connections, by its name."""

@@ -118,7 +118,10 @@ def open_traces(environ: Mapping[str, str]) -> tuple[Traces, str]:
     if protocol != HTTP:
         return NO_TRACES, f"traces are sent by {HTTP} only: set {PROTOCOLS[0]} to it, and the receiver's port for HTTP"
     if importlib.util.find_spec("opentelemetry") is None or not _installed():
-        return NO_TRACES, "OpenTelemetry is not installed: pip install 'streamproxy[otel]', or unset the endpoint"
+        return (
+            NO_TRACES,
+            f"OpenTelemetry is not installed: install the extra otel, or unset {SIGNAL_ENDPOINT} and {ENDPOINT}",
+        )
     return _OtlpTraces(endpoint), ""
 
 
