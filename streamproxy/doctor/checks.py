@@ -66,7 +66,8 @@ async def reach(caller: Caller) -> tuple[float, Outcome]:
     answers = [await caller.ask("GET", "/livez", {}) for _ in range(TRIES)]
     if not any(answer.exchanges for answer in answers):
         return 0.0, Outcome("no", (Finding(Fault.UNREACHABLE, _end_of(answers[-1])),))
-    return min(answer.ended - answer.began for answer in answers), Outcome("yes")
+    versions = {exchange.http_version for answer in answers for exchange in answer.exchanges}
+    return min(answer.ended - answer.began for answer in answers), Outcome(f"HTTP/{min(versions)}")
 
 
 async def previews(caller: Caller, short: float) -> Outcome:
@@ -119,14 +120,15 @@ async def silent_answer(caller: Caller) -> Outcome:
 async def left_stream(caller: Caller) -> Outcome:
     """A caller closes its connection after a comment: the proxy has to notice it by the next one at the latest."""
     heartbeat = caller.times.heartbeat
-    late = await _noticed(caller, "left-stream", 2.5 * heartbeat)
+    within = 2.5 * heartbeat
+    late = await _noticed(caller, "left-stream", within)
     if late is None:
-        return Outcome("not noticed", (Finding(Fault.STREAM_LEFT, f"not noticed within {2.5 * heartbeat:.0f} s"),))
+        return Outcome("late", (Finding(Fault.STREAM_LEFT, f"not noticed within {within:.1f} s"),))
     if late < heartbeat / 2:
         return Outcome("at once")
     if late < 1.5 * heartbeat:
         return Outcome("next comment")
-    return Outcome("second comment", (Finding(Fault.STREAM_LEFT, f"noticed after {late:.1f} s"),))
+    return Outcome("late", (Finding(Fault.STREAM_LEFT, f"noticed after {late:.1f} s"),))
 
 
 async def left_answer(caller: Caller) -> Outcome:
@@ -183,7 +185,7 @@ QUICK: Final[Mapping[str, Check]] = MappingProxyType(
 LEAVING: Final[Mapping[str, Check]] = MappingProxyType({"left stream": left_stream, "left answer": left_answer})
 """They run together, and last: they measure times."""
 
-NAMES: Final = ("previews", *SLOW, *QUICK, *LEAVING)
+NAMES: Final = ("reached", "previews", *SLOW, *QUICK, *LEAVING)
 
 
 def common(answers: Sequence[Answer]) -> Iterator[Finding]:

@@ -6,12 +6,13 @@ A stock form is the least that forwards requests. LIMIT is the place of its limi
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ import anyio
 import pytest
 
 from tests.support.edges import SBIN, free_port, listens
+from tests.support.proxy import BOUND
 
 FILES: Final = Path(__file__).parents[2] / "deploy" / "edge"
 OURS: Final = "ours"
@@ -70,20 +72,22 @@ _NGINX_PLACES: Final = "".join(
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """One edge. `limit`: its stock limit of silence, with SECONDS in it, whose default is `default`.
+    """One edge. `limit`: its stock limit of silence, with SECONDS in it; `default`: where the program has none itself.
 
-    `places`: what replaces a text of our file so that tests can run it beside others. `before`, `after`: what either
-    form needs to be run by a test.
+    `places`: what replaces a text of our file so that tests can run it beside others. `before`: what stands before
+    either form for the same. `routes_late`: it listens before it knows where to forward requests, and answers 404.
     """
 
     program: str
     file: str
     stock: str
     command: Callable[[str, Path, int], Sequence[str]]
+    _: KW_ONLY
     limit: str = ""
-    default: float = 0.0
+    default: float | None = None
     places: Mapping[str, str] = field(default_factory=dict)
     before: str = ""
+    routes_late: bool = False
 
     def text(self, form: str, limit: float | None) -> str:
         """The configuration, with PLACE, PORT and ORIGIN in it."""
@@ -98,10 +102,10 @@ class Chain:
 
 
 def _varnish(binary: str, config: Path, port: int) -> list[str]:
-    # The stock limit of silence is a parameter, and stands behind the program in the stock form.
-    words = config.read_text().partition("# parameters:")[2].split("\n")[0].split() or ["-p", "pipe_timeout=660"]
+    # Limits are parameters of the program: the stock form's first line has them, our file's says `pipe_timeout`.
+    words = re.findall(r"-p \w+=\w+", config.read_text())
     place = config.parent / "varnish"
-    return [binary, "-F", "-a", f"127.0.0.1:{port}", "-f", str(config), "-n", str(place), *words]
+    return [binary, "-F", "-a", f"127.0.0.1:{port}", "-f", str(config), "-n", str(place), *" ".join(words).split()]
 
 
 CHAINS: Final[Mapping[str, Chain]] = {
@@ -111,10 +115,9 @@ CHAINS: Final[Mapping[str, Chain]] = {
         f"events {{}} http {{ {_NGINX_PLACES} access_log off; server {{ listen 127.0.0.1:PORT; location / {{"
         " proxy_pass http://127.0.0.1:ORIGIN; LIMIT } } }",
         lambda binary, config, _: [binary, "-p", str(config.parent), "-c", str(config), "-e", "stderr"],
-        "proxy_read_timeout SECONDSs;",
-        60,
-        {"listen 8000": "listen 127.0.0.1:PORT", "http {\n": f"http {{ {_NGINX_PLACES} access_log off;\n"},
-        "daemon off; pid PLACE/pid; worker_processes 1;\n",
+        limit="proxy_read_timeout SECONDSs;",
+        places={"listen 8000": "listen 127.0.0.1:PORT", "http {\n": f"http {{ {_NGINX_PLACES} access_log off;\n"},
+        before="daemon off; pid PLACE/pid; worker_processes 1;\n",
     ),
     "caddy": Chain(
         "caddy",
@@ -130,9 +133,9 @@ CHAINS: Final[Mapping[str, Chain]] = {
         "defaults\n mode http\n timeout connect 5s\n LIMIT\nlisten edge\n"
         " bind 127.0.0.1:PORT\n server one 127.0.0.1:ORIGIN\n",
         lambda binary, config, _: [binary, "-db", "-f", str(config)],
-        "timeout client SECONDSs\n timeout server SECONDSs",
-        50,
-        {"bind :8000": "bind 127.0.0.1:PORT"},
+        limit="timeout client SECONDSs\n timeout server SECONDSs",
+        default=50,  # of most examples
+        places={"bind :8000": "bind 127.0.0.1:PORT"},
     ),
     "envoy": Chain(
         "envoy",
@@ -141,9 +144,8 @@ CHAINS: Final[Mapping[str, Chain]] = {
         lambda binary, config, _: [
             *(binary, "-c", str(config), "--disable-hot-restart", "--concurrency", "1", "-l", "off"),
         ],
-        ", timeout: SECONDSs",
-        15,
-        {
+        limit=", timeout: SECONDSs",
+        places={
             "address: 0.0.0.0, port_value: 8000": "address: 127.0.0.1, port_value: PORT",
             "port_value: 8080": "port_value: ORIGIN",
         },
@@ -154,19 +156,17 @@ CHAINS: Final[Mapping[str, Chain]] = {
         "\nListen 127.0.0.1:PORT\nRequestReadTimeout header=20-40,minrate=500 body=10,minrate=500\n"
         'ProxyPass "/" "http://127.0.0.1:ORIGIN/" LIMIT\n',
         lambda binary, config, _: [binary, "-D", "FOREGROUND", "-f", str(config)],
-        "timeout=SECONDS",
-        60,
-        {"Listen 8000": "Listen 127.0.0.1:PORT", "*:8000": "*:PORT"},
-        f"{_APACHE}\n",
+        limit="timeout=SECONDS",
+        places={"Listen 8000": "Listen 127.0.0.1:PORT", "*:8000": "*:PORT"},
+        before=f"{_APACHE}\n",
     ),
     "varnish": Chain(
         "varnishd",
         "varnish.vcl",
         'vcl 4.1; # parameters: LIMIT\nbackend default { .host = "127.0.0.1"; .port = "ORIGIN"; }\n',
         _varnish,
-        "-p first_byte_timeout=SECONDS -p between_bytes_timeout=SECONDS",
-        60,
-        {'"8080"': '"ORIGIN"'},
+        limit="-p first_byte_timeout=SECONDS -p between_bytes_timeout=SECONDS",
+        places={'"8080"': '"ORIGIN"'},
     ),
     "lighttpd": Chain(
         "lighttpd",
@@ -189,6 +189,7 @@ CHAINS: Final[Mapping[str, Chain]] = {
         lambda binary, config, port: [
             *(binary, f"--entryPoints.edge.address=127.0.0.1:{port}", f"--providers.file.filename={config}"),
         ],
+        routes_late=True,
     ),
 }
 
@@ -216,6 +217,8 @@ async def chained(chain: Chain, text: str, origin: int) -> AsyncIterator[str]:
             ) as process:
                 try:
                     await listens(port)
+                    if chain.routes_late:
+                        await _routes(port)
                     yield f"http://127.0.0.1:{port}"
                 except TimeoutError:
                     raise AssertionError(log.read_text("utf-8", "replace")[-2000:]) from None
@@ -226,3 +229,16 @@ async def chained(chain: Chain, text: str, origin: int) -> AsyncIterator[str]:
                             await process.wait()
                         if process.returncode is None:
                             process.kill()
+
+
+async def _routes(port: int) -> None:
+    """Wait until a request is no 404 any more. Nothing is served yet behind the edge, so then there is no answer."""
+    with anyio.fail_after(BOUND):
+        while True:
+            async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+                await stream.send(b"GET /livez HTTP/1.1\r\nHost: edge\r\n\r\n")
+                with anyio.move_on_after(0.2) as waited:
+                    await stream.receive()
+            if waited.cancelled_caught:
+                return
+            await anyio.sleep(0.02)
