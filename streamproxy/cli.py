@@ -337,16 +337,22 @@ def doctor(ctx: click.Context, url: str, address: str, named: str | None, silenc
     from streamproxy.doctor.provider import Times
     from streamproxy.observe import configure_logging
     from streamproxy.server.listening import listen
+    from streamproxy.settings import ConfigurationError
 
-    host, _, port = address.rpartition(":")
-    if not re.fullmatch(r"\d{1,5}", port):
+    given = re.fullmatch(r"(.+):(\d{1,5})", address)
+    if given is None or int(given[2]) >= 1 << 16:
         raise click.UsageError("--listen: give host and port, like 127.0.0.1:8080.")
     if not re.match(r"https?://[^/]", url):
         raise click.UsageError("URL: give the edge's address as callers know it, like https://images.example.com.")
     if named is not None and named not in EDGES:
         raise click.UsageError(f"--edge: known are {', '.join(EDGES)}.")
     configure_logging("critical", "text")
-    sock = listen(host.strip("[]") or "127.0.0.1", int(port))
+    try:
+        sock = listen(given[1].strip("[]"), int(given[2]))
+    except ConfigurationError as error:
+        happened = error.problems[0].happened
+        fix = "Stop the proxy there, or let the edge forward to another address meanwhile."
+        raise click.ClickException(f"--listen: {address}: {happened}. {fix}") from None
     edge = EDGES[named] if named is not None else None
     report = _run(lambda: examine(url, sock, times=Times(silence=silence), edge=edge))
     if report is None:

@@ -99,8 +99,8 @@ async def examine(url: str, sock: socket.socket, *, times: Times, edge: Edge | N
         tasks.start_soon(lambda: serve(witness, settings, sock, ready=lambda _: started.set(), drain=stopped))
         await started.wait()
         async with _client() as client:
-            caller = Caller(client, url.rstrip("/"), key, witness, times)
-            report = _report(caller, edge, await _outcomes(caller))
+            caller = Caller(client, url.rstrip("/"), key, witness)
+            report = _report(caller, edge, await _outcomes(caller, times))
         tasks.cancel_scope.cancel()
     return report
 
@@ -135,15 +135,15 @@ def _client() -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=timeout, trust_env=False, verify=ssl.create_default_context())
 
 
-async def _outcomes(caller: Caller) -> dict[str, Outcome]:
+async def _outcomes(caller: Caller, times: Times) -> dict[str, Outcome]:
     short, reached = await reach(caller)
-    found = {"reached": reached}
+    found = {"reached by": reached}
     if reached.findings:
         return found
     found["previews"] = await previews(caller, short)
 
     async def run(name: str, check: Check) -> None:
-        found[name] = await check(caller)
+        found[name] = await check(caller, times)
 
     async with anyio.create_task_group() as slow:
         for name, check in SLOW.items():

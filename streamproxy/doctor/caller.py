@@ -13,14 +13,13 @@ from uuid import uuid4
 import anyio
 import httpx
 
-from streamproxy.doctor.provider import Times
 from streamproxy.doctor.witness import PROBE, Exchange, Witness
 
 GENERATIONS: Final = "/v1/images/generations"
 EDITS: Final = "/v1/images/edits"
 MODEL: Final = "sim/gpt-image"
 MARGIN_SECONDS: Final = 30.0
-"""Most seconds of an answer beyond those that its provider waits."""
+"""Most seconds of an answer beyond those that it is known to take."""
 
 _TRACE: Final = f"00-{'1' * 32}-{'2' * 16}-01"
 
@@ -59,6 +58,18 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """When a caller closes its connection: after `leave_after` seconds, or MARGIN_SECONDS after those of `patience`."""
+
+    patience: float = 0.0
+    leave_after: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.patience + MARGIN_SECONDS if self.leave_after is None else self.leave_after
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Asks by the edge's URL. `answers` holds all answers so far."""
 
@@ -66,10 +77,11 @@ class Caller:
     url: str
     key: str = field(repr=False)
     witness: Witness
-    times: Times
     answers: list[Answer] = field(default_factory=list, repr=False)
 
-    async def order(self, prompt: str, *, stream: bool, leave_after: float | None = None) -> Answer:
+    async def order(
+        self, prompt: str, *, stream: bool, patience: float = 0.0, leave_after: float | None = None
+    ) -> Answer:
         """Order the image of a script, and read the answer."""
         body = {"model": MODEL, "prompt": prompt, "stream": stream, **({"partial_images": 3} if stream else {})}
         headers = {
@@ -78,25 +90,26 @@ class Caller:
             "x-request-id": f"doctor-{uuid4().hex}",
             "traceparent": _TRACE,
         }
-        return await self.ask("POST", GENERATIONS, headers, json.dumps(body).encode(), leave_after=leave_after)
+        limits = Limits(patience, leave_after)
+        return await self.ask("POST", GENERATIONS, headers, json.dumps(body).encode(), limits)
 
     async def ask(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"", *, leave_after: float | None = None
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"", limits: Limits = Limits()
     ) -> Answer:
-        """Send a request and read its answer, or close the connection after `leave_after` seconds."""
+        """Send a request and read its answer."""
         probe = uuid4().hex
         sent = {"authorization": f"Bearer {self.key}", "accept-encoding": "gzip, br, zstd", **headers}
         answer = Answer(sent, hashlib.sha256(body).hexdigest(), self.witness.expect(probe))
         request = self.client.build_request(
             method, self.url + path, params={PROBE: probe}, headers=sent, content=body or None
         )
-        with anyio.move_on_after(self.times.silence + MARGIN_SECONDS if leave_after is None else leave_after) as limit:
+        with anyio.move_on_after(limits.seconds) as scope:
             try:
                 await self._read(request, answer)
             except httpx.HTTPError as error:
                 answer.cut = type(error).__name__
-        if limit.cancelled_caught:
-            answer.cut = "left"
+        if scope.cancelled_caught:
+            answer.cut = "no end"
         answer.ended = time.monotonic()
         self.answers.append(answer)
         return answer

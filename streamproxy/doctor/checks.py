@@ -15,11 +15,15 @@ from typing import Final
 
 import anyio
 
-from streamproxy.doctor.caller import EDITS, MODEL, Answer, Caller
+from streamproxy.doctor.caller import EDITS, MODEL, Answer, Caller, Limits
 from streamproxy.doctor.cures import Fault
+from streamproxy.doctor.provider import Times
 from streamproxy.doctor.witness import Exchange
 
 UPLOAD_BYTES: Final = 20 * 1024 * 1024
+SLOW_LINE: Final = Limits(patience=90.0)
+"""20 MB take so long at 1.5 Mbit/s."""
+
 HELD_SECONDS: Final = 0.1
 """An event that takes so much longer than a short request is held: Nagle's and MSG_MORE's delays are 40 and 200 ms."""
 
@@ -58,14 +62,14 @@ class Outcome:
     findings: tuple[Finding, ...] = ()
 
 
-Check = Callable[[Caller], Awaitable[Outcome]]
+Check = Callable[[Caller, Times], Awaitable[Outcome]]
 
 
 async def reach(caller: Caller) -> tuple[float, Outcome]:
     """Ask for little, and return the least seconds of an answer. UNREACHABLE where no request reaches the proxy."""
     answers = [await caller.ask("GET", "/livez", {}) for _ in range(TRIES)]
     if not any(answer.exchanges for answer in answers):
-        return 0.0, Outcome("no", (Finding(Fault.UNREACHABLE, _end_of(answers[-1])),))
+        return 0.0, Outcome("nothing", (Finding(Fault.UNREACHABLE, _end_of(answers[-1])),))
     versions = {exchange.http_version for answer in answers for exchange in answer.exchanges}
     return min(answer.ended - answer.began for answer in answers), Outcome(f"HTTP/{min(versions)}")
 
@@ -86,7 +90,7 @@ async def previews(caller: Caller, short: float) -> Outcome:
     return Outcome("one by one")
 
 
-async def upload(caller: Caller) -> Outcome:
+async def upload(caller: Caller, _: Times) -> Outcome:
     """An edit with a large image."""
     parts = (
         (b'name="model"', MODEL.encode()),
@@ -95,33 +99,33 @@ async def upload(caller: Caller) -> Outcome:
     )
     lines = [b"--part\r\ncontent-disposition: form-data; %b\r\n\r\n%b\r\n" % part for part in parts]
     body = b"".join([*lines, b"--part--\r\n"])
-    answer = await caller.ask("POST", EDITS, {"content-type": "multipart/form-data; boundary=part"}, body)
+    answer = await caller.ask("POST", EDITS, {"content-type": "multipart/form-data; boundary=part"}, body, SLOW_LINE)
     if answer.whole:
         return Outcome(PASSED)
     return Outcome(answer.word, (Finding(Fault.BODY_LIMIT, _end_of(answer)),))
 
 
-async def silent_stream(caller: Caller) -> Outcome:
+async def silent_stream(caller: Caller, times: Times) -> Outcome:
     """A stream that carries only comments for a long time."""
-    answer = await caller.order("silent-stream", stream=True)
+    answer = await caller.order("silent-stream", stream=True, patience=times.silence)
     if answer.whole and (COMPLETED in answer.data or "content-encoding" in answer.headers):
         return Outcome(PASSED)
     return Outcome(answer.word, (Finding(Fault.STREAM_TIMEOUT, _end_of(answer)),))
 
 
-async def silent_answer(caller: Caller) -> Outcome:
+async def silent_answer(caller: Caller, times: Times) -> Outcome:
     """An answer without stream, of which nothing comes for a long time."""
-    answer = await caller.order("silent-answer", stream=False)
+    answer = await caller.order("silent-answer", stream=False, patience=times.silence)
     if answer.whole:
         return Outcome(PASSED)
     return Outcome(answer.word, (Finding(Fault.ANSWER_TIMEOUT, _end_of(answer)),))
 
 
-async def left_stream(caller: Caller) -> Outcome:
+async def left_stream(caller: Caller, times: Times) -> Outcome:
     """A caller closes its connection after a comment: the proxy has to notice it by the next one at the latest."""
-    heartbeat = caller.times.heartbeat
+    heartbeat = times.heartbeat
     within = 2.5 * heartbeat
-    late = await _noticed(caller, "left-stream", within)
+    late = await _noticed(caller, "left-stream", heartbeat, within)
     if late is None:
         return Outcome("late", (Finding(Fault.STREAM_LEFT, f"not noticed within {within:.1f} s"),))
     if late < heartbeat / 2:
@@ -131,15 +135,15 @@ async def left_stream(caller: Caller) -> Outcome:
     return Outcome("late", (Finding(Fault.STREAM_LEFT, f"noticed after {late:.1f} s"),))
 
 
-async def left_answer(caller: Caller) -> Outcome:
+async def left_answer(caller: Caller, times: Times) -> Outcome:
     """The same where nothing is written before the end."""
-    within = caller.times.heartbeat / 2
-    if await _noticed(caller, "left-answer", within) is not None:
+    within = times.heartbeat / 2
+    if await _noticed(caller, "left-answer", times.heartbeat, within) is not None:
         return Outcome("at once")
     return Outcome("not noticed", (Finding(Fault.ANSWER_LEFT, f"not noticed within {within:.1f} s"),))
 
 
-async def resume(caller: Caller) -> Outcome:
+async def resume(caller: Caller, _: Times) -> Outcome:
     """A stream is followed once more, and then from its second event on."""
     first = await caller.order("resume", stream=True)
     path = f"/v1/streams/{first.headers.get('stream-id', 'lost')}"
@@ -153,13 +157,13 @@ async def resume(caller: Caller) -> Outcome:
     return Outcome("no", () if rest.status == 200 else (_wrong(rest),))
 
 
-async def failing_stream(caller: Caller) -> Outcome:
+async def failing_stream(caller: Caller, _: Times) -> Outcome:
     """A stream that ends with an `error` event."""
     answer = await caller.order("failing", stream=True)
     return Outcome("arrives") if b"event: error\n" in answer.data else Outcome(answer.word)
 
 
-async def refusals(caller: Caller) -> Outcome:
+async def refusals(caller: Caller, _: Times) -> Outcome:
     """Error answers before a stream: the proxy's own JSON has to arrive."""
     for prompt in ("refused", "broken"):
         answer = await caller.order(prompt, stream=True)
@@ -185,7 +189,7 @@ QUICK: Final[Mapping[str, Check]] = MappingProxyType(
 LEAVING: Final[Mapping[str, Check]] = MappingProxyType({"left stream": left_stream, "left answer": left_answer})
 """They run together, and last: they measure times."""
 
-NAMES: Final = ("reached", "previews", *SLOW, *QUICK, *LEAVING)
+NAMES: Final = ("reached by", "previews", *SLOW, *QUICK, *LEAVING)
 
 
 def common(answers: Sequence[Answer]) -> Iterator[Finding]:
@@ -220,9 +224,8 @@ def _changed_answer(answer: Answer, exchange: Exchange) -> Iterator[Finding]:
         yield Finding(Fault.ANSWER_BODY, f"{len(answer.data)} bytes came of {len(_joined(exchange.sent))}")
 
 
-async def _noticed(caller: Caller, prompt: str, within: float) -> float | None:
-    """Seconds from a caller's leaving until the proxy knows it, None after `within`."""
-    heartbeat = caller.times.heartbeat
+async def _noticed(caller: Caller, prompt: str, heartbeat: float, within: float) -> float | None:
+    """Seconds from a caller's leaving, a moment after a comment, until the proxy knows it; None after `within`."""
     answer = await caller.order(prompt, stream=prompt == "left-stream", leave_after=1.2 * heartbeat)
     if not answer.exchanges:
         return None

@@ -120,7 +120,10 @@ async def test_an_edge_that_asks_twice() -> None:
 async def test_an_edge_that_leads_elsewhere() -> None:
     text = CHAINS["nginx"].text(OURS, None).replace("proxy_pass http://127.0.0.1:ORIGIN", "return 404")
     report = await examined(CHAINS["nginx"], text)
-    assert (report.outcomes, [finding.fault for finding in report.faults]) == ({"reached": "no"}, [Fault.UNREACHABLE])
+    assert (report.outcomes, [finding.fault for finding in report.faults]) == (
+        {"reached by": "nothing"},
+        [Fault.UNREACHABLE],
+    )
 
 
 def test_the_words_for_each_fault() -> None:
