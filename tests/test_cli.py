@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import streamproxy
 from streamproxy.cli import cli
 from streamproxy.settings import SWITCH, describe
 from streamproxy.simulator.faults import FAULTS
@@ -255,6 +256,28 @@ def test_all_problems_come_at_once_without_followers(tmp_path: Path) -> None:
     )
 
 
+def test_callers_and_their_limits_are_shown(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    digits = "0123456789abcdef" * 4
+    config.write_text(f'[callers.app]\nkey = "sha256:{digits}"\nmodels = ["a/*", "b"]\nusd_per_day = 2.5\n')
+    result = call("check", "--config", str(config), environ={"OPENAI_API_KEY": CANARY})
+    assert "callers    1 keys\ncaller     app  models: a/*,b  providers: *  usd_per_day: 2.5\n" in result.stdout
+    assert "warning: callers: the store is memory, so a restart forgets" in result.stdout
+    assert digits[:12] not in result.stdout + result.stderr
+
+
+def test_a_wrong_caller_is_not_a_missing_key_too(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(f'[callers.app]\nkey = "{CANARY}"\n[callers.other]\nusd_per_day = "{CANARY}"\n')
+    words = ("--config", str(config), "--host", "0.0.0.0")
+    result = call("check", *words, environ={"OPENAI_API_KEY": "not-a-key-but-long-enough"})
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.findall(r"^(\S+?): (?!.*problems)", result.stderr, re.M) == [
+        *("callers.app.key", "callers.other.usd_per_day", "callers.other.key"),
+    ]
+    assert CANARY not in result.stderr
+
+
 def test_the_environment_may_name_the_configuration(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text("port = 1234")
@@ -332,7 +355,10 @@ def test_the_doctor_finds_no_fault_without_an_edge() -> None:
         taken = call("doctor", "http://127.0.0.1:1", "--listen", address)
     assert (taken.returncode, taken.stdout) == (1, "")
     assert re.search(rf"--listen: {address}: .*in use .* Stop the proxy there", taken.stderr)
-    well = run("doctor", f"http://{address}/", "--listen", address, "--silence", "1")
+    page = (Path(streamproxy.__file__).parent / "docs" / "edges.md").read_text("utf-8")
+    (line,) = re.findall(r"^streamproxy (doctor .*)$", page, re.M)
+    there = {"https://images.example.com": f"http://{address}/", "127.0.0.1:8080": address}
+    well = run(*(there.get(word, word) for word in line.split()), "--silence", "1")
     assert (well.returncode, well.stderr) == (0, "")
     assert re.search(r"^  previews +one by one$", well.stdout, re.M)
     assert well.stdout.endswith("\nNo fault was found.\n")
