@@ -63,11 +63,13 @@ async def test_a_stock_edge_and_its_faults(name: str) -> None:
     assert report.edge in (EDGES[name], None)
     cured = code_of(report, name)
     wrong = [f"{check}: {report.outcomes[check]}" for check in NAMES if report.outcomes[check] not in GOOD]
-    said, lines = rows(README, "Edge")[f"[{name}](deploy/edge/{EDGES[name].file})"]
+    file = f"deploy/edge/{EDGES[name].file}"
+    said, lines = rows(DOCS, "File")[f"`{file}`"]
     assert said == ("; ".join(wrong) or "nothing wrong")
     assert set(re.findall(r"`([^`]+)`", lines)) == cured
-    file = (FILES / EDGES[name].file).read_text("utf-8")
-    assert [line for line in cured if line not in file] == []
+    assert rows(README, "Edge").get(f"[{name}]({file})", [said, lines]) == [said, lines]
+    text = (FILES / EDGES[name].file).read_text("utf-8")
+    assert [line for line in cured if line not in text] == []
 
 
 @pytest.mark.parametrize("name", CHAINS)

@@ -133,7 +133,7 @@ CHAINS: Final[Mapping[str, Chain]] = {
         "defaults\n mode http\n timeout connect 5s\n LIMIT\nlisten edge\n"
         " bind 127.0.0.1:PORT\n server one 127.0.0.1:ORIGIN\n",
         lambda binary, config, _: [binary, "-db", "-f", str(config)],
-        limit="timeout client SECONDSs\n timeout server SECONDSs",
+        limit="timeout client 50s\n timeout server SECONDSs",
         default=50,  # of most examples
         places={"bind :8000": "bind 127.0.0.1:PORT"},
     ),
