@@ -138,7 +138,7 @@ def _client() -> httpx.AsyncClient:
 async def _outcomes(caller: Caller, times: Times) -> dict[str, Outcome]:
     short, reached = await reach(caller)
     found = {"reached by": reached}
-    if reached.findings:
+    if short is None:
         return found
     found["previews"] = await previews(caller, short)
 

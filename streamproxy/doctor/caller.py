@@ -80,17 +80,17 @@ class Caller:
     answers: list[Answer] = field(default_factory=list, repr=False)
 
     async def order(
-        self, prompt: str, *, stream: bool, patience: float = 0.0, leave_after: float | None = None
+        self, prompt: str, *, stream: bool, limits: Limits = Limits(), encodings: str = "identity"
     ) -> Answer:
         """Order the image of a script, and read the answer."""
         body = {"model": MODEL, "prompt": prompt, "stream": stream, **({"partial_images": 3} if stream else {})}
         headers = {
+            "accept-encoding": encodings,
             "content-type": "application/json",
             "idempotency-key": uuid4().hex,
             "x-request-id": f"doctor-{uuid4().hex}",
             "traceparent": _TRACE,
         }
-        limits = Limits(patience, leave_after)
         return await self.ask("POST", GENERATIONS, headers, json.dumps(body).encode(), limits)
 
     async def ask(
@@ -98,7 +98,7 @@ class Caller:
     ) -> Answer:
         """Send a request and read its answer."""
         probe = uuid4().hex
-        sent = {"authorization": f"Bearer {self.key}", "accept-encoding": "gzip, br, zstd", **headers}
+        sent = {"authorization": f"Bearer {self.key}", "accept-encoding": "identity", **headers}
         answer = Answer(sent, hashlib.sha256(body).hexdigest(), self.witness.expect(probe))
         request = self.client.build_request(
             method, self.url + path, params={PROBE: probe}, headers=sent, content=body or None

@@ -1,4 +1,4 @@
-"""CHECKS: what is asked through the edge, and how the answers are judged.
+"""The checks: what is asked through the edge, and how the answers are judged.
 
 Each check returns a word for the table of results, and its findings. What concerns every exchange, like its headers, is
 judged for all answers together.
@@ -26,6 +26,12 @@ SLOW_LINE: Final = Limits(patience=90.0)
 
 HELD_SECONDS: Final = 0.1
 """An event that takes so much longer than a short request is held: Nagle's and MSG_MORE's delays are 40 and 200 ms."""
+
+LEAVES: Final = 1.35
+AT_ONCE: Final = 0.5
+NEXT: Final = 1.15
+WITHIN: Final = 2.2
+"""In heartbeats. A caller leaves 0.35 after a comment: the next one comes after 0.65 more, and a second after 1.65."""
 
 TRIES: Final = 3
 PASSED: Final = "passes"
@@ -65,25 +71,28 @@ class Outcome:
 Check = Callable[[Caller, Times], Awaitable[Outcome]]
 
 
-async def reach(caller: Caller) -> tuple[float, Outcome]:
-    """Ask for little, and return the least seconds of an answer. UNREACHABLE where no request reaches the proxy."""
-    answers = [await caller.ask("GET", "/livez", {}) for _ in range(TRIES)]
-    if not any(answer.exchanges for answer in answers):
-        return 0.0, Outcome("nothing", (Finding(Fault.UNREACHABLE, _end_of(answers[-1])),))
-    versions = {exchange.http_version for answer in answers for exchange in answer.exchanges}
-    return min(answer.ended - answer.began for answer in answers), Outcome(f"HTTP/{min(versions)}")
+async def reach(caller: Caller) -> tuple[float | None, Outcome]:
+    """Ask for little, and return the least seconds of an answer; None where there is no use in asking for more."""
+    answers = [await caller.ask("GET", "/v1/models", {}) for _ in range(TRIES)]
+    last = answers[-1]
+    if not last.exchanges:
+        return None, Outcome("nothing", (Finding(Fault.UNREACHABLE, _end_of(last)),))
+    if not last.whole:  # for want of the key, if that is lost
+        return None, Outcome(last.word)
+    return min(answer.ended - answer.began for answer in answers), Outcome(f"HTTP/{last.exchanges[-1].http_version}")
 
 
 async def previews(caller: Caller, short: float) -> Outcome:
     """Previews that are made one by one have to arrive one by one. `short`: seconds that a short answer takes."""
-    answer = await caller.order("previews", stream=True)
-    if not answer.exchanges or not answer.pieces:
-        return Outcome(answer.word, (Finding(Fault.UNREACHABLE, _end_of(answer)),))
-    sent = answer.exchanges[-1].sent
-    if answer.pieces[-1][0] < sent[-1][0]:
-        return Outcome("cut", (Finding(Fault.STREAM_TIMEOUT, _end_of(answer)),))
-    if _first_frame(answer.pieces, encoded="content-encoding" in answer.headers) >= sent[-1][0]:
+    answer = await caller.order("previews", stream=True, encodings="gzip, br, zstd")
+    sent = answer.exchanges[-1].sent if answer.exchanges else []
+    if not sent or not answer.pieces or answer.pieces[-1][0] < sent[-1][0]:
+        return Outcome(answer.word, (Finding(Fault.STREAM_TIMEOUT, _end_of(answer)),))
+    encoded = "content-encoding" in answer.headers
+    if _first_frame(answer.pieces, encoded=encoded) >= sent[-1][0]:
         return Outcome("at the end", (Finding(Fault.BUFFERED, "the first preview came with the completed image"),))
+    if encoded:
+        return Outcome("compressed")
     held = min(_held(sent, answer.pieces), default=0.0) - short
     if held > HELD_SECONDS:
         return Outcome("held", (Finding(Fault.DELAYED, f"each preview came {held * 1000:.0f} ms late"),))
@@ -107,15 +116,15 @@ async def upload(caller: Caller, _: Times) -> Outcome:
 
 async def silent_stream(caller: Caller, times: Times) -> Outcome:
     """A stream that carries only comments for a long time."""
-    answer = await caller.order("silent-stream", stream=True, patience=times.silence)
-    if answer.whole and (COMPLETED in answer.data or "content-encoding" in answer.headers):
+    answer = await caller.order("silent-stream", stream=True, limits=Limits(times.silence))
+    if answer.whole and COMPLETED in answer.data:
         return Outcome(PASSED)
     return Outcome(answer.word, (Finding(Fault.STREAM_TIMEOUT, _end_of(answer)),))
 
 
 async def silent_answer(caller: Caller, times: Times) -> Outcome:
     """An answer without stream, of which nothing comes for a long time."""
-    answer = await caller.order("silent-answer", stream=False, patience=times.silence)
+    answer = await caller.order("silent-answer", stream=False, limits=Limits(times.silence))
     if answer.whole:
         return Outcome(PASSED)
     return Outcome(answer.word, (Finding(Fault.ANSWER_TIMEOUT, _end_of(answer)),))
@@ -123,22 +132,19 @@ async def silent_answer(caller: Caller, times: Times) -> Outcome:
 
 async def left_stream(caller: Caller, times: Times) -> Outcome:
     """A caller closes its connection after a comment: the proxy has to notice it by the next one at the latest."""
-    heartbeat = times.heartbeat
-    within = 2.5 * heartbeat
-    late = await _noticed(caller, "left-stream", heartbeat, within)
+    within = WITHIN * times.heartbeat
+    late = await _noticed(caller, "left-stream", times, within)
     if late is None:
         return Outcome("late", (Finding(Fault.STREAM_LEFT, f"not noticed within {within:.1f} s"),))
-    if late < heartbeat / 2:
-        return Outcome("at once")
-    if late < 1.5 * heartbeat:
-        return Outcome("next comment")
+    if late < NEXT * times.heartbeat:
+        return Outcome("at once" if late < AT_ONCE * times.heartbeat else "next comment")
     return Outcome("late", (Finding(Fault.STREAM_LEFT, f"noticed after {late:.1f} s"),))
 
 
 async def left_answer(caller: Caller, times: Times) -> Outcome:
     """The same where nothing is written before the end."""
-    within = times.heartbeat / 2
-    if await _noticed(caller, "left-answer", times.heartbeat, within) is not None:
+    within = AT_ONCE * times.heartbeat
+    if await _noticed(caller, "left-answer", times, within) is not None:
         return Outcome("at once")
     return Outcome("not noticed", (Finding(Fault.ANSWER_LEFT, f"not noticed within {within:.1f} s"),))
 
@@ -160,7 +166,9 @@ async def resume(caller: Caller, _: Times) -> Outcome:
 async def failing_stream(caller: Caller, _: Times) -> Outcome:
     """A stream that ends with an `error` event."""
     answer = await caller.order("failing", stream=True)
-    return Outcome("arrives") if b"event: error\n" in answer.data else Outcome(answer.word)
+    if b"event: error\n" in answer.data:
+        return Outcome("arrives")
+    return Outcome(answer.word, (Finding(Fault.ANSWER_BODY, f"no error event, {_end_of(answer)}"),))
 
 
 async def refusals(caller: Caller, _: Times) -> Outcome:
@@ -201,7 +209,8 @@ def common(answers: Sequence[Answer]) -> Iterator[Finding]:
             if exchange.http_version == "1.0":
                 yield Finding(Fault.OLD_HTTP, "HTTP/1.0")
             yield from _changed_request(answer, exchange)
-            if answer.status == exchange.status:
+            replaced = exchange.status >= 400 and answer.data != _joined(exchange.sent)  # a fault of its own
+            if answer.status == exchange.status and not replaced:
                 yield from _changed_answer(answer, exchange)
 
 
@@ -220,13 +229,14 @@ def _changed_answer(answer: Answer, exchange: Exchange) -> Iterator[Finding]:
             yield Finding(Fault.ANSWER_HEADERS, f"{name} is {'changed' if name in answer.headers else 'lost'}")
     if encoding := answer.headers.get("content-encoding"):
         yield Finding(Fault.COMPRESSED, encoding)
-    elif not answer.cut and exchange.status < 400 and answer.data != _joined(exchange.sent):
+    elif not answer.cut and answer.data != _joined(exchange.sent):
         yield Finding(Fault.ANSWER_BODY, f"{len(answer.data)} bytes came of {len(_joined(exchange.sent))}")
 
 
-async def _noticed(caller: Caller, prompt: str, heartbeat: float, within: float) -> float | None:
+async def _noticed(caller: Caller, prompt: str, times: Times, within: float) -> float | None:
     """Seconds from a caller's leaving, a moment after a comment, until the proxy knows it; None after `within`."""
-    answer = await caller.order(prompt, stream=prompt == "left-stream", leave_after=1.2 * heartbeat)
+    leaving = Limits(leave_after=LEAVES * times.heartbeat)
+    answer = await caller.order(prompt, stream=prompt == "left-stream", limits=leaving)
     if not answer.exchanges:
         return None
     with anyio.move_on_after(within):
