@@ -21,6 +21,8 @@ from streamproxy.doctor.provider import Times
 from streamproxy.doctor.witness import Exchange
 
 UPLOAD_BYTES: Final = 20 * 1024 * 1024
+DISPOSITION: Final = "content-disposition: form-data"
+PNG: Final = b"\x89PNG\r\n\x1a\n"
 SLOW_LINE: Final = Limits(patience=90.0)
 """20 MB take so long at 1.5 Mbit/s."""
 
@@ -101,13 +103,11 @@ async def previews(caller: Caller, short: float) -> Outcome:
 
 async def upload(caller: Caller, _: Times) -> Outcome:
     """An edit with a large image."""
-    parts = (
-        (b'name="model"', MODEL.encode()),
-        (b'name="prompt"', b"upload"),
-        (b'name="image"; filename="a.png"\r\ncontent-type: image/png', b"\x89PNG\r\n\x1a\n" + bytes(UPLOAD_BYTES)),
-    )
-    lines = [b"--part\r\ncontent-disposition: form-data; %b\r\n\r\n%b\r\n" % part for part in parts]
-    body = b"".join([*lines, b"--part--\r\n"])
+    fields = {"model": MODEL, "prompt": "upload"}
+    texts = "".join(f'--part\r\n{DISPOSITION}; name="{name}"\r\n\r\n{text}\r\n' for name, text in fields.items())
+    file = f'--part\r\n{DISPOSITION}; name="image"; filename="a.png"\r\ncontent-type: image/png\r\n\r\n'
+    image = (PNG, bytes(UPLOAD_BYTES - len(PNG)))
+    body = b"".join((texts.encode(), file.encode(), *image, b"\r\n--part--\r\n"))
     answer = await caller.ask("POST", EDITS, {"content-type": "multipart/form-data; boundary=part"}, body, SLOW_LINE)
     if answer.whole:
         return Outcome(PASSED)
