@@ -1,4 +1,4 @@
-"""The command line: demo, serve, generate, check, models, simulate, hash-key.
+"""The command line: demo, serve, generate, check, models, simulate, doctor, hash-key.
 
 Only click and small parts of the standard library are imported here; each command imports what it runs, so that
 `--help` and a mistyped command answer at once. Every setting is an option, made from the setting's own row. Every error
@@ -337,6 +337,48 @@ def simulate(host: str, port: int, pace: float, listed: bool) -> None:
             await anyio.sleep_forever()
 
     _run(simulated)
+
+
+@cli.command()
+@click.argument("url")
+@click.option("--listen", "address", metavar="HOST:PORT", required=True, help="Address that the edge forwards to.")
+@click.option("--edge", "named", metavar="NAME", help="The edge's name, where its answers do not say it.")
+@click.option(
+    "--silence", type=click.FloatRange(0.1, 3600), default=70.0, show_default=True, help="Seconds without an answer."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.pass_context
+def doctor(ctx: click.Context, url: str, address: str, named: str | None, silence: float, as_json: bool) -> None:
+    """Say what the edges in front of the proxy do to streams, and which lines cure it."""
+    import json
+
+    from streamproxy.doctor import examine
+    from streamproxy.doctor.cures import EDGES
+    from streamproxy.doctor.provider import Times
+    from streamproxy.observe import configure_logging
+    from streamproxy.server.listening import listen
+    from streamproxy.settings import ConfigurationError
+
+    given = re.fullmatch(r"(.+):(\d{1,5})", address)
+    if given is None or int(given[2]) >= 1 << 16:
+        raise click.UsageError("--listen: give host and port, like 127.0.0.1:8080.")
+    if not re.match(r"https?://[^/]", url):
+        raise click.UsageError("URL: give the edge's address as callers know it, like https://images.example.com.")
+    if named is not None and named not in EDGES:
+        raise click.UsageError(f"--edge: known are {', '.join(EDGES)}.")
+    configure_logging("critical", "text")
+    try:
+        sock = listen(given[1].strip("[]"), int(given[2]))
+    except ConfigurationError as error:
+        happened = error.problems[0].happened
+        fix = "Stop the proxy there, or let the edge forward to another address meanwhile."
+        raise click.ClickException(f"--listen: {address}: {happened}. {fix}") from None
+    edge = EDGES[named] if named is not None else None
+    report = _run(lambda: examine(url, sock, times=Times(silence=silence), edge=edge))
+    if report is None:
+        ctx.exit(CTRL_C)
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
+    ctx.exit(1 if report.faults else 0)
 
 
 @cli.command("hash-key")

@@ -6,9 +6,11 @@ What serves, and what a terminal sees of the whole, are processes; the rest is c
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import streamproxy
 from streamproxy.cli import cli
 from streamproxy.settings import SWITCH, describe
 from streamproxy.simulator.faults import FAULTS
@@ -27,7 +30,7 @@ from streamproxy.simulator.openai import MODELS
 CANARY = "sk-Canary0123456789"
 SECONDS = 60
 PROVIDER = [row.name.rpartition(".")[2] for row in describe() if row.name.startswith("providers.")]
-COMMANDS = ("generate", "demo", "serve", "check", "models", "simulate", "hash-key")
+COMMANDS = ("generate", "demo", "serve", "check", "models", "simulate", "doctor", "hash-key")
 MINE = ("OPENAI_API_KEY", "EDENAI_API_KEY", "OCTEN_API_KEY", "AZURE_OPENAI_API_KEY", "CREDENTIALS_DIRECTORY")
 
 
@@ -347,6 +350,55 @@ def test_a_busy_port_is_said_without_a_traceback(tmp_path: Path) -> None:
     assert "already in use" in result.stderr
     assert "--port" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_doctor_finds_no_fault_without_an_edge() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        taken = call("doctor", "http://127.0.0.1:1", "--listen", address)
+    assert (taken.returncode, taken.stdout) == (1, "")
+    assert re.search(rf"--listen: {address}: .*in use .* Stop the proxy there", taken.stderr)
+    page = (Path(streamproxy.__file__).parent / "docs" / "edges.md").read_text("utf-8")
+    (line,) = re.findall(r"^streamproxy (doctor .*)$", page, re.M)
+    there = {"https://images.example.com": f"http://{address}/", "127.0.0.1:8080": address}
+    well = run(*(there.get(word, word) for word in line.split()), "--silence", "1")
+    assert (well.returncode, well.stderr) == (0, "")
+    assert re.search(r"^  previews +one by one$", well.stdout, re.M)
+    assert well.stdout.endswith("\nNo fault was found.\n")
+
+
+def test_the_doctor_reports_to_programs() -> None:
+    result = call("doctor", "http://127.0.0.1:1", "--listen", "127.0.0.1:0", "--json", "--edge", "nginx")
+    report = json.loads(result.stdout)
+    assert (result.returncode, report["edge"], report["checks"]) == (1, "nginx", {"reached by": "nothing"})
+    assert [(fault["fault"], bool(fault["cures"])) for fault in report["faults"]] == [("unreachable", True)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("http://h",),
+        ("h", "--listen", "a:1"),
+        ("http://h", "--listen", "1"),
+        ("http://h", "--listen", ":1"),
+        ("http://h", "--listen", "a:65536"),
+        ("http://h", "--listen", "a:1", "--edge", "abacus"),
+    ],
+)
+def test_wrong_usage_of_the_doctor(words: tuple[str, ...]) -> None:
+    assert call("doctor", *words).returncode == 2
+
+
+def test_a_signal_ends_the_doctor() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hangs:  # it takes connections, and never answers
+        url = f"http://127.0.0.1:{hangs.getsockname()[1]}"
+        command = [sys.executable, "-m", "streamproxy", "doctor", url, "--listen", "127.0.0.1:0"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        hangs.settimeout(SECONDS)
+        with hangs.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=SECONDS)
+    assert (process.returncode, said) == (130, "")
 
 
 @pytest.mark.parametrize("command", ["serve", "simulate", "demo"])

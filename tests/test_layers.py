@@ -28,7 +28,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
     for line in (
         "__main__",
         "cli",
-        "demo __init__",  # __init__: the public API, gives out `app` and `settings` when asked
+        "demo doctor __init__",  # __init__: the public API, gives out `app` and `settings` when asked
         "server",  # the process, or several, that serve
         "app",
         "web simulator settings.providers",  # settings.providers: settings and catalogue -> providers, credentials
@@ -55,7 +55,7 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
         "click": "cli",
         "httptools": "simulator.connection server.guard upstream.parsing",
         "google": "upstream.signing",
-        "httpx": "upstream upstream.fetch upstream.posting upstream.signing upstream.transport",
+        "httpx": "doctor doctor.caller upstream upstream.fetch upstream.posting upstream.signing upstream.transport",
         "itsdangerous": "auth",
         "markdown_it": "web.docs",
         "obstore": "upstream.bucket",
@@ -75,10 +75,10 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
 WIDE: Final[dict[str, frozenset[str]]] = {
     library: frozenset(layers.split())
     for library, layers in {
-        "anyio": "cli demo app server web simulator generation hub upstream",
+        "anyio": "cli demo doctor app server web simulator generation hub upstream",
         "msgspec": "server web simulator surfaces core providers settings",
         "orjson": "app generation settings.providers server web simulator observe core providers",
-        "starlette": "app server web",
+        "starlette": "doctor app server web",
     }.items()
 }
 """The vocabulary of whole layers."""

@@ -419,7 +419,14 @@ for (const _ of [1, 2]) await client.images.generate({{ model: "{MODEL}", prompt
 
 
 TESTED: Final[Mapping[str, tuple[str, ...]]] = {
-    "sh": ("curl -sN", "streamproxy serve", "streamproxy generate", "streamproxy hash-key", "docker "),
+    "sh": (
+        "curl -sN",
+        "streamproxy serve",
+        "streamproxy generate",
+        "streamproxy hash-key",
+        "streamproxy doctor",
+        "docker ",
+    ),
     "python": ("for event in", "files.create", "_idempotency_header", "respond-async"),
     "ts": ("stream: true", "idempotencyHeader"),
     "js": ("function* events", "new EventSource"),
@@ -539,4 +546,4 @@ def test_the_layers() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) <= 165
+    assert len(README.splitlines()) <= 168

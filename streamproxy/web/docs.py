@@ -38,6 +38,7 @@ PAGES: Final = {
     "api": "routes and their behaviour, chats and responses, uploads",
     "providers": "what each can do, and how it is set up",
     "deploy": "keys, processes, containers, edges",
+    "edges": "nginx, HAProxy, Envoy and others, and a doctor for yours",
     "configuration": "every setting",
     "callers": "keys, limits, budgets and usage",
     "errors": "every failure, and how no call is paid twice",
