@@ -91,7 +91,7 @@ IMPURE: Final = {
 }
 CLOCKS: Final = frozenset({"now", "today", "utcnow"})
 
-DISTRIBUTIONS: Final = {"pillow": "PIL", "google-auth": "google", "google-genai": "google"}
+DISTRIBUTIONS: Final = {"pillow": "PIL", "google-auth": "google", "google-genai": "google", "pyyaml": "yaml"}
 """Where a distribution's module has another name than the distribution."""
 
 NAMED: Final = {"uvloop": "server"}
