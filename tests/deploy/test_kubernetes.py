@@ -52,7 +52,7 @@ def environment(name: str) -> dict[str, str]:
 def grace(name: str) -> float:
     """Seconds that the proxy's own grace leaves beyond the drain."""
     drain = float(environment(name).get("STREAMPROXY_DRAIN_TIMEOUT", Settings().drain_timeout))
-    before = container(name).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    before = float(container(name).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0))
     return float(pod(name)["terminationGracePeriodSeconds"]) - drain - before
 
 
