@@ -61,6 +61,9 @@ def test_grafana_finds_its_board_and_prometheus() -> None:
     assert f"--config.file=/etc/prometheus/{config.name}" in SERVICES["prometheus"]["command"]
     (job,) = yaml.safe_load(config.read_text("utf-8"))["scrape_configs"]
     assert job["static_configs"] == [{"targets": [f"proxy:{Settings().port}"]}]
+    key = Path(job["authorization"]["credentials_file"])
+    assert key.parent == Path("/run/secrets")
+    assert SERVICES["prometheus"]["secrets"] == [key.name]
 
 
 def test_secrets_are_files_that_git_ignores() -> None:
@@ -71,7 +74,7 @@ def test_secrets_are_files_that_git_ignores() -> None:
     assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text("utf-8").splitlines()
     secret = {row.env for row in ROWS.values() if row.name in ("secret", "caller_keys")}
     assert secret <= set(PROXY["secrets"])
-    written = {*re.findall(r"> secrets/(\S+)$", FILE.read_text("utf-8"), re.MULTILINE)}
+    written = {*re.findall(r"(?:>|tee) secrets/(\S+)", FILE.read_text("utf-8"), re.MULTILINE)}
     assert written == secrets.keys()
 
 

@@ -95,9 +95,8 @@ def test_the_probes_ask_what_is_served(name: str) -> None:
     assert {probe["port"] for probe in probes.values()} == {port["name"]}
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_prometheus_finds_the_metrics(name: str) -> None:
-    annotations = documents(name)["Deployment"]["spec"]["template"]["metadata"]["annotations"]
+def test_prometheus_finds_the_sidecar_s_metrics() -> None:
+    annotations = documents("sidecar.yaml")["Deployment"]["spec"]["template"]["metadata"]["annotations"]
     assert annotations == {"prometheus.io/scrape": "true", "prometheus.io/port": str(Settings().port)}
 
 

@@ -6,6 +6,7 @@ here: whether it draws the board was not tested.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -25,6 +26,8 @@ from anyio.streams.text import TextReceiveStream
 from streamproxy.errors import Failure
 from streamproxy.observe import Observer
 from streamproxy.simulator import running
+from streamproxy.simulator.script import json_answer
+from streamproxy.simulator.server import serve
 from tests.support.proxy import BOUND, NO_TRUST, Proxy, running_proxy
 
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -44,6 +47,21 @@ ENDINGS: Final = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket
 prometheus: Final = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="Prometheus is not installed: apt-get install prometheus"
 )
+
+
+KEY: Final = "a-caller-s-key-0123456789"
+CALLERS: Final = {"app": {"key": "sha256:" + hashlib.sha256(KEY.encode()).hexdigest()}}
+PRICED_MODEL: Final = "openai/gpt-image-1"
+PRICED: Final = json_answer(200, {"created": 1, "data": [{"b64_json": "aW1hZ2U="}], "cost": 0.05})
+
+
+def providers(simulated: str, priced: str) -> dict[str, dict[str, object]]:
+    """The simulator, and a provider that says what its pictures cost."""
+    row: dict[str, object] = {"credential": "none"}
+    return {
+        "priced": {**row, "base_url": f"{priced}/v1", "models": [PRICED_MODEL]},
+        "sim": {**row, "base_url": f"{simulated}/v1"},
+    }
 
 
 def series() -> set[str]:
@@ -106,9 +124,25 @@ def promtool(*arguments: str) -> str:
     return done.stdout
 
 
+def configuration(folder: Path, port: int) -> Path:
+    """Write Prometheus' configuration with its files and the proxy where they are here, and a scrape every 100 ms."""
+    config = yaml.safe_load(CONFIG.read_text("utf-8"))
+    config["global"] = {"scrape_interval": "100ms", "scrape_timeout": "100ms", "evaluation_interval": "100ms"}
+    config["rule_files"] = [str(ALERTS)]
+    (job,) = config["scrape_configs"]
+    job["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
+    key = folder / "caller.key"
+    key.write_text(KEY)
+    job["authorization"]["credentials_file"] = str(key)
+    path = folder / "prometheus.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
 @prometheus
-def test_prometheus_takes_the_configuration() -> None:
-    assert f"{len(RULES)} rules found" in promtool("check", "config", str(CONFIG))
+def test_prometheus_takes_the_configuration(tmp_path: Path) -> None:
+    assert yaml.safe_load(CONFIG.read_text("utf-8"))["rule_files"] == [ALERTS.name]
+    assert f"{len(RULES)} rules found" in promtool("check", "config", str(configuration(tmp_path, 1)))
 
 
 @prometheus
@@ -121,13 +155,8 @@ def test_every_alert_fires_when_it_should() -> None:
 
 @asynccontextmanager
 async def running_prometheus(target: Proxy, folder: Path) -> AsyncIterator[str]:
-    """Run Prometheus with the rules, scraping this proxy ten times a second, and yield its URL."""
-    config = yaml.safe_load(CONFIG.read_text("utf-8"))
-    config["global"] = {"scrape_interval": "100ms", "scrape_timeout": "100ms", "evaluation_interval": "100ms"}
-    config["rule_files"] = [str(ALERTS)]
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{target.port}"]}]
-    path = folder / "prometheus.yaml"
-    await anyio.Path(path).write_text(yaml.safe_dump(config))
+    """Run Prometheus, and yield its URL."""
+    path = configuration(folder, target.port)
     command = [
         "prometheus",
         f"--config.file={path}",
@@ -195,14 +224,17 @@ async def test_every_query_has_numbers_after_some_requests(tmp_path: Path) -> No
     waiting = {name: asked(expression) for name, expression in expressions().items() if name not in rare}
     async with (
         running(pace=0) as simulated,
-        running_proxy(simulated.url) as proxy,
+        serve(lambda _: PRICED) as priced,
+        running_proxy(simulated.url, providers=providers(simulated.url, priced.url), callers=CALLERS) as proxy,
         running_prometheus(proxy, tmp_path) as url,
         httpx.AsyncClient(timeout=BOUND, trust_env=False, verify=NO_TRUST) as client,
     ):
+        proxy.client.headers["authorization"] = f"Bearer {KEY}"
         with anyio.move_on_after(BOUND):
             while waiting:
                 for model in ("sim/gpt-image", "sim/fault-data-after-terminal", "sim/fault-no-image"):
                     await proxy.generate(model=model, stream=True, partial_images=1, size="256x256")
+                await proxy.generate(model=PRICED_MODEL)
                 for name, expression in list(waiting.items()):
                     found = await numbers(client, url, expression)
                     if found and not any(map(math.isnan, found)):
