@@ -102,6 +102,7 @@ DISTRIBUTIONS: Final = {
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
     "opentelemetry-proto": "opentelemetry",
     "markdown-it-py": "markdown_it",
+    "pyyaml": "yaml",
 }
 """Where a distribution's module has another name than the distribution."""
 

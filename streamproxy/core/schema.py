@@ -123,7 +123,7 @@ TRUE: Final = frozenset({"true", "t", "yes", "y", "on", "1"})
 FALSE: Final = frozenset({"false", "f", "no", "n", "off", "0"})
 """Texts that pydantic's lax mode, and so a FastAPI service, reads as a boolean, in upper or lower case."""
 
-_INTEGER: Final = re.compile(r"\s*+([+-]?)([0-9]++(?:_[0-9]++)*+)(?:\.0++)?\s*+", re.ASCII)
+_INTEGER: Final = re.compile(r"\s*+([+-]?)([0-9]++(?:_[0-9]++)*)(?:\.0++)?\s*+", re.ASCII)
 
 
 def lax_boolean(text: str) -> bool | None:

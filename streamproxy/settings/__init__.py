@@ -161,7 +161,8 @@ class Settings:
     workers: Annotated[Workers, "processes that serve; more than one need a store that they share"] = 1
     upstream: Annotated[Url | None, "base URL to pass every model to, with the caller's own key"] = None
     providers: Annotated[
-        dict[ProviderName, ProviderSettings], "providers by name; empty: each known one whose key is in the environment"
+        dict[ProviderName, ProviderSettings],
+        "providers by name; empty: each known one whose key is in the environment or in $CREDENTIALS_DIRECTORY",
     ] = field(default_factory=dict)
     caller_keys: Annotated[
         CallerKeys, "hashes (sha256:...) of the keys callers may use; empty: anybody who can connect"

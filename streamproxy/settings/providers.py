@@ -245,7 +245,8 @@ def _providers(
 ) -> tuple[Provider, ...]:
     """The catalogue's rows with the configuration's values over them; a new name starts from the row `upstream`.
 
-    With neither `providers` nor `upstream`: every row whose `key_env` is set in the environment.
+    With neither `providers` nor `upstream`: every row whose `key_env` is set in the environment, or is the name of a
+    file of `$CREDENTIALS_DIRECTORY`.
     """
     chosen = dict(settings.providers)
     if settings.upstream is not None:
@@ -256,7 +257,7 @@ def _providers(
         chosen[UPSTREAM] = replace(row, base_url=settings.upstream)
     if not chosen:
         rows = catalogue.providers.values()
-        chosen = {row.name: ProviderSettings() for row in rows if row.base_url and environ.get(row.key_env, "").strip()}
+        chosen = {row.name: ProviderSettings() for row in rows if row.base_url and _place_of_key(row.key_env, environ)}
     providers = tuple(_with_workflows(_merged(name, row, catalogue), problems) for name, row in chosen.items())
     for provider in providers:
         if not provider.base_url:
@@ -392,12 +393,20 @@ def _default(provider: Provider, environ: Mapping[str, str]) -> str:
     """The default reference of a credential: the variable of the catalogue's row, or a file of that name."""
     if provider.key_env:
         name = AWS_ID if provider.signing == "aws" else provider.key_env
-        directory = environ.get("CREDENTIALS_DIRECTORY", "")
-        in_file = not environ.get(name, "").strip() and directory and Path(directory, name).exists()
-        return f"{'dir' if in_file else 'env'}:{name}"
+        return f"{_place_of_key(name, environ) or 'env'}:{name}"
     if not provider.auth_header:
         return "none"
     return "caller" if provider.name == UPSTREAM else ""
+
+
+def _place_of_key(name: str, environ: Mapping[str, str]) -> str:
+    """The scheme of the place that has a key of this name: "env", "dir", or "" where none has it."""
+    if not name:
+        return ""
+    if environ.get(name, "").strip():
+        return "env"
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    return "dir" if directory and Path(directory, name).exists() else ""
 
 
 def _variable(reference: str) -> str:

@@ -125,6 +125,15 @@ def test_credentials_from_every_place(tmp_path: Path) -> None:
         assert (source.kind, source.present([])) == (kind, Credential("authorization", f"Bearer {CANARY}-{kind}"))
 
 
+def test_a_key_s_file_chooses_its_provider(tmp_path: Path) -> None:
+    (tmp_path / "OPENAI_API_KEY").write_text(CANARY)
+    found = configured(Settings(), {"CREDENTIALS_DIRECTORY": str(tmp_path), "FAL_KEY": CANARY})
+    assert {name: source.kind for name, source in found.credentials.items()} == {
+        "openai": "directory",
+        "fal": "environment",
+    }
+
+
 def test_the_environment_precedes_credential_files(tmp_path: Path) -> None:
     (tmp_path / "OPENAI_API_KEY").write_text("other")
     environ = {**OPENAI, "CREDENTIALS_DIRECTORY": str(tmp_path)}
