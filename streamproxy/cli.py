@@ -355,7 +355,7 @@ def doctor(ctx: click.Context, url: str, address: str, named: str | None, silenc
     from streamproxy.doctor import examine
     from streamproxy.doctor.cures import EDGES
     from streamproxy.doctor.provider import Times
-    from streamproxy.observe import configure_logging
+    from streamproxy.observe.log import configure_logging
     from streamproxy.server.listening import listen
     from streamproxy.settings import ConfigurationError
 

@@ -29,7 +29,7 @@ from streamproxy.doctor.checks import LEAVING, NAMES, QUICK, SLOW, Check, Findin
 from streamproxy.doctor.cures import Edge, Fault, cures, detect
 from streamproxy.doctor.provider import Times, provider
 from streamproxy.doctor.witness import Witness
-from streamproxy.server import serve
+from streamproxy.server import Hooks, serve
 from streamproxy.settings import Settings
 from streamproxy.simulator.server import serve as serve_scripts
 
@@ -96,7 +96,8 @@ async def examine(url: str, sock: socket.socket, *, times: Times, edge: Edge | N
         async def stopped() -> None:
             tasks.cancel_scope.cancel()
 
-        tasks.start_soon(lambda: serve(witness, settings, sock, ready=lambda _: started.set(), drain=stopped))
+        hooks = Hooks(ready=lambda _: started.set(), drain=stopped)
+        tasks.start_soon(serve, witness, settings, sock, hooks)
         await started.wait()
         async with _client() as client:
             caller = Caller(client, url.rstrip("/"), key, witness)
