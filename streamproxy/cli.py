@@ -173,6 +173,7 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     from streamproxy.server import serve as serve_on
     from streamproxy.server.listening import listen
     from streamproxy.server.memory import tune_allocator
+    from streamproxy.server.reloading import Reload
     from streamproxy.server.workers import supervise
     from streamproxy.settings.providers import warnings
 
@@ -185,12 +186,17 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     def ready(url: str) -> None:
         say(f"API base URL: {url}/v1   ({names})", settings.log_format)
 
+    def read() -> Settings:
+        return _checked(ctx, config)[0]
+
     sock = listen(settings.host, settings.port)
     if several:
-        ctx.exit(_run(lambda: supervise(settings, sock, ready=ready)))
+        ctx.exit(_run(lambda: supervise(settings, sock, ready=ready, read=read)))
     tune_allocator()
     app = create_app(settings)
-    ctx.exit(_run(lambda: serve_on(app, settings, sock, ready=ready, drain=app.state.drain)))
+    state = app.state
+    reload = Reload(read, state.reload)
+    ctx.exit(_run(lambda: serve_on(app, settings, sock, ready=ready, drain=state.drain, reload=reload)))
 
 
 @cli.command(cls=_SettingsCommand)

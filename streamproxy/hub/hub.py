@@ -55,6 +55,12 @@ class Hub:
         self._mirrors = None if backend.shared is None else Mirrors(backend.shared, tasks, self.health)
         self._grace = Grace(limits.grace, tasks=tasks, viewed=self._viewed_elsewhere, forget=self._unlist)
 
+    def limit(self, limits: HubLimits) -> None:
+        """Replace the limits. They hold for requests and readers from now on."""
+        self.admission.limits = limits
+        self.repeats.held = limits.hold
+        self._grace.seconds = limits.grace
+
     # Generations of this process.
 
     @property

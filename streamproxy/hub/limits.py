@@ -35,7 +35,7 @@ class Admission:
     """Counts viewers, and refuses requests over the limits. `draining`: no new generation is admitted."""
 
     def __init__(self, limits: HubLimits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._viewers_of = Counter[str | None]()
         self.draining = False
 
@@ -43,7 +43,7 @@ class Admission:
         """Admit one more generation. Raises ProxyError: DRAINING; OVERLOADED where `running` is the most."""
         if self.draining:
             raise ProxyError(Failure.DRAINING, "The proxy is shutting down and takes no new requests.", retry_after="2")
-        if running >= self._limits.streams:
+        if running >= self.limits.streams:
             raise ProxyError(
                 Failure.OVERLOADED, "Too many generations are running. The setting is max_streams.", retry_after="2"
             )
@@ -51,7 +51,7 @@ class Admission:
     def watch(self, stream: Stream, subscriber: Subscriber) -> None:
         """Count a viewer. Raises ProxyError(TOO_MANY_VIEWERS) where the stream or its owner has too many."""
         owner = stream.record.owner
-        if len(stream.subscribers) > self._limits.viewers or self._viewers_of[owner] >= self._limits.viewers_of_owner:
+        if len(stream.subscribers) > self.limits.viewers or self._viewers_of[owner] >= self.limits.viewers_of_owner:
             subscriber.leave()
             raise ProxyError(
                 Failure.TOO_MANY_VIEWERS,
@@ -82,21 +82,21 @@ class Grace:
         viewed: Callable[[str], Awaitable[bool]],
         forget: Callable[[Generation], None],
     ) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._tasks = tasks
         self._viewed = viewed
         self._forget = forget
 
     def begin(self, generation: Generation) -> None:
         """Stop the generation after the grace, unless a reader comes back, or another process has viewers."""
-        if self._seconds == 0:
+        if self.seconds == 0:
             self._abandon(generation)
         else:
             self._tasks.start_soon(self._wait, generation, generation.stream.visits)
 
     async def _wait(self, generation: Generation, visits: int) -> None:
         stream = generation.stream
-        pause = self._seconds
+        pause = self.seconds
         while True:
             await anyio.sleep(pause)
             if stream.finished or stream.visits != visits:

@@ -1,10 +1,11 @@
 """The process: uvicorn on a listening socket, with drain, limits and workers. The only package that imports uvicorn.
 
-await serve(app, settings, socket)  until SIGINT, SIGTERM or cancellation; then streams drain
+await serve(app, settings, socket)  until SIGINT, SIGTERM or cancellation; then streams drain. SIGHUP reloads
 
 guard       one connection: uvicorn's protocol behind `framing`, which finds the end of each request
 listening   the socket, bound before anything else starts
 workers     several processes on it
+reloading   settings anew in a running process
 memory      the allocator
 """
 
@@ -17,6 +18,7 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Generator
+from functools import partial
 from types import FrameType
 from typing import Final, cast
 
@@ -34,11 +36,13 @@ KEEP_ALIVE_SECONDS: Final = 75  # idle connection; above the 60 s of nginx and A
 CLOSE_SECONDS: Final = 1  # for the last bytes of streams that the drain's deadline has ended
 LIFESPAN_SECONDS: Final = 0.5  # for the lifespan to end once all connections are closed; a store that hangs delays it
 IDLE_TICKS: Final = 50  # uvicorn's ticks of 0.1 s between two checks whether memory can be given back
-SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals that stop the process. SIGHUP is one, because its default ends a process in the middle of its streams."""
-
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+"""Signals that stop the process."""
+HANGUP: Final = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
+"""The signal that reloads. Where nothing can be reloaded it stops, since its default ends streams in their middle."""
 
 Drain = Callable[[], Awaitable[None]]
+Reload = Callable[[], Awaitable[None]]
 
 
 class _Server(Server):
@@ -58,16 +62,18 @@ class _Server(Server):
         ready: Callable[[], None],
         drain: Drain | None,
         within: float,
-        leash: socket.socket | None,
+        stop: anyio.Event | None,
+        reload: Reload | None,
     ) -> None:
         super().__init__(config)
         self._ready = ready
         self._drain = drain
         self._within = within
-        self._leash = leash
+        self._stop_asked = stop
+        self._reload = reload
+        self._tasks: set[asyncio.Task[None]] = set()
         self._signalled = False
         self._draining = False
-        self._drained: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -78,6 +84,18 @@ class _Server(Server):
         self._signalled = True
         self._loop.call_soon_threadsafe(self._stop)
 
+    def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        """Reload where that is possible, else drain."""
+        if self._reload is None:
+            self.handle_exit(sig, frame)
+        else:
+            self._loop.call_soon_threadsafe(self._run, self._reload)
+
+    def _run(self, work: Callable[[], Awaitable[None]]) -> None:
+        task = self._loop.create_task(_done(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _stop(self) -> None:
         if self._draining:
             return
@@ -85,7 +103,7 @@ class _Server(Server):
         if self._drain is None:
             self.should_exit = True
         else:
-            self._drained = self._loop.create_task(self._drain_with(self._drain))
+            self._run(partial(self._drain_with, self._drain))
 
     async def _drain_with(self, drain: Drain) -> None:
         """Run `drain`, in which generations end, then give responses the rest of the time for their last bytes."""
@@ -105,16 +123,15 @@ class _Server(Server):
             await to_thread.run_sync(give_back)
         return await super().on_tick(counter)
 
-    def _released(self) -> None:
-        if self._leash is not None:
-            self._loop.remove_reader(self._leash)
+    async def _stop_when(self, asked: anyio.Event) -> None:
+        await asked.wait()
         self._stop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            if self._leash is not None:
-                self._loop.add_reader(self._leash, self._released)
+            if self._stop_asked is not None:
+                self._run(partial(self._stop_when, self._stop_asked))
             settle()
             self._ready()
 
@@ -139,11 +156,16 @@ class _Server(Server):
             yield
             return
         handlers = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        handlers |= {number: signal.signal(number, self.handle_hangup) for number in HANGUP}
         try:
             yield
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+async def _done(work: Callable[[], Awaitable[None]]) -> None:
+    await work()
 
 
 async def serve(
@@ -153,13 +175,14 @@ async def serve(
     *,
     ready: Callable[[str], None] | None = None,
     drain: Drain | None = None,
-    leash: socket.socket | None = None,
+    stop: anyio.Event | None = None,
+    reload: Reload | None = None,
 ) -> int:
     """Serve until SIGINT, SIGTERM or cancellation. A signal first runs `drain`, which lets streams end.
 
-    `ready` is called once with the address, when the app's lifespan has started. When `leash` becomes readable, as it
-    does when the process at its other end has ended, that counts as a signal. Returns the exit status: 0, or 128 and
-    the number of a second signal. Raises SystemExit where the lifespan fails.
+    `ready` is called once with the address, when the app's lifespan has started. When `stop` is set, that counts as a
+    signal. SIGHUP runs `reload`; without one it stops too. Returns the exit status: 0, or 128 and the number of a
+    second signal. Raises SystemExit where the lifespan fails.
     """
     url = url_of(sock)
     config = Config(
@@ -180,7 +203,8 @@ async def serve(
         ready=lambda: ready(url) if ready is not None else None,
         drain=drain,
         within=settings.drain_timeout,
-        leash=leash,
+        stop=stop,
+        reload=reload,
     )
     await server.serve(sockets=[sock])
     return server.status

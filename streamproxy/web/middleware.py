@@ -15,6 +15,7 @@ from streamproxy.core.headers import HeaderPolicy
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.observe import Observer
 from streamproxy.surfaces.variations import SERVED_AS
+from streamproxy.web.endpoint import context_of
 from streamproxy.web.origins import Origins, refused_origin
 from streamproxy.web.outcome import failure_of, note_failure, told
 from streamproxy.web.responses import NOT_APPLIED, error_response
@@ -48,10 +49,9 @@ TAKEN: Final = {
 class RequestContext:
     """Gives each request an id, refuses what comes by another name, and writes the one log line when it is over."""
 
-    def __init__(self, app: ASGIApp, observer: Observer, origins: Origins, policy: HeaderPolicy) -> None:
+    def __init__(self, app: ASGIApp, observer: Observer, policy: HeaderPolicy) -> None:
         self._app = app
         self._observer = observer
-        self._origins = origins
         self._policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,7 +112,7 @@ class RequestContext:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         try:
-            self._origins.check_host(headers)
+            context_of(scope).origins.check_host(headers)
         except ProxyError as error:
             note_failure(scope, error)
             await error_response(error, scope["state"]["request_id"])(scope, receive, send)
@@ -120,11 +120,28 @@ class RequestContext:
             await self._app(scope, receive, send)
 
 
-class Cors(CORSMiddleware):
+class Cors:
+    """CORS by the origins of the app's context, which a reload may replace."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._by = _Cors(app, Origins(frozenset(), None))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        origins = context_of(scope).origins
+        if self._by.origins is not origins:
+            self._by = _Cors(self._app, origins)
+        await self._by(scope, receive, send)
+
+
+class _Cors(CORSMiddleware):
     """Starlette's, with a refusal that says what to change."""
 
     def __init__(self, app: ASGIApp, origins: Origins) -> None:
-        self._origins = origins
+        self.origins = origins
         super().__init__(
             app,
             allow_origins=origins.allowed,
@@ -137,10 +154,10 @@ class Cors(CORSMiddleware):
 
     def is_allowed_origin(self, origin: str) -> bool:
         """Starlette's question, answered where all that concerns origins is."""
-        return self._origins.allows(origin)
+        return self.origins.allows(origin)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope) if scope["type"] == "http" and scope["method"] == "OPTIONS" else Headers()
+        headers = Headers(scope=scope) if scope["method"] == "OPTIONS" else Headers()
         preflight = "origin" in headers and "access-control-request-method" in headers
         if not preflight or self.is_allowed_origin(headers["origin"]):
             await super().__call__(scope, receive, send)
