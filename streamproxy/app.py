@@ -30,10 +30,11 @@ from starlette.responses import Response
 
 from streamproxy.auth import StreamTokens
 from streamproxy.core.catalogue import Catalogue, Provider
-from streamproxy.core.conversation import Limits
+from streamproxy.core.conversation import Adapter, Limits
 from streamproxy.core.events import error_body
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.extensions import adapters, surfaces
 from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.driver import CONVERSIONS, Outside
 from streamproxy.generation.previews import PreviewMaker
@@ -43,8 +44,8 @@ from streamproxy.hub import FILE_STORES, STORES
 from streamproxy.hub.files import Files, Room
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.limits import HubLimits
+from streamproxy.hub.pressure import Pressure
 from streamproxy.observe import Observer
-from streamproxy.providers import ADAPTERS
 from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.settings.providers import Providers, configure, read_catalogue
 from streamproxy.settings.reloading import reloaded
@@ -87,12 +88,14 @@ def create_app(
     policy = HeaderPolicy.load()
     catalogue = read_catalogue()
     environ = os.environ if environ is None else environ
-    configured = configure(settings, catalogue, environ, policy, adapters=ADAPTERS)
+    known = adapters()
+    configured = configure(settings, catalogue, environ, policy, adapters=known)
     wiring = _Wiring(
         settings=settings,
         catalogue=catalogue,
         configured=configured,
         environ=environ,
+        adapters=known,
         policy=policy,
         observer=Observer(),
         secret=settings.secret or secrets.token_urlsafe(32),
@@ -102,7 +105,7 @@ def create_app(
     )
     served = _Served(wiring)
     app = Starlette(
-        routes=routes(page=settings.playground),
+        routes=routes(page=settings.playground, more=surfaces()),
         middleware=[Middleware(RequestContext, wiring.observer, policy), Middleware(Cors)],
         lifespan=served.lifespan,
         exception_handlers={HTTPException: _not_routed},
@@ -197,6 +200,7 @@ class _Running:
     previews: PreviewMaker
     cutoff: Cutoff
     budget: Budget
+    pressure: Pressure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +211,7 @@ class _Wiring:
     catalogue: Catalogue
     configured: Providers
     environ: Mapping[str, str]
+    adapters: Mapping[str, Adapter]
     policy: HeaderPolicy
     observer: Observer
     secret: str
@@ -216,7 +221,7 @@ class _Wiring:
 
     def anew(self, settings: Settings) -> _Wiring:
         """The same app by other settings. Raises ConfigurationError with all that is wrong."""
-        configured = configure(settings, self.catalogue, self.environ, self.policy, adapters=ADAPTERS)
+        configured = configure(settings, self.catalogue, self.environ, self.policy, adapters=self.adapters)
         return replace(self, settings=settings, configured=configured)
 
     async def start(self, stack: AsyncExitStack) -> _Running:
@@ -227,6 +232,8 @@ class _Wiring:
         tasks = await stack.enter_async_context(anyio.create_task_group())
         hub = await self._start_hub(stack, tasks)
         threads = anyio.CapacityLimiter(CONVERSIONS)
+        pressure = Pressure(hub, self.settings.memory_limit, self.observer)
+        tasks.start_soon(pressure.watch)
         stack.callback(tasks.cancel_scope.cancel)
         return _Running(
             trust=trust,
@@ -238,12 +245,14 @@ class _Wiring:
             previews=PreviewMaker(tasks, threads),
             cutoff=Cutoff(tasks, self.settings.drain_timeout),
             budget=Budget(self.settings.max_body_memory),
+            pressure=pressure,
         )
 
     def limit(self, running: _Running) -> None:
         """Apply the limits that running parts keep."""
         running.hub.limit(_limits(self.settings))
         running.budget.limit = self.settings.max_body_memory
+        running.pressure.limit = self.settings.memory_limit
 
     def context(self, running: _Running) -> Context:
         """What requests are served by, from now on."""
@@ -340,7 +349,7 @@ class _Wiring:
             running.trust,
             converting=running.threads,
         )
-        return Attempts(ADAPTERS, outside, settings.stream_n)
+        return Attempts(self.adapters, outside, settings.stream_n)
 
 
 def _limits(settings: Settings) -> HubLimits:

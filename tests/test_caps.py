@@ -28,7 +28,6 @@ EXCEPTIONS: Final[dict[str, dict[str, int]]] = {
         "core.completion.completed": 6,
         "core.completion._frame": 6,
         "providers.refusals._error": 6,
-        "server.serve": 6,
         "simulator.pictures.edit": 6,
         "simulator.pictures._glow": 7,
         "simulator.script.error_answer": 6,
@@ -38,7 +37,6 @@ EXCEPTIONS: Final[dict[str, dict[str, int]]] = {
         "upstream.transport.Transport.__init__": 6,
     },
     "attributes": {
-        "server._Server": 13,
         "upstream.answer.Answer": 14,
     },
 }

@@ -207,6 +207,18 @@ class Hub:
             if self._mirrors is not None:
                 await self._mirrors.gone()
 
+    def shed(self, size: int) -> int:
+        """End the generations that hold most, until they held `size` bytes. Returns how many it has ended."""
+        largest = sorted(self._generations.values(), key=lambda one: one.stream.log.bytes, reverse=True)
+        ended = 0
+        for generation in largest:
+            if (size <= 0 and ended) or not generation.stream.log.bytes:
+                break
+            size -= generation.stream.log.bytes
+            generation.stop(Ending.SHED)
+            ended += 1
+        return ended
+
     async def _ended(self) -> None:
         """Return when no generation runs here."""
         while self._generations:

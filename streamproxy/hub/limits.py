@@ -32,17 +32,25 @@ class HubLimits:
 
 
 class Admission:
-    """Counts viewers, and refuses requests over the limits. `draining`: no new generation is admitted."""
+    """Counts viewers, and refuses requests over the limits.
+
+    `draining` or `short_of_memory`: no new generation is admitted.
+    """
 
     def __init__(self, limits: HubLimits) -> None:
         self.limits = limits
         self._viewers_of = Counter[str | None]()
         self.draining = False
+        self.short_of_memory = False
 
     def admit(self, running: int) -> None:
-        """Admit one more generation. Raises ProxyError: DRAINING; OVERLOADED where `running` is the most."""
+        """Admit one more generation. Raises ProxyError: DRAINING, MEMORY_SHORT; OVERLOADED at the most `running`."""
         if self.draining:
             raise ProxyError(Failure.DRAINING, "The proxy is shutting down and takes no new requests.", retry_after="2")
+        if self.short_of_memory:
+            raise ProxyError(
+                Failure.MEMORY_SHORT, "The proxy is short of memory. The setting is memory_limit.", retry_after="2"
+            )
         if running >= self.limits.streams:
             raise ProxyError(
                 Failure.OVERLOADED, "Too many generations are running. The setting is max_streams.", retry_after="2"

@@ -18,6 +18,7 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Final, cast
@@ -27,9 +28,10 @@ from anyio import to_thread
 from starlette.types import ASGIApp
 from uvicorn import Config, Server
 
+from streamproxy.memory import give_back
 from streamproxy.server.guard import GuardedProtocol
 from streamproxy.server.listening import BACKLOG, url_of
-from streamproxy.server.memory import give_back, settle
+from streamproxy.server.memory import settle
 from streamproxy.settings import Settings
 
 KEEP_ALIVE_SECONDS: Final = 75  # idle connection; above the 60 s of nginx and ALB, which must be the first to close
@@ -41,8 +43,19 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 HANGUP: Final = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 """The signal that reloads. Where nothing can be reloaded it stops, since its default ends streams in their middle."""
 
-Drain = Callable[[], Awaitable[None]]
-Reload = Callable[[], Awaitable[None]]
+Work = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What a process does when it is told to. `drain` runs before it stops, and lets streams end.
+
+    `reload` runs at SIGHUP; without one SIGHUP stops too. When `stop` is set, that counts as a signal.
+    """
+
+    drain: Work | None = None
+    reload: Work | None = None
+    stop: anyio.Event | None = None
 
 
 class _Server(Server):
@@ -60,17 +73,13 @@ class _Server(Server):
         config: Config,
         *,
         ready: Callable[[], None],
-        drain: Drain | None,
+        control: Control,
         within: float,
-        stop: anyio.Event | None,
-        reload: Reload | None,
     ) -> None:
         super().__init__(config)
         self._ready = ready
-        self._drain = drain
+        self._control = control
         self._within = within
-        self._stop_asked = stop
-        self._reload = reload
         self._tasks: set[asyncio.Task[None]] = set()
         self._signalled = False
         self._draining = False
@@ -86,12 +95,12 @@ class _Server(Server):
 
     def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
         """Reload where that is possible, else drain."""
-        if self._reload is None:
+        if self._control.reload is None:
             self.handle_exit(sig, frame)
         else:
-            self._loop.call_soon_threadsafe(self._run, self._reload)
+            self._loop.call_soon_threadsafe(self._run, self._control.reload)
 
-    def _run(self, work: Callable[[], Awaitable[None]]) -> None:
+    def _run(self, work: Work) -> None:
         task = self._loop.create_task(_done(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -100,12 +109,12 @@ class _Server(Server):
         if self._draining:
             return
         self._draining = True
-        if self._drain is None:
+        if self._control.drain is None:
             self.should_exit = True
         else:
-            self._run(partial(self._drain_with, self._drain))
+            self._run(partial(self._drain_with, self._control.drain))
 
-    async def _drain_with(self, drain: Drain) -> None:
+    async def _drain_with(self, drain: Work) -> None:
         """Run `drain`, in which generations end, then give responses the rest of the time for their last bytes."""
         deadline = self._loop.time() + self._within + CLOSE_SECONDS
         try:
@@ -130,8 +139,8 @@ class _Server(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            if self._stop_asked is not None:
-                self._run(partial(self._stop_when, self._stop_asked))
+            if self._control.stop is not None:
+                self._run(partial(self._stop_when, self._control.stop))
             settle()
             self._ready()
 
@@ -164,7 +173,7 @@ class _Server(Server):
                 signal.signal(number, handler)
 
 
-async def _done(work: Callable[[], Awaitable[None]]) -> None:
+async def _done(work: Work) -> None:
     await work()
 
 
@@ -174,15 +183,12 @@ async def serve(
     sock: socket.socket,
     *,
     ready: Callable[[str], None] | None = None,
-    drain: Drain | None = None,
-    stop: anyio.Event | None = None,
-    reload: Reload | None = None,
+    control: Control = Control(),
 ) -> int:
-    """Serve until SIGINT, SIGTERM or cancellation. A signal first runs `drain`, which lets streams end.
+    """Serve until SIGINT, SIGTERM or cancellation.
 
-    `ready` is called once with the address, when the app's lifespan has started. When `stop` is set, that counts as a
-    signal. SIGHUP runs `reload`; without one it stops too. Returns the exit status: 0, or 128 and the number of a
-    second signal. Raises SystemExit where the lifespan fails.
+    `ready` is called once with the address, when the app's lifespan has started. Returns the exit status: 0, or 128 and
+    the number of a second signal. Raises SystemExit where the lifespan fails.
     """
     url = url_of(sock)
     config = Config(
@@ -195,16 +201,14 @@ async def serve(
         access_log=False,  # it prints the query string
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(settings.drain_timeout) if drain is None else CLOSE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout) if control.drain is None else CLOSE_SECONDS,
         backlog=BACKLOG,
     )
     server = _Server(
         config,
         ready=lambda: ready(url) if ready is not None else None,
-        drain=drain,
+        control=control,
         within=settings.drain_timeout,
-        stop=stop,
-        reload=reload,
     )
     await server.serve(sockets=[sock])
     return server.status

@@ -35,7 +35,7 @@ from anyio.abc import Process
 
 from streamproxy.app import create_app
 from streamproxy.observe import SHARED, configure_logging, worker_ended
-from streamproxy.server import HANGUP, SIGNALS, serve
+from streamproxy.server import HANGUP, SIGNALS, Control, serve
 from streamproxy.server.listening import url_of
 from streamproxy.server.memory import tune_allocator
 from streamproxy.server.reloading import Apply, Read, Reload
@@ -275,9 +275,8 @@ def work(sock: socket.socket, channel: socket.socket) -> int:
         released = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_obey, channel, app.state.reload, released)
-            status = await serve(
-                app, settings, sock, ready=ready, drain=app.state.drain, stop=released, reload=_left_to_the_parent
-            )
+            control = Control(app.state.drain, _left_to_the_parent, released)
+            status = await serve(app, settings, sock, ready=ready, control=control)
             tasks.cancel_scope.cancel()
         return status
 

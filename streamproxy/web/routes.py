@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -111,10 +112,10 @@ PAGE: Final[tuple[RouteRow, ...]] = tuple(
 """With the setting `playground` only."""
 
 
-def routes(*, page: bool) -> list[Route]:
-    """Starlette's routes, one a path."""
+def routes(*, page: bool, more: Sequence[RouteRow] = ()) -> list[Route]:
+    """Starlette's routes, one a path. `more`: rows of other packages."""
     found: dict[str, list[RouteRow]] = {}
-    for row in (*ROUTES, *(PAGE if page else ())):
+    for row in (*ROUTES, *(PAGE if page else ()), *more):
         for prefix in PREFIXES if row.surface else ("",):
             found.setdefault(prefix + row.path, []).append(row)
     return [

@@ -21,7 +21,7 @@ from sse_starlette.sse import AppStatus
 from starlette.types import Message, Receive, Scope, Send
 
 from streamproxy import server
-from streamproxy.server import guard, serve
+from streamproxy.server import Control, guard, serve
 from streamproxy.server.framing import HEAD_BYTES
 from streamproxy.server.listening import listen, url_of
 from streamproxy.server.memory import settle
@@ -344,8 +344,7 @@ class Draining:
             settings,
             listen("127.0.0.1", 0),
             ready=lambda _: started.set(),
-            drain=self.drain,
-            stop=stop,
+            control=Control(self.drain, stop=stop),
         )
         self.ended = True
 

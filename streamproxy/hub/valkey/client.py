@@ -9,6 +9,7 @@ twice.
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -113,6 +114,31 @@ def parse_address(url: str) -> Address:
     return Address(
         parts.hostname, port, int(db), username, password, SCHEMES[parts.scheme], query.get("ssl_ca_certs") or None
     )
+
+
+KINDS: Final = {"cluster": "a node of a cluster", "sentinel": "a Sentinel"}
+"""Servers that cannot be the store, by the mode that they give: a script's keys are spread over a cluster's nodes."""
+
+WHY: Final = {
+    "MOVED": "it is a node of a cluster; the setting store takes a single server",
+    "CROSSSLOT": "it is a node of a cluster; the setting store takes a single server",
+    "CLUSTERDOWN": "it is a node of a cluster; the setting store takes a single server",
+    "READONLY": "it is a replica; the setting store takes the server that is written to",
+}
+"""The server's codes for being the wrong one."""
+
+
+async def unsuitable(url: str) -> str | None:
+    """Say what kind of server a store's URL leads to, if it cannot be the store. None too where it does not answer."""
+    client = ValkeyClient(parse_address(url))
+    try:
+        info = await client.ask("INFO", "server")
+    except StoreError:
+        return None
+    finally:
+        await client.aclose()
+    modes = re.findall(rb"^(?:redis|server)_mode:(\w+)", info, re.MULTILINE) if isinstance(info, bytes) else []
+    return next((KINDS[mode.decode()] for mode in modes if mode.decode() in KINDS), None)
 
 
 class ValkeyClient:
@@ -266,6 +292,7 @@ class ValkeyClient:
             if isinstance(error, ResponseError):
                 word = str(error).partition(" ")[0]
                 detail = word if word.isupper() else detail  # the server's code, like MISCONF
+                detail += f": {WHY[word]}" if word in WHY else ""
             else:
                 self.since = None
             what = f"{type(error).__name__} {detail}".strip()
