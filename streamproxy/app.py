@@ -1,6 +1,6 @@
 """The composition root: settings -> one wired Starlette app. Nothing is shared between two apps of a process.
 
-create_app    the app
+create_app    the app; from_environment: the same by the environment's settings, for other servers
 _Wiring       what settings decide alone: providers, credentials, origins
 _Running      what runs from the app's start to its end: connections, store, hub, tasks
 _Served       both, for one app. A reload replaces the wiring, and with it the context that handlers see, as a whole
@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import anyio
 import orjson
@@ -45,10 +46,11 @@ from streamproxy.hub.files import Files, Room
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.limits import HubLimits
 from streamproxy.hub.pressure import Pressure
-from streamproxy.observe import Observer
-from streamproxy.settings import ProviderSettings, Settings
+from streamproxy.observe import Observer, configure_logging
+from streamproxy.settings import ConfigurationError, ProviderSettings, Settings
 from streamproxy.settings.providers import Providers, configure, read_catalogue
 from streamproxy.settings.reloading import reloaded
+from streamproxy.settings.sources import CONFIG_ENV, load
 from streamproxy.upstream import Deadlines, Resolver, Upstream, default_ssl_context
 from streamproxy.upstream.fetch import Fetcher
 from streamproxy.upstream.signing import (
@@ -396,6 +398,19 @@ def _origins(settings: Settings, configured: Providers) -> Origins:
     exposed = not settings.caller_keys and any(source.configured for source in configured.credentials.values())
     known = hosts_of(settings.host, settings.allowed_hosts)
     return Origins(frozenset(settings.cors_origins), known if exposed else None, known)
+
+
+def from_environment() -> Starlette:
+    """The app by the settings of the environment, for other servers.
+
+    It configures the log too. Raises ConfigurationError.
+    """
+    config = os.environ.get(CONFIG_ENV)
+    settings, problems = load({}, os.environ, Path(config) if config else None)
+    if problems:
+        raise ConfigurationError(problems)
+    configure_logging(settings.log_level, settings.log_format, pid=True)
+    return create_app(settings)
 
 
 async def _not_routed(request: Request, exception: Exception) -> Response:

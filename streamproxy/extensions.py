@@ -47,10 +47,10 @@ def surfaces() -> tuple[RouteRow, ...]:
     found: list[RouteRow] = []
     problems: list[ConfigurationProblem] = []
     for point, loaded in _loaded(SURFACES_GROUP, problems):
-        rows = list(loaded) if isinstance(loaded, list | tuple) else [None]
-        if not all(isinstance(row, RouteRow) and row.path.startswith("/") for row in rows):
-            problems.append(_problem(point, "it is no sequence of RouteRow", "see streamproxy.web.routes.RouteRow"))
-            continue
+        rows = _rows(loaded)
+        if not rows:
+            fix = "make it a tuple of streamproxy.web.routes.RouteRow, with paths that begin with /"
+            problems.append(_problem(point, "it is no sequence of routes", fix))
         for row in rows:
             if (row.method, row.path) in taken:
                 problems.append(_problem(point, f"{row.method} {row.path} is taken", "serve it at another path"))
@@ -59,6 +59,13 @@ def surfaces() -> tuple[RouteRow, ...]:
     if problems:
         raise ConfigurationError(problems)
     return tuple(found)
+
+
+def _rows(loaded: object) -> list[RouteRow]:
+    """The routes of an entry point; none where it has anything else."""
+    given = list(loaded) if isinstance(loaded, list | tuple) else []
+    rows = [row for row in given if isinstance(row, RouteRow) and row.path.startswith("/")]
+    return rows if len(rows) == len(given) else []
 
 
 def _loaded(group: str, problems: list[ConfigurationProblem]) -> Iterator[tuple[EntryPoint, object]]:

@@ -28,7 +28,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
     for line in (
         "__main__",
         "cli",
-        "demo __init__",  # __init__: the public API, gives out `create_app` and `app` when asked
+        "demo __init__",  # __init__: the public API, gives out `create_app` and `Settings` when asked
         "server",  # the process, or several, that serve
         "app",
         "extensions",  # what other packages add
