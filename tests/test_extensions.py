@@ -16,7 +16,6 @@ from streamproxy.settings.values import ConfigurationError
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Script, json_answer
 from streamproxy.simulator.server import serve
-from tests.support.faults import IMAGE
 from tests.support.proxy import NO_TRUST, events, serving
 
 MODULE = "acme_pictures"
@@ -81,7 +80,7 @@ async def test_a_package_adds_a_provider_and_a_route(install: Install) -> None:
 
     def handler(received: Received) -> Script:
         seen.append(received)
-        return json_answer(200, IMAGE)
+        return json_answer(200, b"\x89PNG, and the rest of a picture")
 
     async with serve(handler) as server:
         row = {"base_url": server.url, "adapter": "acme", "credential": "none", "models": ["acme/sketch"]}

@@ -19,8 +19,16 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import anyio
 from redis.asyncio.connection import Connection, SSLConnection
+from redis.exceptions import (
+    ClusterCrossSlotError,
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as Disconnected
-from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as TimedOut
 
 from streamproxy.core.sse import Piece
@@ -119,13 +127,12 @@ def parse_address(url: str) -> Address:
 KINDS: Final = {"cluster": "a node of a cluster", "sentinel": "a Sentinel"}
 """Servers that cannot be the store, by the mode that they give: a script's keys are spread over a cluster's nodes."""
 
-WHY: Final = {
-    "MOVED": "it is a node of a cluster; the setting store takes a single server",
-    "CROSSSLOT": "it is a node of a cluster; the setting store takes a single server",
-    "CLUSTERDOWN": "it is a node of a cluster; the setting store takes a single server",
-    "READONLY": "it is a replica; the setting store takes the server that is written to",
+SINGLE: Final = "the setting store takes a single server"
+WHY: Final[dict[type[Exception], str]] = {
+    **dict.fromkeys((MovedError, ClusterCrossSlotError, ClusterDownError), f"{KINDS['cluster']}; {SINGLE}"),
+    ReadOnlyError: "a replica; the setting store takes the server that is written to",
 }
-"""The server's codes for being the wrong one."""
+"""What a wrong server is, by its error."""
 
 
 async def unsuitable(url: str) -> str | None:
@@ -292,7 +299,7 @@ class ValkeyClient:
             if isinstance(error, ResponseError):
                 word = str(error).partition(" ")[0]
                 detail = word if word.isupper() else detail  # the server's code, like MISCONF
-                detail += f": {WHY[word]}" if word in WHY else ""
+                detail = f"it is {WHY[type(error)]}" if type(error) in WHY else detail
             else:
                 self.since = None
             what = f"{type(error).__name__} {detail}".strip()
