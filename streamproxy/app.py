@@ -16,7 +16,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import anyio
@@ -69,7 +69,7 @@ from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.origins import Origins, hosts_of
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.routes import PREFIXES, ROUTES, routes
-from streamproxy.web.static import StaticFile, read_files
+from streamproxy.web.static import ANY_PAGE, StaticFile, read_files, static_file
 from streamproxy.web.writing import Cutoff
 
 
@@ -279,6 +279,7 @@ class _Wiring:
             keyed=_keyed(self.configured),
             models=ModelLists(services),
             files=self.files,
+            openapi=cache(self._openapi),
         )
 
     def terms(self) -> list[_Terms]:
@@ -321,6 +322,15 @@ class _Wiring:
         if provider.signing == "aws":
             return AwsSigner(partial(aws_credentials, key), BEDROCK, provider.location)
         return GoogleSigner(partial(google_credentials, key), TokenTransport(trust, self.settings.trust_env_proxies))
+
+    def _openapi(self) -> StaticFile:
+        """/openapi.json, made when it is first asked for."""
+        from streamproxy.web.openapi import Installation, document  # most processes are never asked
+
+        settings = self.settings
+        keyed = bool(settings.caller_keys) or _keyed(self.configured)
+        installation = Installation(settings.public_url, keyed, settings.max_json_bytes, settings.max_upload_bytes)
+        return static_file(".json", orjson.dumps(document(ROUTES, PREFIXES, installation)), ANY_PAGE)
 
     async def _start_hub(self, stack: AsyncExitStack, tasks: TaskGroup) -> Hub:
         settings = self.settings

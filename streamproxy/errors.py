@@ -38,7 +38,7 @@ class FailureRow:
 
 
 class Failure(Enum):
-    """The closed list of failures. A member's value is its FailureRow; the README table is checked against it."""
+    """The closed list of failures. A member's value is its FailureRow. /docs/errors is checked against it."""
 
     # What the caller sent.
     INVALID_REQUEST = FailureRow("invalid_request", 422, INVALID, "bad_request")

@@ -30,7 +30,7 @@ METRICS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("streamproxy_frames_total", "Events sent on, by type", ("type",)),
     ("streamproxy_tolerated_total", "Providers' faults that no caller noticed, by label", ("label",)),
 )
-"""Every counter: name, meaning, labels. The README table is checked against it."""
+"""Every counter: name, meaning, labels. A table of the documentation is checked against it."""
 
 GAUGES: Final[tuple[tuple[str, str], ...]] = (("streamproxy_streams", "Generations running now"),)
 

@@ -214,7 +214,7 @@ def read(values: Mapping[str, object]) -> tuple[Settings, list[ConfigurationProb
 
 
 class Described(NamedTuple):
-    """One setting as README and command line list it. `env` is "" where it can only be set in TOML.
+    """One setting as documentation and command line list it. `env` is "" where it can only be set in TOML.
 
     `takes`: the form of its value as text, like `N` or `json|text`; `SWITCH` for a boolean.
     """
@@ -326,4 +326,4 @@ def _provider(row: object, place: str, problems: list[ConfigurationProblem]) -> 
 def meant(name: str, known: Iterable[str]) -> str:
     """The fix for a name that is not a known one."""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"did you mean {nearest[0]}? Otherwise remove it" if nearest else "remove it; README.md lists all settings"
+    return f"did you mean {nearest[0]}? Otherwise remove it" if nearest else "remove it; /docs/configuration lists them"

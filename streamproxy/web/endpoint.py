@@ -54,6 +54,7 @@ class Context:
     """Whether every provider needs the caller's own key, so that a request without one cannot succeed."""
     models: ModelLists
     files: Mapping[str, StaticFile]
+    openapi: Callable[[], StaticFile]
 
     def ask_for_key(self, request: Request) -> None:
         """Raises ProxyError(INVALID_API_KEY) for a request that brings no key where it cannot do without."""

@@ -17,9 +17,9 @@ from streamproxy.core.catalogue import Model, Provider, model_object
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.abilities import abilities
 from streamproxy.web.endpoint import Context
-from streamproxy.web.headers import has_version
 from streamproxy.web.model_lists import ListedModel
-from streamproxy.web.responses import Response, empty_response, json_response
+from streamproxy.web.responses import Response, json_response
+from streamproxy.web.static import file_response
 
 UNAUTHORIZED: Final = (401, 403)
 
@@ -98,11 +98,8 @@ async def model(request: Request, context: Context) -> ASGIApp:
 
 
 async def file(request: Request, context: Context) -> ASGIApp:
-    """The browser's file of this route, or 304 where the caller has it."""
-    found = context.files[request.scope["route"].path]
-    if has_version(request, found.headers["etag"]):
-        return empty_response(304, found.headers)
-    return Response(200, found.content_type, (found.body,), found.headers)
+    """The browser's file of this route."""
+    return file_response(request, context.files[request.scope["route"].path])
 
 
 async def livez(request: Request, context: Context) -> ASGIApp:
