@@ -404,8 +404,15 @@ for (const _ of [1, 2]) await client.images.generate({{ model: "{MODEL}", prompt
 
 
 TESTED: Final[Mapping[str, tuple[str, ...]]] = {
-    "sh": ("curl -sN", "streamproxy serve", "streamproxy generate", "streamproxy hash-key", "docker "),
-    "python": ("for event in", "files.create", "_idempotency_header", "respond-async"),
+    "sh": (
+        "curl -sN",
+        "streamproxy serve",
+        "streamproxy generate",
+        "streamproxy hash-key",
+        "docker ",
+        "from_environment",
+    ),
+    "python": ("for event in", "files.create", "_idempotency_header", "respond-async", "lifespan_context"),
     "ts": ("stream: true", "idempotencyHeader"),
     "js": ("function* events", "new EventSource"),
     "html": ("<progressive-image",),

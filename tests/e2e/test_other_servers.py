@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import socket
 import sys
@@ -35,13 +37,14 @@ from tests.support.streams import LATER, chunks_until, followed, held
 
 pytestmark = pytest.mark.anyio
 
-APP: Final = "streamproxy.app:from_environment"
+DOCS: Final = (ROOT / "streamproxy" / "docs" / "deploy.md").read_text("utf-8")
 SERVERS: Final = {
-    "uvicorn": ("uvicorn", "--factory", APP, "--host", "127.0.0.1", "--port"),
-    "hypercorn": ("hypercorn", f"{APP}()", "--bind"),
-    "granian": ("granian", "--interface", "asgi", "--factory", APP, "--host", "127.0.0.1", "--port"),
+    "uvicorn": ("--host", "127.0.0.1", "--port", "{port}"),
+    "hypercorn": ("--bind", "127.0.0.1:{port}"),
+    "granian": ("--host", "127.0.0.1", "--port", "{port}"),
 }
-ADDRESS: Final = {"hypercorn": "127.0.0.1:{port}"}
+"""Each server, and where its command listens."""
+
 PATH: Final = "/pictures"
 
 
@@ -82,7 +85,8 @@ async def staged(name: str, folder: Path) -> AsyncIterator[Stage]:
         config = folder / "streamproxy.toml"
         config.write_text(configuration(server.url, settings="disconnect_grace = 0\ndrain_timeout = 5"))
         env = {**kept, "STREAMPROXY_CONFIG": str(config), "PYTHONPATH": str(ROOT)}
-        words = [*SERVERS[name], ADDRESS.get(name, "{port}").format(port=port)]
+        [command] = re.findall(rf"^{name} .*$", DOCS, re.MULTILINE)
+        words = [*shlex.split(command), *(word.format(port=port) for word in SERVERS[name])]
         child = await anyio.open_process([sys.executable, "-m", *words], stdout=None, stderr=None, env=env, cwd=ROOT)
         try:
             stage = Stage(server, go, port, child)
@@ -188,6 +192,16 @@ async def test_urls_begin_with_the_path_of_the_mount(parent: str) -> None:
         named = [value for key, value in places.items() if key.endswith("url")]
         assert named
         assert all(value.startswith(f"{PATH}/v1/streams/") for value in named)
+
+
+async def test_the_example_of_an_app_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "not-a-key-but-long-enough")
+    pytest.importorskip("fastapi")
+    [example] = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
+    names: dict[str, ASGIApp] = {}
+    exec(example, names)
+    async with serving(names["app"], Settings(upstream="http://127.0.0.1:1")) as proxy:
+        assert (await proxy.client.get(f"{proxy.url}/pictures/readyz")).status_code == 200
 
 
 async def test_without_its_lifespan_it_says_what_is_missing(caplog: pytest.LogCaptureFixture) -> None:
