@@ -208,11 +208,16 @@ class Hub:
                 await self._mirrors.gone()
 
     def shed(self, size: int) -> int:
-        """End the generations that hold most, until they held `size` bytes. Returns how many it has ended."""
+        """Free so many bytes: of finished streams first, then end the generations that hold most.
+
+        Returns how many generations have ended.
+        """
+        if self._backend.shedding is not None:
+            size -= self._backend.shedding.shed(size)
         largest = sorted(self._generations.values(), key=lambda one: one.stream.log.bytes, reverse=True)
         ended = 0
         for generation in largest:
-            if (size <= 0 and ended) or not generation.stream.log.bytes:
+            if size <= 0 or not generation.stream.log.bytes:
                 break
             size -= generation.stream.log.bytes
             generation.stop(Ending.SHED)

@@ -1,4 +1,6 @@
-"""Overload in two steps, before the kernel kills the process: refuse new generations, then end the largest.
+"""Overload in two steps, before the kernel kills the process: refuse new generations, then give up streams.
+
+The oldest finished streams go first, then the largest that run.
 
 The two shares of the limit are those of Envoy's example for edges (overload manager, 85 and 95 percent).
 """
@@ -53,6 +55,6 @@ class Pressure:
             self._hub.admission.short_of_memory = short
             self._observer.overload(short, *(now or Usage(0, 0)))
         if now is not None and now.used >= RESET * now.limit:
-            ended = self._hub.shed(int(now.used - RESET * now.limit))
+            ended = self._hub.shed(int(now.used - RESET * now.limit) + 1)
             if ended:
                 self._observer.shed(ended)

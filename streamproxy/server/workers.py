@@ -25,12 +25,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
 import anyio
 import msgspec
+from anyio import to_thread
 from anyio.abc import Process
 
 from streamproxy.app import create_app
@@ -74,6 +75,7 @@ class Worker:
     process: Process
     channel: socket.socket
     settings: Settings
+    turn: anyio.Lock = field(default_factory=anyio.Lock)
 
     async def begin(self) -> bool:
         """Send its settings. Returns whether it serves within START_SECONDS."""
@@ -85,9 +87,12 @@ class Worker:
 
     async def change(self, settings: Settings) -> None:
         """Send other settings to a worker that serves. One that does not read them within SEND_SECONDS is killed."""
-        if settings is self.settings:
-            return
-        self.settings = settings
+        async with self.turn:
+            if settings is not self.settings:
+                self.settings = settings
+                await self._send(settings)
+
+    async def _send(self, settings: Settings) -> None:
         with anyio.move_on_after(SEND_SECONDS) as sending, contextlib.suppress(OSError):
             await asyncio.get_running_loop().sock_sendall(self.channel, packed(settings))
         if sending.cancelled_caught:  # half a line, and the worker hangs
@@ -194,8 +199,13 @@ class Crew:
             self._ready()
 
     async def reload(self, settings: Settings) -> tuple[str, ...]:
-        """Let every worker serve by these settings. Returns the names of those that need a restart."""
-        self._settings, left = reloaded(self._settings, settings)
+        """Let every worker serve by these settings. Returns the names of those that need a restart.
+
+        Raises ConfigurationError.
+        """
+        settings, left = reloaded(self._settings, settings)
+        await to_thread.run_sync(create_app, settings)  # the check for all, with the values that stay
+        self._settings = settings
         async with anyio.create_task_group() as tasks:
             for worker in self._serving:
                 tasks.start_soon(worker.change, self._settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import signal
 import socket
@@ -194,13 +195,13 @@ async def test_urls_begin_with_the_path_of_the_mount(parent: str) -> None:
         assert all(value.startswith(f"{PATH}/v1/streams/") for value in named)
 
 
-async def test_the_example_of_an_app_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_example_of_an_app_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "not-a-key-but-long-enough")
     pytest.importorskip("fastapi")
     [example] = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
-    names: dict[str, ASGIApp] = {}
-    exec(example, names)
-    async with serving(names["app"], Settings(upstream="http://127.0.0.1:1")) as proxy:
+    program = tmp_path / "example.py"
+    program.write_text(example)
+    async with serving(runpy.run_path(str(program))["app"], Settings(upstream="http://127.0.0.1:1")) as proxy:
         assert (await proxy.client.get(f"{proxy.url}/pictures/readyz")).status_code == 200
 
 

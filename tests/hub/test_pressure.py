@@ -22,7 +22,7 @@ from streamproxy.hub.store import StoreBackend
 from streamproxy.hub.stream import Ending
 from streamproxy.memory import Usage
 from streamproxy.observe import Observer
-from tests.hub.test_hub import preview
+from tests.hub.test_hub import completed, preview
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +59,7 @@ class Stage:
 @asynccontextmanager
 async def staged() -> AsyncIterator[Stage]:
     store = MemoryStore(max_bytes=10**6, linger=60.0, now=anyio.current_time)
-    backend = StoreBackend(store, store, MemoryMarks(now=anyio.current_time), waits=False)
+    backend = StoreBackend(store, store, MemoryMarks(now=anyio.current_time), shedding=store, waits=False)
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             hub = Hub(backend=backend, tasks=tasks, limits=LIMITS, observer=Observer())
@@ -85,7 +85,7 @@ async def test_from_85_percent_on_new_ones_are_refused() -> None:
         assert [(line.get("label"), line.get("recovered")) for line in logs] == [("overload", None), (None, True)]
 
 
-@pytest.mark.parametrize(("used", "ended"), [(950, "c"), (1050, "c"), (1051, "bc"), (2000, "abc")])
+@pytest.mark.parametrize(("used", "ended"), [(950, "c"), (1049, "c"), (1050, "bc"), (2000, "abc")])
 async def test_from_95_percent_on_the_largest_end(used: int, ended: str) -> None:
     """As many as hold what is over it; one that holds nothing is left."""
     async with staged() as stage:
@@ -94,6 +94,21 @@ async def test_from_95_percent_on_the_largest_end(used: int, ended: str) -> None
         await stage.at(used)
         assert stage.refusal() is Failure.MEMORY_SHORT
         assert "".join(id for id, one in running.items() if one.ending is Ending.SHED) == ended
+
+
+async def test_finished_streams_go_first() -> None:
+    async with staged() as stage:
+        for id in ("old", "new"):
+            await (kept := await stage.stream(id, 0)).append(completed("A" * 60))
+            await stage.hub.conclude(kept)
+        running = await stage.stream("a", 100)
+        await stage.at(950 + 59)
+        assert running.ending is None
+        with pytest.raises(ProxyError):
+            await stage.hub.find("old")
+        assert (await stage.hub.find("new")).finished
+        await stage.at(950 + 120)
+        assert running.ending is Ending.SHED
 
 
 async def test_without_a_limit_nothing_is_refused() -> None:
