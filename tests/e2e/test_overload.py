@@ -12,14 +12,14 @@ import orjson
 import pytest
 
 from streamproxy.simulator.received import Received
-from streamproxy.simulator.script import Script
+from streamproxy.simulator.script import Script, sse
 from streamproxy.simulator.server import serve
 from tests.support.caller import calling, generation
 from tests.support.process import caller, configuration, serving_process
 from tests.support.provider import COMPLETED, PREVIEW, completed, passed_on, preview
 from tests.support.proxy import BOUND, PROMPT, events
 from tests.support.stopping import started
-from tests.support.streams import EVENTS, Reading, chunks_until, followed, held, holds, staged
+from tests.support.streams import EVENTS, Reading, chunks_until, followed, held, holds, playing
 
 pytestmark = pytest.mark.anyio
 
@@ -103,19 +103,26 @@ async def test_short_memory_ends_streams_and_passes() -> None:
 @pytest.mark.parametrize("jump", [HOUR, -HOUR])
 async def test_a_clock_that_jumps_ends_nothing(jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a running stream, nor one that is kept, nor a key that was used."""
-    real = time.time
-    async with staged(linger=60, token_seconds=2 * HOUR, heartbeat=60) as stage:
+    real, go = time.time, anyio.Event()
+
+    def handler(received: Received) -> Script:
+        frames = (preview(0), completed())
+        return held(frames[:1], go, frames[1:]) if PROMPT.encode() in received.body else sse(frames)
+
+    async with playing(handler, linger=60, token_seconds=2 * HOUR, idle_timeout=60) as stage:
         key = {"idempotency-key": "one"}
+        kept = await stage.later(prompt="another")
+        await stage.until(kept, "completed")
         url = await stage.later(headers=key)
         async with stage.proxy.client.stream("GET", url, headers=EVENTS) as response:
             reading = Reading(response)
             await reading.until(holds(b"\nid: 1.1\n\n"))
             monkeypatch.setattr(time, "time", lambda: real() + jump)
             await anyio.sleep(0.3)  # not for order: a timer by the clock would have run out
-            stage.go.set()
+            go.set()
             assert [event.event for event in followed(await reading.rest())] == [PREVIEW, COMPLETED]
-        again = await stage.get(url, EVENTS)
-        assert [event.event for event in followed(again.content)] == [COMPLETED]
-        assert (await stage.state(url))["status"] == "completed"
+        for one in (url, kept):
+            again = await stage.get(one, EVENTS)
+            assert [event.event for event in followed(again.content)] == [COMPLETED]
         await stage.later(headers=key)
-        assert stage.server.calls == 1
+        assert stage.server.calls == 2

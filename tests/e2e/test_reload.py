@@ -20,6 +20,7 @@ from streamproxy.settings.values import ConfigurationError
 from streamproxy.simulator.received import Received, Server
 from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import serve
+from streamproxy.upstream.transport import KEEPALIVE
 from tests.support.process import caller
 from tests.support.provider import completed, passed_on, preview
 from tests.support.proxy import BOUND, NO_TRUST, PROMPT, events, serving
@@ -137,7 +138,7 @@ async def test_those_to_another_address_close_once_idle(tmp_path: Path) -> None:
             assert stage.server.open_connections == 1
             stage.go.set()
         assert events(answers[0].content) == passed_on(preview(0), completed())
-        await stage.server.wait_closed_connections(BOUND)
+        await stage.server.wait_closed_connections(KEEPALIVE / 3)
         assert (await stage.post(OLD_KEY, 2)).status_code == 200
         assert (stage.server.calls, other.calls) == (2, 1)
 
