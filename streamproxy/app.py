@@ -29,7 +29,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from streamproxy.auth import StreamTokens
+from streamproxy.auth import StreamTokens, callers_of
 from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.core.conversation import Adapter, Limits
 from streamproxy.core.events import error_body
@@ -41,7 +41,8 @@ from streamproxy.generation.driver import CONVERSIONS, Outside
 from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router, Service
-from streamproxy.hub import FILE_STORES, STORES
+from streamproxy.generation.tabs import Tabs
+from streamproxy.hub import FILE_STORES, LEDGERS, STORES
 from streamproxy.hub.files import Files, Room
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.limits import HubLimits
@@ -197,6 +198,7 @@ class _Running:
     connections: _Connections
     tasks: TaskGroup
     hub: Hub
+    tabs: Tabs
     uploads: Files
     threads: anyio.CapacityLimiter
     previews: PreviewMaker
@@ -231,8 +233,14 @@ class _Wiring:
         trust = self.ssl_context or default_ssl_context()
         connections = _Connections(partial(self._connect, trust))
         stack.push_async_callback(connections.aclose)
+        open_ledger = LEDGERS[self.settings.store.partition(":")[0]]
+        ledger = await stack.enter_async_context(open_ledger(self.settings.store))
+        settling = await stack.enter_async_context(AsyncExitStack())  # once all tasks have ended
         tasks = await stack.enter_async_context(anyio.create_task_group())
         hub = await self._start_hub(stack, tasks)
+        tabs = Tabs(ledger, health=hub.health, observer=self.observer)
+        tasks.start_soon(tabs.tend)
+        settling.push_async_callback(tabs.settle_all)
         threads = anyio.CapacityLimiter(CONVERSIONS)
         pressure = Pressure(hub, self.settings.memory_limit, self.observer)
         tasks.start_soon(pressure.watch)
@@ -242,6 +250,7 @@ class _Wiring:
             connections=connections,
             tasks=tasks,
             hub=hub,
+            tabs=tabs,
             uploads=await self._open_files(stack, hub),
             threads=threads,
             previews=PreviewMaker(tasks, threads),
@@ -260,19 +269,22 @@ class _Wiring:
         """What requests are served by, from now on."""
         settings = self.settings
         services = self._services(running)
+        callers = callers_of(settings)
         attempts = self._attempts(running)
         return Context(
             settings=settings,
             catalogue=self.catalogue,
             providers=self.configured.providers,
-            router=Router(self.catalogue, services, self.policy),
+            router=Router(self.catalogue, services, self.policy, callers),
             attempts=attempts,
             producer=Producer(attempts=attempts, hub=running.hub, observer=self.observer, tasks=running.tasks),
             previews=running.previews,
             observer=self.observer,
             hub=running.hub,
-            uploads=replace(running.uploads, seconds=settings.file_seconds, tenants=bool(settings.caller_keys)),
+            uploads=replace(running.uploads, seconds=settings.file_seconds, tenants=settings.has_callers),
             tokens=StreamTokens(self.secret, settings.token_seconds),
+            callers=callers,
+            tabs=running.tabs,
             origins=_origins(settings, self.configured),
             intake=_intake(settings, running.budget),
             cutoff=running.cutoff,
@@ -328,7 +340,7 @@ class _Wiring:
         from streamproxy.web.openapi import Installation, document  # most processes are never asked
 
         settings = self.settings
-        keyed = bool(settings.caller_keys) or _keyed(self.configured)
+        keyed = settings.has_callers or _keyed(self.configured)
         installation = Installation(settings.public_url, keyed, settings.max_json_bytes, settings.max_upload_bytes)
         return static_file(".json", orjson.dumps(document(ROUTES, PREFIXES, installation)), ANY_PAGE)
 
@@ -345,7 +357,7 @@ class _Wiring:
         room = Room(settings.file_bytes, settings.file_bytes_per_caller)
         open_store = FILE_STORES[settings.store.partition(":")[0]]
         store = await stack.enter_async_context(open_store(settings.store, room))
-        return Files(store, hub.health, room, settings.file_seconds, tenants=bool(settings.caller_keys))
+        return Files(store, hub.health, room, settings.file_seconds, tenants=settings.has_callers)
 
     def _attempts(self, running: _Running) -> Attempts:
         settings = self.settings
@@ -405,7 +417,7 @@ def _keyed(configured: Providers) -> bool:
 
 def _origins(settings: Settings, configured: Providers) -> Origins:
     """The rules for pages and host names. Any name will do unless a configured key can be spent without a caller's."""
-    exposed = not settings.caller_keys and any(source.configured for source in configured.credentials.values())
+    exposed = not settings.has_callers and any(source.configured for source in configured.credentials.values())
     known = hosts_of(settings.host, settings.allowed_hosts)
     return Origins(frozenset(settings.cors_origins), known if exposed else None, known)
 

@@ -51,6 +51,7 @@ NODE_SDK: Final = ROOT / "tests" / "e2e" / "node"
 ADDRESS: Final = "http://127.0.0.1:8080"
 KEY_HASH: Final = "sha256:" + "0" * 64
 PROVIDER_ROW: Final = "providers.<name>."
+CALLER_ROW: Final = "callers.<name>."
 RUN: Final = "python3 -m venv .venv && .venv/bin/pip install -q . && .venv/bin/streamproxy demo"
 TEST: Final = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/pytest -q"
 
@@ -100,7 +101,7 @@ def test_settings() -> None:
     expected = [
         (code(row.name), code(row.env), code(row.default), row.meaning)
         for row in describe()
-        if not row.name.startswith(PROVIDER_ROW)
+        if not row.name.startswith((PROVIDER_ROW, CALLER_ROW))
     ]
     assert table("Setting", "Environment", "Default", "What it is") == expected
 
@@ -112,6 +113,15 @@ def test_settings_of_a_provider() -> None:
         if row.name.startswith(PROVIDER_ROW)
     ]
     assert table("Setting", "Default", "What it is") == expected
+
+
+def test_settings_of_a_caller() -> None:
+    expected = [
+        (code(row.name.removeprefix(CALLER_ROW)), code(row.default), row.meaning)
+        for row in describe()
+        if row.name.startswith(CALLER_ROW)
+    ]
+    assert table("Of a caller", "Default", "What it is") == expected
 
 
 def test_failures() -> None:
@@ -139,7 +149,7 @@ def test_commands() -> None:
 
 
 def test_names_of_settings_in_the_text_exist() -> None:
-    known = {row.name.removeprefix(PROVIDER_ROW) for row in describe()}
+    known = {row.name.removeprefix(PROVIDER_ROW).removeprefix(CALLER_ROW) for row in describe()}
     cells = {row[4] for row in table("Code", "Status", "Label", "May have been charged", "What happened")}
     named = {name for cell in cells for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", cell)}
     assert named - known == {"extra_headers", "request_id", "stream_url", "cancel_url"}
@@ -203,11 +213,11 @@ def test_a_command_line_that_serves_has_no_problems(line: str) -> None:
 
 
 def test_the_configuration_has_no_problems(tmp_path: Path) -> None:
-    (toml,) = blocks("toml")
+    toml, callers = sorted(blocks("toml"), key=lambda block: "[callers." in block)
     key, file = tmp_path / "key", tmp_path / "streamproxy.toml"
     key.write_text("not-a-key-but-long-enough\n")
     assert "/run/secrets/gateway-key" in toml
-    file.write_text(toml.replace("/run/secrets/gateway-key", str(key)))
+    file.write_text(toml.replace("/run/secrets/gateway-key", str(key)) + callers)
     done = subprocess.run(
         [sys.executable, "-m", "streamproxy", "check", "--config", str(file)],
         env=environment(OPENAI_API_KEY="not-a-key-but-long-enough"),
@@ -219,6 +229,7 @@ def test_the_configuration_has_no_problems(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "gateway.example.com  credential: file" in done.stdout
+    assert "callers    2 keys\n" in done.stdout
 
 
 @asynccontextmanager
@@ -416,8 +427,8 @@ TESTED: Final[Mapping[str, tuple[str, ...]]] = {
     "ts": ("stream: true", "idempotencyHeader"),
     "js": ("function* events", "new EventSource"),
     "html": ("<progressive-image",),
-    "toml": ("[providers.",),
-    "json": ("image_config",),
+    "toml": ("[providers.", "[callers."),
+    "json": ("image_config", "cost_unknown"),
     "": ("<- open this", "GET /v1/streams?", "__main__ > cli"),
 }
 """A part of each snippet that a test runs, here or in tests/e2e (those of pages, in Chromium)."""
@@ -500,7 +511,7 @@ def test_the_containers_commands_are_the_dockerfiles() -> None:
 
 
 def test_a_chats_body() -> None:
-    (body,) = blocks("json")
+    (body,) = [block for block in blocks("json") if "image_config" in block]
     read = parse(body.encode())
     model = read_catalogue().find(str(read.decode("model")))
     assert model is not None

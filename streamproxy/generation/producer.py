@@ -6,6 +6,7 @@ The producer runs in the app's task group. If the caller disconnects, the stream
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import anyio
@@ -20,6 +21,7 @@ from streamproxy.core.requests import ImageRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.router import Plan
+from streamproxy.generation.tabs import Tab
 from streamproxy.hub.generation import Generation
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.stream import Ending, Stream
@@ -38,16 +40,26 @@ class Producer:
         self._observer = observer
         self._tasks = tasks
 
-    def start(self, request: ImageRequest, plan: Plan, generation: Generation, release: Callable[[], None]) -> None:
+    def start(
+        self, request: ImageRequest, plan: Plan, generation: Generation, tab: Tab, release: Callable[[], None]
+    ) -> None:
         """Start the generation in the task group. Its frames go to its stream. `release` frees the request's files."""
         generation.stream.acceptance.not_applied = self._attempts.not_applied(request, plan)
-        self._tasks.start_soon(self._produce, generation, request, plan, release)
+        self._tasks.start_soon(self._produce, generation, request, plan, tab, release)
 
     async def _produce(
-        self, generation: Generation, request: ImageRequest, plan: Plan, release: Callable[[], None]
+        self, generation: Generation, request: ImageRequest, plan: Plan, tab: Tab, release: Callable[[], None]
     ) -> None:
         self._observer.streams(1)
-        sink = _StreamSink(generation, plan, self._hub, self._observer, request.unheard)
+        sink = _StreamSink(
+            generation=generation,
+            plan=plan,
+            account=Account(_order(generation.stream, plan)),
+            tab=tab,
+            hub=self._hub,
+            observer=self._observer,
+            unheard=request.unheard,
+        )
         try:
             with generation.scope:
                 await self._attempts.run(request, plan, sink)
@@ -64,8 +76,8 @@ class Producer:
             raise
         finally:
             release()
-            await self._hub.conclude(generation)
             sink.account.fail(generation.stream.error, abandoned=generation.ending is Ending.ABANDONED)
+            await sink.complete()
             self._observer.generation(sink.account)
             self._observer.streams(-1)
 
@@ -82,56 +94,61 @@ class Producer:
         await generation.fail(error)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _StreamSink:
-    """One generation's stream as its drivers see it."""
+    """One generation's stream as its drivers see it, and what is counted of it."""
 
-    def __init__(
-        self, generation: Generation, plan: Plan, hub: Hub, observer: Observer, unheard: tuple[str, ...]
-    ) -> None:
-        self._generation = generation
-        self._stream = generation.stream
-        self._provider = plan.route.provider.name
-        self._scrub = plan.scrub
-        self._hub = hub
-        self._observer = observer
-        self._policy = plan.policy
-        self._unheard = unheard
-        self.account = Account(_order(generation.stream, plan))
+    generation: Generation
+    plan: Plan
+    account: Account
+    tab: Tab
+    hub: Hub
+    observer: Observer
+    unheard: tuple[str, ...]
+
+    @property
+    def provider(self) -> str:
+        return self.plan.route.provider.name
+
+    @property
+    def stream(self) -> Stream:
+        return self.generation.stream
 
     def sent(self) -> None:
         self.account.attempts += 1
-        self._observer.upstream(self._provider)
+        self.observer.upstream(self.provider)
 
     def answered(self, headers: tuple[tuple[str, str], ...]) -> None:
-        passed = self._policy.relayable(headers)
-        headers = tuple((name, value) for name, value in passed if self._scrub(value) == value)
-        self._stream.acceptance.headers = headers
+        passed = self.plan.policy.relayable(headers)
+        headers = tuple((name, value) for name, value in passed if self.plan.scrub(value) == value)
+        self.stream.acceptance.headers = headers
         self.account.provider_request_id = dict(headers).get("x-request-id") or self.account.provider_request_id
 
     def accepted(self) -> None:
-        self._stream.accept()
+        self.stream.accept()
 
     def not_applied(self, names: tuple[str, ...]) -> None:
-        self._stream.acceptance.not_applied = (*self._unheard, *names)
+        self.stream.acceptance.not_applied = (*self.unheard, *names)
 
     async def frame(self, frame: Frame) -> None:
-        self._observer.frame(frame.type)
+        self.observer.frame(frame.type)
         self.account.take(frame)
-        await self._generation.append(frame)
+        await self.generation.append(frame)
 
     async def complete(self) -> None:
-        await self._hub.conclude(self._generation)
+        await self.tab.close(self.account)  # before its caller has all, and may ask for the next one
+        await self.hub.conclude(self.generation)
 
     def job(self, id: str) -> None:
-        self._observer.job(self._provider, self._scrub(id), self._stream.request_id)
+        self.observer.job(self.provider, self.plan.scrub(id), self.stream.request_id)
 
     def progress(self, step: Progress) -> None:
-        before, self._stream.acceptance.progress = self._stream.acceptance.progress, step
+        before, self.stream.acceptance.progress = self.stream.acceptance.progress, step
         if step.known and (before is None or before.stage != step.stage):
-            self._observer.progress(self._provider, step.known, self._stream.request_id)
+            self.observer.progress(self.provider, step.known, self.stream.request_id)
 
     def tolerated(self, label: str) -> None:
-        self._observer.tolerated(self._provider, label)
+        self.observer.tolerated(self.provider, label)
 
 
 def _order(stream: Stream, plan: Plan) -> Order:
@@ -140,7 +157,7 @@ def _order(stream: Stream, plan: Plan) -> Order:
     return Order(
         stream_id=stream.id,
         request_id=stream.request_id,
-        caller=stream.record.owner and stream.record.owner[:ID_DIGITS],
+        caller=plan.caller.label or (stream.record.owner and stream.record.owner[:ID_DIGITS]),
         provider=plan.route.provider.name,
         model=None if model.family == UNKNOWN else model.id,
         n=stream.record.n,

@@ -39,6 +39,7 @@ PAGES: Final = {
     "providers": "what each can do, and how it is set up",
     "deploy": "keys, processes, containers, edges",
     "configuration": "every setting",
+    "callers": "keys, limits, budgets and usage",
     "errors": "every failure, and how no call is paid twice",
     "metrics": "what is counted, and what is logged",
     "extra_headers": "which of a request's headers reach a provider",

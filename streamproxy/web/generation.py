@@ -31,6 +31,7 @@ from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import check_inputs
 from streamproxy.generation.router import Plan
+from streamproxy.generation.tabs import Tab
 from streamproxy.hub.generation import OnDisconnect
 from streamproxy.hub.keys import Names
 from streamproxy.hub.log import Record
@@ -116,7 +117,7 @@ async def _order(
     model = plan.route.model
     request.state.provider = plan.route.provider.name
     request.state.model = None if model.family == UNKNOWN else model.id  # an unknown one is in the caller's words
-    owner = owner_of(request.scope["headers"], context.settings.caller_keys)
+    owner = owner_of(request.scope["headers"], context.callers)
     named = (model.id, wanted.model)
     previews = preview_choice(request, context.settings, named) if wanted.stream else AS_THEY_COME
     preferred = _preferences(request, any(name in context.settings.finish_models for name in named), previews)
@@ -168,9 +169,7 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     """A new generation and its producer, and its caller as the first reader."""
     hub, preferred = order.context.hub, order.preferences
     try:
-        if order.missing is not None:
-            raise order.missing
-        hub.admission.admit(hub.running)
+        tab = await _admitted(order)
     except ProxyError:
         await hub.withdraw(record.id, order.names)
         raise
@@ -180,8 +179,22 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     subscriber = generation.stream.subscribe(asker=not preferred.later, versions=_versions(order))
     await hub.register(generation)
     note_generation(order.request.scope, generation.stream)
-    order.context.producer.start(order.wanted, order.plan, generation, files.pop_all().close)
+    order.context.producer.start(order.wanted, order.plan, generation, tab, files.pop_all().close)
     return _FirstReading(order, subscriber)
+
+
+async def _admitted(order: _Order) -> Tab:
+    """What the generation is charged to. Raises ProxyError where it may not begin."""
+    if order.missing is not None:
+        raise order.missing
+    hub = order.context.hub
+    tab = await order.context.tabs.open(order.plan.caller, (order.plan.route,), order.wanted.n)
+    try:
+        hub.admission.admit(hub.running)  # nothing is awaited from here to where it runs
+    except ProxyError:
+        await tab.withdraw()
+        raise
+    return tab
 
 
 def _attach(order: _Order, stream: Stream) -> _Reading:

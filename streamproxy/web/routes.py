@@ -8,7 +8,7 @@ from typing import Final
 
 from starlette.routing import Route
 
-from streamproxy.web import chat, docs, images, info, many, streams, tool, uploads
+from streamproxy.web import chat, docs, images, info, many, streams, tool, uploads, usage
 from streamproxy.web.endpoint import Endpoint, Handler
 from streamproxy.web.static import PAGE_FILES, PLAYGROUND
 
@@ -42,6 +42,7 @@ ROUTES: Final[tuple[RouteRow, ...]] = (
     RouteRow("GET", "/images/models", info.models, "The models that are served"),
     RouteRow("GET", "/models", info.models, "The same list"),
     RouteRow("GET", "/models/{id:path}", info.model, "One model; ids may contain `/`"),
+    RouteRow("GET", "/usage", usage.usage, "Spending by day, caller, model and provider"),
     RouteRow("POST", "/files", uploads.create, "Upload an image, to be named by its id in later requests"),
     RouteRow("GET", "/files", uploads.index, "The files that came with this key"),
     RouteRow("GET", "/files/{id}", uploads.describe, "One file: its name, size and expiry"),

@@ -106,6 +106,8 @@ async def streams(checker: Checker) -> None:
 
 
 async def lists(checker: Checker) -> None:
+    await checker.ask("GET", "/v1/usage")
+    await checker.ask("GET", "/v1/usage?group_by=size", 422)
     await checker.ask("GET", "/v1/images/models")
     models = await checker.ask("GET", "/v1/models")
     await checker.ask("GET", f"/v1/models/{models.json()['data'][0]['id']}")

@@ -183,6 +183,8 @@ def _failures() -> Iterator[tuple[str, Json]]:
 
 def _parameter(name: str) -> Json:
     found = PARAMETERS[name]
-    repeated = {"schema": {"type": "array", "items": found.schema}} if name == "stream" else {"schema": found.schema}
+    repeated = (
+        {"schema": {"type": "array", "items": found.schema}} if found.name == "stream" else {"schema": found.schema}
+    )
     needed = {"required": True} if found.place == "path" else {}
-    return {"name": name, "in": found.place, "description": found.meaning, **needed, **repeated}
+    return {"name": found.name, "in": found.place, "description": found.meaning, **needed, **repeated}

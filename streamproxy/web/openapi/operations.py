@@ -8,7 +8,7 @@ from typing import Final
 
 from streamproxy.core.previews import FORMATS, FULL, LEAST, MOST
 from streamproxy.surfaces.files import MAX_PAGE
-from streamproxy.web import chat, docs, images, info, many, streams, tool, uploads
+from streamproxy.web import chat, docs, images, info, many, streams, tool, uploads, usage
 from streamproxy.web.endpoint import Handler
 from streamproxy.web.openapi.json_schema import ANY_OBJECT, Schema, ref, text, whole
 
@@ -84,6 +84,15 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
             "`preview-format=FORMAT`, `handling=strict`.",
             _TEXT,
         ),
+    )
+} | {
+    f"usage.{parameter.name}": parameter  # names that mean something else elsewhere
+    for parameter in (
+        Parameter("from", "query", "The first day of UTC, like 2026-11-27.", text(format="date")),
+        Parameter("to", "query", "The last day of UTC.", text(format="date")),
+        Parameter("caller", "query", "Of this caller only.", _TEXT),
+        Parameter("model", "query", "Of this model only.", _TEXT),
+        Parameter("group_by", "query", "A list of date, caller, model and provider; the rest is added up.", _TEXT),
     )
 }
 
@@ -178,6 +187,7 @@ OPERATIONS: Final[Mapping[Handler, Operation]] = {
     tool.responses: _order("Response", "ResponseEvent", json=ref("ResponseBody")),
     info.models: _object("Models", "ModelList", 502, 504),
     info.model: _object("Models", "Model", 404, 502, 504),
+    usage.usage: _object("Operation", "UsageList", 422, 503, parameters=tuple(f"usage.{name}" for name in usage.QUERY)),
     uploads.create: _upload("FileForm", "File"),
     uploads.create_as_eden: _upload("EdenFileForm", "EdenFile"),
     uploads.index: _object("Files", "FileList", 404, 422, parameters=("limit", "after", "order", "purpose")),

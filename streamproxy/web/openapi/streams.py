@@ -168,5 +168,17 @@ LISTS: Final[Mapping[str, Schema]] = {
         *("file_id", "file_name", "file_size", "file_mimetype", "created_at", "expires_at"),
     ),
     "StreamList": listing("StreamSummary", "Newest first."),
+    "UsageList": record({"object": text(enum=["list"]), "data": array(ref("Spending"))}, *("object", "data")),
+    "Spending": record(
+        {
+            **{name: maybe(text()) for name in ("date", "caller", "model", "provider")},
+            "requests": whole(),
+            "images": whole(),
+            "cost": typed("number", "USD that answers stated."),
+            "cost_unknown": whole("Requests without a stated cost."),
+            "estimated": typed("number", "USD that these count as in a budget."),
+        },
+        *("requests", "images", "cost", "cost_unknown", "estimated"),
+    ),
     "Health": record({"status": text(enum=["ok", "draining"]), "store": text(enum=["ok", "failed"])}, "status"),
 }
