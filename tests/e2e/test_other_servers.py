@@ -47,6 +47,7 @@ SERVERS: Final = {
 """Each server, and where its command listens."""
 
 PATH: Final = "/pictures"
+DRAIN: Final = 3.0
 
 
 @dataclass(slots=True)
@@ -84,7 +85,7 @@ async def staged(name: str, folder: Path) -> AsyncIterator[Stage]:
     async with serve(lambda received: held((preview(0),), go, (completed(),))) as server:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("STREAMPROXY_", "OPENAI_"))}
         config = folder / "streamproxy.toml"
-        config.write_text(configuration(server.url, settings="disconnect_grace = 0\ndrain_timeout = 5"))
+        config.write_text(configuration(server.url, settings=f"disconnect_grace = 0\ndrain_timeout = {DRAIN}"))
         env = {**kept, "STREAMPROXY_CONFIG": str(config), "PYTHONPATH": str(ROOT)}
         [command] = re.findall(rf"^{name} .*$", DOCS, re.MULTILINE)
         words = [*shlex.split(command), *(word.format(port=port) for word in SERVERS[name])]
@@ -143,6 +144,21 @@ async def test_uvicorn_waits_for_streams_that_end_in_time(tmp_path: Path) -> Non
         assert events(body + await reader.rest()) == passed_on(preview(0), completed())
         with anyio.fail_after(BOUND):
             await stage.child.wait()
+
+
+async def test_uvicorn_cuts_those_that_do_not(tmp_path: Path) -> None:
+    async with staged("uvicorn", tmp_path) as stage, calling(stage.port) as reader:
+        await reader.send(generation(model="sim/gpt-image", stream=True))
+        assert await reader.head() == 200
+        await chunks_until(reader, b"\n\n")
+        os.kill(stage.child.pid, signal.SIGTERM)
+        began = anyio.current_time()
+        with pytest.raises(ConnectionError):
+            await reader.rest()
+        assert anyio.current_time() - began > DRAIN - 0.5
+        with anyio.fail_after(BOUND):
+            await stage.child.wait()
+        await stage.server.wait_closed_connections(BOUND)
 
 
 @asynccontextmanager

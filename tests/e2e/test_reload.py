@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from streamproxy.app import create_app
+from streamproxy.server.reloading import Reload
 from streamproxy.settings import Settings
 from streamproxy.settings.reloading import FIXED
 from streamproxy.settings.values import ConfigurationError
@@ -234,6 +235,15 @@ async def test_an_app_takes_settings_too() -> None:
             allowed = await proxy.client.get(f"{proxy.url}/livez", headers=page)
             assert allowed.headers["access-control-allow-origin"] == page["origin"]
             go.set()
+
+
+async def test_an_unforeseen_error_is_told_by_its_type(caplog: pytest.LogCaptureFixture) -> None:
+    async def apply(settings: Settings) -> tuple[str, ...]:
+        raise ValueError(CANARY)
+
+    await Reload(Settings, apply)()
+    assert f"{REFUSED}, the old one stays: ValueError" in caplog.text
+    assert CANARY not in caplog.text
 
 
 def test_every_fixed_setting_is_one() -> None:
