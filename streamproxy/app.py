@@ -149,11 +149,12 @@ class _Served:
         Raises ConfigurationError with all that is wrong; then nothing has changed.
         """
         settings, left = reloaded(self._wiring.settings, settings)
-        self._wiring = await to_thread.run_sync(self._wiring.anew, settings)  # it reads files
-        if self._running is not None:
-            self._wiring.limit(self._running)
-            app.state.context = self._wiring.context(self._running)
-            self._running.connections.keep(self._wiring.terms())
+        wiring = await to_thread.run_sync(self._wiring.anew, settings)  # it reads files
+        if (running := self._running) is not None:
+            app.state.context = wiring.context(running)
+            wiring.limit(running)
+            running.connections.keep(wiring.terms())
+        self._wiring = wiring
         return left
 
 

@@ -114,8 +114,8 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-SOUND = {
-    "memory_limit": "1073741824",  # what a setting is given where its default is none, or may not stand beside the others
+SOUND = {  # what a setting is given where its default is none, or may not stand beside the others
+    "memory_limit": "1073741824",
     "default_model": "sim/plain",
     **{"upstream": "https://gateway.example/v1", "secret": "0123456789abcdef", "finish_models": "a,b"},
     **{"cors_origins": "https://a.example", "caller_keys": "", "public_url": "https://a.example/v1"},
