@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Final
 
 import anyio
 import orjson
@@ -34,18 +35,21 @@ from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.core.conversation import Adapter, Limits
 from streamproxy.core.events import error_body
 from streamproxy.core.headers import HeaderPolicy
+from streamproxy.core.webhooks import signing_key
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.extensions import adapters, surfaces
 from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.driver import CONVERSIONS, Outside
 from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
+from streamproxy.generation.results import Results
 from streamproxy.generation.router import Router, Service
 from streamproxy.generation.tabs import Tabs
-from streamproxy.hub import FILE_STORES, LEDGERS, STORES
+from streamproxy.hub import FILE_STORES, LEDGERS, NOTICE_STORES, STORES
 from streamproxy.hub.files import Files, Room
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.limits import HubLimits
+from streamproxy.hub.outbox import OutboxLimits
 from streamproxy.hub.pressure import Pressure
 from streamproxy.observe import Observer, configure_logging
 from streamproxy.settings import ConfigurationError, ProviderSettings, Settings
@@ -53,7 +57,9 @@ from streamproxy.settings.providers import Providers, configure, read_catalogue
 from streamproxy.settings.reloading import reloaded
 from streamproxy.settings.sources import CONFIG_ENV, load
 from streamproxy.upstream import Deadlines, Resolver, Upstream, default_ssl_context
+from streamproxy.upstream.bucket import Bucket
 from streamproxy.upstream.fetch import Fetcher
+from streamproxy.upstream.posting import Poster
 from streamproxy.upstream.signing import (
     BEDROCK,
     AwsSigner,
@@ -71,7 +77,11 @@ from streamproxy.web.origins import Origins, hosts_of
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.routes import PREFIXES, ROUTES, routes
 from streamproxy.web.static import ANY_PAGE, StaticFile, read_files, static_file
+from streamproxy.web.webhooks import Notifier
 from streamproxy.web.writing import Cutoff
+
+SETTLE_SECONDS: Final = 5.0
+"""For pictures of the last streams to be in the bucket when the process is asked to stop."""
 
 
 def create_app(
@@ -142,6 +152,8 @@ class _Served:
     async def drain(self) -> None:
         if self._running is not None:
             await self._running.hub.drain(self._wiring.settings.drain_timeout)
+            if self._running.results is not None:
+                await self._running.results.settled(SETTLE_SECONDS)
 
     async def reload(self, app: Starlette, settings: Settings) -> tuple[str, ...]:
         """Serve new requests by these settings. Returns the names of those that need a restart, which stay as they are.
@@ -206,6 +218,8 @@ class _Running:
     cutoff: Cutoff
     budget: Budget
     pressure: Pressure
+    results: Results | None
+    notifier: Notifier | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,12 +253,14 @@ class _Wiring:
         settling = await stack.enter_async_context(AsyncExitStack())  # once all tasks have ended
         tasks = await stack.enter_async_context(anyio.create_task_group())
         hub = await self._start_hub(stack, tasks)
+        results = self._results(tasks)
         tabs = Tabs(ledger, health=hub.health, observer=self.observer)
         tasks.start_soon(tabs.tend)
         settling.push_async_callback(tabs.settle_all)
         threads = anyio.CapacityLimiter(CONVERSIONS)
         pressure = Pressure(hub, self.settings.memory_limit, self.observer)
         tasks.start_soon(pressure.watch)
+        notifier = self._start_notifier(stack, tasks, trust, hub, results)
         stack.callback(tasks.cancel_scope.cancel)
         return _Running(
             trust=trust,
@@ -258,6 +274,8 @@ class _Wiring:
             cutoff=Cutoff(tasks, self.settings.drain_timeout),
             budget=Budget(self.settings.max_body_memory),
             pressure=pressure,
+            results=results,
+            notifier=notifier,
         )
 
     def limit(self, running: _Running) -> None:
@@ -278,12 +296,18 @@ class _Wiring:
             providers=self.configured.providers,
             router=Router(self.catalogue, services, self.policy, callers),
             attempts=attempts,
-            producer=Producer(attempts=attempts, hub=running.hub, observer=self.observer, tasks=running.tasks),
+            producer=Producer(
+                attempts=attempts,
+                hub=running.hub,
+                observer=self.observer,
+                tasks=running.tasks,
+                results=running.results,
+            ),
             previews=running.previews,
             observer=self.observer,
             hub=running.hub,
             uploads=replace(running.uploads, seconds=settings.file_seconds, tenants=settings.has_callers),
-            tokens=StreamTokens(self.secret, settings.token_seconds),
+            tokens=self._tokens(),
             callers=callers,
             tabs=running.tabs,
             origins=_origins(settings, self.configured),
@@ -291,9 +315,14 @@ class _Wiring:
             cutoff=running.cutoff,
             keyed=_keyed(self.configured),
             models=ModelLists(services),
+            notifier=running.notifier,
+            results=running.results,
             files=self.files,
             openapi=cache(self._openapi),
         )
+
+    def _tokens(self) -> StreamTokens:
+        return StreamTokens(self.secret, self.settings.token_seconds)
 
     def terms(self) -> list[_Terms]:
         """The terms of the connections to each provider."""
@@ -349,9 +378,42 @@ class _Wiring:
         settings = self.settings
         open_store = STORES[settings.store.partition(":")[0]]
         backend = await stack.enter_async_context(open_store(settings.store, settings.store_bytes, settings.linger))
-        hub = Hub(backend=backend, tasks=tasks, limits=_limits(settings), observer=self.observer)
+        notices = None
+        if settings.webhook_origins:
+            open_notices = NOTICE_STORES[settings.store.partition(":")[0]]
+            notices = await stack.enter_async_context(open_notices(settings.store))
+        hub = Hub(backend=backend, tasks=tasks, limits=_limits(settings), observer=self.observer, notices=notices)
         tasks.start_soon(hub.tend)
         return hub
+
+    def _results(self, tasks: TaskGroup) -> Results | None:
+        settings = self.settings
+        if settings.results is None:
+            return None
+        lifetime = settings.results_seconds or settings.token_seconds
+        bucket = Bucket(settings.results, endpoint=settings.results_endpoint, seconds=lifetime)
+        return Results(bucket, tasks=tasks, observer=self.observer)
+
+    def _start_notifier(
+        self, stack: AsyncExitStack, tasks: TaskGroup, trust: ssl.SSLContext, hub: Hub, results: Results | None
+    ) -> Notifier | None:
+        settings = self.settings
+        if hub.outbox is None or settings.webhook_secret is None:
+            return None
+        resolver = None if self.resolver is None else self.resolver.resolve
+        poster = Poster(origins=settings.webhook_origins, ssl_context=trust, resolver=resolver)
+        stack.push_async_callback(poster.aclose)
+        notifier = Notifier(
+            outbox=hub.outbox,
+            poster=poster,
+            hub=hub,
+            tokens=self._tokens(),
+            observer=self.observer,
+            results=results,
+            key=signing_key(settings.webhook_secret),
+        )
+        tasks.start_soon(notifier.run)
+        return notifier
 
     async def _open_files(self, stack: AsyncExitStack, hub: Hub) -> Files:
         settings = self.settings
@@ -384,6 +446,7 @@ def _limits(settings: Settings) -> HubLimits:
         viewers=settings.max_viewers,
         viewers_of_owner=settings.max_viewers_per_caller,
         streams=settings.max_streams,
+        webhooks=OutboxLimits(settings.max_webhooks, settings.max_webhooks_per_caller),
     )
 
 

@@ -20,6 +20,7 @@ from streamproxy.core.events import Frame
 from streamproxy.core.requests import ImageRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
+from streamproxy.generation.results import Results
 from streamproxy.generation.router import Plan
 from streamproxy.generation.tabs import Tab
 from streamproxy.hub.generation import Generation
@@ -32,13 +33,16 @@ FAIL_SECONDS: Final = 2.0
 
 
 class Producer:
-    """Starts generations. `tasks` is the app's task group: it outlives every request."""
+    """Starts generations. `tasks` is the app's task group: it outlives every request. `results` keep the pictures."""
 
-    def __init__(self, *, attempts: Attempts, hub: Hub, observer: Observer, tasks: TaskGroup) -> None:
+    def __init__(
+        self, *, attempts: Attempts, hub: Hub, observer: Observer, tasks: TaskGroup, results: Results | None = None
+    ) -> None:
         self._attempts = attempts
         self._hub = hub
         self._observer = observer
         self._tasks = tasks
+        self._results = results
 
     def start(
         self, request: ImageRequest, plan: Plan, generation: Generation, tab: Tab, release: Callable[[], None]
@@ -58,6 +62,7 @@ class Producer:
             tab=tab,
             hub=self._hub,
             observer=self._observer,
+            results=self._results,
             unheard=request.unheard,
         )
         try:
@@ -104,6 +109,7 @@ class _StreamSink:
     tab: Tab
     hub: Hub
     observer: Observer
+    results: Results | None
     unheard: tuple[str, ...]
 
     @property
@@ -133,6 +139,8 @@ class _StreamSink:
     async def frame(self, frame: Frame) -> None:
         self.observer.frame(frame.type)
         self.account.take(frame)
+        if self.results is not None:  # first: a reader that is given the frame may ask for the picture's URL
+            self.results.keep(self.stream.record, frame)
         await self.generation.append(frame)
 
     async def complete(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pytest
 
 from streamproxy.app import create_app
 from streamproxy.server.reloading import Reload
-from streamproxy.settings import Settings
+from streamproxy.settings import Settings, describe
 from streamproxy.settings.reloading import FIXED
 from streamproxy.settings.values import ConfigurationError
 from streamproxy.simulator.received import Received, Server
@@ -25,7 +26,7 @@ from streamproxy.upstream.transport import KEEPALIVE
 from tests.support.process import caller
 from tests.support.provider import completed, passed_on, preview
 from tests.support.proxy import BOUND, NO_TRUST, PROMPT, events, serving
-from tests.support.stopping import Running, started
+from tests.support.stopping import ROOT, Running, started
 from tests.support.streams import held
 from tests.support.valkey import valkey_server
 
@@ -246,5 +247,8 @@ async def test_an_unforeseen_error_is_told_by_its_type(caplog: pytest.LogCapture
     assert CANARY not in caplog.text
 
 
-def test_every_fixed_setting_is_one() -> None:
-    assert set(FIXED) <= set(Settings.__dataclass_fields__)
+def test_the_docs_name_what_needs_a_restart() -> None:
+    page = (ROOT / "streamproxy" / "docs" / "deploy.md").read_text("utf-8")
+    [said] = re.findall(r"These settings need a restart.*?: (.*?)\.", page, re.DOTALL)
+    assert re.findall(r"`(\w+)`", said) == list(FIXED)
+    assert set(FIXED) <= {row.name for row in describe()}
