@@ -1,4 +1,4 @@
-"""The command line: demo, serve, generate, check, models, simulate, doctor, hash-key.
+"""The command line: demo, serve, healthcheck, generate, check, models, simulate, doctor, hash-key.
 
 Only click and small parts of the standard library are imported here; each command imports what it runs, so that
 `--help` and a mistyped command answer at once. Every setting is an option, made from the setting's own row. Every error
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from streamproxy.settings.providers import Providers
 
 CTRL_C: Final = 130  # 128 + SIGINT, as shells report it
+HEALTH_SECONDS: Final = 2.0  # for an answer; under the 3 s that deploy/Dockerfile gives the command
 SHORT_KEY: Final = 16  # characters; below, a leaked hash gives the key away by trying all
 Result = TypeVar("Result")
 
@@ -117,6 +118,9 @@ def _setting_options() -> list[click.Option]:
     ]
 
 
+LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Where a proxy that listens on all addresses is asked."""
+
 CONFIG: Final = click.option(
     "--config", type=click.Path(path_type=Path), envvar="STREAMPROXY_CONFIG", help="TOML file with settings."
 )
@@ -125,7 +129,7 @@ CONFIG: Final = click.option(
 def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalogue, Providers]:
     """Settings, catalogue and providers. Raises ConfigurationError with the problems of all three together."""
     from streamproxy.core.headers import HeaderPolicy
-    from streamproxy.providers import ADAPTERS
+    from streamproxy.extensions import adapters
     from streamproxy.settings import ConfigurationError
     from streamproxy.settings.providers import configure, read_catalogue
     from streamproxy.settings.sources import load
@@ -133,7 +137,7 @@ def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalog
     catalogue = read_catalogue()
     settings, problems = load(ctx.obj or {}, os.environ, config)
     try:
-        configured = configure(settings, catalogue, os.environ, HeaderPolicy.load(), adapters=ADAPTERS)
+        configured = configure(settings, catalogue, os.environ, HeaderPolicy.load(), adapters=adapters())
     except ConfigurationError as error:
         raise ConfigurationError([*problems, *_not_caused_by(problems, error.problems)]) from None
     if problems:
@@ -152,6 +156,21 @@ def _not_caused_by(
     refused = {problem.setting for problem in earlier}
     unread = {name for name, causes in CAUSES.items() if any(re.match(causes, setting) for setting in refused)}
     return [problem for problem in later if problem.setting not in refused | unread]
+
+
+def _refuse_store(store: str) -> None:
+    """Raise ConfigurationError where the store's server is of a kind that cannot be one."""
+    from streamproxy.settings.providers import MEMORY
+    from streamproxy.settings.values import ConfigurationError, ConfigurationProblem
+
+    if store == MEMORY:
+        return
+    from streamproxy.hub.valkey.client import unsuitable
+
+    kind = _run(lambda: unsuitable(store))
+    if kind is not None:
+        fix = "name a single Valkey or Redis server that is written to; it may have replicas"
+        raise ConfigurationError([ConfigurationProblem("store", f"its server is {kind}", fix, "STREAMPROXY_STORE")])
 
 
 def _run(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
@@ -175,6 +194,7 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     from streamproxy.server import serve as serve_on
     from streamproxy.server.listening import listen, url_of
     from streamproxy.server.memory import tune_allocator
+    from streamproxy.server.reloading import Reload
     from streamproxy.server.workers import supervise
     from streamproxy.settings.providers import warnings
 
@@ -189,16 +209,50 @@ def serve(ctx: click.Context, config: Path | None) -> None:
             say(f"Metrics: {url_of(metrics_sock)}/metrics", settings.log_format)
         say(f"API base URL: {url}/v1   ({names})", settings.log_format)
 
+    def read() -> Settings:
+        return _checked(ctx, config)[0]
+
+    _refuse_store(settings.store)
     sock = listen(settings.host, settings.port)
     metrics_sock = None
     if settings.metrics_port is not None:
         metrics_sock = listen(settings.metrics_host, settings.metrics_port, of="metrics_")
     if several:
-        ctx.exit(_run(lambda: supervise(settings, sock, metrics_sock, ready=ready)))
+        ctx.exit(_run(lambda: supervise(settings, (sock, metrics_sock), ready=ready, read=read)))
     tune_allocator()
     app = create_app(settings)
-    hooks = Hooks(ready=ready, drain=app.state.drain, observer=app.state.observer, metrics=metrics_sock)
+    hooks = Hooks(
+        ready=ready,
+        drain=app.state.drain,
+        reload=Reload(read, app.state.reload),
+        observer=app.state.observer,
+        metrics=metrics_sock,
+    )
     ctx.exit(_run(lambda: serve_on(app, settings, sock, hooks)))
+
+
+@cli.command(cls=_SettingsCommand)
+@CONFIG
+@click.pass_context
+def healthcheck(ctx: click.Context, config: Path | None) -> None:
+    """Ask the proxy at the configured host and port whether it takes requests. Exit status 0, or 1."""
+    from http.client import HTTPConnection, HTTPException
+
+    from streamproxy.settings.sources import load
+
+    settings, _ = load(ctx.obj or {}, os.environ, config)  # what is wrong in them, `serve` has said
+    host = LOOPBACK.get(settings.host, settings.host)
+    connection = HTTPConnection(host, settings.port, timeout=HEALTH_SECONDS)  # by no proxy of the environment
+    try:
+        connection.request("GET", "/readyz")
+        status = connection.getresponse().status
+    except (OSError, HTTPException) as error:
+        raise click.ClickException(f"{host} port {settings.port} does not answer ({type(error).__name__}).") from None
+    finally:
+        connection.close()
+    if status != 200:
+        raise click.ClickException(f"{host} port {settings.port} takes no requests (status {status}).")
+    click.echo("ready")
 
 
 @cli.command(cls=_SettingsCommand)
@@ -240,17 +294,18 @@ def models(ctx: click.Context, config: Path | None) -> None:
     """List the models that the configured providers serve, and what each of them can do."""
     from datetime import UTC, datetime
 
+    from streamproxy.extensions import adapters
     from streamproxy.generation.abilities import abilities, in_words
-    from streamproxy.providers import ADAPTERS
 
     _, catalogue, configured = _checked(ctx, config)
     for provider in configured.providers:
         if provider.unlisted:
             click.echo(f"{provider.name}: every name is passed on; GET /v1/models asks it for its own list", err=True)
     named = [provider.only_named() for provider in configured.providers]
+    known = adapters()
     for model, served in catalogue.listed(named, datetime.now(UTC).date()):
         route = catalogue.resolve(served, configured.providers)
-        words = in_words(model, abilities(ADAPTERS[route.provider.adapter], route))
+        words = in_words(model, abilities(known[route.provider.adapter], route))
         click.echo(f"{served:45} {words}".rstrip())
 
 

@@ -85,6 +85,8 @@ class Failure(Enum):
     CANCELLED = FailureRow("cancelled", 409, INVALID, "cancelled", charged=True)
     # This process.
     OVERLOADED = FailureRow("overloaded", 503, SERVER, "shed")
+    MEMORY_SHORT = FailureRow("memory_short", 503, SERVER, "overload")
+    STREAM_SHED = FailureRow("stream_shed", 503, SERVER, "overload", charged=True)
     DRAINING = FailureRow("draining", 503, SERVER, "drain")
     PRODUCER_LOST = FailureRow("producer_lost", 502, SERVER, "producer_lost", charged=True)
     DESCRIPTORS_EXHAUSTED = FailureRow("descriptors_exhausted", 503, SERVER, "emfile")

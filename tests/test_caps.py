@@ -38,7 +38,6 @@ EXCEPTIONS: Final[dict[str, dict[str, int]]] = {
         "upstream.transport.Transport.__init__": 6,
     },
     "attributes": {
-        "server._Server": 13,
         "upstream.answer.Answer": 14,
     },
 }

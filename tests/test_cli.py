@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from importlib.metadata import version
@@ -30,7 +31,7 @@ from streamproxy.simulator.openai import MODELS
 CANARY = "sk-Canary0123456789"
 SECONDS = 60
 PROVIDER = [row.name.rpartition(".")[2] for row in describe() if row.name.startswith("providers.")]
-COMMANDS = ("generate", "demo", "serve", "check", "models", "simulate", "doctor", "hash-key")
+COMMANDS = ("generate", "demo", "serve", "healthcheck", "check", "models", "simulate", "doctor", "hash-key")
 MINE = ("OPENAI_API_KEY", "EDENAI_API_KEY", "OCTEN_API_KEY", "AZURE_OPENAI_API_KEY", "CREDENTIALS_DIRECTORY")
 
 
@@ -116,6 +117,7 @@ def flag(name: str) -> str:
 
 
 SOUND = {  # what a setting is given where its default is none, or may not stand beside the others
+    "memory_limit": "1073741824",
     "default_model": "sim/plain",
     "metrics_port": "9464",
     **{"upstream": "https://gateway.example/v1", "secret": "0123456789abcdef", "finish_models": "a,b"},
@@ -417,6 +419,38 @@ def test_a_signal_ends_quietly(tmp_path: Path, command: str, number: signal.Sign
     assert "Aborted" not in said
     expected = {0} if command != "simulate" else {130, -number}
     assert process.returncode in expected
+
+
+def test_healthcheck_asks_what_is_configured(tmp_path: Path) -> None:
+    with started("serve", "--port", "0", environ={"OPENAI_API_KEY": CANARY}, cwd=tmp_path) as (process, line):
+        found = re.search(r"127\.0\.0\.1:(\d+)", line)
+        assert found is not None
+        environ = {"STREAMPROXY_PORT": found[1], "STREAMPROXY_HOST": "0.0.0.0", "HTTP_PROXY": "http://127.0.0.1:1"}
+        healthy = call("healthcheck", environ=environ)
+        assert (healthy.returncode, healthy.stdout) == (0, "ready\n")
+        process.send_signal(signal.SIGTERM)
+        process.wait(SECONDS)
+    gone = call("healthcheck", environ=environ)
+    assert (gone.returncode, gone.stdout) == (1, "")
+    assert "does not answer" in gone.stderr
+
+
+def test_a_proxy_that_is_not_ready_is_not_healthy() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+
+        def refuse() -> None:
+            connection, _ = sock.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+
+        answering = threading.Thread(target=refuse)
+        answering.start()
+        said = call("healthcheck", "--port", str(port))
+        answering.join(SECONDS)
+    assert said.returncode == 1
+    assert "503" in said.stderr
 
 
 def test_wrong_usage_has_a_status_of_its_own() -> None:

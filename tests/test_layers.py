@@ -28,16 +28,17 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
     for line in (
         "__main__",
         "cli",
-        "demo doctor __init__",  # __init__: the public API, gives out `app` and `settings` when asked
+        "demo doctor __init__",  # __init__: the public API, gives out `create_app` and `Settings` when asked
         "server",  # the process, or several, that serve
         "app",
+        "extensions",  # what other packages add
         "web simulator settings.providers",  # settings.providers: settings and catalogue -> providers, credentials
         "generation",
         "surfaces providers hub upstream auth",  # surfaces: the callers' wires; providers: the providers' wires
         "observe",
         "account",  # one generation's figures
         "core",
-        "errors settings signals",  # signals: a wake-up for tasks
+        "errors settings signals memory",  # signals: a wake-up for tasks; memory: of the process
     )
 )
 """From the top. Imports point down, and neighbours on a line do not import each other."""

@@ -177,4 +177,6 @@ def _stopped(generation: Generation) -> ProxyError:
     """The failure of a cancelled generation, by the reason."""
     if generation.ending is Ending.SHUTDOWN:
         return ProxyError(Failure.SERVER_SHUTDOWN, "The proxy stopped before the generation had ended.")
+    if generation.ending is Ending.SHED:
+        return ProxyError(Failure.STREAM_SHED, "The proxy ran out of memory. The setting is memory_limit.")
     return ProxyError(Failure.CANCELLED, "The generation was cancelled.")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def _memory(url: str, max_bytes: int, linger: float) -> AsyncIterator[StoreBackend]:
     store = MemoryStore(max_bytes=max_bytes, linger=linger, now=time.monotonic)
-    yield StoreBackend(store, store, MemoryMarks(now=time.monotonic), listing=store, waits=False)
+    yield StoreBackend(store, store, MemoryMarks(now=time.monotonic), listing=store, shedding=store, waits=False)
 
 
 @asynccontextmanager

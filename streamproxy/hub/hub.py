@@ -69,6 +69,12 @@ class Hub:
         self._mirrors = None if backend.shared is None else Mirrors(backend.shared, tasks, self.health)
         self._grace = Grace(limits.grace, tasks=tasks, viewed=self._viewed_elsewhere, forget=self._unlist)
 
+    def limit(self, limits: HubLimits) -> None:
+        """Replace the limits. They hold for requests and readers from now on."""
+        self.admission.limits = limits
+        self.repeats.held = limits.hold
+        self._grace.seconds = limits.grace
+
     # Generations of this process.
 
     @property
@@ -229,6 +235,23 @@ class Hub:
             await self._ended()
             if self._mirrors is not None:
                 await self._mirrors.gone()
+
+    def shed(self, size: int) -> int:
+        """Free so many bytes: of finished streams first, then end the generations that hold most.
+
+        Returns how many generations have ended.
+        """
+        if self._backend.shedding is not None:
+            size -= self._backend.shedding.shed(size)
+        largest = sorted(self._generations.values(), key=lambda one: one.stream.log.bytes, reverse=True)
+        ended = 0
+        for generation in largest:
+            if size <= 0 or not generation.stream.log.bytes:
+                break
+            size -= generation.stream.log.bytes
+            generation.stop(Ending.SHED)
+            ended += 1
+        return ended
 
     async def _ended(self) -> None:
         """Return when no generation runs here."""

@@ -31,6 +31,7 @@ class Ending(Enum):
     CANCELLED = "a caller ended it"
     ABANDONED = "no reader came back within the grace"
     SHUTDOWN = "the process stops"
+    SHED = "the process is short of memory"
 
 
 @dataclass(slots=True)

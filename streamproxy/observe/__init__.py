@@ -136,6 +136,18 @@ class Observer:
 
     # Providers.
 
+    def overload(self, short: bool, used: int, limit: int) -> None:
+        """Memory became short, or is enough again."""
+        if short:
+            consequence = "new generations are refused"
+            self.log.error("overload", label="overload", used=used, limit=limit, consequence=consequence)
+        else:
+            self.log.info("overload", recovered=True)
+
+    def shed(self, streams: int) -> None:
+        """Generations were ended for lack of memory."""
+        self.log.error("overload", label="overload", consequence="the largest generations were ended", streams=streams)
+
     def upstream(self, provider: str) -> None:
         """One request is about to be sent to this provider."""
         self.metrics.count("streamproxy_upstream_requests_total", provider)

@@ -1,11 +1,12 @@
 """The process: uvicorn on a listening socket, with drain, limits and workers. The only package that imports uvicorn.
 
-await serve(app, settings, socket, hooks)  until SIGINT, SIGTERM or cancellation; then streams drain
+await serve(app, settings, socket, hooks)  until SIGINT, SIGTERM or cancellation; then streams drain. SIGHUP reloads
 async with beside(app, socket)             another app, as long as the block lasts
 
 guard       one connection: uvicorn's protocol behind `framing`, which finds the end of each request
 listening   the socket, bound before anything else starts
 workers     several processes on it
+reloading   settings anew in a running process
 memory      the allocator
 """
 
@@ -28,10 +29,11 @@ from anyio import to_thread
 from starlette.types import ASGIApp
 from uvicorn import Config, Server
 
+from streamproxy.memory import give_back
 from streamproxy.observe import Observer
 from streamproxy.server.guard import GuardedProtocol
 from streamproxy.server.listening import BACKLOG, url_of
-from streamproxy.server.memory import give_back, settle
+from streamproxy.server.memory import settle
 from streamproxy.settings import Settings
 from streamproxy.web.info import metrics_app
 
@@ -39,14 +41,15 @@ KEEP_ALIVE_SECONDS: Final = 75  # idle connection; above the 60 s of nginx and A
 CLOSE_SECONDS: Final = 1  # for the last bytes of streams that the drain's deadline has ended
 LIFESPAN_SECONDS: Final = 0.5  # for the lifespan to end once all connections are closed; a store that hangs delays it
 IDLE_TICKS: Final = 50  # uvicorn's ticks of 0.1 s between two checks whether memory can be given back
-SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals that stop the process. SIGHUP is one, because its default ends a process in the middle of its streams."""
-
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+"""Signals that stop the process."""
+HANGUP: Final = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
+"""The signal that reloads. Where nothing can be reloaded it stops, since its default ends streams in their middle."""
 
 TICK_SECONDS: Final = 0.1
 """Between two ticks of uvicorn's."""
 
-Drain = Callable[[], Awaitable[None]]
+Work = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +57,15 @@ class Hooks:
     """Connections of a server to what is around it.
 
     `ready` is called once with the address, when the app's lifespan has started. `drain` runs at a signal, and lets
-    streams end. When `leash` becomes readable, as it does when the process at its other end has ended, that counts as a
-    signal. `observer` is told of requests that the app never sees, and of the event loop's lag. Its metrics are served
-    on the socket `metrics`.
+    streams end. `reload` runs at SIGHUP; without one SIGHUP stops too. When `stop` is set, that counts as a signal.
+    `observer` is told of requests that the app never sees, and of the event loop's lag. Its metrics are served on the
+    socket `metrics`.
     """
 
     ready: Callable[[str], None] | None = None
-    drain: Drain | None = None
-    leash: socket.socket | None = None
+    drain: Work | None = None
+    reload: Work | None = None
+    stop: anyio.Event | None = None
     observer: Observer | None = None
     metrics: socket.socket | None = None
 
@@ -84,9 +88,9 @@ class _Server(Server):
         self._url = url
         self._hooks = hooks
         self._within = within
+        self._tasks: set[asyncio.Task[None]] = set()
         self._signalled = False
         self._draining = False
-        self._drained: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._next_tick: float | None = None
 
@@ -98,6 +102,18 @@ class _Server(Server):
         self._signalled = True
         self._loop.call_soon_threadsafe(self._stop)
 
+    def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        """Reload where that is possible, else drain."""
+        if self._hooks.reload is None:
+            self.handle_exit(sig, frame)
+        else:
+            self._loop.call_soon_threadsafe(self._run, self._hooks.reload)
+
+    def _run(self, work: Work) -> None:
+        task = self._loop.create_task(_done(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _stop(self) -> None:
         if self._draining:
             return
@@ -105,9 +121,9 @@ class _Server(Server):
         if self._hooks.drain is None:
             self.should_exit = True
         else:
-            self._drained = self._loop.create_task(self._drain_with(self._hooks.drain))
+            self._run(partial(self._drain_with, self._hooks.drain))
 
-    async def _drain_with(self, drain: Drain) -> None:
+    async def _drain_with(self, drain: Work) -> None:
         """Run `drain`, in which generations end, then give responses the rest of the time for their last bytes."""
         deadline = self._loop.time() + self._within + CLOSE_SECONDS
         try:
@@ -129,16 +145,15 @@ class _Server(Server):
         self._next_tick = self._loop.time() + TICK_SECONDS
         return ends
 
-    def _released(self) -> None:
-        if self._hooks.leash is not None:
-            self._loop.remove_reader(self._hooks.leash)
+    async def _stop_when(self, asked: anyio.Event) -> None:
+        await asked.wait()
         self._stop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            if self._hooks.leash is not None:
-                self._loop.add_reader(self._hooks.leash, self._released)
+            if self._hooks.stop is not None:
+                self._run(partial(self._stop_when, self._hooks.stop))
             settle()
             if self._hooks.ready is not None:
                 self._hooks.ready(self._url)
@@ -164,11 +179,16 @@ class _Server(Server):
             yield
             return
         handlers = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        handlers |= {number: signal.signal(number, self.handle_hangup) for number in HANGUP}
         try:
             yield
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+async def _done(work: Work) -> None:
+    await work()
 
 
 async def serve(app: ASGIApp, settings: Settings, sock: socket.socket, hooks: Hooks = NO_HOOKS) -> int:

@@ -229,6 +229,9 @@ class Settings:
     max_streams: Annotated[Count, "generations that run at a time"] = 1000
     max_viewers: Annotated[Count, "readers of one stream"] = 1000
     max_viewers_per_caller: Annotated[Count, "readers of all streams of one caller"] = 2000
+    memory_limit: Annotated[
+        Bytes | None, "bytes this process may use: new requests are refused at 85 %, the largest streams end at 95 %"
+    ] = None
     max_event_bytes: Annotated[Bytes, "bytes of one event from a provider"] = 64 * MIB
     max_json_bytes: Annotated[Bytes, "bytes of a JSON request body"] = 24 * MIB
     max_body_memory: Annotated[Bytes, "bytes of JSON request bodies in memory at a time, over all callers"] = 256 * MIB

@@ -58,6 +58,10 @@ class Upstream:
             resolver=resolver,
         )
 
+    def retire(self) -> None:
+        """Close every idle connection, and each other one after its exchange. Requests can still be sent."""
+        self._transport.retire()
+
     async def aclose(self) -> None:
         """Close every connection."""
         await self._transport.aclose()

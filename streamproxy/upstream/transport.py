@@ -106,6 +106,7 @@ class Transport(httpx.AsyncBaseTransport):
         self._most = max_connections
         self._slots = anyio.CapacityLimiter(max_connections)
         self._idle = _Idle()
+        self._retired = False
         self._connector = Connector(
             ssl_context=ssl_context,
             resolver=resolver,
@@ -121,7 +122,7 @@ class Transport(httpx.AsyncBaseTransport):
 
         def release(connection: Connection, reusable: bool) -> None:
             connection.drop()
-            if reusable and connection.open:
+            if reusable and connection.open and not self._retired:
                 self._idle.put(origin, connection)
             else:
                 connection.abort()
@@ -144,6 +145,11 @@ class Transport(httpx.AsyncBaseTransport):
         return httpx.Response(
             answer.head.status, headers=answer.head.items, stream=_Body(answer), extensions={ANSWER: answer}
         )
+
+    def retire(self) -> None:
+        """Keep no connection from now on: each serves one exchange."""
+        self._retired = True
+        self._idle.trim(0)
 
     async def aclose(self) -> None:
         """Close every idle connection. The others close with their answers."""

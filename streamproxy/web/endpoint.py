@@ -75,9 +75,9 @@ class Context:
 Handler = Callable[[Request, Context], Awaitable[ASGIApp]]
 
 
-def context_of(request: Request) -> Context:
-    """The wired app that this request came to. Raises RuntimeError where its lifespan has not run."""
-    context: Context | None = request.app.state.context
+def context_of(scope: Scope) -> Context:
+    """The wired app that a request came to. Raises RuntimeError where its lifespan has not run."""
+    context: Context | None = scope["app"].state.context
     if context is None:
         raise RuntimeError(
             "streamproxy has not been started: its lifespan must run. An app that mounts it runs it in its own, with "
@@ -99,7 +99,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        context = context_of(request)
+        context = context_of(scope)
         try:
             response = await self._handled(request, context)
         except Exception as error:

@@ -126,12 +126,13 @@ async def livez(request: Request, context: Context) -> ASGIApp:
 
 async def readyz(request: Request, context: Context) -> ASGIApp:
     """200 while new requests are taken. A failed store is named, but streams of this process go on without it."""
-    draining = context.hub.admission.draining
+    admission = context.hub.admission
+    status = "draining" if admission.draining else "overloaded" if admission.short_of_memory else "ok"
     body = {
-        "status": "draining" if draining else "ok",
+        "status": status,
         "store": "failed" if context.hub.health.failed else "ok",
     }
-    return json_response(body, status=503 if draining else 200)
+    return json_response(body, status=200 if status == "ok" else 503)
 
 
 async def metrics(request: Request, context: Context) -> ASGIApp:

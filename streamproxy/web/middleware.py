@@ -16,6 +16,7 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.observe import Observer
 from streamproxy.observe.traces import NO_SPAN, NO_TRACES, TRACEPARENT, Kind, Span, below
 from streamproxy.surfaces.variations import SERVED_AS
+from streamproxy.web.endpoint import context_of
 from streamproxy.web.origins import Origins, refused_origin
 from streamproxy.web.outcome import failure_of, note_failure, told
 from streamproxy.web.responses import NOT_APPLIED, error_response
@@ -55,10 +56,9 @@ TAKEN: Final = {
 class RequestContext:
     """Gives each request an id, refuses what comes by another name, and writes the one log line when it is over."""
 
-    def __init__(self, app: ASGIApp, observer: Observer, origins: Origins, policy: HeaderPolicy) -> None:
+    def __init__(self, app: ASGIApp, observer: Observer, policy: HeaderPolicy) -> None:
         self._app = app
         self._observer = observer
-        self._origins = origins
         self._policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,7 +123,7 @@ class RequestContext:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         try:
-            self._origins.check_host(headers)
+            context_of(scope).origins.check_host(headers)
         except ProxyError as error:
             note_failure(scope, error)
             await error_response(error, scope["state"]["request_id"])(scope, receive, send)
@@ -143,11 +143,28 @@ def _end(span: Span, scope: Scope, sent: int) -> None:
     span.end(f"{method} {route}" if route else method, error, failed=failed)
 
 
-class Cors(CORSMiddleware):
+class Cors:
+    """CORS by the origins of the app's context, which a reload may replace."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._by = _Cors(app, Origins(frozenset(), None))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        origins = context_of(scope).origins
+        if self._by.origins is not origins:
+            self._by = _Cors(self._app, origins)
+        await self._by(scope, receive, send)
+
+
+class _Cors(CORSMiddleware):
     """Starlette's, with a refusal that says what to change."""
 
     def __init__(self, app: ASGIApp, origins: Origins) -> None:
-        self._origins = origins
+        self.origins = origins
         super().__init__(
             app,
             allow_origins=origins.allowed,
@@ -160,7 +177,7 @@ class Cors(CORSMiddleware):
 
     def is_allowed_origin(self, origin: str) -> bool:
         """Starlette's question, answered where all that concerns origins is."""
-        return self._origins.allows(origin)
+        return self.origins.allows(origin)
 
     def _refusal(self, headers: Headers) -> ProxyError | None:
         """The failure of a preflight, in place of Starlette's text, which no metric counts."""
@@ -171,7 +188,7 @@ class Cors(CORSMiddleware):
         return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope) if scope["type"] == "http" and scope["method"] == "OPTIONS" else Headers()
+        headers = Headers(scope=scope) if scope["method"] == "OPTIONS" else Headers()
         preflight = "origin" in headers and "access-control-request-method" in headers
         error = self._refusal(headers) if preflight else None
         if error is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -125,10 +126,10 @@ PAGE: Final[tuple[RouteRow, ...]] = tuple(
 """With the setting `playground` only."""
 
 
-def routes(*, page: bool, metrics: bool = True) -> list[Route]:
-    """Starlette's routes, one a path. `page`: those of PAGE as well; `metrics`: METRICS as well."""
+def routes(*, page: bool, metrics: bool = True, more: Sequence[RouteRow] = ()) -> list[Route]:
+    """Starlette's routes, one a path. `page`: those of PAGE as well; `metrics`: METRICS; `more`: of other packages."""
     found: dict[str, list[RouteRow]] = {}
-    for row in (*ROUTES, *(PAGE if page else ())):
+    for row in (*ROUTES, *(PAGE if page else ()), *more):
         if row.path == METRICS and not metrics:
             continue
         for prefix in PREFIXES if row.surface else ("",):

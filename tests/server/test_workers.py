@@ -19,8 +19,8 @@ import anyio
 import httpx
 import pytest
 
-from streamproxy.server.workers import packed, unpacked, work
-from streamproxy.settings import ProviderSettings, Settings
+from streamproxy.server.workers import Crew, packed, unpacked, work
+from streamproxy.settings import ConfigurationError, ProviderSettings, Settings
 from streamproxy.simulator.received import Received, Server
 from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import serve
@@ -358,6 +358,18 @@ def test_settings_survive_the_way_to_a_worker() -> None:
         heartbeat=1.1,
     )
     assert unpacked(packed(settings)) == settings
+
+
+async def test_settings_that_only_fit_other_fixed_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file has another host, and no keys any more. The host stays, so that the keys must."""
+    monkeypatch.setenv("OPENAI_API_KEY", "not-a-key-but-long-enough")
+    shared = {"workers": 2, "store": "redis://127.0.0.1:1", "secret": SECRET}
+    open_to_all = Settings.of({**shared, "host": "0.0.0.0", "caller_keys": ["sha256:" + "0" * 64]})
+    with socket.socket() as sock:
+        crew = Crew(open_to_all, sock, "", lambda: None)
+        with pytest.raises(ConfigurationError, match="host is not loopback"):
+            await crew.reload(Settings.of(shared))
+        assert await crew.reload(Settings.of({**shared, "caller_keys": ["sha256:" + "1" * 64]})) == ("host",)
 
 
 @pytest.mark.parametrize("parent_sent", [b"", b"{}"], ids=["nothing", "half of it"])
