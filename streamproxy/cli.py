@@ -190,7 +190,7 @@ def serve(ctx: click.Context, config: Path | None) -> None:
 
     from streamproxy.app import create_app
     from streamproxy.observe.log import configure_logging, say
-    from streamproxy.server import Hooks
+    from streamproxy.server import hooks_of
     from streamproxy.server import serve as serve_on
     from streamproxy.server.listening import listen, url_of
     from streamproxy.server.memory import tune_allocator
@@ -221,13 +221,7 @@ def serve(ctx: click.Context, config: Path | None) -> None:
         ctx.exit(_run(lambda: supervise(settings, (sock, metrics_sock), ready=ready, read=read)))
     tune_allocator()
     app = create_app(settings)
-    hooks = Hooks(
-        ready=ready,
-        drain=app.state.drain,
-        reload=Reload(read, app.state.reload),
-        observer=app.state.observer,
-        metrics=metrics_sock,
-    )
+    hooks = hooks_of(app, ready=ready, reload=Reload(read, app.state.reload), metrics=metrics_sock)
     ctx.exit(_run(lambda: serve_on(app, settings, sock, hooks)))
 
 

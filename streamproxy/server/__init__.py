@@ -26,6 +26,7 @@ from typing import Any, Final, cast
 
 import anyio
 from anyio import to_thread
+from starlette.applications import Starlette
 from starlette.types import ASGIApp
 from uvicorn import Config, Server
 
@@ -73,6 +74,11 @@ class Hooks:
 NO_HOOKS: Final = Hooks()
 
 
+def hooks_of(app: Starlette, **more: Any) -> Hooks:
+    """The hooks of an app of ours, and more of them."""
+    return Hooks(drain=app.state.drain, observer=app.state.observer, **more)
+
+
 class _Server(Server):
     """uvicorn's server, which drains before it stops, and does not raise the signal again afterwards.
 
@@ -83,9 +89,8 @@ class _Server(Server):
     status = 0
     _tidied = 0  # requests answered when memory was last given back
 
-    def __init__(self, config: Config, url: str, hooks: Hooks, *, within: float) -> None:
+    def __init__(self, config: Config, hooks: Hooks, *, within: float) -> None:
         super().__init__(config)
-        self._url = url
         self._hooks = hooks
         self._within = within
         self._tasks: set[asyncio.Task[None]] = set()
@@ -155,8 +160,8 @@ class _Server(Server):
             if self._hooks.stop is not None:
                 self._run(partial(self._stop_when, self._hooks.stop))
             settle()
-            if self._hooks.ready is not None:
-                self._hooks.ready(self._url)
+            if self._hooks.ready is not None and sockets is not None:
+                self._hooks.ready(url_of(sockets[0]))
 
     async def main_loop(self) -> None:
         try:
@@ -202,7 +207,7 @@ async def serve(app: ASGIApp, settings: Settings, sock: socket.socket, hooks: Ho
         lifespan="on",
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout) if hooks.drain is None else CLOSE_SECONDS,
     )
-    server = _Server(config, url_of(sock), hooks, within=settings.drain_timeout)
+    server = _Server(config, hooks, within=settings.drain_timeout)
     async with contextlib.AsyncExitStack() as around:
         if hooks.metrics is not None and hooks.observer is not None:
             await around.enter_async_context(beside(metrics_app(hooks.observer.metrics.exposition), hooks.metrics))

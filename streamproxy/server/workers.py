@@ -38,7 +38,7 @@ from anyio.abc import Process
 from streamproxy.app import create_app
 from streamproxy.observe.log import configure_logging
 from streamproxy.observe.metrics import SHARED, exposition_of, worker_ended
-from streamproxy.server import HANGUP, SIGNALS, Hooks, beside, serve
+from streamproxy.server import HANGUP, SIGNALS, beside, hooks_of, serve
 from streamproxy.server.listening import url_of
 from streamproxy.server.memory import tune_allocator
 from streamproxy.server.reloading import Apply, Read, Reload
@@ -299,13 +299,7 @@ def work(sock: socket.socket, channel: socket.socket) -> int:
         released = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_obey, channel, app.state.reload, released)
-            hooks = Hooks(
-                ready=ready,
-                drain=app.state.drain,
-                reload=_left_to_the_parent,
-                stop=released,
-                observer=app.state.observer,
-            )
+            hooks = hooks_of(app, ready=ready, reload=_left_to_the_parent, stop=released)
             status = await serve(app, settings, sock, hooks)
             tasks.cancel_scope.cancel()
         return status
