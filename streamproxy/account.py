@@ -1,13 +1,20 @@
 """The account of one generation: counted while it runs, and told once, at its end.
 
 It has names, numbers and times, but neither prompts nor images, so that logs, metrics and budgets can use it.
+
+    Account     the figures
+    Attempt     one try at a provider
+    told        all tries, as one header says them
 """
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from streamproxy.core.events import ANSWER, ERROR, Frame
 from streamproxy.errors import Failure, ProxyError
@@ -36,15 +43,46 @@ class Order:
     n: int
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a provider. `model`: None for one in the caller's words. `failure`: its code, None where it did it."""
+
+    provider: str
+    model: str | None
+    failure: str | None = None
+
+
+def told(attempts: Iterable[Attempt]) -> str:
+    """Attempts as a structured field (RFC 9651, a list of items with parameters), equal ones once.
+
+    `openai/gpt-image-2;provider=azure;failure=connection_refused, google/gemini-3-pro-image;provider=gemini;ok`
+    """
+    return ", ".join(dict.fromkeys(map(_item, attempts)))
+
+
+def _item(attempt: Attempt) -> str:
+    provider, how = _bare(attempt.provider), f"failure={attempt.failure}" if attempt.failure else "ok"
+    return f"{provider};{how}" if attempt.model is None else f"{_bare(attempt.model)};provider={provider};{how}"
+
+
+def _bare(name: str) -> str:
+    """A token, or a string where the name is none. No name of the catalogue or the settings has a quotation mark."""
+    return name if _TOKEN.fullmatch(name) else f'"{name}"'
+
+
+_TOKEN: Final = re.compile(r"[A-Za-z*][!#$%&'*+.^_`|~0-9A-Za-z:/-]*")
+
+
 @dataclass(slots=True)
 class Account:
-    """One generation's figures.
+    """One generation's figures. `tried`: who was asked, in order; `order` names the last of them.
 
     `attempts`: requests that were sent to providers for it. `first_preview`: seconds from the beginning. `bytes`: event
     data of all frames. `cost`: USD of all that stated one, None where none did. `provider_request_id`: the provider's.
     """
 
     order: Order
+    tried: tuple[Attempt, ...] = ()
     attempts: int = 0
     previews: int = 0
     images: int = 0

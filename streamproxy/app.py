@@ -30,6 +30,7 @@ from streamproxy.core.events import error_body
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
+from streamproxy.generation.choosing import Chooser
 from streamproxy.generation.driver import CONVERSIONS, Outside
 from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
@@ -43,6 +44,7 @@ from streamproxy.providers import ADAPTERS
 from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.settings.providers import Providers, configure, read_catalogue
 from streamproxy.upstream import Deadlines, Resolver, Upstream, default_ssl_context
+from streamproxy.upstream.breaker import Breaker, State
 from streamproxy.upstream.fetch import Fetcher
 from streamproxy.upstream.signing import GoogleSigner, TokenTransport, google_credentials
 from streamproxy.web.body import Budget, Intake
@@ -139,13 +141,14 @@ class _Wiring:
         hub = await self._start_hub(running, tasks)
         threads = anyio.CapacityLimiter(CONVERSIONS)
         attempts = self._attempts(running, trust, threads)
+        router = Router(self.catalogue, services, self.policy)
         running.callback(tasks.cancel_scope.cancel)
         return Context(
             settings=self.settings,
             catalogue=self.catalogue,
             providers=self.configured.providers,
-            router=Router(self.catalogue, services, self.policy),
-            attempts=attempts,
+            router=router,
+            chooser=Chooser(router, attempts, self.settings.auto, self.settings.fallbacks),
             producer=Producer(attempts=attempts, hub=hub, observer=self.observer, tasks=tasks),
             previews=PreviewMaker(tasks, threads),
             observer=self.observer,
@@ -180,7 +183,13 @@ class _Wiring:
                 load = partial(google_credentials, credential.signing_key)
                 signer = GoogleSigner(load, TokenTransport(trust, self.settings.trust_env_proxies))
             services[provider.name] = Service(
-                provider, upstream, credential, row.strict_headers, tuple(row.allow_headers), signer
+                provider,
+                upstream,
+                credential,
+                row.strict_headers,
+                tuple(row.allow_headers),
+                signer,
+                Breaker(changed=partial(_breaker, self.observer, provider.name)),
             )
         return services
 
@@ -214,6 +223,10 @@ class _Wiring:
         )
         outside = Outside(fetcher, limits, settings.total_timeout, settings.connect_timeout, trust, converting=threads)
         return Attempts(ADAPTERS, outside, settings.stream_n)
+
+
+def _breaker(observer: Observer, provider: str, state: State) -> None:
+    observer.breaker(provider, state.value, closed=state is State.CLOSED)
 
 
 def _deadlines(settings: Settings) -> Deadlines:

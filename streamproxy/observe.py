@@ -20,7 +20,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from streamproxy.account import Account
+from streamproxy.account import Account, told
 from streamproxy.errors import Failure, ProxyError
 
 METRICS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
@@ -29,10 +29,15 @@ METRICS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("streamproxy_upstream_requests_total", "Requests sent to a provider", ("provider",)),
     ("streamproxy_frames_total", "Events sent on, by type", ("type",)),
     ("streamproxy_tolerated_total", "Providers' faults that no caller noticed, by label", ("label",)),
+    ("streamproxy_fallbacks_total", "Requests that failed over, or did not: over_budget", ("provider", "outcome")),
 )
 """Every counter: name, meaning, labels. The README table is checked against it."""
 
-GAUGES: Final[tuple[tuple[str, str], ...]] = (("streamproxy_streams", "Generations running now"),)
+GAUGES: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
+    ("streamproxy_streams", "Generations running now", ()),
+    ("streamproxy_breakers_open", "Breakers that are not closed, by provider", ("provider",)),
+)
+"""Every gauge, likewise."""
 
 SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable by which prometheus_client keeps its numbers in files of this directory, one set a process."""
@@ -62,7 +67,8 @@ class Observer:
         self._counters = {name: Counter(name, text, labels, registry=self.registry) for name, text, labels in METRICS}
         self._labelled: dict[tuple[str, ...], Counter] = {}
         self._gauges = {
-            name: Gauge(name, text, registry=self.registry, multiprocess_mode="livesum") for name, text in GAUGES
+            name: Gauge(name, text, labels, registry=self.registry, multiprocess_mode="livesum")
+            for name, text, labels in GAUGES
         }
         self.log: structlog.typing.FilteringBoundLogger = structlog.get_logger("streamproxy")
 
@@ -95,6 +101,7 @@ class Observer:
             "stream": order.stream_id,
             "caller": order.caller,
             "attempts": account.attempts,
+            "tried": told(account.tried) if len(account.tried) > 1 else None,
             "images": account.images,
             "previews": account.previews,
             "first_preview_ms": _ms(account.first_preview),
@@ -144,6 +151,16 @@ class Observer:
     def upstream(self, provider: str) -> None:
         """One request is about to be sent to this provider."""
         self._count("streamproxy_upstream_requests_total", provider)
+
+    def fallback(self, provider: str, *, taken: bool) -> None:
+        """A request has failed at this provider, and goes on to another one if the budget allows it."""
+        self._count("streamproxy_fallbacks_total", provider, "taken" if taken else "over_budget")
+
+    def breaker(self, provider: str, state: str, *, closed: bool) -> None:
+        """The breaker of this provider has another state."""
+        self._gauges["streamproxy_breakers_open"].labels(provider).set(0 if closed else 1)
+        log = self.log.info if closed else self.log.warning
+        log("breaker", provider=provider, state=state)
 
     def frame(self, type: str) -> None:
         """One event has been handed on."""

@@ -119,7 +119,7 @@ def test_failures() -> None:
 
 def test_metrics() -> None:
     counters = [(code(name), "counter", ", ".join(map(code, labels)), text) for name, text, labels in METRICS]
-    gauges = [(code(name), "gauge", "", text) for name, text in GAUGES]
+    gauges = [(code(name), "gauge", ", ".join(map(code, labels)), text) for name, text, labels in GAUGES]
     assert table("Metric", "Kind", "Labels", "What it is") == counters + gauges
 
 

@@ -213,6 +213,11 @@ def ending(
     return members
 
 
+def model_of(job: Job) -> dict[str, object]:
+    """The member that says which model made it, where the request left a choice."""
+    return {"model": job.model.id} if job.request.names_model else {}
+
+
 def appended(data: tuple[Piece, ...], members: Mapping[str, object]) -> tuple[Piece, ...]:
     """Insert `members` before the closing brace of `data`, a JSON object with at least one member."""
     if not members:
@@ -274,16 +279,16 @@ def finals(
     for index, picture in enumerate(pictures):
         if picture is None:
             continue
-        members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None}
+        members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None, **model_of(job)}
         if index == last:
-            members = {"usage": used, "cost": total, **(said or {})}
+            members = {"usage": used, "cost": total, **model_of(job), **(said or {})}
             members |= {} if total is not None else {"cost_unknown": why_unknown(job.model.price)}
         yield _frame(job, Role.COMPLETED, picture, index, {**members, "provider": job.provider.name}, len(pictures) > 1)
 
 
 def early(job: Job, picture: Picture, image: int) -> Frame:
     """The `completed` event of a picture that others follow: what they cost together stands in the last one."""
-    members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None, "provider": job.provider.name}
+    members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None, "provider": job.provider.name, **model_of(job)}
     return _frame(job, Role.COMPLETED, picture, image, members)
 
 

@@ -52,6 +52,20 @@ class Price:
         )
 
 
+TYPICAL_TOKENS: Final = 1056
+"""Of a square picture of 1024 pixels in medium quality, as OpenAI counts; Gemini counts 1120."""
+
+
+def typical(price: Price | None) -> Decimal | None:
+    """What a square picture of 1024 pixels costs in USD, to compare models by; None where the prices do not say."""
+    if price is None:
+        return None
+    for said in (price.per_image, price.first_megapixel, price.per_megapixel):
+        if said is not None:
+            return said
+    return None if price.image_output is None else price.image_output * TYPICAL_TOKENS / MILLION
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """The measures of a job that is not charged by tokens. None: not known.

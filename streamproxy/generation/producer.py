@@ -5,15 +5,15 @@ The producer runs in the app's task group. If the caller disconnects, the stream
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
 
-from streamproxy.account import Account, Order
+from streamproxy.account import Account, Attempt, Order, told
 from streamproxy.auth import ID_DIGITS
-from streamproxy.core.catalogue import UNKNOWN
 from streamproxy.core.conversation import Progress
 from streamproxy.core.events import Frame
 from streamproxy.core.requests import ImageRequest
@@ -22,7 +22,7 @@ from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.router import Plan
 from streamproxy.hub.generation import Generation
 from streamproxy.hub.hub import Hub
-from streamproxy.hub.stream import Ending, Stream
+from streamproxy.hub.stream import Acceptance, Ending, Stream
 from streamproxy.observe import Observer
 
 FAIL_SECONDS: Final = 2.0
@@ -38,22 +38,32 @@ class Producer:
         self._observer = observer
         self._tasks = tasks
 
-    def start(self, request: ImageRequest, plan: Plan, generation: Generation, release: Callable[[], None]) -> None:
+    def start(
+        self, request: ImageRequest, plans: Sequence[Plan], generation: Generation, release: Callable[[], None]
+    ) -> None:
         """Begin the generation; its frames appear in its stream. `release` frees the request's files."""
-        generation.stream.acceptance.not_applied = self._attempts.not_applied(request, plan)
-        self._tasks.start_soon(self._produce, generation, request, plan, release)
+        generation.stream.acceptance.not_applied = self._attempts.not_applied(request, plans[0])
+        self._tasks.start_soon(self._produce, generation, request, plans, release)
 
     async def _produce(
-        self, generation: Generation, request: ImageRequest, plan: Plan, release: Callable[[], None]
+        self, generation: Generation, request: ImageRequest, plans: Sequence[Plan], release: Callable[[], None]
     ) -> None:
         self._observer.streams(1)
-        sink = _StreamSink(generation, plan, self._hub, self._observer, request.unheard)
+        running = _Generating(
+            request=request,
+            generation=generation,
+            account=Account(_order(generation.stream, plans[0])),
+            hub=self._hub,
+            observer=self._observer,
+            attempts=self._attempts,
+        )
         try:
             with generation.scope:
-                await self._attempts.run(request, plan, sink)
+                await self._attempts.run(request, plans, running)
             if generation.scope.cancelled_caught:
                 await self._fail(generation, _stopped(generation))
         except ProxyError as error:
+            error.details = replace(error.details, attempts=told(running.account.tried))
             await self._fail(generation, error)
         except Exception as error:
             await self._fail(generation, self._observer.unexpected(error, generation.stream.request_id))
@@ -65,8 +75,8 @@ class Producer:
         finally:
             release()
             await self._hub.conclude(generation)
-            sink.account.fail(generation.stream.error, abandoned=generation.ending is Ending.ABANDONED)
-            self._observer.generation(sink.account)
+            running.account.fail(generation.stream.error, abandoned=generation.ending is Ending.ABANDONED)
+            self._observer.generation(running.account)
             self._observer.streams(-1)
 
     async def _fail(self, generation: Generation, error: ProxyError) -> None:
@@ -82,31 +92,63 @@ class Producer:
         await generation.fail(error)
 
 
-class _StreamSink:
-    """One generation's stream as its drivers see it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Generating:
+    """One generation while it runs, as its attempts see it."""
 
-    def __init__(
-        self, generation: Generation, plan: Plan, hub: Hub, observer: Observer, unheard: tuple[str, ...]
-    ) -> None:
-        self._generation = generation
-        self._stream = generation.stream
+    request: ImageRequest
+    generation: Generation
+    account: Account
+    hub: Hub
+    observer: Observer
+    attempts: Attempts
+
+    @property
+    def acceptance(self) -> Acceptance:
+        return self.generation.stream.acceptance
+
+    def begin(self, plan: Plan) -> _StreamSink:
+        order = self.account.order
+        if (order.provider, order.model) != (plan.route.provider.name, plan.model):
+            self.account.order = replace(order, provider=plan.route.provider.name, model=plan.model)
+            self.acceptance.not_applied = self.attempts.not_applied(self.request, plan)
+        return _StreamSink(self, plan)
+
+    def tried(self, attempt: Attempt, before: Attempt | None = None) -> None:
+        tried = list(self.account.tried)
+        if before is not None:
+            tried.remove(before)
+        self.account.tried = self.acceptance.tried = (*tried, attempt)
+
+    def fell_over(self, provider: str, *, taken: bool) -> None:
+        self.observer.fallback(provider, taken=taken)
+
+    async def complete(self) -> None:
+        await self.hub.conclude(self.generation)
+
+
+class _StreamSink:
+    """One generation's stream as the driver of one attempt sees it."""
+
+    def __init__(self, running: _Generating, plan: Plan) -> None:
+        self._generation = running.generation
+        self._stream = running.generation.stream
+        self._account = running.account
+        self._observer = running.observer
+        self._unheard = running.request.unheard
         self._provider = plan.route.provider.name
         self._scrub = plan.scrub
-        self._hub = hub
-        self._observer = observer
         self._policy = plan.policy
-        self._unheard = unheard
-        self.account = Account(_order(generation.stream, plan))
 
     def sent(self) -> None:
-        self.account.attempts += 1
+        self._account.attempts += 1
         self._observer.upstream(self._provider)
 
     def answered(self, headers: tuple[tuple[str, str], ...]) -> None:
         passed = self._policy.relayable(headers)
         headers = tuple((name, value) for name, value in passed if self._scrub(value) == value)
         self._stream.acceptance.headers = headers
-        self.account.provider_request_id = dict(headers).get("x-request-id") or self.account.provider_request_id
+        self._account.provider_request_id = dict(headers).get("x-request-id") or self._account.provider_request_id
 
     def accepted(self) -> None:
         self._stream.accept()
@@ -116,11 +158,8 @@ class _StreamSink:
 
     async def frame(self, frame: Frame) -> None:
         self._observer.frame(frame.type)
-        self.account.take(frame)
+        self._account.take(frame)
         await self._generation.append(frame)
-
-    async def complete(self) -> None:
-        await self._hub.conclude(self._generation)
 
     def job(self, id: str) -> None:
         self._observer.job(self._provider, self._scrub(id), self._stream.request_id)
@@ -134,13 +173,12 @@ class _StreamSink:
 
 def _order(stream: Stream, plan: Plan) -> Order:
     """What the account is of, without the name of an unknown model: that is in the caller's words."""
-    model = plan.route.model
     return Order(
         stream_id=stream.id,
         request_id=stream.request_id,
         caller=stream.record.owner and stream.record.owner[:ID_DIGITS],
         provider=plan.route.provider.name,
-        model=None if model.family == UNKNOWN else model.id,
+        model=plan.model,
         n=stream.record.n,
         traceparent=dict(plan.trace).get("traceparent"),
     )

@@ -18,7 +18,6 @@ from streamproxy.core.requests import Head, UpstreamRequest
 from streamproxy.errors import ProxyError
 from streamproxy.generation.router import Path, Plan
 from streamproxy.observe import Observer
-from streamproxy.providers.openai.adapter import OURS
 from streamproxy.providers.openai.errors import refusal
 from streamproxy.providers.openai.rewriting import segment
 from streamproxy.upstream import Answer
@@ -36,7 +35,7 @@ def passed_on(body: JsonObject, plan: Plan, path: Path) -> UpstreamRequest:
     url = route.provider.base_url + path(route.provider).replace("{model}", segment(route.upstream_model)) + query
     headers = (("content-type", "application/json"), ("accept", f"application/json, {EVENTS}"), *COMMON)
     renamed = {"model": orjson.dumps(route.upstream_model)}
-    left_out = {name for name in OURS if name in body.members}
+    left_out = {"extra_headers"} & body.members.keys()  # alone: other gateways have fallbacks of their own
     return UpstreamRequest("POST", url, headers, body.pieces(replace=renamed, drop=left_out))
 
 
@@ -51,15 +50,19 @@ class Exchange:
 
     async def read(self, to: MemoryObjectSendStream[Item]) -> None:
         """Send the request. The parts of the answer go `to` the writer."""
+        service = self.plan.service
         async with to:
             try:
                 signed = replace(self.request, headers=await self.plan.headers(self.request))
-                self.observer.upstream(self.plan.route.provider.name)
-                async with self.plan.service.upstream.open(signed) as answer:
-                    await self._check(answer)
-                    await to.send(answer.head)
-                    while (chunk := await answer.chunk()) is not None:
-                        await to.send(chunk)
+                with service.breaker.attempt() as turn:
+                    service.upstream.retries.sent()
+                    self.observer.upstream(service.provider.name)
+                    async with service.upstream.open(signed) as answer:
+                        await self._check(answer)
+                        turn.accepted()
+                        await to.send(answer.head)
+                        while (chunk := await answer.chunk()) is not None:
+                            await to.send(chunk)
             except ProxyError as error:
                 await to.send(error)
             except Exception as error:

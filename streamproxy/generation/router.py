@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Final
 
 from streamproxy.auth import CredentialSource
-from streamproxy.core.catalogue import Catalogue, Model, Provider, Route
+from streamproxy.core.catalogue import AUTO, UNKNOWN, Catalogue, Model, Provider, Route
+from streamproxy.core.cost import typical
 from streamproxy.core.headers import REDACTED, HeaderPolicy
 from streamproxy.core.requests import UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.upstream import Upstream
+from streamproxy.upstream.breaker import Breaker
 from streamproxy.upstream.signing import KeySigner, Signer
 
 SHORT_SECRET: Final = 8
@@ -34,6 +37,7 @@ class Service:
     allow_headers: tuple[str, ...]
     signer: Signer | None = None
     """Authorizes every request, in place of a key."""
+    breaker: Breaker = field(default_factory=Breaker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,12 @@ class Plan:
         given = {name for name, _ in self.extra}
         traced = tuple((name, value) for name, value in self.trace if name not in given)
         return tuple(self.policy.merge(self.extra, (*request.headers, *traced, *signed), self.signer.names))
+
+    @property
+    def model(self) -> str | None:
+        """The model's id in the catalogue; None for an unknown one, whose name is in the caller's words."""
+        model = self.route.model
+        return None if model.family == UNKNOWN else model.id
 
     @property
     def scrub(self) -> Callable[[str], str]:
@@ -97,13 +107,24 @@ class Router:
         self._providers = tuple(service.provider for service in services.values())
 
     def plan(self, model: str, headers: Sequence[tuple[bytes, bytes]]) -> Plan:
-        """Who serves `model`; raises ProxyError(MODEL_NOT_FOUND, PROVIDER_NOT_CONFIGURED or INVALID_API_KEY)."""
+        """Who serves `model`; raises ProxyError(MODEL_NOT_FOUND, PROVIDER_NOT_CONFIGURED or INVALID_API_KEY).
+
+        AUTO is no model: see `generation.choosing`. Raises ProxyError(UNSUPPORTED_PARAMETER) for it.
+        """
         if not self._services:
             raise ProxyError(
                 Failure.PROVIDER_NOT_CONFIGURED,
                 "No provider is configured. Set OPENAI_API_KEY, or [providers] in the configuration, or --upstream.",
             )
+        if model == AUTO:
+            raise ProxyError(Failure.UNSUPPORTED_PARAMETER, "A model is not chosen for this. Name one.", param="model")
         return self._planned(self._catalogue.resolve(model, self._providers), headers)
+
+    def by_price(self) -> Sequence[str]:
+        """Names of all models that are served today, the cheapest first; those of unknown price last."""
+        listed = self._catalogue.listed(self._providers, datetime.now(UTC).date())
+        prices = [(name, typical(model.price)) for model, name in listed]
+        return [name for name, price in sorted(prices, key=lambda row: (row[1] is None, row[1] or 0))]
 
     def plan_relay(self, model: str, headers: Sequence[tuple[bytes, bytes]], path: Path, missing: str) -> Plan:
         """Where a request for `model` goes that is passed on as it came; `missing` says that nothing takes it.

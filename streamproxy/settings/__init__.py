@@ -27,6 +27,7 @@ from streamproxy.settings.values import (
     ConfigurationProblem,
     Count,
     CredentialReference,
+    Fallbacks,
     FetchHosts,
     Grace,
     Host,
@@ -162,6 +163,10 @@ class Settings:
     ] = ()
     preview_pixels: Annotated[Pixels, "pixels of a small preview's longer side where nothing else is said"] = 512
     default_model: Annotated[Model | None, "model of requests that name none"] = None
+    auto: Annotated[ModelNames, "models that the model auto is chosen from, best first; empty: all, by price"] = ()
+    fallbacks: Annotated[
+        Fallbacks, "models to ask instead, in order, by model: where nothing can have been charged"
+    ] = field(default_factory=dict)
     stream_n: Annotated[bool, "whether n > 1 with stream becomes n requests where the model takes one"] = False
     max_streams: Annotated[Count, "generations that run at a time"] = 1000
     max_viewers: Annotated[Count, "readers of one stream"] = 1000
@@ -217,6 +222,8 @@ class Described(NamedTuple):
 
 
 SWITCH: Final = "true|false"
+TABLES: Final = ("providers", "fallbacks")
+"""Settings that can only be set in TOML."""
 WRITTEN: Final[dict[object, str]] = {bool: SWITCH, int: "N", float: "SECONDS", tuple[str, ...]: "A,B,..."}
 
 
@@ -225,7 +232,7 @@ def describe() -> list[Described]:
     return [
         Described(
             PLACES[kind] + member.name,
-            PREFIX + member.name.upper() if kind is Settings and member.name != "providers" else "",
+            PREFIX + member.name.upper() if kind is Settings and member.name not in TABLES else "",
             _shown(member.default),
             get_args(HINTS[kind][member.name])[-1],
             _written(HINTS[kind][member.name]),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Final
 
@@ -18,7 +17,8 @@ import httpx
 
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.upstream.answer import Answer
-from streamproxy.upstream.connecting import Connector, Origin, Proxy, Resolver
+from streamproxy.upstream.breaker import RetryBudget
+from streamproxy.upstream.connecting import Connector, Origin, Proxy
 from streamproxy.upstream.connection import Connection
 from streamproxy.upstream.deadlines import Deadlines, took_too_long
 
@@ -87,8 +87,7 @@ class _Idle:
 class Transport(httpx.AsyncBaseTransport):
     """At most `max_connections` to one provider, one per request under way. Every failure is a ProxyError.
 
-    `resolver` replaces the system's name resolution, `ssl_context` its trust. `tolerated` is told the label of what
-    went wrong without harm to a request.
+    `connector` makes them. `retries`: a second connection for one request is within this budget.
     """
 
     def __init__(
@@ -96,21 +95,15 @@ class Transport(httpx.AsyncBaseTransport):
         *,
         deadlines: Deadlines,
         max_connections: int,
-        ssl_context: ssl.SSLContext,
-        tolerated: Callable[[str], None],
-        trust_env: bool = False,
-        resolver: Resolver | None = None,
+        connector: Connector,
+        retries: RetryBudget,
     ) -> None:
         self._deadlines = deadlines
         self._most = max_connections
         self._slots = anyio.CapacityLimiter(max_connections)
         self._idle = _Idle()
-        self._connector = Connector(
-            ssl_context=ssl_context,
-            resolver=resolver,
-            trust_env=trust_env,
-            tolerated=tolerated,
-        )
+        self._connector = connector
+        self._retries = retries
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send, and return once the head is there. The response has its Answer as an extension, see ANSWER."""
@@ -184,7 +177,7 @@ class Transport(httpx.AsyncBaseTransport):
                 return answer
             except ProxyError as error:
                 refused = error.failure is Failure.CONNECTION_REFUSED
-                if not (refused and again) or anyio.current_time() >= connect_by:
+                if not (refused and again) or anyio.current_time() >= connect_by or not self._retries.take():
                     raise
                 again = False
 

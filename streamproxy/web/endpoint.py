@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from streamproxy.auth import Caller, StreamTokens, authenticate, has_key
 from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.generation.attempts import Attempts
+from streamproxy.generation.choosing import Chooser
 from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router
@@ -40,7 +40,7 @@ class Context:
     catalogue: Catalogue
     providers: tuple[Provider, ...]
     router: Router
-    attempts: Attempts
+    chooser: Chooser
     producer: Producer
     previews: PreviewMaker
     observer: Observer

@@ -9,6 +9,7 @@ from typing import Final
 import anyio
 import pytest
 
+from streamproxy.account import Attempt
 from streamproxy.auth import CredentialSource
 from streamproxy.core.catalogue import Route
 from streamproxy.core.conversation import Accepted, Conversation, Job, Wait, fetch
@@ -34,6 +35,27 @@ LIMITED: Final = error_answer(429, "Slow down.", headers=(("retry-after", "1"),)
 REFUSED: Final = error_answer(400, "No.")
 
 
+class Told(Outcome):
+    """An outcome that also notes whose attempts it is of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries: list[Attempt] = []
+        self.fallen: list[bool] = []
+
+    def begin(self, plan: Plan) -> Told:
+        return self
+
+    def tried(self, attempt: Attempt, before: Attempt | None = None) -> None:
+        self.tries.append(attempt)
+
+    def fell_over(self, provider: str, *, taken: bool) -> None:
+        self.fallen.append(taken)
+
+    async def complete(self) -> None:
+        self.said.append("complete")
+
+
 def attempts(world: World, *, adapters: object = ADAPTERS, side_by_side: bool = True) -> Attempts:
     return Attempts(adapters, world.outside, side_by_side)  # type: ignore[arg-type]
 
@@ -49,14 +71,14 @@ def one_each(n: int) -> Scenario:
     return Scenario("openai", "previews", n=n)
 
 
-async def run(world: World, row: Scenario) -> Outcome:
+async def run(world: World, row: Scenario) -> Told:
     """All jobs of the row's request, side by side."""
-    outcome = Outcome()
+    outcome = Told()
     chosen = plan(world, row)
     single = replace(chosen.route, model=replace(chosen.route.model, max_stream_n=1))
     with anyio.fail_after(BOUND):
         try:
-            await attempts(world).run(row.request, replace(chosen, route=single), outcome)
+            await attempts(world).run(row.request, (replace(chosen, route=single),), outcome)
         except ProxyError as error:
             outcome.error = error
     return outcome
@@ -161,8 +183,8 @@ class Noting:
 
 async def test_jobs_cover_every_image_and_have_own_tokens() -> None:
     async with peer(GOOD) as world:
-        adapter, row, outcome = Noting(), one_each(5), Outcome()
-        await attempts(world, adapters={"openai": adapter}).run(row.request, plan(world, row), outcome)
+        adapter, row, outcome = Noting(), one_each(5), Told()
+        await attempts(world, adapters={"openai": adapter}).run(row.request, (plan(world, row),), outcome)
         assert sorted((job.first, job.n, job.several) for job in adapter.jobs) == [
             (0, 2, True),
             (2, 2, True),

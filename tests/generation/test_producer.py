@@ -94,7 +94,7 @@ class Running:
         plan = self.router.plan(MODEL, [])
         request = replace(PLAIN, model=MODEL, n=n, stream=stream, extra_headers=None, body=parse(BODY))
         made = await self.register(n=n)
-        self.producer.start(request, plan, made, lambda: self.released.append(made.stream.id))
+        self.producer.start(request, (plan,), made, lambda: self.released.append(made.stream.id))
         return made.stream
 
     async def register(self, *, n: int = 1, key: str | None = None) -> Generation:
@@ -389,7 +389,7 @@ async def test_a_refusal_lets_its_key_be_tried_again() -> None:
             assert await run.hub.keys.reserve("key", "print", "str_1") is None
             made = await run.register(key="key")
             request = replace(PLAIN, model=MODEL, extra_headers=None, body=parse(BODY))
-            run.producer.start(request, run.router.plan(MODEL, []), made, lambda: run.released.append("str_1"))
+            run.producer.start(request, (run.router.plan(MODEL, []),), made, lambda: run.released.append("str_1"))
             await rest(follow(made.stream))
             await run.over()
             assert (await run.hub.keys.reserve("key", "print", "str_2") is None) is again

@@ -40,7 +40,7 @@ from streamproxy.core.requests import (
     Variation,
     as_base64,
 )
-from streamproxy.core.schema import MAX_IMAGES
+from streamproxy.core.schema import CHOICE, MAX_IMAGES
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.openai import errors, rewriting
 from streamproxy.providers.openai.events import Answer
@@ -48,7 +48,7 @@ from streamproxy.providers.openai.events import Answer
 Segments = tuple[Segment, ...]
 
 STREAMING: Final = ("stream", "partial_images")
-OURS: Final = ("extra_headers",)
+OURS: Final = ("extra_headers", *CHOICE)
 """Members that are meant for this proxy and never sent upstream."""
 
 HONOURED: Final = ("response_format",)

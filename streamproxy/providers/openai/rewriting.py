@@ -17,11 +17,12 @@ from streamproxy.core.catalogue import EVERYTHING, Quirks
 from streamproxy.core.conversation import COMMON, Conversation, Job, inlined, pixels, post_json
 from streamproxy.core.events import Operation
 from streamproxy.core.requests import Inline, Segment, Spooled, UpstreamRequest, Variation, as_bytes, url_of
+from streamproxy.core.schema import CHOICE
 from streamproxy.core.sizes import nearest_ratio
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.refusals import moderated
 
-ALWAYS: Final = frozenset({"model", "prompt", "n", "image", "images", "image[]", "images[]", "extra_headers"})
+ALWAYS: Final = frozenset({"model", "prompt", "n", "image", "images", "image[]", "images[]", "extra_headers", *CHOICE})
 """Members that every host is asked for in its own way, and the one that is addressed to this proxy."""
 
 APART: Final = frozenset({"size", "mask", "stream", "partial_images"})
