@@ -32,8 +32,8 @@ class Candidate:
 
     @property
     def place(self) -> tuple[str, str]:
-        """The provider and its own name of the model: two candidates with the same ones are one."""
-        return self.plan.route.provider.name, self.plan.route.upstream_model
+        """The provider and the model: two candidates with the same ones are one."""
+        return self.plan.route.provider.name, self.plan.model or self.plan.route.upstream_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,10 @@ class Chooser:
         if request.model == AUTO:
             chosen = tuple(Candidate(found) for found in self._by_capability(request, plan))
             if not chosen:
-                message = "No model that is served can do what this request asks for. GET /v1/models lists them."
+                message = (
+                    "No model that is known to be served does what this request asks for. The setting auto names "
+                    "models to choose from."
+                )
                 raise ProxyError(Failure.UNSUPPORTED_PARAMETER, message, param="model")
             kept = chosen if request.fallbacks is None else chosen[:1]
             return Choice((*kept, *self._named(request, kept, plan)), auto=True)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from streamproxy.auth import CredentialSource
-from streamproxy.core.catalogue import AUTO, UNKNOWN, Catalogue, Model, Provider, Route
+from streamproxy.core.catalogue import AUTO, EVERYTHING, UNKNOWN, Catalogue, Model, Provider, Route
 from streamproxy.core.cost import typical
 from streamproxy.core.headers import REDACTED, HeaderPolicy
 from streamproxy.core.requests import UpstreamRequest
@@ -93,6 +93,10 @@ def _without(secret: str, text: str) -> str:
     return re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", REDACTED, text)
 
 
+def _without_all(provider: Provider) -> tuple[str, ...]:
+    return tuple(owner for owner in provider.serves if owner != EVERYTHING)
+
+
 Path = Callable[[Provider], str]
 """A path below a provider's base_url; "" where it has none."""
 
@@ -121,8 +125,14 @@ class Router:
         return self._planned(self._catalogue.resolve(model, self._providers), headers)
 
     def by_price(self) -> Sequence[str]:
-        """Names of all models that are served today, the cheapest first; those of unknown price last."""
-        listed = self._catalogue.listed(self._providers, datetime.now(UTC).date())
+        """Names of the models that are known to be served today, the cheapest first; those of unknown price last.
+
+        What a provider that takes every name makes of one is not known.
+        """
+        known = [
+            replace(provider, serves=_without_all(provider), models=provider.listed) for provider in self._providers
+        ]
+        listed = self._catalogue.listed(known, datetime.now(UTC).date())
         prices = [(name, typical(model.price)) for model, name in listed]
         return [name for name, price in sorted(prices, key=lambda row: (row[1] is None, row[1] or 0))]
 

@@ -132,7 +132,7 @@ def _choice_problems(
             if route is None:
                 happened = f"{where}name {place}: no configured provider serves it"
                 yield ConfigurationProblem(setting, happened, "write a name that `streamproxy models` lists")
-        found = [(route.provider.name, route.upstream_model) for route in routes if route is not None]
+        found = [(route.provider.name, route.model.id) for route in routes if route is not None]
         if len(set(found)) < len(found):
             happened = f"{where}two names are the same model at the same provider"
             yield ConfigurationProblem(setting, happened, "remove one of them")

@@ -26,7 +26,7 @@ from streamproxy.settings.sources import load
 
 CANARY = "sk-Canary0123456789"
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "streamproxy.toml"
-TOP = [row for row in describe() if not row.name.startswith("providers")]
+TOP = [row for row in describe() if not row.name.startswith(("providers", "fallbacks"))]
 ALL = [field.name for field in fields(Settings)]
 OF_PROVIDER = [field.name for field in fields(ProviderSettings)]
 LAYERS = ("flag", "environment", "secret", "toml")
