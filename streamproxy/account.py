@@ -5,6 +5,7 @@ It has names, numbers and times, but neither prompts nor images, so that logs, m
     Account     the figures
     Attempt     one try at a provider
     told        all tries, as one header says them
+    shown       all tries, as JSON says them
 """
 
 from __future__ import annotations
@@ -58,6 +59,14 @@ def told(attempts: Iterable[Attempt]) -> str:
     `openai/gpt-image-2;provider=azure;failure=connection_refused, google/gemini-3-pro-image;provider=gemini;ok`
     """
     return ", ".join(dict.fromkeys(map(_item, attempts)))
+
+
+def shown(attempts: Iterable[Attempt]) -> list[dict[str, str | None]]:
+    """Attempts as a JSON array, equal ones once."""
+    return [
+        {"provider": attempt.provider, "model": attempt.model, "failure": attempt.failure}
+        for attempt in dict.fromkeys(attempts)
+    ]
 
 
 def _item(attempt: Attempt) -> str:

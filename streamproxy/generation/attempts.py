@@ -5,7 +5,7 @@
 A job that fails falls over to the next plan if the failure is not the request's own (errors.Blame), nothing of the job
 can have been charged, and the provider that failed has budget left for what is sent again. A caller may allow it where
 the job may have been charged, as long as none of its images is complete. A provider whose breaker is open is passed
-over without a word to it. Of several jobs each falls over by itself.
+over without a word to it, and one that has just answered 429 is asked last. Of several jobs each falls over by itself.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Attempts:
 
     async def run(self, request: ImageRequest, plans: Sequence[Plan], stage: Stage) -> None:
         """Make all images. Raises ProxyError, with all attempts that it comes from."""
-        await self._make(_Work(request, stage), range(request.n), plans)
+        await self._make(_Work(request, stage), range(request.n), sorted(plans, key=_rests))
 
     async def _make(self, work: _Work, images: range, plans: Sequence[Plan], *, again: bool = False) -> None:
         """Make the images of these indices. `again`: a provider has been asked for them before. Raises ProxyError."""
@@ -220,6 +220,11 @@ class Attempts:
             attempt = Attempt(plan.route.provider.name, plan.model, error.failure.value.code)
             work.stage.tried(attempt, sink.attempt if sink is not None and sink.is_accepted else None)
             return _Failed(error, asked=sink is not None, given=sink is not None and sink.given)
+
+
+def _rests(plan: Plan) -> bool:
+    """Whether the plan is the last to try. A limit of one caller's own key is no other caller's."""
+    return plan.service.credential.kind != "caller" and plan.service.breaker.rests
 
 
 def _falls_over(work: _Work, plan: Plan, failed: _Failed) -> bool:

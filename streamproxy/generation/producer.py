@@ -12,8 +12,9 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
-from streamproxy.account import Account, Attempt, Order, told
+from streamproxy.account import Account, Attempt, Order, shown, told
 from streamproxy.auth import ID_DIGITS
+from streamproxy.core.completion import appended
 from streamproxy.core.conversation import Progress
 from streamproxy.core.events import Frame
 from streamproxy.core.requests import ImageRequest
@@ -63,7 +64,7 @@ class Producer:
             if generation.scope.cancelled_caught:
                 await self._fail(generation, _stopped(generation))
         except ProxyError as error:
-            error.details = replace(error.details, attempts=told(running.account.tried))
+            _tell_attempts(error, running.account.tried)
             await self._fail(generation, error)
         except Exception as error:
             await self._fail(generation, self._observer.unexpected(error, generation.stream.request_id))
@@ -158,6 +159,9 @@ class _StreamSink:
 
     async def frame(self, frame: Frame) -> None:
         self._observer.frame(frame.type)
+        if frame.final and any(attempt.failure for attempt in self._account.tried):
+            said = {"attempts": shown(self._account.tried)}  # for those whose head was sent before
+            frame = replace(frame, data=appended(frame.data, said))
         self._account.take(frame)
         await self._generation.append(frame)
 
@@ -169,6 +173,12 @@ class _StreamSink:
 
     def tolerated(self, label: str) -> None:
         self._observer.tolerated(self._provider, label)
+
+
+def _tell_attempts(error: ProxyError, tried: Sequence[Attempt]) -> None:
+    """Put what led to the failure into its header, and if there were several attempts into its body too."""
+    members = {**error.details.members, "attempts": shown(tried)} if len(tried) > 1 else error.details.members
+    error.details = replace(error.details, attempts=told(tried), members=members)
 
 
 def _order(stream: Stream, plan: Plan) -> Order:

@@ -2,6 +2,7 @@
 
     Breaker         closed, it lets every attempt in; open, none until a pause is over; then, half-open, one, whose
                     outcome closes it, or opens it for a longer pause
+                    It also knows for how long a provider said not to ask it: such a one is the last to be asked
     RetryBudget     keeps what is sent again a small part of what is sent
 
 An attempt is a whole conversation, not one of its requests: a job that a provider has accepted is polled to its end.
@@ -34,6 +35,9 @@ SHARE: Final = 0.5
 PAUSE: Final = 5.0
 LONGEST_PAUSE: Final = 60.0
 """Seconds from an opening to the next attempt: PAUSE times the openings in a row, at most LONGEST_PAUSE."""
+
+REST: Final = 1.0
+"""Seconds that a provider rests after a 429 that does not say how long, or a refused key."""
 
 AGAIN: Final = 0.2
 FLOOR: Final = 10
@@ -118,7 +122,13 @@ class Breaker:
         self._in_a_row = 0
         self._openings = 0
         self._until = 0.0
+        self._rests_until = 0.0
         self.state = State.CLOSED
+
+    @property
+    def rests(self) -> bool:
+        """Whether the provider has said just now that it does not take requests: another one is asked before it."""
+        return self._clock() < self._rests_until
 
     @contextmanager
     def attempt(self) -> Iterator[Turn]:
@@ -127,6 +137,8 @@ class Breaker:
         try:
             yield turn
         except ProxyError as error:
+            if error.failure in (Failure.PROVIDER_LIMIT, Failure.PROVIDER_AUTH):
+                self._rests_until = self._clock() + _seconds(error.retry_after)
             self._ended(turn, worked=False if error.blame is Blame.PROVIDER else None)
             raise
         except BaseException:
@@ -188,6 +200,12 @@ class Breaker:
         if state is not self.state:
             self.state = state
             self._changed(state)
+
+
+def _seconds(retry_after: str | None) -> float:
+    """How long to rest. A date is not read: the clocks of two machines differ."""
+    said = retry_after or ""
+    return min(float(said), LONGEST_PAUSE) if said.isascii() and said.isdigit() else REST
 
 
 class RetryBudget:

@@ -13,7 +13,6 @@ import orjson
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from streamproxy.account import Attempt
 from streamproxy.auth import Right, owner_of
 from streamproxy.core.cursor import Cursor, parse_cursor
 from streamproxy.core.eventdata import image_bytes, nth_image, referenced
@@ -205,7 +204,6 @@ async def _as_json(request: Request, context: Context, stream: Stream) -> Respon
         "created_at": stream.record.created,
         "stream_url": places.stream,
         "status_url": places.status,
-        "attempts": [_shown(attempt) for attempt in dict.fromkeys(stream.acceptance.tried)],
     }
     pieces: list[Piece] = [orjson.dumps(head)[:-1], b',"data":[']
     for number, entry in enumerate(images):
@@ -214,10 +212,6 @@ async def _as_json(request: Request, context: Context, stream: Stream) -> Respon
     later = {} if stream.finished else {"retry-after": LOOK_AGAIN}
     headers = {"cache-control": "no-store", **NO_REFERRER, **later, **applied}
     return Response(200, "application/json", [*pieces, b"}"], headers)
-
-
-def _shown(attempt: Attempt) -> dict[str, str | None]:
-    return {"provider": attempt.provider, "model": attempt.model, "failure": attempt.failure}
 
 
 async def _wait(request: Request, context: Context, stream: Stream) -> Mapping[str, str]:

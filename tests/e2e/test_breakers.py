@@ -9,8 +9,8 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from streamproxy.simulator.received import Received
-from streamproxy.simulator.script import Script
+from streamproxy.simulator.received import Handler, Received
+from streamproxy.simulator.script import Script, error_answer
 from streamproxy.upstream.breaker import AGAIN, FLOOR, IN_A_ROW, LEAST
 from tests.support.fallbacks import FAILED, LIMITED, ONE, REFUSED, TWO, Stage, always, good, playing, stage
 from tests.support.faults import STREAMED, Refusal
@@ -65,7 +65,8 @@ async def test_refusals_open_no_breaker() -> None:
 
 async def test_a_provider_that_fails_half_of_the_time() -> None:
     """The failures may have been charged, so they are told; from the tenth on the fallback does it."""
-    async with stage(playing(*[good, FAILED] * 50), good) as scene:
+    half: list[Script | Handler] = [good, FAILED]
+    async with stage(playing(*half * 50), good) as scene:
         statuses = [(await scene.ask(TWO)).status_code for _ in range(30)]
         assert statuses == [200, 502] * (LEAST // 2) + [200] * (30 - LEAST)
         assert scene.calls == (LEAST, 30 - LEAST)
@@ -80,11 +81,33 @@ async def test_what_is_passed_on_stops_as_well() -> None:
         assert (await scene.ask(model="an-image-model")).json()["error"]["code"] == "destination_unavailable"
 
 
-async def test_fallbacks_have_a_budget() -> None:
-    """A rate limit opens no breaker, so each request asks the first provider, and a part of them a second one too."""
-    async with stage(always(LIMITED), good) as scene:
+async def test_a_provider_that_said_not_now_is_asked_last() -> None:
+    async with stage(always(error_answer(429, "Slow down.", headers=(("retry-after", "60"),))), good) as scene:
         statuses = [(await scene.ask(TWO)).status_code for _ in range(2 * FLOOR)]
-        assert statuses == [200] * FLOOR + [429] * FLOOR
+        assert statuses == [200] * 2 * FLOOR
+        assert scene.calls == (1, 2 * FLOOR)
+        assert (await scene.ask()).status_code == 429  # who has no other model still gets its answer
+        assert scene.calls == (2, 2 * FLOOR)
+
+
+async def test_a_limit_of_one_callers_key_is_no_other_callers() -> None:
+    rows = {"one": {"credential": "caller", "auth_header": "authorization", "auth_scheme": "Bearer "}}
+    async with stage(always(LIMITED), good, rows=rows) as scene:
+        order = {"model": ONE, "prompt": PROMPT, "fallbacks": [TWO]}
+        for caller in range(FLOOR):
+            headers = {"authorization": f"Bearer key-of-caller-{caller}-0123456789"}
+            assert (await scene.post("images/generations", order, headers)).status_code == 200
+        assert scene.calls == (FLOOR, FLOOR)
+
+
+async def test_fallbacks_have_a_budget() -> None:
+    """Each of these callers has a key that the first provider limits, so the first one is asked each time."""
+    rows = {"one": {"credential": "caller", "auth_header": "authorization", "auth_scheme": "Bearer "}}
+    async with stage(always(LIMITED), good, rows=rows) as scene:
+        headers = {"authorization": "Bearer key-of-a-caller-0123456789"}
+        order = {"model": ONE, "prompt": PROMPT, "fallbacks": [TWO]}
+        answers = [await scene.post("images/generations", order, headers) for _ in range(2 * FLOOR)]
+        assert [answer.status_code for answer in answers] == [200] * FLOOR + [429] * FLOOR
         assert scene.calls == (2 * FLOOR, FLOOR)
         assert await scene.proxy.metric("streamproxy_fallbacks_total", provider="one", outcome="over_budget") == FLOOR
 

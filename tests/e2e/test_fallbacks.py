@@ -357,10 +357,19 @@ async def test_the_status_tells_what_the_head_could_not() -> None:
         assert types(answer.content) == [COMPLETED]
         url = f"{scene.proxy.url}{answer.headers['location']}"
         status = await scene.proxy.client.get(url, headers={"accept": "application/json"})
-        assert status.json()["attempts"] == [
+        assert status.json()["data"][0]["attempts"] == [
             {"provider": "one", "model": ONE, "failure": "provider_failed"},
             {"provider": "two", "model": TWO, "failure": None},
         ]
+
+
+async def test_the_final_event_tells_all_attempts() -> None:
+    async with stage(always((Wait(0.3), *BUSY)), always(LIMITED), commit_after=0.01) as scene:
+        answer = await scene.ask(TWO, stream=True)
+        [event] = events(answer.content)
+        error = event.json["error"]
+        assert isinstance(error, dict)
+        assert [attempt["failure"] for attempt in error["attempts"]] == ["provider_failed", "rate_limit_exceeded"]
 
 
 async def test_pages_may_read_the_story() -> None:

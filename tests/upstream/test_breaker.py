@@ -159,6 +159,17 @@ def test_an_attempt_from_before_changes_nothing() -> None:
     assert world.attempt(None) == ["5"]
 
 
+@pytest.mark.parametrize(("said", "rests"), [(None, 1), ("7", 7), ("3600", 60), ("Wed, 21 Oct 2026 07:28:00 GMT", 1)])
+def test_a_provider_rests_as_long_as_it_says(said: str | None, rests: int) -> None:
+    world = World()
+    with contextlib.suppress(ProxyError), world.breaker.attempt():
+        raise ProxyError(Failure.PROVIDER_LIMIT, "Slow down.", retry_after=said)
+    world.now += rests - 0.1
+    assert world.breaker.rests
+    world.now += 0.2
+    assert not world.breaker.rests
+
+
 @pytest.mark.parametrize("failure", Failure)
 def test_only_a_providers_failure_is_blamed_on_it(failure: Failure) -> None:
     """What the caller sent and what this process lacks say nothing of a provider."""
