@@ -33,7 +33,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What was asked for, of whom, by whom. `caller`: a short hash of its key; `model`: its name in the catalogue."""
+    """The request of a generation. `caller`: a short hash of the caller's key; `model`: its name in the catalogue."""
 
     stream_id: str
     request_id: str
@@ -123,7 +123,7 @@ class Account:
             self.previews += 1
             if self.first_preview is None:
                 self.first_preview = self.seconds
-        elif frame.type != ERROR:
+        elif frame.type != ERROR and not frame.sums:
             self.images += self.order.n if frame.type == ANSWER else 1
         if frame.cost is not None:
             self.cost = round((self.cost or 0.0) + frame.cost, 6)

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streamproxy.auth import StreamTokens
-from streamproxy.core.catalogue import Catalogue
+from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.core.conversation import Limits
 from streamproxy.core.events import error_body
 from streamproxy.core.headers import HeaderPolicy
@@ -46,7 +46,15 @@ from streamproxy.settings.providers import Providers, configure, read_catalogue
 from streamproxy.upstream import Deadlines, Resolver, Upstream, default_ssl_context
 from streamproxy.upstream.breaker import Breaker, State
 from streamproxy.upstream.fetch import Fetcher
-from streamproxy.upstream.signing import GoogleSigner, TokenTransport, google_credentials
+from streamproxy.upstream.signing import (
+    BEDROCK,
+    AwsSigner,
+    GoogleSigner,
+    Signer,
+    TokenTransport,
+    aws_credentials,
+    google_credentials,
+)
 from streamproxy.web.body import Budget, Intake
 from streamproxy.web.endpoint import Context
 from streamproxy.web.middleware import Cors, RequestContext
@@ -178,10 +186,7 @@ class _Wiring:
             )
             running.push_async_callback(upstream.aclose)
             credential = self.configured.credentials[provider.name]
-            signer = None
-            if credential.signing_key is not None:
-                load = partial(google_credentials, credential.signing_key)
-                signer = GoogleSigner(load, TokenTransport(trust, self.settings.trust_env_proxies))
+            signer = self._signer(provider, credential.signing_key, trust)
             services[provider.name] = Service(
                 provider,
                 upstream,
@@ -192,6 +197,14 @@ class _Wiring:
                 Breaker(changed=partial(_breaker, self.observer, provider.name)),
             )
         return services
+
+    def _signer(self, provider: Provider, key: str | None, trust: ssl.SSLContext) -> Signer | None:
+        """What authorizes a provider's requests from `key`; None where a header does."""
+        if key is None:
+            return None
+        if provider.signing == "aws":
+            return AwsSigner(partial(aws_credentials, key), BEDROCK, provider.location)
+        return GoogleSigner(partial(google_credentials, key), TokenTransport(trust, self.settings.trust_env_proxies))
 
     async def _start_hub(self, running: AsyncExitStack, tasks: TaskGroup) -> Hub:
         settings = self.settings

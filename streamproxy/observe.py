@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -139,6 +139,10 @@ class Observer:
     def job(self, provider: str, id: str, request_id: str) -> None:
         """A provider works on a job that it calls by this name: what to look for where a paid picture got lost."""
         self.log.info("job", provider=provider, job=_id(id) or "?", request_id=request_id)
+
+    def progress(self, provider: str, said: Mapping[str, float | int], request_id: str) -> None:
+        """A provider says how far it is."""
+        self.log.info("progress", provider=provider, **said, request_id=request_id)
 
     def store_failed(self, why: str) -> None:
         """The store stopped answering; streams of this process go on."""

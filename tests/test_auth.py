@@ -1,4 +1,4 @@
-"""Who calls, and what is presented upstream."""
+"""The caller of a request, and the credential that is presented upstream."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_anything_else_is_refused_without_repeating_it(headers: list[tuple[bytes
     assert "wrong-key" not in error.message
 
 
-def test_the_refusal_says_what_to_send_and_which_setting_decides() -> None:
+def test_the_refusal_says_the_fix_and_the_setting() -> None:
     assert "Authorization: Bearer" in refused([]).message
     assert "caller_keys" in refused([(b"x-api-key", b"wrong")]).message
 
@@ -150,7 +150,7 @@ def test_no_key_is_none_and_a_broken_one_is_refused() -> None:
             source.present(headers)
 
 
-def test_a_configured_credential_never_gives_way_to_a_callers_key() -> None:
+def test_a_callers_key_never_replaces_a_credential() -> None:
     mine = Credential("authorization", "Bearer mine")
     sent = [(b"authorization", b"Bearer theirs"), (b"x-api-key", b"theirs")]
     assert CredentialSource("environment", "authorization", "Bearer ", mine).present(sent) == mine
@@ -188,7 +188,7 @@ def test_a_token_is_for_one_stream_and_one_secret() -> None:
     token_error(StreamTokens("t" * 32, 100), ID, token)
 
 
-def test_a_token_is_not_good_for_a_name_that_eats_a_part_of_it() -> None:
+def test_a_token_for_a_name_with_a_part_of_it() -> None:
     """`<id>.<time>` with the rest of the token is the same signed text."""
     tokens = StreamTokens(SECRET, 100)
     made, _, signature = tokens.mint(ID).partition(".")
@@ -206,7 +206,7 @@ def test_a_token_holds_for_its_time(age: float, good: bool) -> None:
 
 
 @given(st.text(max_size=80))
-def test_whatever_comes_as_a_token_is_refused_and_not_repeated(text: str) -> None:
+def test_any_token_is_refused_and_not_repeated(text: str) -> None:
     error = token_error(StreamTokens(SECRET, 100), ID, text)
     assert len(text) < 8 or text not in error.message
 
@@ -219,7 +219,7 @@ def test_no_changed_bit_of_a_token_is_overlooked() -> None:
             token_error(tokens, ID, token[:at] + chr(ord(letter) ^ (1 << bit)) + token[at + 1 :])
 
 
-def test_a_stream_is_its_callers_in_whichever_header_the_key_comes() -> None:
+def test_the_keys_header_does_not_change_the_owner() -> None:
     owners = {
         owner_of([header], ())
         for header in (

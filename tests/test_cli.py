@@ -207,7 +207,7 @@ def test_an_unusable_store_is_said_without_its_password(store: str, secret: str 
     assert "Canary" not in result.stdout + result.stderr
 
 
-def test_workers_without_a_shared_store_are_refused_with_the_fix() -> None:
+def test_workers_need_a_shared_store() -> None:
     result = run("serve", "--workers", "2", environ={"OPENAI_API_KEY": CANARY})
     assert result.returncode == 1
     assert "store is memory" in result.stderr
@@ -230,7 +230,7 @@ def test_the_models_of_an_upstream_are_its_own_to_list(tmp_path: Path) -> None:
     assert re.fullmatch(r"lab/a +\S+\n", call("models", "--config", str(config)).stdout.replace("completed only", "x"))
 
 
-def test_all_problems_come_at_once_and_none_that_only_follows(tmp_path: Path) -> None:
+def test_all_problems_come_at_once_without_followers(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text(
         'heartbet = 1\ncaller_keys = ["plain"]\n[providers.openai]\nadapter = "telex"\n[providers.a]\nx = 1\n'
@@ -248,7 +248,7 @@ def test_all_problems_come_at_once_and_none_that_only_follows(tmp_path: Path) ->
     )
 
 
-def test_the_configuration_file_may_be_named_in_the_environment(tmp_path: Path) -> None:
+def test_the_environment_may_name_the_configuration(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text("port = 1234")
     result = call("check", environ={"OPENAI_API_KEY": CANARY, "STREAMPROXY_CONFIG": str(config)})

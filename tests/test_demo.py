@@ -50,9 +50,7 @@ async def test_the_callers_port_is_not_replaced_by_another(tmp_path: Path) -> No
     assert said == []
 
 
-async def test_a_usual_port_that_is_taken_is_said_with_the_one_that_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_taken_port_is_said_with_the_used_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     with listen("127.0.0.1", 0) as taken, anyio.fail_after(SECONDS):
         port = taken.getsockname()[1]

@@ -86,7 +86,7 @@ def test_the_lock_pins_every_dependency_within_its_range() -> None:
     assert {name: pinned[name] for name, ranges in wanted.items() if not satisfies(pinned[name], ranges)} == {}
 
 
-def test_the_lock_holds_what_the_dependencies_need_and_no_tools() -> None:
+def test_the_lock_holds_only_what_dependencies_need() -> None:
     pinned = set(pins("requirements.lock"))
     assert {"h11", "httpcore", "idna", "certifi"} <= pinned
     tools = set(dependencies(PROJECT["project"]["optional-dependencies"]["dev"])) - set(dependencies(EXTRA))
@@ -108,7 +108,7 @@ def test_the_build_lock_pins_the_build_backend() -> None:
         assert satisfies(pinned[name], ranges)
 
 
-def test_compiled_dependencies_have_a_hash_for_each_platform() -> None:
+def test_compiled_dependencies_have_all_hashes() -> None:
     """A wheel for each of three Pythons on two kinds of processor: with one hash or two, a lock was made from one."""
     text = (DEPLOY / "requirements.lock").read_text("utf-8").replace("\\\n", " ")
     for name in ("httptools", "msgspec", "orjson", "pillow", "uvloop", "websockets"):

@@ -176,7 +176,7 @@ def test_every_module_has_its_layer() -> None:
     assert {layer_of(name) for name in SOURCES} <= RANK.keys()
 
 
-def test_imports_point_down_and_neighbours_do_not_import_each_other() -> None:
+def test_imports_point_down() -> None:
     wrong = []
     for found in all_imports():
         if layer_of(found.module) != "streamproxy" or excepted(found):
@@ -230,7 +230,7 @@ def test_imports_and_declared_dependencies_are_the_same() -> None:
 
 
 @pytest.mark.parametrize(("library", "module"), NAMED.items())
-def test_what_is_declared_without_an_import_is_asked_for_by_name(library: str, module: str) -> None:
+def test_dependencies_without_an_import_are_named(library: str, module: str) -> None:
     strings = [node.value for node in ast.walk(tree(SOURCES[module])) if isinstance(node, ast.Constant)]
     assert library in strings
 
@@ -253,7 +253,7 @@ def test_a_module_says_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_module_holds_no_state_and_does_nothing_when_imported(name: str) -> None:
+def test_a_module_has_no_state_and_no_import_effects(name: str) -> None:
     module = tree(SOURCES[name])
     assert not [node.lineno for node in ast.walk(module) if isinstance(node, ast.Global)], "`global` is state"
     for node in module.body:
@@ -313,7 +313,7 @@ assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signa
 """
 
 
-def test_importing_reads_no_file_opens_no_socket_and_starts_no_thread() -> None:
+def test_importing_opens_nothing_and_starts_no_thread() -> None:
     names = ["streamproxy" if name == "__init__" else f"streamproxy.{name}" for name in SOURCES]
     run(IMPORT_ALL, *names)
 

@@ -35,6 +35,7 @@ from streamproxy.simulator.received import Received, Server
 from streamproxy.simulator.script import Script, error_answer, json_answer
 from streamproxy.simulator.server import serve
 from streamproxy.web.routes import PREFIXES, ROUTES
+from tests.support import abilities
 from tests.support.faults import IMAGE_BODY
 from tests.support.proxy import BOUND, Proxy, events, running_proxy
 
@@ -153,6 +154,10 @@ def test_numbers_in_the_text() -> None:
 def test_providers_known_by_name() -> None:
     (said,) = re.findall(r"Providers known by name:\n(.*?)\.\n", README, re.DOTALL)
     assert re.findall(r"`([a-z][a-z0-9-]*)`", said) == list(read_catalogue().providers)
+
+
+def test_what_each_provider_can_do() -> None:
+    assert table(*abilities.HEADER) == abilities.rows(), abilities.written()
 
 
 def test_links_to_files_lead_somewhere() -> None:

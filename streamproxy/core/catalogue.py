@@ -24,7 +24,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from streamproxy.core.cost import Price
-from streamproxy.core.schema import MAX_PROMPT
+from streamproxy.core.schema import MAX_IMAGES, MAX_PROMPT
 from streamproxy.errors import Failure, ProxyError
 
 EVERYTHING: Final = "*"
@@ -38,28 +38,32 @@ Row = TypeVar("Row", "Provider", "Model")
 
 @dataclass(frozen=True, slots=True)
 class Quirks:
-    """What an OpenAI-shaped host takes otherwise than OpenAI. Requests to it are written anew, member by member.
+    """The differences of an OpenAI-shaped host from OpenAI. The default is a host without any.
 
-    `size`: under that name, as `width` and `height`, or as one of the aspect ratios `ratios` under the name. `max_n`:
-    the most pictures of one request. `takes`: members besides model, prompt, n, size and the images; "*" is every one.
-    `values`: (member, caller's value, host's); other values of such a member are not taken. `adds`: (member, value)
-    where the caller says nothing, `edit_adds` for edits. `edit`: edits as JSON, as a form, or none. `image`: the member
-    of an input image; `several`: that of more than one, "" where it takes one. `masks`: it takes a mask. `blocked`:
-    codes of its refusals for what is shown.
+    `size`: as the caller wrote it; the same without `auto`; as `width` and `height`; or as one of the aspect ratios
+    `ratios` under the name `size`. `max_n`: the most pictures of one request; a host of one is not sent `n`. `takes`:
+    members besides model, prompt, n, size and the images; "*" is every one. `values`: (member, caller's value, host's);
+    other values of such a member are not sent. `adds`: (member, value) where the caller says nothing, `edit_adds` for
+    edits. `edit`: edits in the form in which they came, as JSON, as a form, or none. `image`: the member or part of an
+    input image, "" for OpenAI's; `several`: that of more than one, "" for the same. `max_images`: the most of them.
+    `masks`: it takes a mask. `blocked`: codes of its refusals for what is shown. `undated`: its answers may lack
+    `created`, which the types of SDKs require.
     """
 
-    size: Literal["size", "edges", "ratio"] = "size"
+    size: Literal["written", "size", "edges", "ratio"] = "written"
     ratios: tuple[str, ...] = ()
     max_n: int = 10
     takes: tuple[str, ...] = (EVERYTHING,)
     values: tuple[tuple[str, str, str], ...] = ()
     adds: tuple[tuple[str, str | bool | float], ...] = ()
     edit_adds: tuple[tuple[str, str | bool | float], ...] = ()
-    edit: Literal["json", "form", "none"] = "form"
-    image: str = "image"
-    several: str = "image"
-    masks: bool = False
+    edit: Literal["written", "json", "form", "none"] = "written"
+    image: str = ""
+    several: str = ""
+    max_images: int = MAX_IMAGES
+    masks: bool = True
     blocked: tuple[str, ...] = ()
+    undated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +76,11 @@ class Provider:
     stream. `serves`: owners whose models it has; "*" adds every name that no provider serves by owner. `models`: the
     operator's own list, same "*". `deployments`: (model, upstream name) pairs; with any, it serves no owner.
     `quirks`: its other differences from OpenAI. `hosts`: other hosts of its own, like "*.bfl.ai", that may get the
-    credential. `workflows`: (model, JSON) pairs. `signing`: a key in a header, or an OAuth token from Google for the
-    credential. `project` and `location` replace {project} and {location} in `base_url`; {region} is the location and a
-    hyphen, or empty where it is global. `chat` and `responses`: paths of chat completions and of Responses, for
-    requests that are passed on as they came.
+    credential. `workflows`: (model, JSON) pairs. `signing`: a key in a header, an OAuth token from Google for the
+    credential, or AWS's signature by it. `project` and `location` replace {project} and {location} in `base_url`;
+    {region} is the location and a hyphen, or empty where it is global. `home`: the location where nothing says one.
+    `chat` and `responses`: paths of chat completions and of Responses, for requests that are passed on as they came.
+    `text_model`: the model that is asked for a Response, and calls the tool that draws; that of OpenAI's recording.
     `variations`: a path like the other two, "" where it has none. `file_ids`: how ids of its own files begin.
     """
 
@@ -96,14 +101,16 @@ class Provider:
     deployments: tuple[tuple[str, str], ...] = ()
     hosts: tuple[str, ...] = ()
     workflows: tuple[tuple[str, str], ...] = ()
-    quirks: Quirks | None = None
-    signing: Literal["key", "google"] = "key"
+    quirks: Quirks = Quirks()
+    signing: Literal["key", "google", "aws"] = "key"
     project: str = ""
     location: str = ""
+    home: str = ""
     variations: str = ""
     file_ids: tuple[str, ...] = ()
     chat: str = ""
     responses: str = ""
+    text_model: str = "gpt-5"
 
     @property
     def takes_everything(self) -> bool:

@@ -103,8 +103,10 @@ _JOINED: Final = ("usage", "cost", "text", "parts")
 _EVENT_ONLY: Final = ("type", "created_at", "image_index", "partial_image_index", "error")
 
 
-def collected(events: Sequence[bytes], now: int) -> bytes:
-    """The JSON answer made of `completed` events. Members about all images are taken from the last one.
+def collected(events: Sequence[bytes], now: int, sums: Sequence[bytes] = ()) -> bytes:
+    """The JSON answer made of `completed` events, and of those that sum up jobs with fewer images than asked for.
+
+    Members about all images are taken from the last one.
 
     The jobs' own members are combined: `usage` and `cost` are sums, `text` and `parts` are joined. Raises
     ProxyError(BAD_JSON).
@@ -117,8 +119,8 @@ def collected(events: Sequence[bytes], now: int) -> bytes:
         "data": [{name: image[name] for name in _PER_IMAGE if name in image} for image in images],
     }
     answer |= {name: value for name, value in last.items() if name not in (*_PER_IMAGE, *_EVENT_ONLY)}
-    if len(images) > 1:
-        answer |= _together(images)
+    if len(images) > 1 or sums:
+        answer |= _together([*images, *map(_event_members, sums)])
     return msgspec.json.encode(answer)
 
 
@@ -266,13 +268,10 @@ def finals(
     from `usage`, `work` and the catalogue's price. `work` without pixels: those of the pictures count. `said`: further
     members for the last event.
     """
-    used = ZERO_USAGE if usage is None else usage
     made = [picture for picture in pictures if picture is not None]
     counted = Work() if work is None else work
-    total = counted.paid
-    if total is None:
-        counted = counted if counted.pixels is not None else replace(counted, pixels=_pixels(made))
-        total = cost(used, job.model.price, counted.images or len(made), counted)
+    counted = counted if counted.pixels is not None else replace(counted, pixels=_pixels(made))
+    spent = _spent(job, usage, counted, counted.images or len(made))
     if job.n < job.request.n:
         pictures = pictures[: job.n]  # the other indices are other jobs'
     last = max((index for index, picture in enumerate(pictures) if picture is not None), default=0)
@@ -281,9 +280,30 @@ def finals(
             continue
         members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None, **model_of(job)}
         if index == last:
-            members = {"usage": used, "cost": total, **model_of(job), **(said or {})}
-            members |= {} if total is not None else {"cost_unknown": why_unknown(job.model.price)}
+            members = {"usage": ZERO_USAGE, "cost": None, **model_of(job), **(said or {}), **spent}
         yield _frame(job, Role.COMPLETED, picture, index, {**members, "provider": job.provider.name}, len(pictures) > 1)
+
+
+def missing(job: Job, image: int, count: int, usage: Mapping[str, object] | None, work: Work) -> Frame:
+    """The event of a job that makes `count` pictures fewer than it was for, once the others have gone out.
+
+    It says what they cost together, for the last of them could not. `image`: the first that is missing.
+    """
+    kind = type_of(job.request.operation, Role.USAGE)
+    values: dict[str, object] = {"type": kind, "created_at": job.now}
+    values |= {"image_index": job.first + image} if job.several else {}
+    spent = _spent(job, usage, work, work.images)
+    data = msgspec.json.encode({**values, "missing": count, **spent, "provider": job.provider.name})
+    return Frame(kind, (data,), image=job.first + image, final=True, cost=amount(spent["cost"]))
+
+
+def _spent(job: Job, usage: Mapping[str, object] | None, work: Work, images: int) -> dict[str, object]:
+    """What a job has used and cost, and why that is unknown where it is."""
+    used, total = ZERO_USAGE if usage is None else usage, work.paid
+    if total is None:
+        total = cost(used, job.model.price, images, work)
+    unknown = {} if total is not None else {"cost_unknown": why_unknown(job.model.price)}
+    return {"usage": used, "cost": total, **unknown}
 
 
 def early(job: Job, picture: Picture, image: int) -> Frame:

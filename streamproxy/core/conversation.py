@@ -14,6 +14,8 @@ An adapter's `converse` is a generator of these steps. It reads like blocking co
 clock, credential or log, so a test drives it with a list of replies. `generation/driver.py` performs the steps, and
 throws the ProxyError of a failed step into the generator.
 
+Steps and helpers are one module, because every adapter is written in both.
+
 Rules, checked for every adapter by one contract suite: no frame before Accepted; nothing is sent after the last final
 frame; no credential in any step; `close()` and `throw()` at any step leave nothing behind.
 """
@@ -199,6 +201,17 @@ class Progress:
 
     fraction: float | None = None
     queue: int | None = None
+
+    @property
+    def known(self) -> dict[str, float | int]:
+        """What is said of it, by name."""
+        said = {"fraction": self.fraction, "queue": self.queue}
+        return {name: value for name, value in said.items() if value is not None}
+
+    @property
+    def stage(self) -> tuple[int | None, int | None]:
+        """Its tenth and its place. A log needs no more of it."""
+        return None if self.fraction is None else int(self.fraction * 10), self.queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,14 +517,18 @@ def post_file(job: Job, url: str, name: str, image: Inline | Spooled) -> Upstrea
 
 
 def post_form(
-    job: Job, url: str, fields: Mapping[str, str], files: Mapping[str, Inline | Spooled], accept: str = ""
+    job: Job,
+    url: str,
+    fields: Mapping[str, str],
+    files: Mapping[str, Inline | Spooled] | Sequence[tuple[str, Inline | Spooled]],
+    accept: str = "",
 ) -> UpstreamRequest:
-    """A POST of a form: its texts, then its files, which are sent from where they are."""
+    """A POST of a form: its texts, then its files, which are sent from where they are; several may have one name."""
     boundary = f"streamproxy-{job.token}".encode()
     pieces: list[Segment] = []
     for name, value in fields.items():
         pieces += (_part(boundary, name), value.encode(), b"\r\n")
-    for name, image in files.items():
+    for name, image in files.items() if isinstance(files, Mapping) else files:
         kind = image.media_type
         pieces += (_part(boundary, name, f"{job.token}.{kind.removeprefix('image/')}", kind), as_bytes(image), b"\r\n")
     pieces.append(b"--%b--\r\n" % boundary)

@@ -29,11 +29,12 @@ class Role(Enum):
     PREVIEW = "preview"
     COMPLETED = "completed"
     FAILED = "failed"
+    USAGE = "usage"
 
 
 @dataclass(frozen=True, slots=True)
 class EventKind:
-    """One event type that GPT image models send. Source: openai-openapi, ImageGen*Event and ImageEdit*Event."""
+    """One event type. Source: openai-openapi, ImageGen*Event and ImageEdit*Event; those of usage are our own."""
 
     type: str
     operation: Operation
@@ -46,9 +47,11 @@ KINDS: Final[dict[str, EventKind]] = {
         EventKind("image_generation.partial_image", Operation.GENERATION, Role.PREVIEW),
         EventKind("image_generation.completed", Operation.GENERATION, Role.COMPLETED),
         EventKind("image_generation.failed", Operation.GENERATION, Role.FAILED),
+        EventKind("image_generation.usage", Operation.GENERATION, Role.USAGE),
         EventKind("image_edit.partial_image", Operation.EDIT, Role.PREVIEW),
         EventKind("image_edit.completed", Operation.EDIT, Role.COMPLETED),
         EventKind("image_edit.failed", Operation.EDIT, Role.FAILED),
+        EventKind("image_edit.usage", Operation.EDIT, Role.USAGE),
     )
 }
 
@@ -60,6 +63,9 @@ ANSWER: Final = "answer"
 
 
 _TYPES: Final = {(kind.operation, kind.role): kind.type for kind in KINDS.values()}
+
+
+_SUMS: Final = frozenset(kind.type for kind in KINDS.values() if kind.role is Role.USAGE)
 
 
 def type_of(operation: Operation, role: Role) -> str:
@@ -85,6 +91,11 @@ class Frame:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", sum(map(len, self.data)))  # once: each log of the stream asks for it
+
+    @property
+    def sums(self) -> bool:
+        """Whether it is about a whole job, and shows no picture."""
+        return self.type in _SUMS
 
 
 def error_body(error: ProxyError, request_id: str, *, status: bool = False) -> dict[str, object]:

@@ -110,21 +110,21 @@ class _Failed:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """Makes a request's jobs and carries them out. `adapters` by the name that a provider's row has for its wire."""
+    """Makes a request's jobs and carries them out. `adapters`: by the `adapter` of a provider's row."""
 
     adapters: Mapping[str, Adapter]
     outside: Outside
     side_by_side: bool
-    """Whether a request for more images than one job makes becomes several jobs, each of them paid."""
+    """Whether a request for more images than one job makes becomes several jobs, each of which is charged."""
 
     def check(self, request: ImageRequest, plan: Plan) -> None:
-        """Raises ProxyError where no job can be made, or one does not make all images and several are not allowed."""
-        self.not_applied(request, plan)  # here, for a stream that has been made must have a producer
+        """Raise ProxyError where no job can be made, or where one job does not make all images and several may not."""
+        self.not_applied(request, plan)  # it may raise, which must be before there is a stream
         if self.at_once(request, plan) < request.n and not self.side_by_side:
             what = "Streaming" if request.stream else "This model"
             raise ProxyError(
                 Failure.UNSUPPORTED_PARAMETER,
-                f"{what} is only supported with n=1. The setting stream_n sends n requests instead, each of them paid.",
+                f"{what} is only supported with n=1. The setting stream_n sends n requests instead, each charged.",
                 param="n",
             )
 
@@ -144,7 +144,7 @@ class Attempts:
         return self.adapters[plan.route.provider.adapter]
 
     def job(self, request: ImageRequest, plan: Plan, *, n: int, first: int = 0) -> Job:
-        """`n` images of the request, beginning with the one of index `first`."""
+        """A job for `n` images of the request, the first of which has the index `first`."""
         return Job(
             request=request,
             route=plan.route,
@@ -159,7 +159,7 @@ class Attempts:
         )
 
     def not_applied(self, request: ImageRequest, plan: Plan) -> tuple[str, ...]:
-        """The request's members that this provider is not asked for, as far as is known before it answers."""
+        """The request's members that are not sent to this provider, as far as is known before it answers."""
         return (*request.unheard, *self._adapter(plan).not_applied(self.job(request, plan, n=request.n)))
 
     async def run(self, request: ImageRequest, plans: Sequence[Plan], stage: Stage) -> None:
@@ -199,7 +199,7 @@ class Attempts:
         async with anyio.create_task_group() as tasks:
             for share in shares:
                 tasks.start_soon(one, share)
-        if failures:
+        if failures:  # the other images stay; if one failure may have been charged, the request must not be repeated
             raise next((error for error in failures if not error.retryable), failures[0])
 
     async def _attempt(self, work: _Work, images: range, plan: Plan, *, again: bool) -> _Failed | None:

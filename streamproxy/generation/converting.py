@@ -1,10 +1,10 @@
-"""An image as another kind of file: the only place where pictures are decoded.
+"""Conversion of images to other kinds of files: the only place where pictures are decoded.
 
     convert(image, form)     a picture of a request, or a result
     shrink(frame, form)      an event's preview, small
 
-Blocking, and some seconds of work for the largest: both are called in worker threads. Pillow's memory is bounded by the
-pixels that the file's own header says, before anything is decoded, times the driver's CONVERSIONS.
+Both block, for seconds with the largest pictures, so they run in worker threads. Memory is bounded by MAX_PIXELS, which
+is checked in the file's header before anything is decoded, times the driver's CONVERSIONS.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ JPEG_QUALITY: Final = 95
 """The highest that Pillow's documentation recommends."""
 
 OPAQUE: Final = 128
-"""From this alpha on a pixel of a mask keeps what the image has there."""
+"""Least alpha of a mask's pixel that keeps the image's pixel."""
 
 _SLICE: Final = 256 * 1024
 """Characters, a multiple of four."""
@@ -124,9 +124,9 @@ def _bytes(image: Inline | Spooled | Picture) -> bytes:
 
 
 def _decoded(text: memoryview) -> bytes:
-    """Base64's bytes, slice by slice: one call would hold up the event loop, thread or not.
+    """Decode base64 slice by slice. One call would block the event loop even from a thread, since it keeps the GIL.
 
-    Callers leave its padding out, and break its lines.
+    Callers' base64 may lack its padding, and have line breaks.
     """
     dense = bytes(text).translate(None, _SPACE)
     slices = (dense[at : at + _SLICE] for at in range(0, len(dense), _SLICE))
@@ -147,7 +147,7 @@ def _jpeg(image: Image.Image, file: BytesIO) -> Format:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """The image as JPEG can have it, without transparency: what was transparent is white."""
+    """The image for JPEG, which has no transparency: transparent pixels become white."""
     shown = image if image.mode == "RGB" else image.convert("RGB")
     if image.has_transparency_data:
         shown = Image.new("RGB", image.size, "white")
@@ -164,7 +164,7 @@ def _black_mask(image: Image.Image, file: BytesIO) -> Format:
 
 
 def _marks(image: Image.Image) -> Image.Image:
-    """What a mask marks, in white: its transparent pixels. One in black and white is taken as it is."""
+    """The marks of a mask in white: its transparent pixels. A mask in black and white is returned as it is."""
     if image.has_transparency_data:
         alpha = image.convert("RGBA").getchannel("A")
         white = alpha.point([255 if value < OPAQUE else 0 for value in range(256)])
@@ -174,7 +174,7 @@ def _marks(image: Image.Image) -> Image.Image:
         if {colour for _, colour in colours} != {0, 255}:
             white = Image.new("L", (1, 1))
     if white.getbbox() is None:
-        message = "The mask has no transparent pixels: these are where the image is to change."
+        message = "The mask has no transparent pixels: they mark where the image is to change."
         raise ProxyError(Failure.UNREADABLE_IMAGE, message)
     return white
 
@@ -182,7 +182,7 @@ def _marks(image: Image.Image) -> Image.Image:
 def _unreadable(raw: bytes) -> ProxyError:
     kind = sniff(raw[:SNIFFED])
     known = f"The image is {NAMES[kind]}. It" if kind in NAMES else "The image"
-    message = f"{known} is no PNG, JPEG, WebP, GIF or AVIF that can be read, or has over {MAX_PIXELS} pixels."
+    message = f"{known} is not a readable PNG, JPEG, WebP, GIF or AVIF, or has over {MAX_PIXELS} pixels."
     return ProxyError(Failure.UNREADABLE_IMAGE, message)
 
 

@@ -1,8 +1,8 @@
-"""Carries a conversation out: performs each step that an adapter yields, and sends it the reply.
+"""The driver of a conversation: performs each step that an adapter yields, and sends it the reply.
 
-The only place that matches on steps. A step that fails is thrown into the conversation, which may mend it; what leaves
-the conversation is the attempt's failure. Requests get the caller's `extra_headers` and the credential here, at the
-moment of sending, and only where the provider's row says that its hosts are.
+The only place that matches on steps. The ProxyError of a failed step is thrown into the conversation, which may handle
+it. An error that leaves the conversation is the attempt's failure. Requests get the caller's `extra_headers` and the
+credential here, at the moment of sending, and only for hosts of the provider's row.
 """
 
 from __future__ import annotations
@@ -56,37 +56,37 @@ if TYPE_CHECKING:
     from streamproxy.upstream.websocket import Socket
 
 UNDO_SECONDS: Final = 5.0
-"""How long telling a provider that its work is not wanted may take, also while the process is being stopped."""
+"""Seconds for the request that cancels a provider's work, also while the process stops."""
 
 TRAILING_SECONDS: Final = 0.25
 TRAILING_BYTES: Final = 64
-"""What a provider may still send after the last image, and how long that may take, before its connection is closed:
-room for an end marker and some blank lines, discarded unread.
+"""Most bytes, and longest time, that a provider has for the rest of its answer after the last image, for the connection
+to be kept: room for an end marker and some blank lines, which are discarded.
 """
 
 MESSAGE_BYTES: Final = 64 * 1024 * 1024
-"""One WebSocket message; ComfyUI's previews have some 100 kB, a final picture by this way a few MB."""
+"""Most bytes of one WebSocket message. ComfyUI's previews have about 100 kB, and a final picture has a few MB."""
 
 
 FETCHES: Final = 8
-"""Images fetched at a time. Each is up to 67 MB of base64, so all of them have as much as two answers of the largest
+"""Images fetched at a time. Each has up to 67 MB of base64, so together they have as much as two answers of the largest
 size (max_response_bytes). A picture of 4 MB takes about a second at 32 Mbit/s.
 """
 
 
 CONVERSIONS: Final = 2
-"""Pictures converted at a time: the largest one has 96 MB as RGBA, and JPEG needs a second copy of it."""
+"""Pictures converted at a time. The largest has 96 MB as RGBA, and JPEG needs a second copy."""
 
 
 class Sink(Protocol):
-    """Where an attempt's outcome goes."""
+    """The receiver of an attempt's events."""
 
     def sent(self) -> None:
         """A request to the provider is about to be sent."""
         ...
 
     def answered(self, headers: tuple[tuple[str, str], ...]) -> None:
-        """A successful answer of the provider's has begun with these headers."""
+        """A successful answer has begun, with these headers."""
         ...
 
     def accepted(self) -> None:
@@ -94,7 +94,7 @@ class Sink(Protocol):
         ...
 
     def not_applied(self, names: tuple[str, ...]) -> None:
-        """Members that the provider is not asked for."""
+        """These members are not sent to the provider."""
         ...
 
     async def frame(self, frame: Frame) -> None:
@@ -102,21 +102,21 @@ class Sink(Protocol):
         ...
 
     def job(self, id: str) -> None:
-        """The provider's own name for the work."""
+        """The provider has this id for the work."""
         ...
 
     def progress(self, step: Progress) -> None:
-        """How far the provider says it is."""
+        """The provider reports its progress."""
         ...
 
     def tolerated(self, label: str) -> None:
-        """The provider did something wrong that cost nothing."""
+        """The provider made a fault that no caller noticed."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What a driver reaches the world by, besides the provider's own connections."""
+    """A driver's means and limits besides the provider's own connections."""
 
     fetcher: Fetcher
     limits: Limits
@@ -131,7 +131,7 @@ class Outside:
 
 @dataclass(slots=True)
 class _Launched:
-    """A request under way beside the other exchanges, and what has become of it."""
+    """A launched request, and its outcome so far."""
 
     arrived: anyio.Event = field(default_factory=anyio.Event)
     answer: Answer | None = None
@@ -139,7 +139,7 @@ class _Launched:
 
 
 class Driver:
-    """Carries out one conversation; `async with` closes what it opened."""
+    """Performs one conversation. `async with` closes what it has opened."""
 
     def __init__(self, plan: Plan, outside: Outside, sink: Sink) -> None:
         self._plan = plan
@@ -171,7 +171,7 @@ class Driver:
             await self._answer.aclose()
 
     async def carry_out(self, conversation: Conversation[None]) -> None:
-        """Perform the steps until the conversation ends. Raises ProxyError; after acceptance it is `charged`."""
+        """Perform the steps until the conversation ends. Raises ProxyError, which is `charged` after Accepted."""
         try:
             await self._steps(conversation)
         except ProxyError as error:
@@ -201,10 +201,10 @@ class Driver:
                 reply = await self._perform(step)
             except ProxyError as failed:
                 error = failed
-            del step  # a frame that lives on while the next event gathers would hold two of them
+            del step  # else a frame stays in memory while the next one arrives
 
     async def _accompanied(self, request: UpstreamRequest, conversation: Conversation[None]) -> None:
-        """Send a request, and perform the conversation's other steps meanwhile. Raises ProxyError."""
+        """Send a launched request, and perform the conversation's other steps meanwhile. Raises ProxyError."""
         failure: ProxyError | None = None
         launched = self._launched = _Launched()
         try:
@@ -230,7 +230,7 @@ class Driver:
         launched.arrived.set()
 
     async def _join(self, seconds: float) -> Head | None:
-        """The launched request's answer becomes the open one."""
+        """Wait for the launched request's answer, and make it the open one."""
         launched = self._launched
         if launched is None:
             raise ProxyError(Failure.INTERNAL, "The adapter waited for a request that it has not launched.")
@@ -313,7 +313,7 @@ class Driver:
         return head
 
     async def _signed(self, request: UpstreamRequest) -> UpstreamRequest:
-        """The request with the caller's headers and the credential. Raises ProxyError for a foreign host."""
+        """Add the caller's headers and the credential to a request. Raises ProxyError for a foreign host."""
         if not is_own(self._plan.route.provider, request.url):
             raise ProxyError(
                 Failure.FOREIGN_HOST,
@@ -336,7 +336,7 @@ class Driver:
         raise self._late()
 
     async def _fetch_all(self, urls: Sequence[str]) -> tuple[Picture, ...]:
-        """Pictures that have been paid for; one that cannot be had, or would make the answer too large, as its URL."""
+        """Fetch results. One that cannot be fetched, or would make the answer too large, keeps its URL."""
         room = self._outside.limits.answer
         pictures: list[Picture] = []
         for url in urls:
@@ -344,7 +344,7 @@ class Driver:
                 picture = await self._fetch(url)
                 room -= sum(map(len, picture.base64))
                 if room < 0:
-                    message = "The pictures are larger together than the setting max_response_bytes."
+                    message = "Together, the pictures are larger than the setting max_response_bytes allows."
                     raise ProxyError(Failure.RESPONSE_BODY_SIZE, message)
             except ProxyError as error:
                 self._sink.tolerated(error.failure.value.label)
@@ -387,7 +387,7 @@ class Driver:
         raise self._late()
 
     async def _undone(self) -> None:
-        """Tell the provider, once, that its work is not wanted any more. Whether it listens is its own affair."""
+        """Send the request that cancels the provider's work, once. Its answer does not matter."""
         request, self._undo = self._undo, None
         if request is None:
             return
@@ -408,7 +408,7 @@ def _converted(image: Inline | Spooled | Picture, form: str) -> Picture:
 
 
 async def _trailing(answer: Answer) -> str | None:
-    """Let an answer that is over end, so that its connection can be used again; the label of what it did instead."""
+    """Read an answer to its end, so that its connection can be used again. Returns the label of a fault."""
     room = TRAILING_BYTES
     try:
         with anyio.move_on_after(TRAILING_SECONDS):

@@ -27,7 +27,7 @@ from streamproxy.hub.stream import Acceptance, Ending, Stream
 from streamproxy.observe import Observer
 
 FAIL_SECONDS: Final = 2.0
-"""What telling a stream's end may take while the app is being stopped."""
+"""Seconds to store and deliver a stream's error event while the app stops."""
 
 
 class Producer:
@@ -42,7 +42,7 @@ class Producer:
     def start(
         self, request: ImageRequest, plans: Sequence[Plan], generation: Generation, release: Callable[[], None]
     ) -> None:
-        """Begin the generation; its frames appear in its stream. `release` frees the request's files."""
+        """Start the generation in the task group. Its frames go to its stream. `release` frees the request's files."""
         generation.stream.acceptance.not_applied = self._attempts.not_applied(request, plans[0])
         self._tasks.start_soon(self._produce, generation, request, plans, release)
 
@@ -68,7 +68,7 @@ class Producer:
             await self._fail(generation, error)
         except Exception as error:
             await self._fail(generation, self._observer.unexpected(error, generation.stream.request_id))
-        except BaseException:  # the app ends without having drained
+        except BaseException:  # the app has ended without a drain
             generation.stop(Ending.SHUTDOWN)
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + FAIL_SECONDS):
                 await self._fail(generation, _stopped(generation))
@@ -83,8 +83,8 @@ class Producer:
     async def _fail(self, generation: Generation, error: ProxyError) -> None:
         stream, acceptance = generation.stream, generation.stream.acceptance
         if stream.finished or generation.complete:
-            return  # nothing may follow the last image
-        # A generation without readers was counted when the last one left.
+            return  # no frame may follow the last image's
+        # A generation without readers was counted when its last reader left.
         unfollowed = error.failure is Failure.CANCELLED and generation.ending is not Ending.CANCELLED
         if acceptance.committed and not stream.pace.asked and not unfollowed:  # otherwise its caller's request tells
             self._observer.failure(error)
@@ -169,7 +169,9 @@ class _StreamSink:
         self._observer.job(self._provider, self._scrub(id), self._stream.request_id)
 
     def progress(self, step: Progress) -> None:
-        self._stream.acceptance.progress = step
+        before, self._stream.acceptance.progress = self._stream.acceptance.progress, step
+        if step.known and (before is None or before.stage != step.stage):
+            self._observer.progress(self._provider, step.known, self._stream.request_id)
 
     def tolerated(self, label: str) -> None:
         self._observer.tolerated(self._provider, label)
@@ -195,7 +197,7 @@ def _order(stream: Stream, plan: Plan) -> Order:
 
 
 def _stopped(generation: Generation) -> ProxyError:
-    """The failure that tells why a generation was cancelled."""
+    """The failure of a cancelled generation, by the reason."""
     if generation.ending is Ending.SHUTDOWN:
         return ProxyError(Failure.SERVER_SHUTDOWN, "The proxy stopped before the generation had ended.")
     return ProxyError(Failure.CANCELLED, "The generation was cancelled.")

@@ -1,6 +1,6 @@
-"""A request that goes to a provider as it came, and its answer as it comes: what is not ours to translate.
+"""Requests that are passed on to a provider as they came, and their answers.
 
-The provider is one that speaks OpenAI's wire, whose errors are read as those of its images are.
+The provider speaks OpenAI's wire. Its errors are read like those of its images.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from streamproxy.errors import ProxyError
 from streamproxy.generation.router import Path, Plan
 from streamproxy.observe import Observer
 from streamproxy.providers.openai.errors import refusal
-from streamproxy.providers.openai.rewriting import segment
+from streamproxy.providers.openai.request import segment
 from streamproxy.upstream import Answer
 
 EVENTS: Final = "text/event-stream"
 
 Item: TypeAlias = Head | bytes | ProxyError
-"""An answer in parts: its head, its bytes as they came, and the failure that it ends with, if any."""
+"""A part of an answer: its head, bytes as they came, or the failure that ends it."""
 
 
 def passed_on(body: JsonObject, plan: Plan, path: Path) -> UpstreamRequest:
-    """The request as it came, but for the model's name and for members that are addressed to this proxy."""
+    """The request as it came, but with the upstream model, and without members for this proxy."""
     route = plan.route
     query = f"?{route.provider.query}" if route.provider.query else ""
     url = route.provider.base_url + path(route.provider).replace("{model}", segment(route.upstream_model)) + query
@@ -49,7 +49,7 @@ class Exchange:
     request_id: str
 
     async def read(self, to: MemoryObjectSendStream[Item]) -> None:
-        """Send the request. The parts of the answer go `to` the writer."""
+        """Send the request, and write the parts of the answer to `to`."""
         service = self.plan.service
         async with to:
             try:
@@ -69,7 +69,7 @@ class Exchange:
                 await to.send(self.observer.unexpected(error, self.request_id))
 
     async def _check(self, answer: Answer) -> None:
-        """Raises ProxyError for an answer that is a refusal."""
+        """Raise ProxyError for an answer that is a refusal."""
         head = answer.head
         if 200 <= head.status < 300:
             return
@@ -84,6 +84,6 @@ class Exchange:
         raise refusal(head, raw, path=path, callers_credential=theirs, scrub=self.plan.scrub)
 
     def passed(self, head: Head) -> dict[str, str]:
-        """The headers of the provider's that pass."""
+        """The provider's headers that are passed on to the caller."""
         found = self.plan.policy.relayable(head.items)
         return {name: value for name, value in found if self.plan.scrub(value) == value}

@@ -1,6 +1,6 @@
-"""From a model's name and a caller's headers to who serves it, and what authorizes us there.
+"""From a model's name and a caller's headers to a provider, and the credential for it.
 
-Router.plan(model, headers)     -> Plan, or a refusal that needs no provider
+Router.plan(model, headers)     -> Plan; refusals that need no provider
 Plan.headers(request)           -> the headers of one request, signed at the moment of sending
 """
 
@@ -23,7 +23,7 @@ from streamproxy.upstream.breaker import Breaker
 from streamproxy.upstream.signing import KeySigner, Signer
 
 SHORT_SECRET: Final = 8
-"""Characters; a shorter key is part of ordinary words."""
+"""Characters. A shorter key can be part of an ordinary word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,13 @@ class Service:
     strict_headers: bool
     allow_headers: tuple[str, ...]
     signer: Signer | None = None
-    """Authorizes every request, in place of a key."""
+    """Signs every request, in place of a key."""
     breaker: Breaker = field(default_factory=Breaker)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where one request goes. `extra` are the caller's headers, judged for this provider, `trace` its ids."""
+    """Where one request goes. `extra`: the caller's headers, checked for this provider; `trace`: its trace ids."""
 
     route: Route
     service: Service
@@ -52,7 +52,7 @@ class Plan:
     trace: tuple[tuple[str, str], ...] = ()
 
     def with_headers(self, extra: object, trace: tuple[tuple[str, str], ...]) -> Plan:
-        """The plan with the caller's `extra_headers`, and the ids it is traced by. Raises ProxyError by the policy."""
+        """The plan with the caller's `extra_headers` and trace ids. Raises ProxyError by the header policy."""
         checked = self.policy.check(
             extra,
             strict=self.service.strict_headers,
@@ -62,7 +62,7 @@ class Plan:
         return replace(self, extra=checked, trace=trace)
 
     async def headers(self, request: UpstreamRequest) -> tuple[tuple[str, str], ...]:
-        """All headers of a request, proven to hold the credential exactly once and no other secret."""
+        """All headers of a request. It is checked that they hold the credential exactly once and no other secret."""
         signed = await self.signer.sign(request)
         given = {name for name, _ in self.extra}
         traced = tuple((name, value) for name, value in self.trace if name not in given)
@@ -76,7 +76,7 @@ class Plan:
 
     @property
     def scrub(self) -> Callable[[str], str]:
-        """Takes secrets out of a provider's text: what looks like one, and the very credential that it was sent."""
+        """Remove secrets from a provider's text: the credential that was sent, and text that looks like a secret."""
 
         def scrub(text: str) -> str:
             for secret in self.signer.secrets:
@@ -87,7 +87,7 @@ class Plan:
 
 
 def _without(secret: str, text: str) -> str:
-    """The text without this secret. A short one is one only as a whole word: `k` is no part of `moderation_blocked`."""
+    """Remove this secret from a text. A short one only as a whole word: `k` stays in `moderation_blocked`."""
     if len(secret) >= SHORT_SECRET:
         return text.replace(secret, REDACTED)
     return re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", REDACTED, text)
@@ -111,9 +111,9 @@ class Router:
         self._providers = tuple(service.provider for service in services.values())
 
     def plan(self, model: str, headers: Sequence[tuple[bytes, bytes]]) -> Plan:
-        """Who serves `model`; raises ProxyError(MODEL_NOT_FOUND, PROVIDER_NOT_CONFIGURED or INVALID_API_KEY).
+        """The plan for `model`. Raises ProxyError: MODEL_NOT_FOUND, PROVIDER_NOT_CONFIGURED, INVALID_API_KEY.
 
-        AUTO is no model: see `generation.choosing`. Raises ProxyError(UNSUPPORTED_PARAMETER) for it.
+        AUTO is no model, see `generation.choosing`: UNSUPPORTED_PARAMETER.
         """
         if not self._services:
             raise ProxyError(
@@ -137,10 +137,10 @@ class Router:
         return [name for name, price in sorted(prices, key=lambda row: (row[1] is None, row[1] or 0))]
 
     def plan_relay(self, model: str, headers: Sequence[tuple[bytes, bytes]], path: Path, missing: str) -> Plan:
-        """Where a request for `model` goes that is passed on as it came; `missing` says that nothing takes it.
+        """The plan for a request that is passed on as it came. `missing`: the message where no provider takes it.
 
-        A name that nothing here knows goes to the first provider with that path, which knows its own models. Raises
-        ProxyError(UNSUPPORTED_PARAMETER or INVALID_API_KEY).
+        An unknown name goes to the first provider with that path, which knows its own models. Raises ProxyError:
+        UNSUPPORTED_PARAMETER, INVALID_API_KEY.
         """
         try:
             route = self._catalogue.resolve(model, self._providers)

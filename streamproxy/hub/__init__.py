@@ -3,10 +3,10 @@
 log                    a stream's entries, conflated
 stream, generation     the readers' side of one generation in this process, and the producer's
 hub                    the registry of all of them
-limits, keys, repeats  what is admitted; streams by Idempotency-Key; requests that are sent again
+limits, keys, repeats  admission; streams by Idempotency-Key; retries of the same request
 mirrors                streams of other processes that are followed here
-store, memory, valkey  where streams are kept; `STORES` says which stores there are
-files, disk            uploaded files, and where they are kept; `FILE_STORES` says which stores there are
+store, memory, valkey  the stores of streams, listed in `STORES`
+files, disk            uploaded files and their stores, listed in `FILE_STORES`
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ STORES: Final[dict[str, StoreFactory]] = {
     "memory": _memory,
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey),
 }
-"""By the scheme of the setting `store`: opens it for the URL, the bytes and the seconds that streams may take."""
+"""Opens the store of the setting `store`, by the URL's scheme. Arguments: URL, most bytes, seconds of linger."""
 
 FileStoreFactory = Callable[[str, int], AbstractAsyncContextManager[FileStore]]
 
@@ -68,4 +68,4 @@ FILE_STORES: Final[dict[str, FileStoreFactory]] = {
     "memory": _disk_files,
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_files),
 }
-"""By the same scheme: opens the store of files for the URL, and the bytes that all of them may take."""
+"""Opens the store of files, by the same scheme. Arguments: URL, most bytes of all files together."""

@@ -1,4 +1,4 @@
-"""The files of one process: in a temporary folder of its own, which goes with the process, under a byte cap."""
+"""The uploaded files of one process: in a temporary folder, which is removed with the process, under a byte cap."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from streamproxy.errors import Failure, ProxyError, descriptors_exhausted
 from streamproxy.hub.files import PIECE, charge_of, full
 
 SWEEP_SECONDS: Final = 60.0
-"""How long an expired file may stay on disk. It is not given out meanwhile."""
+"""Longest time that an expired file stays on disk. It cannot be found meanwhile."""
 
 
 class DiskFiles:
@@ -33,7 +33,7 @@ class DiskFiles:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Self]:
-        """Remove what expires until the block ends, and then the folder."""
+        """Remove expired files until the block ends, then the folder."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tend)
@@ -95,7 +95,7 @@ class DiskFiles:
             await to_thread.run_sync(_unlink, self._path(record))
 
     def _path(self, record: FileRecord) -> Path:
-        if self._folder is None:  # made once there is a file: a proxy without uploads needs no disk
+        if self._folder is None:  # made for the first file: a proxy without uploads needs no disk
             self._folder = TemporaryDirectory(prefix="streamproxy-files-", ignore_cleanup_errors=True)
         return Path(self._folder.name, record.id)
 

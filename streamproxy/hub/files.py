@@ -1,10 +1,10 @@
-"""Uploaded files, from the upload until they expire: who may use one, and what is said where one is not there.
+"""Uploaded files, from the upload until they expire: access to them, and the errors for a file that is missing.
 
-    keep, find, owned, content, delete      what callers ask for
+    keep, find, owned, content, delete      the operations of callers
     FileStore                               the protocol that every store of files fulfils
 
-Where callers have keys of ours, a file is its uploader's: for every other caller it does not exist. Where they have
-none, keys are not checked and tell no two callers apart: there the id alone, which cannot be guessed, opens the file.
+With the setting `caller_keys`, a file belongs to the key that uploaded it and does not exist for any other. Without
+it, keys are not checked, so they cannot tell callers apart. The id alone, which cannot be guessed, then opens the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from streamproxy.hub.store import StoreError
 Result = TypeVar("Result")
 
 LEAST: Final = 64 * 1024
-"""Bytes that a file counts at least, so that its own bytes bound the number of files too."""
+"""Least bytes that a file counts, so that the cap bounds the number of small files too."""
 
 PIECE: Final = 1024 * 1024
 """Bytes that are read and written at a time."""
@@ -42,15 +42,15 @@ class FileStore(Protocol):
         ...
 
     async def owned(self, owner: str) -> list[FileRecord]:
-        """The files that came with this key, in the order of their expiry."""
+        """The files uploaded with this key, in the order of their expiry."""
         ...
 
     async def content(self, record: FileRecord) -> BinaryIO | None:
-        """The file, open for reading, which stays whole though it be removed; None where it has just gone."""
+        """The file, open for reading, even if it is removed meanwhile; None where it is already removed."""
         ...
 
     async def remove(self, record: FileRecord) -> None:
-        """Let go of a file."""
+        """Remove a file."""
         ...
 
 
@@ -60,7 +60,7 @@ def charge_of(size: int) -> int:
 
 
 def full(limit: int) -> ProxyError:
-    """The error for a file that finds no room."""
+    """The error for a file for which there is no room."""
     return ProxyError(
         Failure.FILES_FULL,
         f"There is no room for this file: all uploads together may have {limit} bytes, and each counts {LEAST >> 10} "
@@ -70,7 +70,7 @@ def full(limit: int) -> ProxyError:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """See the module's text. `limit` is in bytes over all files; `tenants`: whether callers have keys of ours."""
+    """See the module's text. `limit`: bytes of all files; `tenants`: whether `caller_keys` tell callers apart."""
 
     store: FileStore
     health: StoreHealth
@@ -79,7 +79,7 @@ class Files:
     tenants: bool
 
     async def keep(self, new: NewFile, owner: str | None) -> FileRecord:
-        """Keep an upload, for as long as it asks but never longer than the setting `file_seconds`."""
+        """Keep an upload for `new.seconds`, at most for the setting `file_seconds`."""
         if new.upload.size > self.limit:
             raise ProxyError(
                 Failure.BODY_TOO_LARGE,
@@ -96,7 +96,7 @@ class Files:
         return record
 
     async def find(self, id: str, owner: str | None) -> FileRecord:
-        """The file for the caller with this key. Raises ProxyError(FILE_NOT_FOUND), or (FILE_EXPIRED)."""
+        """The file, for the caller with this key. Raises ProxyError: FILE_NOT_FOUND, FILE_EXPIRED."""
         expires = expiry(id)
         if expires is not None and expires <= time.time():
             raise ProxyError(
@@ -109,24 +109,24 @@ class Files:
         return found
 
     async def owned(self, owner: str | None) -> list[FileRecord]:
-        """The files that came with this key, the oldest first. Without a key there are none to be shown."""
+        """The files uploaded with this key, oldest first; none without a key."""
         if owner is None:
             return []
         return sorted(await self._reached(self.store.owned(owner)), key=lambda record: (record.created, record.id))
 
     async def content(self, record: FileRecord) -> BinaryIO:
-        """The file, open for reading. Raises ProxyError(FILE_NOT_FOUND) where it has just gone."""
+        """The file, open for reading. Raises ProxyError(FILE_NOT_FOUND) where it is already removed."""
         found = await self._reached(self.store.content(record))
         if found is None:
             raise missing()
         return found
 
     async def delete(self, record: FileRecord) -> None:
-        """Let go of the file now. What reads it already goes on."""
+        """Remove the file. Reads that have begun go on."""
         await self._reached(self.store.remove(record))
 
     async def _reached(self, operation: Awaitable[Result]) -> Result:
-        """The store's answer. Raises ProxyError(OVERLOADED) where it gives none."""
+        """The store's answer. Raises ProxyError(OVERLOADED) where the store fails."""
         try:
             return await operation
         except StoreError as error:
@@ -139,7 +139,7 @@ class Files:
 
 
 def missing() -> ProxyError:
-    """The error for an id that opens no file."""
+    """The error for an id without a file."""
     return ProxyError(
         Failure.FILE_NOT_FOUND,
         "No such file. It was never uploaded here, was deleted or is another caller's, or the process that kept it has "

@@ -1,7 +1,7 @@
-"""The producer's side of a stream in this process: its frames, its failure, and what stops it.
+"""The producer's side of a stream in this process: its frames, its failure, and its cancellation.
 
-`append` waits for the caller who asked only with previews. Critical frames wait for no reader: the log keeps them
-anyway, and a slow or leaving caller must not make a failure of a generation whose last image is there.
+`append` waits for the requesting caller after a preview only. A critical frame waits for no reader, because the log
+keeps it anyway: a slow caller, or one that leaves, must not fail a generation whose last image is there.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from streamproxy.hub.store import Fenced, Previews, Store
 from streamproxy.hub.stream import Ending, Stream
 
 KEEP_SECONDS: Final = 0.5
-"""What storing the last frame may take while the process stops: its readers must learn it too."""
+"""Seconds to store the last frame while the process stops. Its readers in other processes need it too."""
 
 
 class OnDisconnect(Enum):
-    """What happens to a generation without readers."""
+    """The policy for a generation without readers."""
 
     CANCEL = "cancel"
     FINISH = "finish"
@@ -41,14 +41,14 @@ class Keeper(Protocol):
         ...
 
     def spare(self, generation: Generation, entry: Entry) -> bool:
-        """Drop a preview that all readers here have been given, if there is no room for it; whether it was dropped."""
+        """Drop a preview that all readers here have received, if there is no room for it. Returns whether it did."""
         ...
 
 
 class Generation:
-    """See the module's text. `scope` is its producer's: cancelling it closes the upstream connection.
+    """See the module's text. `scope` is the producer's: cancelling it closes the upstream connection.
 
-    `names` are how its request may come again, `ending` is why it was stopped.
+    `names`: the names under which the same request may come again; `ending`: the reason why it was stopped.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Generation:
         self.scope = anyio.CancelScope()
         self.ending: Ending | None = None
         self._keeper = keeper
-        self._turn = asyncio.Lock()  # anyio's takes 0.8 kB of each stream, for a queue that is hardly ever needed
+        self._turn = asyncio.Lock()  # anyio's takes 0.8 kB of each stream, for a queue that is rarely needed
 
     @property
     def complete(self) -> bool:
@@ -73,14 +73,14 @@ class Generation:
         return self.stream.log.is_complete(self.stream.record.n)
 
     def stop(self, ending: Ending) -> None:
-        """Cancel the producer. The first reason is the one that is told."""
+        """Cancel the producer. Only the first reason is reported."""
         self.ending = self.ending or ending
         self.scope.cancel()
 
     async def append(self, frame: Frame) -> None:
-        """Add one whole frame. Returns when the caller who asked has taken it, or has left.
+        """Add one whole frame. Returns when the requesting caller has taken it, or has left.
 
-        A preview behind its image's outcome is dropped. The several producers of a stream take turns.
+        A preview that comes after its image's outcome is dropped. Several producers of one stream take turns.
         """
         stream = self.stream
         async with self._turn:
@@ -88,7 +88,8 @@ class Generation:
                 return
             entry = Entry(Cursor(stream.log.epoch, stream.log.last + 1), frame)
             if entry.critical:
-                # Stored before it is delivered: what a reader has seen is not lost. Both or none: a seq is given once.
+                # Stored before it is delivered, so that no frame is lost that a reader has seen. Shielded, so that both
+                # happen or neither: a seq is given once.
                 with anyio.CancelScope(shield=True):
                     await self._keep(entry)
                 stream.add(entry)
@@ -100,7 +101,7 @@ class Generation:
             self._spare(entry)
 
     async def fail(self, error: ProxyError) -> None:
-        """Tell readers, with the final frame added here, that the generation failed; at most once."""
+        """End the stream with an error event. To be called at most once."""
         self.stream.pace.release()
         self.stream.error = error
         try:
@@ -115,7 +116,7 @@ class Generation:
         try:
             await self._keeper.keep(self, entry)
         except Fenced:
-            self._keeper = None  # the store has an end of this stream and takes no more; the readers here need one too
+            self._keeper = None  # the store has ended this stream; the readers here still need an end
             raise ProxyError(Failure.PRODUCER_LOST, "This stream was ended because its producer was lost.") from None
 
     def _spare(self, entry: Entry) -> None:
@@ -126,7 +127,7 @@ class Generation:
 
 
 class StoreKeeper:
-    """Keeps entries in the hub's store, and failures where retries look for them."""
+    """Keeps entries in the hub's store, and failures in `Repeats`, for retries."""
 
     def __init__(self, store: Store, previews: Previews | None, health: StoreHealth, repeats: Repeats) -> None:
         self._store = store

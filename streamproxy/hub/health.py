@@ -1,4 +1,4 @@
-"""Whether the store answers. A store that fails does not stop what runs here: local readers are served."""
+"""The health of the store. When the store fails, generations of this process go on and serve the readers here."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Result = TypeVar("Result")
 
 
 class StoreHealth:
-    """Carries out operations on the store. `failed`: the last one that was tried has failed."""
+    """Performs operations on the store. `failed`: the last one failed."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self.failed = False
 
     async def attempt(self, operation: Awaitable[Result]) -> Result | None:
-        """The store's answer, or None where it fails."""
+        """The store's answer; None where the store fails."""
         try:
             result = await operation
         except StoreError as error:
@@ -39,5 +39,5 @@ class StoreHealth:
 
 
 def unreachable() -> ProxyError:
-    """The error for a caller whose answer only the store knows."""
+    """The error for a request that only the store could answer."""
     return ProxyError(Failure.OVERLOADED, "The store of streams cannot be reached now.", retry_after="2")

@@ -1,13 +1,13 @@
 """The registry of all streams that this process produces or follows.
 
-    prepare, register, conclude    a generation begins, and has ended
+    prepare, register, conclude    the begin and the end of a generation
     find                           a stream by its id: local, from the store, or followed from another process
     end                            ends a stream for all its readers, from any process
-    keys, repeats                  streams by what asked for them
-    admission                      what is taken, and who may watch
+    keys, repeats                  streams by the requests for them
+    admission                      limits of generations and viewers
 
-When the last reader leaves, the generation's policy decides: `finish` runs to the end and keeps the images, `cancel`
-closes the upstream connection after a grace.
+When the last reader leaves, the generation's policy decides. `finish`: it runs to its end and keeps the images.
+`cancel`: the upstream connection is closed after a grace.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from streamproxy.signals import Signal
 
 SWEEP_SECONDS: Final = 5.0
 CONCLUDE_SECONDS: Final = 5.0
-"""What storing the end of a stream may cost, also while the process is being stopped."""
+"""Seconds to store the end of a stream, also while the process stops."""
 
 DRAINED_SECONDS: Final = 1.0
-"""For streams to be gone that are over at the drain's deadline."""
+"""Seconds for the streams that are ended at the drain's deadline."""
 
 
 class Hub:
@@ -62,17 +62,17 @@ class Hub:
         return len(self._generations)
 
     def prepare(self, record: Record, *, request_id: str = "", policy: OnDisconnect, names: Names) -> Generation:
-        """A generation that `find` does not give yet, so that its caller can be the first to subscribe."""
+        """Make a generation that `find` does not return yet, so that its caller can subscribe first."""
         stream = Stream(record, request_id=request_id, on_idle=self._on_idle)
         return Generation(stream, keeper=self._keeper, policy=policy, names=names)
 
     async def register(self, generation: Generation) -> None:
-        """Let the generation be found, here at once and elsewhere by the store."""
+        """Make the generation known to `find`, here at once and elsewhere through the store."""
         self._generations[generation.stream.id] = generation
         await self.health.attempt(self._backend.store.create(generation.stream.record))
 
     async def conclude(self, generation: Generation) -> None:
-        """End a generation's stream, however it ended, and store its end; a second time changes nothing."""
+        """Finish the stream of a generation that has ended in any way, and store that. Repeated calls do nothing."""
         stream = generation.stream
         if stream.finished:
             return
@@ -86,21 +86,21 @@ class Hub:
             self._concluded.set()
 
     async def withdraw(self, id: str, names: Names) -> None:
-        """Let a request be made anew: nothing of it was processed. To be called before its failure is told."""
+        """Let the same request begin anew: nothing of it was processed. To be called before its failure is reported."""
         if names.key is not None:
             await self.keys.release(names.key)
         if names.mark is not None:
             await self.repeats.over(names.mark, id)
 
     def discard(self, stream: Stream) -> None:
-        """Forget a stream once its end is stored: the one caller who could know it has had all of it."""
+        """Forget a stream once its end is stored. Its only possible reader has received all of it."""
         self._tasks.start_soon(self._discard, stream.id)
 
     async def _discard(self, id: str) -> None:
         await self.health.attempt(self._forget(id))
 
     async def _forget(self, id: str) -> None:
-        while id in self._generations:  # its end is being stored now
+        while id in self._generations:  # `conclude` is storing its end
             await self._concluded.wait()
         await self._backend.store.forget(id)
 
@@ -110,7 +110,7 @@ class Hub:
             self._grace.begin(generation)
 
     def _unlist(self, generation: Generation) -> None:
-        """Let a later retry begin a new generation."""
+        """Hide the generation from retries, so that a later one begins a new generation."""
         if generation.names.mark is not None:
             self.repeats.finished(generation.names.mark, generation.stream.id)
 
@@ -120,7 +120,7 @@ class Hub:
     # Streams of any process.
 
     async def find(self, id: str) -> Stream:
-        """The stream; raises ProxyError(NOT_FOUND), or (GONE) when it was purged."""
+        """The stream with this id. Raises ProxyError: NOT_FOUND; GONE after a purge; OVERLOADED if the store fails."""
         local = self._generations.get(id)
         if local is not None:
             return local.stream
@@ -135,10 +135,10 @@ class Hub:
             raise ProxyError(Failure.NOT_FOUND, "No such stream.")
         if stored.finished or self._mirrors is None:
             return stored.mirror()
-        return self._mirrors.get(id) or self._mirrors.start(stored)  # another request may have been as quick
+        return self._mirrors.get(id) or self._mirrors.start(stored)  # another request may have begun it meanwhile
 
     async def owned(self, owner: str, after: str | None, limit: int) -> list[Summary] | None:
-        """An owner's streams, as `Listing.owned`. Raises ProxyError(OVERLOADED) where the store cannot say."""
+        """An owner's streams, as `Listing.owned`. Raises ProxyError(OVERLOADED) where the store fails."""
         if self._backend.listing is None:
             return []
         listed = await self.health.attempt(self._backend.listing.owned(owner, after, limit))
@@ -147,9 +147,9 @@ class Hub:
         return listed
 
     async def end(self, stream: Stream) -> bool:
-        """Cancel a stream for all its readers, or forget it where it has finished; whether it had.
+        """Cancel a running stream for all its readers, or forget a finished one. Returns whether it had finished.
 
-        Raises ProxyError(OVERLOADED) where the store, or its process, cannot be told.
+        Raises ProxyError(OVERLOADED) where the store, and so the producer's process, cannot be reached.
         """
         generation = self._generations.get(stream.id)
         finished = stream.finished
@@ -160,7 +160,7 @@ class Hub:
                 generation.stop(Ending.CANCELLED)
             elif self._backend.shared is not None:
                 await self._backend.shared.cancel(stream.id)
-        except StoreError as error:  # to say that it ends would be a lie that costs money
+        except StoreError as error:  # a success would be wrong: the generation goes on, and costs money
             self.health.note(error)
             raise unreachable() from None
         return finished
@@ -168,7 +168,7 @@ class Hub:
     # As long as the app runs.
 
     async def tend(self) -> None:
-        """Purge what has lingered, and stop what other processes cancel."""
+        """Purge finished streams after their linger, and stop generations that other processes cancel."""
         async with anyio.create_task_group() as tasks:
             if self._backend.shared is not None:
                 tasks.start_soon(self._obey, self._backend.shared)
@@ -187,7 +187,7 @@ class Hub:
                 await anyio.sleep(SWEEP_SECONDS)
 
     async def drain(self, timeout: float) -> None:
-        """Take no new work and let what runs end; at the deadline end it with `server_shutdown`."""
+        """Take no new generations and wait for those that run; after `timeout` s end them with `server_shutdown`."""
         self.admission.draining = True
         with anyio.move_on_after(timeout):
             await self._ended()

@@ -1,4 +1,4 @@
-"""What an Idempotency-Key stands for: its first request, and the stream that answers it.
+"""Idempotency-Keys: a key stands for its first request, and for the stream that answers it.
 
 The same key with the same body is the same generation (draft-ietf-httpapi-idempotency-key-header).
 """
@@ -17,14 +17,14 @@ from streamproxy.hub.store import Claim, Claims
 from streamproxy.hub.stream import Stream
 
 APPEAR_SECONDS: Final = 2.0
-"""How long a repeated request waits for the stream of the first to appear: another replica may be creating it."""
+"""Longest wait of a repeated request for the first one's stream, which another replica may be creating."""
 
 LOOK_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The names of one request: `key` where it has an Idempotency-Key, else `mark`. `body` is its fingerprint."""
+    """The names of one request: `key`, its Idempotency-Key, or else `mark`. `body` is its fingerprint."""
 
     body: str
     key: str | None = None
@@ -32,7 +32,7 @@ class Names:
 
 
 class Keys:
-    """See the module's text. `find` gives a stream by its id."""
+    """See the module's text. `find` returns a stream by its id."""
 
     def __init__(self, claims: Claims, health: StoreHealth, find: Callable[[str], Awaitable[Stream]]) -> None:
         self._claims = claims
@@ -40,9 +40,9 @@ class Keys:
         self._find = find
 
     async def find(self, key: str, fingerprint: str, id: str) -> Stream | None:
-        """The stream that answers this key already. None: this request is the first, or the first one was refused.
+        """The stream that answers this key already; None where this request is the first, or the first was refused.
 
-        Raises ProxyError as `reserve` does, and (GONE) where that stream is not known any more.
+        Raises ProxyError as `reserve` does, and (GONE) where that stream is no longer known.
         """
         ends_at = anyio.current_time() + APPEAR_SECONDS
         while True:
@@ -54,16 +54,16 @@ class Keys:
             except ProxyError as error:
                 if error.failure is not Failure.NOT_FOUND:
                     raise
-            if anyio.current_time() > ends_at:  # never within `reserve`: no request would know what it then reserved
-                message = "The generation of this Idempotency-Key is not known any more; use a new key."
+            if anyio.current_time() > ends_at:  # not a cancel scope: `reserve` must not be cancelled half-way
+                message = "The generation of this Idempotency-Key is no longer known. Send a new key."
                 raise ProxyError(Failure.GONE, message)
             await anyio.sleep(LOOK_SECONDS)
 
     async def reserve(self, key: str, fingerprint: str, id: str) -> str | None:
-        """The id of the stream that answers this key already, None where this request is the first.
+        """Reserve the key for stream `id`. Returns the id of an earlier stream that has it; None for the first.
 
-        Raises ProxyError(IDEMPOTENCY_MISMATCH) where the key stands for another request, and (OVERLOADED) where the
-        store cannot say: a caller with a key would rather wait than pay twice.
+        Raises ProxyError: IDEMPOTENCY_MISMATCH where the key stands for another request; OVERLOADED where the store
+        fails, since a caller with a key would rather wait than pay twice.
         """
         held = await self._health.attempt(self._claims.claim(key, Claim(fingerprint, id)))
         if held is None:
@@ -78,5 +78,5 @@ class Keys:
         return held.stream_id
 
     async def release(self, key: str) -> None:
-        """Let the key be used again: its request was refused with nothing processed."""
+        """Free the key: its request was refused, and nothing of it was processed."""
         await self._health.attempt(self._claims.disclaim(key))

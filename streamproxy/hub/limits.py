@@ -1,7 +1,7 @@
-"""What the hub admits, and how long a generation goes on without readers.
+"""Limits of generations and viewers, and the grace for which a generation runs without readers.
 
-The grace is longer than any reconnect takes. A reader that comes back within it keeps the generation, and its leaving
-begins another grace. Viewers in other processes keep it too: their processes say so in the store every few seconds.
+The grace is longer than a reconnect takes. A reader that comes back within it keeps the generation; when it leaves,
+another grace begins. Viewers in other processes keep it too: their processes note them in the store every few seconds.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from streamproxy.hub.stream import Ending, Stream, Subscriber
 
 @dataclass(frozen=True, slots=True)
 class HubLimits:
-    """`grace`, and for how long a failure is held, in seconds; the most viewers of one stream, and of all of one
-    owner's; the most generations that run."""
+    """`grace` and `hold` (of a failure) in seconds. Others: the most viewers of one stream, the most of all streams of
+    one owner, and the most generations that run."""
 
     grace: float
     hold: float
@@ -32,7 +32,7 @@ class HubLimits:
 
 
 class Admission:
-    """Counts viewers, and refuses what is over the limits. `draining`: no new generation is taken."""
+    """Counts viewers, and refuses requests over the limits. `draining`: no new generation is admitted."""
 
     def __init__(self, limits: HubLimits) -> None:
         self._limits = limits
@@ -40,7 +40,7 @@ class Admission:
         self.draining = False
 
     def admit(self, running: int) -> None:
-        """Raises ProxyError where no generation may begin beside those that run."""
+        """Admit one more generation. Raises ProxyError: DRAINING; OVERLOADED where `running` is the most."""
         if self.draining:
             raise ProxyError(Failure.DRAINING, "The proxy is shutting down and takes no new requests.", retry_after="2")
         if running >= self._limits.streams:
@@ -49,7 +49,7 @@ class Admission:
             )
 
     def watch(self, stream: Stream, subscriber: Subscriber) -> None:
-        """Count a viewer; raises ProxyError(TOO_MANY_VIEWERS) where the stream or its owner has too many."""
+        """Count a viewer. Raises ProxyError(TOO_MANY_VIEWERS) where the stream or its owner has too many."""
         owner = stream.record.owner
         if len(stream.subscribers) > self._limits.viewers or self._viewers_of[owner] >= self._limits.viewers_of_owner:
             subscriber.leave()
@@ -60,7 +60,7 @@ class Admission:
         self._viewers_of[owner] += 1
 
     def unwatch(self, stream: Stream, subscriber: Subscriber) -> None:
-        """Count a viewer no longer."""
+        """Remove a viewer."""
         subscriber.leave()
         owner = stream.record.owner
         self._viewers_of[owner] -= 1
@@ -69,9 +69,9 @@ class Admission:
 
 
 class Grace:
-    """Stops generations that no reader comes back for.
+    """Stops generations that have no reader for the grace.
 
-    `viewed` says whether another process has viewers of a stream, `forget` that retries shall not find it.
+    `viewed` returns whether another process has viewers of a stream; `forget` hides a generation from retries.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Grace:
         self._forget = forget
 
     def begin(self, generation: Generation) -> None:
-        """Stop the generation after the grace, unless a reader comes back or watches elsewhere."""
+        """Stop the generation after the grace, unless a reader comes back, or another process has viewers."""
         if self._seconds == 0:
             self._abandon(generation)
         else:
@@ -103,7 +103,7 @@ class Grace:
                 return
             if not await self._viewed(stream.id):
                 break
-            pause = PRESENCE_SECONDS  # no message says that viewers elsewhere have left
+            pause = PRESENCE_SECONDS  # other processes send no message when their viewers leave
         if not stream.finished and stream.visits == visits:
             self._abandon(generation)
 

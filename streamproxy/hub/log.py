@@ -1,7 +1,7 @@
 """The log of one stream: its entries in order, conflated as they come.
 
-A log holds every critical frame, and of each image without an outcome the newest preview. A reader is a cursor into it,
-so that one which lags skips previews by itself, and a stuck reader costs no memory.
+A log holds every critical frame, and the newest preview of each image without an outcome. A reader is a cursor into
+the log. So a reader that lags skips previews by itself, and a stuck reader costs no memory.
 
 A preview may have versions: the same preview in other forms, for readers that want it small. They come and go with it.
 """
@@ -18,12 +18,12 @@ from streamproxy.core.events import ANSWER, Frame
 from streamproxy.core.previews import PreviewForm
 
 EPOCH: Final = 1
-"""A generation is paid for once, so it has one producer; a later epoch only ever says that this one was lost."""
+"""The epoch of a producer. A generation is paid for once, so a later epoch only says that its producer was lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Facts of a stream besides its frames. `owner`: whose key asked, if any; `created` in Unix seconds."""
+    """Facts of a stream besides its frames. `owner`: the hash of the caller's key, if any; `created`: Unix seconds."""
 
     id: str
     owner: str | None = None
@@ -40,7 +40,7 @@ class Entry:
 
     @property
     def critical(self) -> bool:
-        """Whether it is never dropped, however far a reader lags: the outcome of an image, or of the stream."""
+        """Whether it is the outcome of an image, or of the stream. It is kept for every reader, however late."""
         return self.frame.final
 
 
@@ -55,7 +55,7 @@ Version = Entry | Unmade
 
 
 class Log:
-    """See the module's text. `epoch` and `last` are those of the newest entry, `bytes` is the size of all."""
+    """See the module's text. `epoch` and `last` (seq) are the newest entry's; `bytes`: the size of all entries."""
 
     def __init__(self) -> None:
         self.epoch = EPOCH
@@ -67,7 +67,7 @@ class Log:
         self._versions: dict[int, dict[PreviewForm, Version]] = {}
 
     def add(self, entry: Entry) -> None:
-        """Put an entry at its place, and drop the preview that it supersedes."""
+        """Append an entry, and drop the preview that it supersedes."""
         frame = entry.frame
         self.epoch = entry.cursor.epoch
         self.last = entry.cursor.seq
@@ -80,7 +80,7 @@ class Log:
             self._previews[frame.image] = self.last
 
     def drop(self, seq: int) -> None:
-        """Drop an entry. Readers behind it will not get it."""
+        """Drop an entry. A reader that has not reached it skips it."""
         entry = self._entries.pop(seq, None)
         if entry is not None:
             self.bytes -= entry.frame.size
@@ -118,19 +118,19 @@ class Log:
             self.bytes += _size(version, entry)
 
     def after(self, seq: int) -> Entry | None:
-        """The first entry behind this position."""
+        """The first entry after this position."""
         return next((entry for number, entry in self._entries.items() if number > seq), None)
 
     def gave(self, cursor: Cursor) -> bool:
-        """Whether a reader can have this cursor from this log."""
+        """Whether this log can have given a reader this cursor."""
         return 0 < cursor.epoch <= self.epoch and cursor.seq <= self.last
 
     def has_outcome(self, image: int) -> bool:
-        """Whether an image's last frame is there, or has been."""
+        """Whether the image's final frame has been added."""
         return image in self._outcomes
 
     def is_complete(self, n: int) -> bool:
-        """Whether each of `n` images has its outcome. What ends the generation now is no failure any more."""
+        """Whether each of `n` images has its outcome. From then on, no end of the generation is a failure."""
         return len(self._outcomes) >= n or any(entry.frame.type == ANSWER for entry in self._entries.values())
 
 

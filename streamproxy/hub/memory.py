@@ -1,7 +1,7 @@
-"""The store of one process: what streams retain, under a byte cap.
+"""The store of one process: the logs of its streams, under a byte cap.
 
-Finished streams linger; over the cap the oldest finished ones go first, a live one never. What has gone leaves its id
-behind for a while, so that a reader who comes late learns that it is gone, not that it never was.
+Finished streams linger. Over the cap, the oldest finished streams are purged first, and live ones never. The ids of
+purged streams are remembered for a while, so that a late reader gets GONE and not NOT_FOUND.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from streamproxy.hub.store import (
 )
 
 REMEMBERED: Final = 10_000
-"""Ids of purged streams, some 100 bytes each, and failures that are held; the oldest are forgotten first."""
+"""Most ids of purged streams, about 100 bytes each, and most failures held. The oldest are forgotten first."""
 
 CLAIM_SECONDS: Final = 24 * 3600.0
 CLAIMS: Final = 100_000
-"""Idempotency keys held at most, some 300 bytes each; the oldest are forgotten first."""
+"""Most Idempotency-Keys held, about 300 bytes each. The oldest are forgotten first."""
 
 
 class MemoryStore:
-    """See the module's text. `now` gives monotonic seconds."""
+    """See the module's text. `now` returns monotonic seconds."""
 
     def __init__(self, *, max_bytes: int, linger: float, now: Callable[[], float]) -> None:
         self._max_bytes = max_bytes
@@ -121,11 +121,11 @@ class MemoryStore:
             self._gone(*found[1:])
 
     async def sweep(self) -> None:
-        """Purge what has lingered long enough."""
+        """Purge streams whose linger is over."""
         self._purge()
 
     def _purge(self) -> None:
-        """Purge what has lingered long enough, and the oldest while the cap is exceeded."""
+        """Purge streams whose linger is over, and the oldest while the cap is exceeded."""
         now = self._now()
         while self._finished:
             id, (ends, record, kept) = next(iter(self._finished.items()))
@@ -147,7 +147,7 @@ class MemoryStore:
 
 
 class MemoryMarks:
-    """What was asked for in one process: `hub.store.Marks`. `now` gives monotonic seconds."""
+    """The marks of one process: `hub.store.Marks`. `now` returns monotonic seconds."""
 
     def __init__(self, *, now: Callable[[], float]) -> None:
         self._now = now
@@ -200,7 +200,7 @@ class MemoryMarks:
         self._failures.move_to_end(mark)
 
     def _purge(self) -> None:
-        """Forget what is old, and the oldest while there are too many."""
+        """Forget marks that have expired, and the oldest while there are too many."""
         now = self._now()
         while self._places and (next(iter(self._places.values()))[0] <= now or len(self._places) > CLAIMS):
             self._places.popitem(last=False)

@@ -1,4 +1,4 @@
-"""Streams of other processes as this one follows them: one connection for each, however many read it here."""
+"""Copies of other processes' streams: one connection for each stream, however many readers it has here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PRESENCE_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Following:
-    """A stream that is followed, and what ends the following."""
+    """A stream that is followed; cancelling `scope` stops that."""
 
     stream: Stream
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -40,14 +40,14 @@ class Mirrors:
         return None if following is None else following.stream
 
     def start(self, stored: Stored) -> Stream:
-        """Follow a live stream, for readers that subscribe before they wait for anything else."""
+        """Follow a live stream. Its readers must subscribe before they wait for anything else."""
         stream = stored.mirror(self._on_idle)
         following = self._followed[stream.id] = _Following(stream)
         self._tasks.start_soon(self._follow, following)
         return stream
 
     def give_up(self) -> None:
-        """End the readers here: the process stops, and they go on at another one."""
+        """End the readers here: this process stops, and they resume at another one."""
         for following in list(self._followed.values()):
             following.stream.give_up()
 
@@ -68,7 +68,7 @@ class Mirrors:
             self._dropped.set()
 
     async def _follow(self, following: _Following) -> None:
-        """Follow until the stream ends or has no reader here. A request that only looked must not seem a viewer."""
+        """Follow until the stream ends or has no reader here. A request without a reader must not count as a viewer."""
         stream = following.stream
         try:
             with following.scope:
@@ -92,7 +92,7 @@ class Mirrors:
             stream.finish()
 
     async def _present(self, id: str) -> None:
-        """Say that there are viewers here, so that the producer's process does not take the stream for abandoned."""
+        """Note in the store that there are viewers here, so that the producer's process does not stop the stream."""
         while True:
             try:
                 await self._shared.viewing(id)

@@ -1,8 +1,8 @@
-"""Requests that are sent again: which generation they find, and which failure is held for them.
+"""Retries without an Idempotency-Key: the generation that they follow, or the failure that is held for them.
 
-A request that says it is a retry and finds a generation that its caller has left follows that one. The edge that cut
-the caller off may answer it before it closes its connection to us, so a retry waits a moment for such a caller to leave
-before it takes the generation for one that is still followed.
+A request that says it is a retry follows the generation of the same request that its caller has left. An edge that
+gives up answers its caller before it closes its connection to us. So the retry may arrive while the generation still
+seems to be followed, and waits a moment for that caller to leave.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from streamproxy.hub.store import OWN, Asking, Marks, Standing
 from streamproxy.hub.stream import Stream
 
 LEAVING_SECONDS: Final = 1.0
-"""How long a retry waits for its earlier caller to leave: a thousand times what nginx and HAProxy take to close."""
+"""Seconds that a retry waits for the earlier caller to leave: a thousand times what nginx and HAProxy take to close."""
 
 LOOK_SECONDS: Final = 0.05
 
 
 class Repeats:
-    """See the module's text. `find` gives a stream by its id; `hold` is for how many seconds a failure is held."""
+    """See the module's text. `find` returns a stream by its id; `hold`: seconds for which a failure is held."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class Repeats:
         self._hold = hold
 
     async def find(self, mark: str, id: str, *, retry: bool) -> Stream | None:
-        """The stream that a request is to follow, None where `id` is a new generation.
+        """The stream for a request to follow; None where it begins a new generation, `id`.
 
-        Raises ProxyError: a failure that is held, or (OVERLOADED) for a retry where the store cannot say.
+        Raises ProxyError: a failure that is held, or OVERLOADED for a retry where the store fails.
         """
         asked = time.time()
         ends_at = anyio.current_time() + LEAVING_SECONDS
@@ -76,13 +76,13 @@ class Repeats:
     def _again(self, failure: bytes) -> ProxyError:
         error = read_error(Frame(ERROR, (failure,), final=True))
         error.message += (
-            " This is how the same request failed just now; nothing was sent to the provider again, because it may "
-            "have charged. To ask anew, send a new Idempotency-Key, or wait. The setting is failure_hold."
+            " The same request failed like this before, and was not sent again, because the provider may have charged "
+            "for it. To send it again, use a new Idempotency-Key, or wait. The setting is failure_hold."
         )
         return error
 
     def leave(self, mark: str | None, id: str, *, own: bool, had_all: bool) -> None:
-        """Note that a follower is gone: the caller who asked (`own`), or a retry. Without a mark no retry can come."""
+        """Note that a follower has left: the requesting caller (`own`), or a retry. No mark: there can be no retry."""
         if mark is None:
             return
         if had_all:
@@ -94,14 +94,14 @@ class Repeats:
         await self._health.attempt(self._marks.left(mark, id, followers))
 
     def finished(self, mark: str, id: str) -> None:
-        """Note that a caller has had all of it, or that it was abandoned."""
+        """Note that a caller has received all of the stream, or that it was abandoned."""
         self._tasks.start_soon(self.over, mark, id)
 
     async def over(self, mark: str, id: str) -> None:
-        """Take the generation from retries' sight: nothing of it was processed, or it was abandoned."""
+        """Hide the generation from retries."""
         await self._health.attempt(self._marks.over(mark, id))
 
     async def hold(self, mark: str, error: ProxyError, frame: Frame) -> None:
-        """Hold a failure, before it is told. One that was wished for, or cost nothing, is not held."""
+        """Hold a failure for retries, before it is reported. A cancellation, or a failure without cost, is not held."""
         if self._hold and not error.retryable and error.failure is not Failure.CANCELLED:
             await self._health.attempt(self._marks.failed(mark, b"".join(frame.data), self._hold))

@@ -1,7 +1,7 @@
-"""Where streams are kept: the protocol that every store fulfils, and the values it deals in.
+"""The protocols that every store of streams fulfils, and their values.
 
-A store outlives the readers of a stream, and, where it is shared, the process that produces it. It keeps what a stream
-retains and nothing more. Every method may raise StoreError, after which the generation goes on in this process alone.
+A store outlives the readers of a stream. A shared one also outlives the producer's process. It keeps the entries that a
+stream's log retains. Every method may raise StoreError; the generation then goes on in this process alone.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from streamproxy.hub.stream import Stream
 
 
 class StoreError(Exception):
-    """The store cannot be reached, or is broken. The message names what failed, never a payload."""
+    """The store cannot be reached, or has failed. The message names the operation, never a payload."""
 
 
 class Fenced(Exception):
-    """Somebody else has ended this stream: its producer was taken for dead and must not write any more."""
+    """Another process has ended this stream, because its producer seemed dead. The producer must write no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A stream as it is kept: its entries in order, already conflated."""
+    """A stream from the store: its entries in order, already conflated."""
 
     record: Record
     entries: tuple[Entry, ...]
     finished: bool
 
     def mirror(self, on_idle: Callable[[Stream], None] = lambda _: None) -> Stream:
-        """The stream as readers follow it: its head has been sent long ago. `on_idle`: as of Stream."""
+        """The stream for readers. The first response's head was sent long ago. `on_idle`: see `Stream`."""
         stream = Stream(self.record, on_idle=on_idle)
         stream.commit()
         for entry in self.entries:
@@ -44,45 +44,45 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An Idempotency-Key's meaning: the request it stood for, as a hash, and the stream that answers it."""
+    """The meaning of an Idempotency-Key: its request, as a hash, and the stream that answers it."""
 
     fingerprint: str
     stream_id: str
 
 
 class Gone:
-    """The answer for a stream that was kept and no longer is."""
+    """The answer for a stream that has been purged."""
 
 
 class Store(Protocol):
     """See the module's text. One contract suite holds every store to this."""
 
     async def create(self, record: Record) -> None:
-        """A generation begins; this process is its producer."""
+        """Begin a stream, of which this process is the producer."""
         ...
 
     async def append(self, id: str, entry: Entry) -> None:
-        """Keep an entry, and let go of what it supersedes. Raises Fenced."""
+        """Keep an entry, and drop the preview that it supersedes. Raises Fenced."""
         ...
 
     def spare(self, id: str, entry: Entry) -> bool:
-        """Let go of a preview that all readers here have been given, if there is no room for it; whether it went."""
+        """Drop a preview that all readers here have received, if there is no room for it. Returns whether it did."""
         ...
 
     async def finish(self, id: str) -> None:
-        """No entry will follow: keep the critical ones for as long as streams linger."""
+        """End the stream: no entry will follow. Critical entries are kept for as long as streams linger."""
         ...
 
     async def load(self, id: str) -> Stored | Gone | None:
-        """The stream, Gone after it has been purged, None where there never was one."""
+        """The stream; Gone after it has been purged; None where there was none."""
         ...
 
     async def forget(self, id: str) -> None:
-        """Let go of a finished stream now, as if it had been kept long enough."""
+        """Purge a finished stream now."""
         ...
 
     async def sweep(self) -> None:
-        """Let go of what has been kept long enough; called every few seconds."""
+        """Purge streams whose linger is over. Called every few seconds."""
         ...
 
 
@@ -96,40 +96,40 @@ class Summary:
 
 
 class Listing(Protocol):
-    """Stores that know whose streams they keep."""
+    """Stores that can list an owner's streams."""
 
     async def owned(self, owner: str, after: str | None, limit: int) -> list[Summary] | None:
-        """An owner's streams, newest first, those behind `after`; None where that is none of them, or no longer."""
+        """An owner's streams after the one with id `after`, newest first; None where `after` is not among them."""
         ...
 
 
 class Claims(Protocol):
-    """What Idempotency-Keys stand for. A key is already a hash of the owner and the caller's key."""
+    """Claims by Idempotency-Key. `key` is a hash of the owner and the caller's key."""
 
     async def claim(self, key: str, claim: Claim) -> Claim:
-        """The claim that holds for `key` for 24 h: this one where it is the first, else the earlier one."""
+        """Claim `key` for 24 h, unless it is claimed. Returns the claim that holds: this one, or the earlier one."""
         ...
 
     async def disclaim(self, key: str) -> None:
-        """Forget the claim: its request was refused without being processed."""
+        """Forget the claim: its request was refused, and nothing of it was processed."""
         ...
 
 
 OWN: Final = 100
-"""What the caller who asked counts as a follower: more than the repeated requests that may follow beside it."""
+"""Followers for which the requesting caller counts: more than the retries that can follow beside it."""
 
 SPAN: Final = 10_000_000_000
-"""More than any Unix time in seconds: a generation's place is its followers in these, less its time."""
+"""A generation's score is `followers * SPAN - time`, so SPAN is more than any Unix time in seconds."""
 
 MARK_SECONDS: Final = 3600.0
-"""How long it is known who follows what was asked for; no generation takes longer, no SDK waits so long."""
+"""How long a mark is known. No generation takes longer, and no SDK waits so long."""
 
 SAME: Final = 1000
-"""Generations of one mark that are known at a time; those with the most followers are forgotten first."""
+"""Most generations of one mark. Those with the most followers are forgotten first."""
 
 
 class Asking(Enum):
-    """How a request comes: for the first time, as a retry that can wait a little, or as one that has waited."""
+    """The kind of a request: a first one, a retry that can still wait, or a retry that has waited."""
 
     FIRST = "first"
     RETRY = "retry"
@@ -137,7 +137,7 @@ class Asking(Enum):
 
 
 class Standing(Enum):
-    """What a request is to do: begin a generation, follow one, wait for one's caller to leave, or fail as one did."""
+    """The answer for a request: begin a generation, follow one, wait until a caller leaves, or fail as one did."""
 
     NEW = "new"
     ADOPTED = "adopted"
@@ -147,7 +147,7 @@ class Standing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The answer to `Marks.ask`: `id` of the generation that is ADOPTED, `failure` is the data of an error event."""
+    """The answer to `Marks.ask`. `id`: the generation that is ADOPTED; `failure`: the data of an error event."""
 
     standing: Standing
     id: str = ""
@@ -155,65 +155,65 @@ class Found:
 
 
 class Marks(Protocol):
-    """Generations by what was asked for: a mark is a hash of the caller, the path and the body.
+    """Generations by mark: a hash of the caller, the path and the body of their requests.
 
-    A generation is known here until its caller has had all of it. One that its caller has left is there to be adopted
-    by a retry: one that is not followed before one that other retries follow, a newer one before an older one. One
-    that its own caller still follows is never adopted.
+    A generation is known here until its caller has received all of it. Once its caller has left, a retry can adopt it.
+    A generation without followers is adopted before one that other retries follow, and a newer one before an older
+    one. A generation that its own caller still follows is never adopted.
     """
 
     async def ask(self, mark: str, id: str, asked: float, asking: Asking) -> Found:
-        """What to do about a request made at `asked` (Unix seconds), all at once; where it is NEW, `id` is followed."""
+        """Decide on a request of the time `asked` (Unix seconds), atomically. NEW makes its caller follow `id`."""
         ...
 
     async def left(self, mark: str, id: str, followers: int) -> None:
-        """OWN for the caller who asked, 1 for a retry: it has left before it had all."""
+        """Note that a follower left before it had received all: `followers` is OWN for the caller, 1 for a retry."""
         ...
 
     async def over(self, mark: str, id: str) -> None:
-        """The generation is not there to be adopted: its caller has had all, or nothing of it was processed."""
+        """Forget the generation: its caller has received all of it, or nothing of it was processed."""
         ...
 
     async def failed(self, mark: str, failure: bytes, seconds: float) -> None:
-        """Every request of this mark is to fail like this for so long."""
+        """Let every request of this mark fail with this error event for `seconds`."""
         ...
 
 
 class Shared(Protocol):
-    """Stores that several processes use. All waiting happens here, one connection per stream that is followed."""
+    """Stores that several processes use. Following a stream takes a connection of its own."""
 
     def follow(self, id: str, after: int) -> AsyncIterator[Entry]:
-        """Entries behind seq `after`, past then live, until the stream has finished; ends it for a dead producer."""
+        """Entries after seq `after`, past then live, until the stream has finished. Ends it if its producer is dead."""
         ...
 
     async def cancel(self, id: str) -> None:
-        """Ask whoever produces the stream to end it."""
+        """Ask the producer's process to end the stream."""
         ...
 
     def cancelled(self) -> AsyncIterator[str]:
-        """Ids of this process's streams that somebody asked to cancel."""
+        """Ids of this process's streams that another process asks to cancel."""
         ...
 
     async def viewing(self, id: str) -> None:
-        """This process has viewers of the stream; to be said again every few seconds."""
+        """Note that this process has viewers of the stream. To be repeated every few seconds."""
         ...
 
     async def viewed(self, id: str) -> bool:
-        """Whether any process has said so lately."""
+        """Whether a process has noted viewers of the stream in the last seconds."""
         ...
 
 
 class Previews(Protocol):
-    """Stores in which a preview costs more than it is worth while no other process asks for it."""
+    """Stores to which a preview is written only while another process wants it, because of its size."""
 
     def defer(self, id: str, entry: Entry) -> bool:
-        """Hold a preview until another process asks for it, or a newer one supersedes it; False: append it now."""
+        """Hold a preview until another process asks for it, or a newer one replaces it. False: append it now."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class StoreBackend:
-    """A store's abilities; `shared` where several processes use it, `listing` where it can list an owner's streams."""
+    """The abilities of one store. None: it does not have that one."""
 
     store: Store
     claims: Claims

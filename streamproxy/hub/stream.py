@@ -1,8 +1,8 @@
-"""One generation as its readers in this process see it: its log, its readers, and how it ended.
+"""The readers' side of one generation in this process: its log, its readers, and its ending.
 
-The caller who asked is the first subscriber, and the only one that paces the producer: the producer waits until that
-subscriber has taken a preview. So a provider that is faster than its caller is held back at its own socket, and that
-caller misses no preview. All other subscribers follow at their own speed.
+The requesting caller is the first subscriber, and the only one that paces the producer: after each preview the producer
+waits until that subscriber has taken it. So a provider that is faster than its caller is held back at its socket, and
+that caller misses no preview. All other subscribers follow at their own speed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Versions = Callable[["Stream", Entry], Version]
 
 
 class Ending(Enum):
-    """How a stream ended for its readers (the first two), or why its producer was stopped."""
+    """How a stream ended for its readers (the first two), or the reason why its producer was stopped."""
 
     FINISHED = "no frame will follow"
-    LOST_CONTACT = "it goes on elsewhere and cannot be followed here any more"
+    LOST_CONTACT = "it runs in another process, which this one can no longer follow"
     CANCELLED = "a caller ended it"
     ABANDONED = "no reader came back within the grace"
     SHUTDOWN = "the process stops"
@@ -51,9 +51,9 @@ class Acceptance:
 
 
 class Pace:
-    """Holds the producer back until the caller who asked has taken a preview.
+    """Holds the producer back until the requesting caller has taken a preview.
 
-    Its signal is not the stream's: each step of a reader would wake all of them (O(v^2) per frame for v readers).
+    It has a signal of its own: with the stream's, each step of a reader would wake all readers (O(v^2) per frame).
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Pace:
 
     @property
     def asked(self) -> bool:
-        """Whether the caller who asked is still there."""
+        """Whether the requesting caller is still there."""
         return self._asker is not None
 
     def keep_to(self, subscriber: Subscriber) -> None:
@@ -70,30 +70,30 @@ class Pace:
         self._asker = subscriber
 
     def on_taken(self, subscriber: Subscriber) -> None:
-        """Note that a subscriber has taken what it was given."""
+        """Note that a subscriber has taken its last entry."""
         if self._asker is subscriber:
             self._moved.set()
 
     def release(self, subscriber: Subscriber | None = None) -> None:
-        """Wait no longer for this subscriber, or for any."""
+        """Stop waiting for this subscriber, or for any."""
         if subscriber is None or self._asker is subscriber:
             self._asker = None
             self._moved.set()
 
     async def taken(self, seq: int) -> None:
-        """Return when the caller who asked has taken this entry, or is gone."""
+        """Return when the requesting caller has taken this entry, or has left."""
         while self._asker is not None and self._asker.taken < seq:
             await self._moved.wait()
 
 
 def _stay(_: Stream) -> None:
-    """A stream that ends by itself, or has ended, does not mind that it has no readers."""
+    """Do nothing for a stream that ends by itself, or has ended."""
 
 
 class Stream:
     """See the module's text. `on_idle` is called when the last reader has left.
 
-    `error` is the failure that the last frame tells. `visits` counts all subscribers that there have been.
+    `error`: the failure of its error event. `visits` counts all subscribers so far.
     """
 
     def __init__(self, record: Record, *, request_id: str = "", on_idle: Callable[[Stream], None] = _stay) -> None:
@@ -116,11 +116,11 @@ class Stream:
 
     @property
     def finished(self) -> bool:
-        """Whether all frames are there."""
+        """Whether no frame will follow."""
         return self.ending is Ending.FINISHED
 
     def accept(self) -> None:
-        """Note that the provider works on it."""
+        """Note that the provider works on the request."""
         self.acceptance.accepted = True
         self.changed.set()
 
@@ -134,28 +134,27 @@ class Stream:
         self.changed.set()
 
     def finish(self) -> None:
-        """End the readers once they have had all: no frame will follow."""
+        """Note that no frame will follow. Readers end once they have received all."""
         self.log.finish()
         self.ending = Ending.FINISHED
         self.changed.set()
 
     def give_up(self) -> None:
-        """End the readers here: the stream goes on elsewhere, and they may come back for the rest."""
+        """End the readers here. The stream goes on in its own process, and they may come back for the rest."""
         self.ending = Ending.LOST_CONTACT
         self.changed.set()
 
     def release(self) -> None:
-        """Free entries that the last reader has received, from now on: no reader can join any more."""
+        """From now on, free entries that the last reader has received. No new reader can join."""
         self._released = True
         self._free()
 
     def subscribe(
         self, after: Cursor | None = None, *, asker: bool = False, versions: Versions | None = None
     ) -> Subscriber:
-        """Follow from behind `after`, from the start where this stream cannot have given that cursor.
+        """Follow after the cursor `after`, or from the start where this stream cannot have given that cursor.
 
-        `asker`: this is the caller who asked, whom the producer waits for. `versions`: previews are not wanted as they
-        are.
+        `asker`: this is the requesting caller, for which the producer waits. `versions`: the reader's form of previews.
         """
         seq = after.seq if after is not None and self.log.gave(after) else 0
         subscriber = Subscriber(self, seq) if versions is None else VersionSubscriber(self, seq, versions)
@@ -179,16 +178,16 @@ class Stream:
             pass
 
     def superseded(self, entry: Entry) -> bool:
-        """Whether a half-written preview is of no more use because its image's outcome, or the stream's, is waiting."""
+        """Whether a half-written preview is out of date: the outcome of its image, or of the stream, is there."""
         return not entry.critical and (self.finished or self.log.has_outcome(entry.frame.image))
 
     def on_given(self) -> None:
-        """Note that a reader was given an entry."""
+        """Note that a reader has received an entry."""
         if self._released:
             self._free()
 
     def remove_reader(self, subscriber: Subscriber) -> None:
-        """Forget a reader that has left; a second time changes nothing."""
+        """Remove a reader that has left. Repeated calls do nothing."""
         if subscriber not in self.subscribers:
             return
         self.subscribers.remove(subscriber)
@@ -203,7 +202,7 @@ class Stream:
 
 
 class Subscriber:
-    """A reader's position in one stream; `at_end` once it has had all. `leave` when done, however it ends."""
+    """A reader's position in one stream. `at_end`: it has received all. Call `leave` at the end in any case."""
 
     def __init__(self, stream: Stream, seq: int) -> None:
         self.stream = stream
@@ -212,9 +211,9 @@ class Subscriber:
         self.at_end = False
 
     async def next(self, within: float | None = None) -> Entry | None:
-        """The next entry, None at the end; raises TimeoutError after `within` seconds of silence.
+        """The next entry; None at the end. Raises TimeoutError after `within` seconds of silence.
 
-        Asking for the next says that the one before has been sent.
+        The call also says that the entry before has been sent.
         """
         stream = self.stream
         if self.taken != self.seq:
@@ -240,7 +239,7 @@ class Subscriber:
         return self.stream.ending is not None or self._available() is not None
 
     async def readied(self) -> None:
-        """Return when `next` would return at once. It takes nothing, so that what waits longer is still conflated."""
+        """Return when `next` would return at once. No entry is taken, so that entries are still conflated meanwhile."""
         while not self.ready:
             await self.stream.changed.wait()
 

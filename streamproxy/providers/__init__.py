@@ -1,4 +1,4 @@
-"""Providers' wire forms, one adapter each. `ADAPTERS` is the only place that says which there are."""
+"""Providers' wire forms, one adapter each, listed in `ADAPTERS`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,27 @@ from typing import Final
 from streamproxy.core.conversation import Adapter
 from streamproxy.providers.ark import Ark
 from streamproxy.providers.automatic1111 import Automatic1111
+from streamproxy.providers.bedrock import Bedrock
 from streamproxy.providers.bfl import Bfl
+from streamproxy.providers.cloudflare import Cloudflare
 from streamproxy.providers.comfyui import ComfyApi, ComfyWebSocket
 from streamproxy.providers.dashscope import DashScope
 from streamproxy.providers.fal import Fal
+from streamproxy.providers.fireworks import Fireworks
 from streamproxy.providers.gemini import Gemini
+from streamproxy.providers.huggingface import HuggingFace
+from streamproxy.providers.ideogram import Ideogram
 from streamproxy.providers.imagen import Imagen
+from streamproxy.providers.leonardo import Leonardo
+from streamproxy.providers.luma import Luma
 from streamproxy.providers.mai import Mai
 from streamproxy.providers.minimax import MiniMax
+from streamproxy.providers.nova import Nova
 from streamproxy.providers.openai import OpenAI
 from streamproxy.providers.openrouter import OpenRouter
 from streamproxy.providers.replicate import Replicate
+from streamproxy.providers.responses import Responses
+from streamproxy.providers.runware import Runware
 from streamproxy.providers.stability import Stability
 from streamproxy.providers.xai import XAI
 
@@ -29,6 +39,10 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "bfl": Bfl(),
     "replicate": Replicate(),
     "stability": Stability(),
+    "bedrock": Bedrock(),
+    "nova": Nova(),
+    "ideogram": Ideogram(),
+    "luma": Luma(),
     "mai": Mai(),
     "dashscope": DashScope(),
     "openrouter": OpenRouter(),
@@ -36,6 +50,12 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "ark": Ark(),
     "minimax": MiniMax(),
     "xai": XAI(),
+    "fireworks": Fireworks(),
+    "cloudflare": Cloudflare(),
+    "huggingface": HuggingFace(),
+    "leonardo": Leonardo(),
+    "runware": Runware(),
+    "responses": Responses(),
     "comfyui": ComfyApi(),
     "comfyui-websocket": ComfyWebSocket(),
 }

@@ -1,9 +1,9 @@
 """ByteDance's Seedream models on Ark, by BytePlus and by Volcengine: one path for generations and edits.
 
-Several pictures of one request are a group, which the model draws in the light of each other: it makes as many as the
-prompt calls for, up to `n`. A caller who sends `"sequential_image_generation": "disabled"` gets `n` requests instead.
-Models without groups always do. There is no mask, no quality and no seed. The watermark, on by default, is switched
-off unless the caller asks for it. SHAPES has what differs between the models; their answers are read by `groups`.
+Several pictures of one request are a group of related pictures. The model makes as many as the prompt calls for, up to
+`n`. With `"sequential_image_generation": "disabled"`, and for models without groups, `n` requests are sent instead.
+There is no mask, quality or seed. The watermark, on by default, is switched off unless the caller asks for it. SHAPES
+has the differences between the models; `groups` reads their answers.
 
 Sources: BytePlus's image generation API, 8 October 2026; docs.apiyi.com's comparison of the versions, 2026.
 """
@@ -22,18 +22,18 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.groups import made
 
 GROUP: Final = 15
-"""Pictures of a group, those that go in included."""
+"""Most pictures of a group, input images included."""
 
 SEQUENTIAL: Final = "sequential_image_generation"
 OPTIONS: Final = ("watermark", "optimize_prompt_options")
-"""Members that every model has under the very same name."""
+"""Members that every model takes under the same name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one version takes: areas from `least` to `most` pixels, sizes by name, input images, and further members.
+    """The limits of one version: areas from `least` to `most` pixels, sizes by name, input images, further members.
 
-    `groups`: several pictures by one request, and events. `formats`: it can be told which file to make.
+    `groups`: one request makes several pictures, and answers with events. `formats`: it takes the file's format.
     """
 
     least: int
@@ -53,10 +53,10 @@ SHAPES: Final[Mapping[str, Shape]] = {
     "seedream-4-5": Shape(3_686_400, LARGE, ("2K", "4K"), formats=()),
     "seedream-4-0": Shape(921_600, LARGE, ("1K", "2K", "4K"), formats=()),
 }
-"""By what stands in the model's name; the first that fits."""
+"""Shapes by a part of the model's name. The first match counts."""
 
 ENDPOINT: Final = Shape(1, LARGE * 4, ("1K", "1.5K", "2K", "3K", "4K"), groups=False, options=("tools", "seed"))
-"""For an endpoint, whose name says nothing of its model."""
+"""For an endpoint, whose name does not tell its model."""
 
 
 class Ark:
@@ -117,7 +117,7 @@ def _shape(route: Route) -> Shape:
 
 
 def _size(shape: Shape, request: ImageRequest) -> dict[str, object]:
-    """The nearest size that the model makes, in the shape that is asked for: most begin above 1024x1024."""
+    """The nearest size that the model makes, with the same ratio. Most models begin above 1024x1024."""
     edges = pixels(request.size)
     if edges is not None:
         width, height = resized(*edges, shape.least, shape.most)

@@ -1,15 +1,15 @@
 """AUTOMATIC1111's API, as Forge, SD.Next, sd.cpp's server and Draw Things speak it too: one request, one late answer.
 
-Models are named `automatic1111/<checkpoint>`; `automatic1111/default` is the one that is loaded. One job runs at a
-time, and others wait. The request gets a task id of ours (`force_task_id`). While it is under way, the web UI's own
-route is asked how far that task is, and for its drafts: at most `partial_images` of them are shown. The API's
-`/progress` is about whatever runs, and is never asked. A server without the web UI's route, or one that does not know
-our task, gives no previews.
+Models are named `automatic1111/<checkpoint>`; `automatic1111/default` is the one that is loaded. The server runs one
+job at a time, and others wait. The request gets a task id of ours (`force_task_id`). While it is under way, the web
+UI's own route is polled for the task's progress and drafts, of which at most `partial_images` are shown. The API's
+`/progress` reports whatever task runs, so it is never used. Without the web UI's route, or if the server does not know
+our task, there are no previews.
 
 `/interrupt` stops the running job, which may be another user's. After a disconnect it is sent only while our task runs:
-the task was seen at work, and its request has not been answered.
+a poll has seen it active, and its request has not been answered.
 
-Sources: AUTOMATIC1111's modules/api/models.py and modules/progress.py as published schemas have them, November 2026.
+Sources: the published schemas of AUTOMATIC1111's modules/api/models.py and modules/progress.py, November 2026.
 """
 
 from __future__ import annotations
@@ -55,30 +55,30 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.refusals import Refusal, detailed, no_image, refused, said_instead
 
 DEFAULT: Final = "default"
-"""The model that is whatever checkpoint the server has loaded."""
+"""The model that stands for the loaded checkpoint."""
 
 GRID: Final = Grid(step=8, least=64, most=2048, area=2048 * 2048)
-"""Latent pixels are 8 wide; 2048 is where the web UI's own sliders end."""
+"""A latent pixel has 8x8 pixels; 2048 is the end of the web UI's sliders."""
 
 SQUARE: Final = (1024, 1024)
 PREVIEW_STEPS: Final = 5
-"""Sampling steps between two drafts, where the server makes them: as AUTOMATIC1111's pull request 3722 has it."""
+"""Sampling steps between two drafts, from AUTOMATIC1111's pull request 3722."""
 
 OPTIONS: Final = (
     *("negative_prompt", "seed", "subseed", "subseed_strength", "steps", "cfg_scale", "sampler_name", "scheduler"),
     *("styles", "clip_skip", "restore_faces", "tiling"),
 )
-"""Members that a request has under the very same name."""
+"""Members that the server takes under the same name."""
 
 EDIT_OPTIONS: Final = ("denoising_strength", "mask_blur", "inpainting_fill", "inpaint_full_res", "resize_mode")
 INPAINTING: Final = {"mask_blur": 4, "inpainting_fill": 1, "inpaint_full_res": False, "inpainting_mask_invert": 0}
-"""The web UI's defaults. The API's own blank out what is to be painted, and paint it at full size."""
+"""The web UI's defaults. With the API's, the masked area is blanked out and painted at full size."""
 
 FORMATS: Final[Mapping[str, Literal["png", "jpeg"]]] = {"png": "png", "jpeg": "jpeg"}
 
 
 class _Task(msgspec.Struct):
-    """How far a task is."""
+    """The progress of a task."""
 
     active: bool = False
     progress: float | None = None
@@ -105,7 +105,7 @@ class Automatic1111:
     """The adapter: see `core.conversation.Adapter`."""
 
     def at_once(self, request: ImageRequest, route: Route) -> int:
-        """Several are made one after the other, so that a draft would not say whose it is."""
+        """One: pictures of one job are made in turn, and a draft does not say to which picture it belongs."""
         return 1 if request.stream and request.partial_images else min(request.n, route.model.max_n)
 
     def not_applied(self, job: Job) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ class Automatic1111:
         while (head := (yield from join(next(waits)))) is None:
             yield from watch.look()
         if watch.active:
-            yield Undo(None)  # what runs from here on is another's
+            yield Undo(None)  # from here on, the running task is another's
         if head.status != 200:
             raise _refusal(job, head, (yield from refusal_body()))
         raw = yield from body(job.limits.answer)
@@ -151,7 +151,7 @@ class Automatic1111:
 
 
 class _Watch:
-    """Asks how far one task is. `active`: it has been seen at work."""
+    """Polls the progress of one task. `active`: a poll has seen it run."""
 
     def __init__(self, job: Job, task: str) -> None:
         self.active = False
@@ -162,7 +162,7 @@ class _Watch:
         self._misses = 0
 
     def look(self) -> Conversation[None]:
-        """Ask once, and tell what is new. A look that fails costs nothing; after TRIES in a row there are no more."""
+        """Poll once, and yield the news. A failed poll is ignored; after TRIES in a row there are no more polls."""
         if self._misses == TRIES:
             return
         try:
@@ -186,7 +186,7 @@ class _Watch:
             yield from self._draft(task)
 
     def _asked(self) -> Conversation[_Task | None]:
-        """None where there is no such route."""
+        """One poll's answer; None where there is no such route."""
         job = self._job
         previews = bool(job.request.stream and job.request.partial_images)
         value = {"id_task": self._task, "id_live_preview": self._shown, "live_preview": previews}
@@ -197,7 +197,7 @@ class _Watch:
         return decoded(raw, _Task) if head.status == 200 else _Task()
 
     def _draft(self, task: _Task) -> Conversation[None]:
-        """A new draft, where one is to be shown."""
+        """Yield a new draft, if one is to be shown."""
         _, _, text = base64_text(task.live_preview).rpartition(b",")
         if not text or task.id_live_preview == self._shown:
             return
@@ -213,14 +213,14 @@ def _picture(text: bytes) -> Picture:
 
 
 def _pictures(answer: _Answer, most: int) -> list[Picture]:
-    """The answer's pictures: a grid of all may come before them, and what extensions made behind."""
+    """The answer's pictures, without a grid of all before them, and without the pictures of extensions after them."""
     texts = [text for raw in answer.images or () if (text := base64_text(raw).rpartition(b",")[2])]
     first = _first(answer.info)
     return [_picture(text) for text in texts[first : first + most]]
 
 
 def _first(info: msgspec.Raw) -> int:
-    """JSON in a JSON string; SD.Next's is another, and then nothing comes before the pictures."""
+    """The index of the first picture, from `info`, a JSON string with JSON. SD.Next's has another form: 0."""
     try:
         text = msgspec.json.decode(info, type=str | None)
         return max(0, msgspec.json.decode(text or "{}", type=_Info).index_of_first_image)
@@ -229,7 +229,7 @@ def _first(info: msgspec.Raw) -> int:
 
 
 def _input(job: Job) -> Conversation[dict[str, object]]:
-    """What the server is asked. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
+    """The request's members. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
     request = job.request
     settings: dict[str, object] = {"show_progress_every_n_steps": PREVIEW_STEPS, "return_grid": False}
     if job.route.upstream_model != DEFAULT:
@@ -263,7 +263,7 @@ def _options(request: ImageRequest) -> Iterator[tuple[str, object]]:
 
 
 def _edges(image: Inline | Spooled) -> Conversation[tuple[int, int]]:
-    """The size of an input image. An upload's bytes are elsewhere, and are read beside the event loop."""
+    """The size of an input image. An upload is on disk, so it is read outside the event loop."""
     start = image.base64 if isinstance(image, Inline) else None
     info = None if start is None else probe_base64(start)
     if info is None:
@@ -273,7 +273,7 @@ def _edges(image: Inline | Spooled) -> Conversation[tuple[int, int]]:
 
 
 def _said(raw: bytes) -> Refusal:
-    """FastAPI's words, or the server's own: the name of an exception, and what it says."""
+    """Read FastAPI's error, or the server's own: an exception's name and message."""
     try:
         said = decoded(raw, _Problem)
     except ProxyError:

@@ -1,11 +1,11 @@
-"""Black Forest Labs' FLUX models: submit, look until the work is done, fetch its one picture.
+"""Black Forest Labs' FLUX models: submit a task, poll it until it is done, fetch its one picture.
 
-Models are named `bfl/<endpoint>`, like `bfl/flux-2-pro`. Looks go to the URL that the answer names, on a regional host;
-the picture is fetched at once, without the key, for its URL is good for ten minutes. There are no previews, only how
-far the work is, and nothing cancels it.
+Models are named `bfl/<endpoint>`, like `bfl/flux-2-pro`. Polls go to the URL in the answer, on a regional host. The
+picture is fetched at once and without the key, since its URL holds for ten minutes. There are no previews, only a
+progress, and a task cannot be cancelled.
 
-SHAPES has what differs between the models: how a size is said, and where input images go. A mask is for the fill model,
-in white where the picture is to be made anew. Refusals come under 200, as a status of the job.
+SHAPES has the differences between the models: the form of a size, and the members of input images. Only the fill model
+takes a mask, white where the picture changes. Refusals come under 200, as a status of the task.
 
 Sources: api.bfl.ai/openapi.json and Black Forest Labs' own integration guide, November 2026; a recorded exchange.
 """
@@ -46,7 +46,7 @@ from streamproxy.core.conversation import (
     unapplied,
 )
 from streamproxy.core.cost import Work
-from streamproxy.core.requests import Embedded, Head, ImageRequest, Remote
+from streamproxy.core.requests import Embedded, Head, ImageRequest, Remote, UpstreamRequest
 from streamproxy.core.sizes import Grid, nearest_ratio
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.refusals import detailed, failed, lost, moderated, no_image, refused, said_instead
@@ -58,7 +58,7 @@ RATIOS: Final = ("21:9", "16:9", "4:3", "3:2", "1:1", "2:3", "3:4", "9:16", "9:2
 SQUARE: Final = (1024, 1024)
 
 OPTIONS: Final = ("seed", "safety_tolerance", "prompt_upsampling")
-"""Members that every model has under the very same name."""
+"""Members that every model takes under the same name."""
 
 FORMATS: Final = ("jpeg", "png")
 CREDIT: Final = 0.01
@@ -67,11 +67,11 @@ CREDIT: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one family of models takes.
+    """The members of one family of models.
 
-    `grid` for width and height, or `ratios`; neither where the input image decides. `inputs`: the most input images,
-    named `image` and from the second on `image_2`. `urls`: as URLs too. `masks`: it takes a mask. `options`: further
-    members that it has under the same name.
+    `grid`: it takes width and height; `ratios`: it takes one of these; neither: the input image decides. `inputs`: the
+    most input images, the first as `image`, the second as `image_2`. `urls`: it takes them as URLs too. `masks`: it
+    takes a mask. `options`: further members under the same name.
     """
 
     grid: Grid | None = None
@@ -99,7 +99,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
         inputs=1, image="image", urls=False, options=(*TUNED, "top", "bottom", "left", "right")
     ),
 }
-"""By how the endpoint begins; the first that fits."""
+"""Shapes by the beginning of the endpoint. The first match counts."""
 
 UNKNOWN: Final = Shape()
 
@@ -107,15 +107,15 @@ READY: Final = "Ready"
 MISSING: Final = "Task not found"
 MODERATED: Final = frozenset({"Request Moderated", "Content Moderated"})
 FAILED: Final = frozenset({"Error", "Failed"})
-"""The other statuses say that it goes on: Pending, Queued, Processing, and what is new."""
+"""Any other status means that the task runs: Pending, Queued, Processing, and unknown ones."""
 
 
 class _Sample(msgspec.Struct):
     sample: str | None = None
 
 
-class _Task(msgspec.Struct):
-    """A task as it was submitted, or as a look finds it."""
+class Task(msgspec.Struct):
+    """The answer to a submission, or to a poll."""
 
     id: str = ""
     polling_url: str | None = None
@@ -151,13 +151,14 @@ class Bfl:
         if head.status not in (200, 201, 202):
             raise refused(job, head, detailed((yield from refusal_body())))
         raw = yield from body(SMALL)
-        task = decoded(raw, _Task)
-        _check(job, task)
+        task = decoded(raw, Task)
+        check(job, task)
         if not task.id:
             raise refused(job, said_instead(head), detailed(raw))
         yield Accepted()
         yield JobId(task.id)
-        done = yield from _finished(job, task.polling_url or f"{job.provider.base_url}/get_result?id={quote(task.id)}")
+        url = task.polling_url or f"{job.provider.base_url}/get_result?id={quote(task.id)}"
+        done = yield from finished(job, get(url))
         if done.result is None or not done.result.sample:
             raise no_image(job, "", done.status)
         picture = yield from fetch(done.result.sample)
@@ -166,23 +167,23 @@ class Bfl:
         yield from finals(job, [picture], work=Work(inputs=_inputs(job, task), paid=paid))
 
 
-def _finished(job: Job, url: str) -> Conversation[_Task]:
-    """Look until the work is over. A task that is not found may not have got round to every region yet."""
+def finished(job: Job, asking: UpstreamRequest) -> Conversation[Task]:
+    """Poll until the task has ended. If it is not found, it may not be known in every region yet."""
     asked = 0.0
     misses = 0
     for pause in pauses():
         yield Wait(max(pause, asked))
-        head, raw = yield from look(get(url))
+        head, raw = yield from look(asking)
         if head.status not in (200, 404):
             raise refused(job, head, detailed(raw))
         asked = asked_pause(head)
-        task = decoded(raw, _Task)
+        task = decoded(raw, Task)
         if head.status == 404 or task.status == MISSING:
             misses += 1
             if misses == TRIES:
                 raise lost(job, Head(404, head.items))
             continue
-        _check(job, task)
+        check(job, task)
         if task.status == READY:
             return task
         if task.progress is not None:
@@ -190,8 +191,8 @@ def _finished(job: Job, url: str) -> Conversation[_Task]:
     raise AssertionError("the pauses have no end")
 
 
-def _check(job: Job, task: _Task) -> None:
-    """Raises ProxyError where the status is a refusal, or a failure."""
+def check(job: Job, task: Task) -> None:
+    """Raise ProxyError where the status is a refusal, or a failure."""
     if task.status in MODERATED:
         reasons = ", ".join(_texts(task.details))
         words = f"The provider's moderation blocked the {task.status.partition(' ')[0].lower()}"
@@ -209,8 +210,8 @@ def _texts(details: msgspec.Raw) -> list[str]:
     ]
 
 
-def _inputs(job: Job, task: _Task) -> int | None:
-    """Megapixels of the input pictures that are charged."""
+def _inputs(job: Job, task: Task) -> int | None:
+    """Megapixels of the input images, which are charged."""
     if task.input_mp is not None:
         return int(-(-task.input_mp // 1)) if 0 <= task.input_mp < MOST_MEGAPIXELS else None
     return None if job.request.images else 0
@@ -225,7 +226,7 @@ def _shape(job: Job) -> Shape:
 
 
 def _input(job: Job) -> Conversation[dict[str, object]]:
-    """What the model is asked. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
+    """The model's input. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
     shape, request = _shape(job), job.request
     value: dict[str, object] = {"prompt": request.prompt, **_size(shape, request)}
     given = ((name, request.option(name)) for name in (*OPTIONS, *shape.options))
@@ -247,7 +248,7 @@ def _input(job: Job) -> Conversation[dict[str, object]]:
 
 
 def _size(shape: Shape, request: ImageRequest) -> dict[str, object]:
-    """A picture is charged by its size, so that is said; where there is an input image, its size is the default."""
+    """The size. It is always sent, since the price depends on it, but for edits, which have the input image's size."""
     edges = pixels(request.size)
     if shape.grid is not None and (edges is not None or not request.images):
         width, height = shape.grid.fitted(*(edges or SQUARE))

@@ -1,13 +1,13 @@
-"""ComfyUI, which shows each picture while it forms: Comfy API v2 (HTTP and events), and the server's own WebSocket.
+"""ComfyUI, which sends previews of each picture: by Comfy API v2 (HTTP and events), or by the server's own WebSocket.
 
-The operator's workflow, one JSON graph in API format per model, is the request. Strings in it that are a slot, like
-"{prompt}", are replaced by the caller's values: {prompt}, {width}, {height}, {seed}, {image}, {mask}.
+The request is the operator's workflow: one JSON graph in API format per model. Strings in it that are a slot are
+replaced by the caller's values. The slots are {prompt}, {width}, {height}, {seed}, {image} and {mask}.
 
     API v2      POST api/v2/jobs -> events: preview, output, status -> each output's content
     WebSocket   connect, then POST prompt; previews as binary messages; then history and view
 
-Previews are spread: at most `partial_images`, the newest at each of as many steps of progress. Both forms cancel this
-job by its id: a bare interrupt would stop whatever runs, another caller's job too.
+At most `partial_images` previews are shown, spread over the progress. Both forms cancel this job by its id: an
+interrupt without an id would stop the running job, which may be another caller's.
 
 Sources: Comfy-Org/comfy-api-proxy, spec/openapi.yaml and realtime.py; comfyanonymous/ComfyUI, server.py, protocol.py.
 """
@@ -59,7 +59,7 @@ from streamproxy.providers.refusals import Refusal, failed, no_image, refused
 
 APPLIED: Final = frozenset({"size", "image", "images", "mask", "seed", "partial_images"})
 SQUARE: Final = (1024, 1024)
-"""Pixels where the caller names no size: what the models in ComfyUI's own templates are made for."""
+"""Pixels where the caller gives no size: that of the models in ComfyUI's own templates."""
 
 OVER: Final = frozenset({"succeeded", "failed", "canceled", "expired"})
 
@@ -90,7 +90,7 @@ class _JobState(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
-    """The data of any of its events."""
+    """The data of an event."""
 
     status: str | None = None
     queue_position: int | None = None
@@ -145,7 +145,7 @@ class ComfyApi:
 
 
 def _watched(job: Job, url: str) -> Conversation[None]:
-    """Previews while the job runs. What goes wrong here costs only previews: the job itself is looked at next."""
+    """Yield previews while the job runs. A failure here costs only previews: the job itself is polled next."""
     spread = _Spread(job)
     try:
         head = yield from send(get(url))
@@ -165,7 +165,7 @@ def _watched(job: Job, url: str) -> Conversation[None]:
 
 
 def _ended(url: str) -> Conversation[_JobState]:
-    """The job once it is over: what this says is the truth, whatever the events said."""
+    """Poll until the job has ended. Its status counts, not the events'."""
     for pause in pauses():
         head, raw = yield from look(get(url))
         if head.status != 200:
@@ -178,7 +178,7 @@ def _ended(url: str) -> Conversation[_JobState]:
 
 
 def _content(job: Job, url: str) -> Conversation[Picture]:
-    """An output's bytes: from the host itself, or from where it redirects to, which gets no credential."""
+    """An output's bytes: from the host itself, or from the target of its redirect, which gets no credential."""
     head = yield from send(get(url), redirects=True)
     if head.status in (301, 302, 303, 307, 308):
         return (yield from fetch(urljoin(url, head.headers.get("location", ""))))
@@ -196,7 +196,7 @@ def _upload(job: Job, image: Inline | Spooled) -> Conversation[str]:
 
 
 def _key(job: Job) -> tuple[tuple[str, str], ...]:
-    """A submission that is lost on the way must not become a second job."""
+    """An idempotency key, so that a submission whose answer is lost does not become a second job."""
     return (("idempotency-key", _uuid(job)),)
 
 
@@ -217,7 +217,7 @@ class _Message(msgspec.Struct):
 
 
 class _Data(msgspec.Struct):
-    """The members that we read of any message's data."""
+    """The members that are read of a message's data."""
 
     prompt_id: str | None = None
     node: str | None = msgspec.field(default="")
@@ -259,7 +259,7 @@ IMAGE_TYPES: Final = {1: "image/jpeg", 2: "image/png"}
 class ComfyWebSocket:
     """ComfyUI's own server: see `core.conversation.Adapter`.
 
-    Events go to the client id that submitted the prompt and to no other, so each job has an id of its own.
+    Events go only to the client id that submitted the prompt, so each job has a client id of its own.
     """
 
     def at_once(self, request: ImageRequest, route: Route) -> int:
@@ -302,7 +302,7 @@ class ComfyWebSocket:
 
 
 def _heard(job: Job, id: str) -> Conversation[None]:
-    """Previews until the job is over. A WebSocket that breaks costs previews only: the history says how it ended."""
+    """Yield previews until the job has ended. If the WebSocket breaks, that costs only previews: see `_files`."""
     spread = _Spread(job)
     try:
         while True:
@@ -337,7 +337,7 @@ def _read(message: str) -> tuple[str, _Data]:
 
 
 def _binary(message: bytes, id: str) -> Picture | None:
-    """A preview of this job; None for all else, and for what is cut short."""
+    """A binary message's preview; None for other messages, and for one that is cut short."""
     kind, length = int.from_bytes(message[:4]), int.from_bytes(message[4:8])
     if len(message) <= 8:
         return None
@@ -356,7 +356,7 @@ def _binary(message: bytes, id: str) -> Picture | None:
 
 
 def _files(url: str, id: str) -> Conversation[list[_File]]:
-    """The output files, which appear in the history a moment after the last message."""
+    """Poll the history for the output files. They appear there a moment after the last message."""
     for pause in pauses():
         head, raw = yield from look(get(url))
         if head.status != 200:
@@ -408,7 +408,7 @@ def _workflow(job: Job) -> str:
 
 
 def _values(job: Job) -> dict[str, object]:
-    """What the slots stand for, but for images."""
+    """The values of the slots, images apart."""
     width, height = pixels(job.request.size) or SQUARE
     seed = job.request.option("seed")
     given = (
@@ -418,7 +418,7 @@ def _values(job: Job) -> dict[str, object]:
 
 
 def _images(job: Job) -> Iterator[tuple[str, Inline | Spooled]]:
-    """The slots that images fill. Raises ProxyError where the workflow has none for one."""
+    """The slots for images, with their images. Raises ProxyError for an image without a slot."""
     graph = _workflow(job)
     given: list[tuple[str, Input | None]] = [("{mask}", job.request.mask)]
     given += [
@@ -438,7 +438,7 @@ def _images(job: Job) -> Iterator[tuple[str, Inline | Spooled]]:
 
 
 def _filled(job: Job, values: Mapping[str, object]) -> object:
-    """The workflow's graph with values in its slots."""
+    """The workflow's graph with the values in place of its slots."""
 
     def fill(node: object) -> object:
         if isinstance(node, dict):
@@ -457,7 +457,7 @@ def _uuid(job: Job) -> str:
 
 
 class _Spread:
-    """Chooses at most `partial_images` previews, each after twice as many as the one before: they spread out."""
+    """Chooses at most `partial_images` previews, each after twice as many steps as the one before."""
 
     def __init__(self, job: Job) -> None:
         self._job = job

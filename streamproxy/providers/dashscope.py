@@ -1,11 +1,11 @@
-"""Alibaba's DashScope (Model Studio): Qwen-Image in one exchange, Wan as a task that is looked at.
+"""Alibaba's DashScope (Model Studio): Qwen-Image in one exchange, Wan as a task that is polled.
 
-Models are named `dashscope/<model>`. SHAPES has what differs: the path, whether the answer is a task, how a prompt and
-a size are said, how many pictures one request makes. Number and size are always said, for Wan's own defaults are four
-pictures of 2048x2048; so is that there is to be no watermark.
+Models are named `dashscope/<model>`. SHAPES has the differences: the path, whether the answer is a task, the form of
+prompt and size, the most pictures of one request. Number and size are always sent, because Wan's own defaults are four
+pictures of 2048x2048. `watermark` is always sent as false, unless the caller asks for one.
 
-Refusals come as 4xx, under 200 with a `code` at the top, and as a task that has failed. A task can be cancelled only
-while it waits. Pictures are URLs that are good for a day.
+Refusals come as 4xx, under 200 with a `code` at the top level, and as a failed task. A task can be cancelled only while
+it waits. Pictures are URLs that hold for a day.
 
 Sources: dashscope 2.0.2; Alibaba Cloud's Model Studio reference, November 2026.
 """
@@ -65,18 +65,18 @@ FIVE: Final = ((1328, 1328), (1664, 928), (928, 1664), (1472, 1104), (1104, 1472
 SQUARE: Final = (1024, 1024)
 
 OPTIONS: Final = ("negative_prompt", "seed", "prompt_extend", "watermark")
-"""Members that every model has under the very same name."""
+"""Members that every model takes under the same name."""
 
 FORMATS: Final[Mapping[str, Literal["png", "jpeg"]]] = {"png": "png", "jpeg": "jpeg"}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one family of models takes.
+    """The members of one family of models.
 
-    `path`, and `task`: its answer is one. `grid` of sizes with `area` pixels at least, or the `sizes` that there are;
-    an edit whose size the caller does not say has `edit_size`, "" for none. `most` pictures and `inputs` at once.
-    `options`: further members that it has under the same name.
+    `task`: the answer is a task. `grid`: sizes with at least `area` pixels; `sizes`: the only ones. `edit_size`: the
+    size of an edit without one, "" for none. `most` pictures and `inputs` of one request. `options`: further members
+    under the same name.
     """
 
     path: str = MESSAGES
@@ -109,10 +109,10 @@ SHAPES: Final[Mapping[str, Shape]] = {
     "wan": Shape(SYNTHESIS, task=True, grid=WAN, most=4),
     "z-image": Shape(grid=QWEN_2),
 }
-"""By how the model begins; the first that fits."""
+"""Shapes by the beginning of the model's name. The first match counts."""
 
 LIKELY: Final = Shape(grid=QWEN_2, inputs=3)
-"""For a model that is not in the table."""
+"""For a model outside the table."""
 
 BLOCKED: Final = "DataInspectionFailed"
 WAITING: Final = "PENDING"
@@ -195,7 +195,7 @@ class DashScope:
 
 
 def _finished(job: Job, id: str) -> Conversation[_Output]:
-    """Look until the task is over. It can be cancelled while it waits, and not once it runs."""
+    """Poll until the task has ended. It can be cancelled while it waits, but not once it runs."""
     url = f"{job.provider.base_url}/tasks/{quote(id, safe='')}"
     yield Undo(UpstreamRequest("POST", f"{url}/cancel", COMMON))
     waiting, misses = True, 0
@@ -220,7 +220,7 @@ def _finished(job: Job, id: str) -> Conversation[_Output]:
 
 
 def _made(job: Job, items: Sequence[_Item]) -> Conversation[None]:
-    """The pictures, as many as were asked for. Raises ProxyError for those that there are not."""
+    """The pictures, at most as many as the job is for. Raises ProxyError where some are missing."""
     found = [url for item in items if (url := _url(item))]
     pictures: list[Picture | None] = []
     for url in (yield from first_of(found, job)):
@@ -242,7 +242,7 @@ def _short(job: Job, made: int) -> ProxyError:
 
 
 def _nothing(job: Job, items: Sequence[_Item]) -> ProxyError:
-    """Why there are no pictures: the code of one that has failed, or words in their place."""
+    """The error for an answer without pictures: a failed picture's code, or the text in place of pictures."""
     failure = next((item for item in items if item.code), None)
     if failure is not None:
         return _failure(job, failure.code or "", failure.message or "")
@@ -254,7 +254,7 @@ def _shape(model: str) -> Shape:
 
 
 def _input(job: Job, shape: Shape) -> dict[str, object]:
-    """What the model is asked. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
+    """The request's body. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
     request = job.request
     parameters: dict[str, object] = {"n": job.n, "watermark": False, **_size(shape, request)}
     given = ((name, request.option(name)) for name in (*OPTIONS, *shape.options))
@@ -297,7 +297,7 @@ def _refusal(job: Job, head: Head, raw: bytes) -> ProxyError:
 
 
 def _said(job: Job, head: Head, said: _Answer) -> ProxyError:
-    """Throttling and a wrong key have codes of their own, whatever the status."""
+    """Read an error. Throttling and a wrong key have their own codes, under any status."""
     code = said.code or ""
     if code.startswith(BLOCKED):
         return moderated(job, said.message or "", code)
@@ -308,7 +308,7 @@ def _said(job: Job, head: Head, said: _Answer) -> ProxyError:
 
 
 STATUSES: Final[Mapping[str, int]] = {"InvalidApiKey": 401, "Arrearage": 402, "Throttling": 429, "InternalError": 500}
-"""By how a code begins: the status that it has, also where it comes under 200."""
+"""The HTTP status of an error by the beginning of its code, also where it comes under 200."""
 
 
 def _failure(job: Job, code: str, message: str) -> ProxyError:

@@ -1,17 +1,17 @@
-"""fal.ai: a queue in front of many apps. Submit, look until the work is done, read the result, fetch its pictures.
+"""fal.ai: a queue in front of many apps. Submit a job, poll it until it is done, read the result, fetch its pictures.
 
-Models are named `fal/<path>`, like `fal/fal-ai/flux/dev`. fal itself would run a request that failed up to ten times,
-and in another app of its choice: both are switched off, for each run may be paid. Once submitted, the URLs that the
-answer names are followed, and the work is cancelled where the caller is gone.
+Models are named `fal/<path>`, like `fal/fal-ai/flux/dev`. By default fal runs a failed request up to ten times, and may
+run it in another app. Both are switched off, since each run may be charged. The URLs of the job come from the answer to
+its submission. After a disconnect the job is cancelled.
 
     the queue      every app
-    fal.run        an app that the catalogue calls fast: one exchange, nothing to cancel
-    /stream        an app that the catalogue says to stream, for a caller who wants previews: events with the app's
-                   result as it gets better, the last of which is the result
+    fal.run        an app that is `fast` in the catalogue: one exchange, which cannot be cancelled
+    /stream        an app that `streams` in the catalogue, if the caller wants previews: each event has a better
+                   version of the result, and the last one has the result
 
-Apps differ in the members that they take; APPS has what differs, by words in their paths. A picture that the safety
-checker has blackened is a refusal, though it comes as a success; the other pictures of the job are not. What a picture
-is, its bytes say: apps have announced PNG as JPEG.
+APPS has the differences between the apps' members, by words in their paths. A picture that the safety checker has made
+black is a refusal, although it comes as a success; the other pictures of the job count. The format of a picture is read
+from its bytes, since apps have labelled PNG as JPEG.
 
 Sources: fal-client 1.0.3; fal.ai/docs, queue API and error reference, November 2026.
 """
@@ -63,17 +63,17 @@ from streamproxy.providers.refusals import detailed, failed, lost, moderated, no
 
 OWN: Final = (("x-fal-no-retry", "1"), ("x-app-fal-disable-fallback", "1"))
 QUEUE: Final = "queue."
-"""What the queue's host has before the name of the one that answers at once."""
+"""The prefix of the queue's host, before the name of the host of `fal.run`."""
 
 MOST_PICTURES: Final = 4
-"""`num_images` of an app that is not in the catalogue; hardly any takes more."""
+"""Most `num_images` of an app outside the catalogue. Few apps take more."""
 
 APPLIED: Final = frozenset({"size", "image", "images", "output_format"})
 OPTIONS: Final = (
     *("seed", "guidance_scale", "num_inference_steps", "negative_prompt", "strength", "safety_tolerance"),
     *("enable_safety_checker", "aspect_ratio", "resolution"),
 )
-"""Members that apps have under the very same name."""
+"""Members that apps take under the same name."""
 
 POLICY: Final = "content_policy_violation"
 
@@ -84,12 +84,11 @@ TIERS: Final = {"1K": 1.0, "2K": 4.0, "4K": 16.0}
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """What an app takes. `ratios`: it takes an aspect ratio instead of a size, and with `tiers` a resolution.
+    """The members of an app. `ratios`: it takes an aspect ratio instead of a size; `tiers`: and a resolution.
 
-    `written`: it takes a size as OpenAI writes it. `several`: it takes a list of input images. `mask`: the member for
-    it, "" where it takes none, and `marks` the colour of what is to be edited, "" for OpenAI's own masks. `options`:
-    further members that it has under the same name; `always`: what it is told in any case, for its own default may
-    cost more.
+    `written`: it takes a size as OpenAI writes it. `several`: it takes a list of input images. `mask`: the member of
+    the mask, "" without one; `marks`: the mask's colour for the area to edit, "" for OpenAI's own masks. `options`:
+    further members under the same name; `always`: members that are always sent, since the app's defaults may cost more.
     """
 
     ratios: tuple[str, ...] = ()
@@ -127,7 +126,7 @@ APPS: Final[Mapping[str, App]] = {
     "flux/schnell": App(),
     "flux/dev": App(),
 }
-"""By a word in the path; the first that fits. Source: the apps' pages on fal.ai, November 2026."""
+"""Apps by a word in the path. The first match counts. Source: the apps' pages on fal.ai, November 2026."""
 
 ANY: Final = App(mask="mask_url")
 
@@ -208,7 +207,7 @@ def _queued(job: Job, url: str, value: object) -> Conversation[None]:
     if queued.cancel_url is not None:
         yield Undo(UpstreamRequest("PUT", queued.cancel_url, COMMON))
     metrics = yield from _finished(job, queued.status_url)
-    yield Undo(None)  # there is nothing left to cancel
+    yield Undo(None)  # nothing is left to cancel
     head, raw = yield from look(get(queued.response_url), job.limits.answer)
     if head.status != 200:
         raise _refusal(job, head, raw, taken=True)
@@ -216,7 +215,7 @@ def _queued(job: Job, url: str, value: object) -> Conversation[None]:
 
 
 def _finished(job: Job, status_url: str) -> Conversation[_Metrics]:
-    """Look until the work is over."""
+    """Poll until the job has ended."""
     for pause in pauses():
         yield Wait(pause)
         head, raw = yield from look(get(status_url))
@@ -250,7 +249,7 @@ def _named(head: Head) -> Conversation[None]:
 
 
 def _streamed(job: Job, url: str, value: object) -> Conversation[None]:
-    """Events with the result as it gets better: each that another follows was a draft."""
+    """Read events with better and better results: the last one is the result, and the others are drafts."""
     head = yield from send(post_json(job, url, value, (("accept", "text/event-stream"), *OWN)))
     if head.status != 200:
         raise _refusal(job, head, (yield from refusal_body()))
@@ -285,19 +284,19 @@ def _drafts(job: Job, result: _Result, spread: Spread) -> Conversation[None]:
 
 
 def _made(job: Job, head: Head, result: _Result, metrics: _Metrics) -> Conversation[None]:
-    """The result's pictures, as many as were asked for. Raises ProxyError for those that there are not."""
+    """The result's pictures, at most as many as the job is for. Raises ProxyError where some are missing."""
     pictures: list[Picture | None] = []
     for index, file in enumerate((yield from first_of(result.files, job))):
         pictures.append(None if result.is_flagged(index) else (yield from fetch(file.url)))
     yield from finals(job, pictures, work=Work(seconds=metrics.inference_time, paid=_billed(job, head)))
     if None in pictures:
-        raise moderated(job, "The safety checker has blackened the picture.", "has_nsfw_concepts")
+        raise moderated(job, "The safety checker has made the picture black.", "has_nsfw_concepts")
     if len(pictures) < job.n:
         raise no_image(job, f"The provider made {len(pictures)} of {job.n} pictures.", "")
 
 
 def _billed(job: Job, head: Head) -> float | None:
-    """USD, by the units that fal says it bills: pictures or megapixels, whichever its price is for."""
+    """The cost in USD, by the units that fal reports: pictures or megapixels, as the model's price has it."""
     price = job.model.price
     if price is None or price.first_megapixel is not None:
         return None
@@ -322,7 +321,7 @@ def _app(job: Job) -> App:
 
 
 def _input(job: Job) -> Conversation[dict[str, object]]:
-    """What the app is asked. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
+    """The app's input. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
     app, request = _app(job), job.request
     value: dict[str, object] = {"prompt": request.prompt, "num_images": job.n, **app.always, **_shape(app, request)}
     given = ((name, request.option(name)) for name in (*OPTIONS, *app.options))
@@ -362,9 +361,9 @@ def _url(image: Input) -> object:
 
 
 def _refusal(job: Job, head: Head, raw: bytes, *, taken: bool = False) -> ProxyError:
-    """`{"detail": "..."}`, or FastAPI's list of problems; a flagged prompt is known by its `type`, not by words.
+    """Read `{"detail": "..."}`, or FastAPI's list of problems. A flagged prompt is known by its `type`, not its text.
 
-    `taken`: fal has taken the job, so that what it does not know is not the model.
+    `taken`: fal has taken the job, so a 404 is not about the model.
     """
     if taken and head.status in (404, 410):
         return lost(job, head)

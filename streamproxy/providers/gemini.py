@@ -5,12 +5,12 @@
     candidates[].content   text, pictures, and drafts: pictures that a thinking model makes on the way
 
 A thinking model may answer with several pictures, drafts first, and not every draft is marked. So the newest picture is
-held back: one that another follows was a draft, and becomes a preview; the one that is left at the end is the result,
-preferably one that is not marked as a thought. There is one picture a request, and neither mask nor seed.
+held back. If another one follows, it was a draft and becomes a preview. The last picture is the result, preferably one
+that is not marked as a thought. One request makes one picture, and there is neither mask nor seed.
 
-All that is shown goes in one turn of the user's: a picture in a turn of the model's is refused without its signature.
-Vertex AI has the same wire at another address, and can be told the file's format; the Gemini API cannot, so its
-pictures are converted here. Neither makes WebP: a caller who asks for it gets PNG.
+All input images go in one turn of the user: a picture in a turn of the model is refused without its signature. Vertex
+AI has the same wire at another address, and takes the file's format. The Gemini API does not, so its pictures are
+converted here. Neither makes WebP: a caller who asks for it gets PNG.
 
 Sources: google-genai 3.6.1; ai.google.dev/gemini-api/docs/image-generation, 16 July 2026.
 """
@@ -66,7 +66,7 @@ FOURTEEN: Final = (*TEN, "1:4", "4:1", "1:8", "8:1")
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one model can be asked for: aspect ratios, and size tiers from the smallest; none where it has one size."""
+    """The choices of one model: aspect ratios, and size tiers from the smallest; no tiers where it has one size."""
 
     ratios: tuple[str, ...]
     tiers: tuple[str, ...]
@@ -80,17 +80,17 @@ SHAPES: Final[Mapping[str, Shape]] = {
     "gemini-nano-banana-2.1": Shape(FOURTEEN, ("1K", "2K", "4K")),
 }
 LIKELY: Final = Shape(TEN, ("1K", "2K", "4K"))
-"""For a model that is not in the table."""
+"""For a model outside the table."""
 
 TIERS: Final = {"512": 768.0, "1K": 1536.0, "2K": 3072.0, "4K": float("inf")}
-"""Each tier ends below this mean edge, the square root of the area in pixels."""
+"""The mean edge (square root of the area in pixels) below which a size belongs to the tier."""
 
 PIXELS: Final[Mapping[str, str]] = {
     **{"1280x896": "4:3", "896x1280": "3:4"},
     **{"1248x832": "3:2", "832x1248": "2:3", "1184x864": "4:3", "864x1184": "3:4", "1152x896": "5:4"},
     **{"896x1152": "4:5", "1344x768": "16:9", "768x1344": "9:16", "1536x672": "21:9"},
 }
-"""Sizes whose nearest ratio is not the one that they are made with: the 2.5 model's own, and two that clients use."""
+"""Sizes whose ratio is not the nearest one: those that the 2.5 model makes, and two that clients use."""
 
 APPLIED: Final = frozenset({"image", "images", "thinking_level", "media_resolution", "response_modalities"})
 CONFIG: Final = {"aspect_ratio": "aspectRatio", "image_size": "imageSize"}
@@ -100,14 +100,14 @@ _BLOCKED: Final = frozenset(
     {"SAFETY", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "RECITATION"}
     | {"IMAGE_RECITATION", "MODEL_ARMOR", "ESCALATION"}
 )
-"""Reasons to finish that are about what is asked for or shown."""
+"""Finish reasons for what the prompt or the picture shows."""
 
 _REFUSED: Final = {
     "LANGUAGE": "The provider's model does not know the prompt's language.",
-    "MISSING_THOUGHT_SIGNATURE": "The provider misses the signature of an earlier answer.",
-    "PUP_LIMITED_DISABLED": "The provider has limited this account for what it was used for.",
+    "MISSING_THOUGHT_SIGNATURE": "The provider requires the signature of an earlier answer.",
+    "PUP_LIMITED_DISABLED": "The provider has limited this account because of its use.",
 }
-"""Reasons that are about the request or the account, and what they mean. Every other one is an answer without image."""
+"""Finish reasons for the request or the account, and their failures. Any other reason: NO_IMAGE."""
 
 
 class _Blob(msgspec.Struct, rename="camel"):
@@ -151,7 +151,7 @@ class _Usage(msgspec.Struct, rename="camel"):
 
 
 class _Chunk(msgspec.Struct, rename="camel"):
-    """A GenerateContentResponse, or an error. Thought signatures, larger than the picture, are left where they are."""
+    """A GenerateContentResponse, or an error. Thought signatures, which may be larger than pictures, are not read."""
 
     candidates: list[_Candidate] | None = None
     prompt_feedback: _Feedback | None = None
@@ -185,7 +185,7 @@ class Gemini:
 
 
 def _read(answer: _Answer, head: Head) -> Conversation[None]:
-    """The answer to its end, with previews on the way."""
+    """Read the answer to its end, and yield its previews."""
     accepted = False
     while (event := (yield from _next(answer))) is not None:
         for chunk in _chunks(event):
@@ -198,7 +198,7 @@ def _read(answer: _Answer, head: Head) -> Conversation[None]:
 
 
 def _next(answer: _Answer) -> Conversation[Event | None]:
-    """The next event. An answer that breaks off after its last word lacks nothing."""
+    """The next event; None at the end, also where the answer breaks off after its picture and finish reason."""
     try:
         return (yield from next_event())
     except ProxyError as error:
@@ -209,7 +209,7 @@ def _next(answer: _Answer) -> Conversation[Event | None]:
 
 
 def _request(job: Job) -> Conversation[UpstreamRequest]:
-    config = _config(job)  # first: what it refuses needs no image
+    config = _config(job)  # first, because a refusal needs no image
     parts: list[object] = []
     for index, image in enumerate(job.request.images):
         shown = yield from inlined(image, job, f"images[{index}]")
@@ -236,7 +236,7 @@ def _config(job: Job) -> dict[str, object]:
 
 
 def _modalities(job: Job) -> list[str]:
-    """`["text", "image"]` as callers write it, in a form as `text,image`."""
+    """The caller's `response_modalities`, like `["text", "image"]`, or `text,image` in a form."""
     given = job.request.option("response_modalities")
     words = given.split(",") if isinstance(given, str) else given
     if words is None:
@@ -245,13 +245,13 @@ def _modalities(job: Job) -> list[str]:
         raise invalid("response_modalities", "an array of strings")
     found = [word.strip().upper() for word in words]
     if "IMAGE" not in found:
-        message = "An answer without images is none here: response_modalities must hold `image`."
+        message = "response_modalities must hold `image`: this route only makes images."
         raise ProxyError(Failure.UNSUPPORTED_PARAMETER, message, param="response_modalities")
     return found
 
 
 def _given_config(job: Job) -> dict[str, object]:
-    """The caller's `image_config`, in a form as JSON text."""
+    """The caller's `image_config`, which a form has as JSON text."""
     given = job.request.option("image_config")
     if isinstance(given, str):
         try:
@@ -270,7 +270,7 @@ def _image_config(job: Job) -> dict[str, object]:
 
 
 def _output(job: Job) -> dict[str, object]:
-    """Which file Vertex AI is to make; the Gemini API cannot be told."""
+    """The file format for Vertex AI. The Gemini API does not take one."""
     form = FORMATS.get(job.request.output_format or "")
     if form is None or not on_vertex(job):
         return {}
@@ -280,7 +280,7 @@ def _output(job: Job) -> dict[str, object]:
 
 
 def _applied(job: Job) -> frozenset[str]:
-    """Members that depend on the others, on the model, or on the provider."""
+    """The applied members that depend on others, on the model, or on the provider."""
     request, shape = job.request, _shape(job.route.upstream_model, job.request.size)
     config = _image_config(job)
     applied = {
@@ -293,9 +293,9 @@ def _applied(job: Job) -> frozenset[str]:
 
 
 def _shape(model: str, size: str | None) -> dict[str, object]:
-    """`imageConfig` for OpenAI's size, {} where the model may choose: the nearest ratio, and the tier it falls in.
+    """`imageConfig` for OpenAI's size: the nearest ratio, and the size's tier. {} where the model may choose.
 
-    A ratio or a tier by itself, like "16:9" or "2K", is one where the model has it.
+    A size that is only a ratio or a tier, like "16:9" or "2K", is used where the model has it.
     """
     known = SHAPES.get(model.removesuffix("-preview"), LIKELY)
     edges = pixels(size)
@@ -312,7 +312,7 @@ def _shape(model: str, size: str | None) -> dict[str, object]:
 
 
 def _chunks(event: Event) -> list[_Chunk]:
-    """An event's chunks: the stream has one an event, the form without `alt=sse` an array of them."""
+    """An event's chunks: one in each event of a stream, or an array of them in an answer without `alt=sse`."""
     raw = event.joined()
     try:
         return _CHUNKS.decode(raw) if raw.lstrip()[:1] == b"[" else [_CHUNK.decode(raw)]
@@ -321,7 +321,7 @@ def _chunks(event: Event) -> list[_Chunk]:
 
 
 class _Answer:
-    """What has come so far: the newest picture that is no thought, the newest that is, words, and why it ended."""
+    """The answer so far: the newest picture, the newest that is a thought, the text, and the finish reason."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -330,7 +330,7 @@ class _Answer:
         self._drafts = 0
         self._words: list[str] = []
         self._before = 0
-        """Words that came before the picture that is the result so far."""
+        """Texts that came before the result so far."""
         self._reason = ""
         self._message = ""
         self.usage: _Usage | None = None
@@ -338,11 +338,11 @@ class _Answer:
 
     @property
     def over(self) -> bool:
-        """Whether it has a picture and has said that it is finished: usage may be missing, the result is not."""
+        """Whether it has a picture and a finish reason. Only the usage can still be missing."""
         return bool(self._reason) and self._held is not None
 
     def take(self, chunk: _Chunk, head: Head) -> list[Frame]:
-        """Take a chunk: the previews that it makes of earlier pictures. Raises ProxyError for a refusal."""
+        """Take a chunk, and yield earlier pictures as previews. Raises ProxyError for a refusal."""
         if chunk.error is not None:
             raise refused_by(self._job, Head(chunk.error.code or 502, head.items), chunk.error)
         if chunk.prompt_feedback is not None and chunk.prompt_feedback.block_reason:
@@ -374,7 +374,7 @@ class _Answer:
             self._result = picture
 
     def result(self) -> Picture:
-        """The picture. Raises ProxyError where there is none, by the reason that the model gives."""
+        """The picture. Raises ProxyError where there is none, by the finish reason."""
         picture = self._result or self._held
         if picture is not None:
             return picture
@@ -384,12 +384,12 @@ class _Answer:
         if reason in _REFUSED:
             details = ErrorDetails(members={"provider_code": reason})
             error = ProxyError(Failure.PROVIDER_REFUSED, _REFUSED[reason], details=details)
-            error.charged = True  # it has thought about the request, and thoughts are paid
+            error.charged = True  # the model has thought about the request, and thoughts are charged
             raise error
         raise no_image(job, message or self._text(), reason)
 
     def said(self) -> dict[str, object]:
-        """The words beside the picture, and both in the model's order."""
+        """The text beside the picture, and both in the model's order."""
         parts: list[dict[str, object]] = [{"type": "image", "index": self._job.first}]
         before, after = "".join(self._words[: self._before]), "".join(self._words[self._before :])
         if before:
@@ -403,7 +403,7 @@ class _Answer:
 
 
 def _openai_usage(said: _Usage | None) -> Mapping[str, object] | None:
-    """In OpenAI's terms: thoughts are output text, so that input and output add up to the provider's total."""
+    """The usage in OpenAI's form. Thoughts count as output text, so that input and output add up to the total."""
     if said is None:
         return None
     sent, made = said.prompt_token_count or 0, said.candidates_token_count or 0

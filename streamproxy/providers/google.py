@@ -1,4 +1,4 @@
-"""Errors, aspect ratios and file formats of Google's two wires, and how Vertex AI is told from the Gemini API.
+"""Errors, aspect ratios and file formats of Google's two wires, and the difference of Vertex AI and the Gemini API.
 
 Sources: google-genai 3.6.1; cloud.google.com/apis/design/errors; the support codes of Vertex AI's page on responsible
 AI and Imagen.
@@ -19,7 +19,7 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.refusals import Refusal, bad_credential, moderated, refused
 
 _SUPPORT: Final = re.compile(r"\bSupport codes?: ([0-9]{8}(?:, [0-9]{8})*)")
-"""How Google names the filter that refused, in a text that has no other mark: one code for each kind of content."""
+"""The codes of the filters that refused, in the text of a refusal. It has no other mark."""
 
 
 class _Detail(msgspec.Struct, rename="camel"):
@@ -45,7 +45,7 @@ _ALL_REFUSED: Final = msgspec.json.Decoder(list[_Refused])
 
 
 def refusal(job: Job, head: Head, raw: bytes) -> ProxyError:
-    """An answer that is no 200: `{"error": {code, message, status, details}}`, or an array of one such object."""
+    """Read an error answer: `{"error": {code, message, status, details}}`, or an array of one such object."""
     try:
         said = _ALL_REFUSED.decode(raw)[0] if raw.lstrip()[:1] == b"[" else _REFUSED.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError):
@@ -54,7 +54,7 @@ def refusal(job: Job, head: Head, raw: bytes) -> ProxyError:
 
 
 def refused_by(job: Job, head: Head, error: GoogleError) -> ProxyError:
-    """The error that one of Google's amounts to."""
+    """The ProxyError for an error of Google's."""
     details = error.details or []
     if any(detail.reason == "API_KEY_INVALID" for detail in details) and not job.callers_key:
         return bad_credential(head.status)
@@ -66,18 +66,18 @@ def refused_by(job: Job, head: Head, error: GoogleError) -> ProxyError:
 
 
 def support_code(text: str) -> str:
-    """The code of the filter that a refusal names, "" where it names none."""
+    """The first support code in a refusal's text; "" without one."""
     found = _SUPPORT.search(text)
     return found[1] if found else ""
 
 
 def on_vertex(job: Job) -> bool:
-    """Whether the provider is Vertex AI, where models are a publisher's: it takes members that the other refuses."""
+    """Whether the provider is Vertex AI, which takes members that the Gemini API refuses."""
     return "/publishers/" in job.provider.base_url
 
 
 FORMATS: Final[Mapping[str, Literal["png", "jpeg"]]] = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "png"}
-"""What is made for each `output_format`: Google's models make no WebP."""
+"""The file for each `output_format`. Google's models make no WebP."""
 
 
 def nearest(width: int, height: int, ratios: Iterable[str]) -> str:
@@ -91,7 +91,7 @@ def _ratio(name: str) -> float:
 
 
 def text_option(job: Job, name: str) -> str | None:
-    """A member of the caller's that is text. Raises ProxyError(INVALID_REQUEST) where it is anything else."""
+    """The text of a caller's member. Raises ProxyError(INVALID_REQUEST) for another type."""
     value = job.request.option(name)
     if value is None or isinstance(value, str):
         return value or None
@@ -99,5 +99,5 @@ def text_option(job: Job, name: str) -> str | None:
 
 
 def invalid(name: str, expected: str) -> ProxyError:
-    """For a member of another type than it has."""
+    """The error for a member of the wrong type."""
     return ProxyError(Failure.INVALID_REQUEST, f"{name}: it must be {expected}.", param=name)

@@ -1,14 +1,15 @@
-"""Answers that come picture by picture: ByteDance's Ark and MiniMax, whose events have OpenAI's names in another sense.
+"""Answers that come picture by picture, from Ark and MiniMax. Their events have OpenAI's names with other meanings.
 
     image_generation.partial_succeeded    a FINAL picture of the group, with its `image_index`, in any order
-    image_generation.partial_failed       a picture that there will not be
-    image_generation.completed            no picture: the whole group's `usage`
-    error, or {"error": {...}}            the group has failed
+    image_generation.partial_failed       the failure of one picture
+    image_generation.completed            no picture, but the `usage` of the whole group
+    error, or {"error": {...}}            the failure of the group
 
-A JSON answer has the same as `data`, whose items are pictures or errors. The head comes with the first picture.
+A JSON answer has pictures and errors as the items of `data`. The head comes with the first picture.
 
-Each picture goes on as it comes. Only the last that is expected waits for the `usage` behind it, and goes on without
-where the answer ends there. A picture that has failed is an error after all others, and in a JSON answer a warning
+Each picture becomes a frame at once. Only the last expected one waits for the `usage` after it, and goes on without it
+if the answer ends there. If a group is smaller than it might be, all of it has gone on when that is said, and the usage
+is an event of its own. The error of a failed picture comes after all other pictures. In a JSON answer it is a warning
 beside them.
 
 Sources: BytePlus's image generation API, 8 October 2026; MiniMax's H3-Image streaming events, November 2026.
@@ -22,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from streamproxy.core.completion import decoded_usage, early, finals
+from streamproxy.core.completion import decoded_usage, early, finals, missing
 from streamproxy.core.conversation import (
     Accepted,
     Conversation,
@@ -44,10 +45,10 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.refusals import Refusal, failed, moderated, no_image, refused, said_instead
 
 SENSITIVE: Final = "SensitiveContent"
-"""In Ark's codes for what a prompt or a picture shows, like OutputImageSensitiveContentDetected."""
+"""A part of Ark's codes for the content of a prompt or a picture, like OutputImageSensitiveContentDetected."""
 
 BLOCKED: Final = frozenset({"1026", "1027", "content_policy_violation", "moderation_blocked"})
-"""MiniMax's codes for the same: of a prompt, of a picture."""
+"""MiniMax's codes for the same."""
 
 
 class _Error(msgspec.Struct):
@@ -73,7 +74,7 @@ class _Said(_Item):
 
 
 def made(job: Job, request: UpstreamRequest) -> Conversation[None]:
-    """Send the request, and read the group that it makes. Raises ProxyError."""
+    """Send the request, and read its group. Raises ProxyError."""
     head = yield from send(request)
     if head.status not in (200, 201):
         raise _refusal(job, head, _error((yield from refusal_body())))
@@ -90,7 +91,7 @@ def made(job: Job, request: UpstreamRequest) -> Conversation[None]:
 
 
 class _Group:
-    """What has come of a job's pictures: `known` are the indices that are made or failed, `held` the last one made."""
+    """A job's pictures so far. `known`: indices of those that are made or failed; `held`: the newest picture."""
 
     def __init__(self, job: Job, head: Head) -> None:
         self._job = job
@@ -103,7 +104,7 @@ class _Group:
         self.over = False
 
     def next(self) -> Conversation[_Said | None]:
-        """The next event, None at the end. What goes wrong behind the last picture has only lost the usage."""
+        """The next event; None at the end. A failure after the last picture only costs the usage."""
         try:
             event = yield from next_event()
             if event is None or (event.data and bytes(event.data[0][:6]) == b"[DONE]"):
@@ -116,7 +117,7 @@ class _Group:
             return None
 
     def take(self, said: _Said) -> Conversation[None]:
-        """Take an event. Raises ProxyError for one that ends the group."""
+        """Take an event. Raises ProxyError for the failure of the group."""
         kind = said.type.rpartition(".")[2]
         if said.error is not None and kind != "partial_failed":
             raise self._ended(said.error)
@@ -146,7 +147,7 @@ class _Group:
             self._held = index, picture
 
     def whole(self, items: list[_Item], usage: msgspec.Raw) -> Conversation[None]:
-        """The same from a JSON answer."""
+        """Take a JSON answer. Raises ProxyError for the failure of the group."""
         if not items:
             raise no_image(self._job, "", "")
         yield Accepted()
@@ -161,12 +162,16 @@ class _Group:
         yield from finals(self._job, pictures, usage=_openai_usage(usage), said=told)
 
     def finish(self) -> Conversation[None]:
-        """The end of the events: the picture that waited, and the failures. Raises ProxyError."""
+        """Take the end of the events: yield the held picture, then raise ProxyError for a failed one."""
         if self._held is not None:
             index, picture = self._held
             before: list[Picture | None] = [None] * index
             usage = _openai_usage(self._usage)
             yield from finals(self._job, [*before, picture], usage=usage, work=Work(images=self._made))
+        elif self.over and self._made and self._failure is None:
+            absent = sorted(set(range(self._job.n)) - self._known)
+            work = Work(images=self._made, inputs=0)
+            yield missing(self._job, absent[0], len(absent), _openai_usage(self._usage), work)
         if self._failure is not None:
             raise self._failure
         if not self._made or (not self.over and len(self._known) < self._job.n):
@@ -209,7 +214,7 @@ def _refusal(job: Job, head: Head, said: _Error) -> ProxyError:
 
 
 def _failure(job: Job, said: _Error) -> ProxyError:
-    """A picture, or a group, that has failed after the provider began with it."""
+    """The error for a picture, or a group, that failed after its acceptance."""
     code = "" if said.code is None else str(said.code)
     return moderated(job, said.message or "", code) if _is_blocked(code) else failed(job, said.message or "", code)
 
@@ -219,7 +224,7 @@ def _is_blocked(code: str) -> bool:
 
 
 def _openai_usage(raw: msgspec.Raw) -> Mapping[str, object] | None:
-    """In OpenAI's terms: what the total has beside the output is input."""
+    """The usage in OpenAI's form. Input is the total less the output."""
     said = decoded_usage(bytes(raw))
     if not said:
         return None

@@ -1,10 +1,10 @@
-"""Google's Imagen: `predict`, which answers in one piece. Vertex AI has all of it, the Gemini API only generations.
+"""Google's Imagen: `predict`, with one JSON answer. Vertex AI also takes edits, the Gemini API only generations.
 
     instances[]        the prompt, and on Vertex AI an image to edit and its mask, as reference images
     parameters         number, aspect ratio, size, and the file's format
-    predictions[]      pictures; what was filtered is missing, and the last item says why: the `warning` of the last
+    predictions[]      pictures; filtered ones are missing, and the last item has the reason, shown as a `warning`
 
-Google has turned the models off: the row is for those who still have them, or a gateway of the same wire.
+Google has turned these models off. The adapter is for accounts that still have them, and for gateways with this wire.
 
 Sources: google-genai 3.6.1; Vertex AI's reference of the Imagen API, June 2026.
 """
@@ -44,17 +44,17 @@ from streamproxy.providers.refusals import MESSAGE_LIMIT, moderated, no_image
 
 RATIOS: Final = ("1:1", "3:4", "4:3", "9:16", "16:9")
 LARGE: Final = 1536.0
-"""From this mean edge, the square root of the area in pixels, a size is 2K and no more 1K."""
+"""The mean edge (square root of the area in pixels) from which a size is 2K."""
 
 ONE_SIZE: Final = ("fast", "capability")
-"""Words in the names of models that have no size to choose."""
+"""Words in the names of models with one size only."""
 
 OPTIONS: Final[Mapping[str, str]] = {
     "guidance_scale": "guidanceScale",
     "person_generation": "personGeneration",
     "language": "language",
 }
-"""Members that both hosts have, and Google's names for them."""
+"""Members that both hosts take, and Google's names for them."""
 
 VERTEX_OPTIONS: Final[Mapping[str, str]] = {
     "negative_prompt": "negativePrompt",
@@ -96,7 +96,7 @@ class Imagen:
             raise no_image(job, "", "")
         yield Accepted()
         if (form := FORMATS.get(job.request.output_format or "")) is not None:
-            for index, picture in enumerate(pictures):  # where it was not listened to
+            for index, picture in enumerate(pictures):  # where the model ignored the format
                 pictures[index] = yield from converted(picture, form)
         told = None if reason is None else {"warning": job.scrub(reason)[:MESSAGE_LIMIT]}
         yield from finals(job, pictures, said=told)
@@ -120,10 +120,10 @@ def _request(job: Job) -> Conversation[UpstreamRequest]:
 
 
 def _references(job: Job) -> Conversation[list[object]]:
-    """The image to edit, and where to: Google's mask is white where OpenAI's is transparent."""
+    """The image to edit, and its mask. Google's mask is white where OpenAI's is transparent."""
     request = job.request
     if not on_vertex(job):
-        message = "The Gemini API's Imagen edits no images: only Vertex AI's does."
+        message = "Imagen edits images on Vertex AI only, not on the Gemini API."
         raise ProxyError(Failure.UNSUPPORTED_PARAMETER, message, param="images[0]")
     if len(request.images) > 1:
         raise ProxyError(Failure.UNSUPPORTED_PARAMETER, "This model takes one input image.", param="images[1]")
@@ -164,7 +164,7 @@ def _options(job: Job) -> Mapping[str, str]:
 
 
 def _shape(job: Job) -> dict[str, object]:
-    """Aspect ratio and size for OpenAI's size; an edit has the size of its image."""
+    """Aspect ratio and size for OpenAI's size. {} for an edit, which has the size of its image."""
     edges = pixels(job.request.size)
     if edges is None or job.request.images:
         return {}

@@ -1,7 +1,8 @@
 """Microsoft's MAI image models on Azure: JSON for a generation, a form for an edit, one picture either way.
 
-Models are named `mai/<deployment>`. A request for several pictures is answered with one, under 200 and without a word:
-it is never asked. A size is width and height, both of at least 768 pixels, and at most a megapixel in all.
+Models are named `mai/<deployment>`. The provider answers a request for several pictures with one, under 200 and without
+a notice, so each request is for one picture. A size is width and height, each of at least 768 pixels, and at most a
+megapixel in all.
 
 Sources: learn.microsoft.com, "Deploy and use MAI image models in Microsoft Foundry", November 2026; litellm 1.110.2 and
 its pull request 40074.
@@ -45,10 +46,10 @@ GRID: Final = Grid(step=16, least=768, most=1360, area=MEGAPIXEL)
 SQUARE: Final = (1024, 1024)
 FORMATS: Final[Mapping[str, Literal["png", "jpeg"]]] = {"png": "png", "jpeg": "jpeg"}
 BLOCKED: Final = frozenset({"contentFilter", "content_filter", "content_policy_violation"})
-"""Azure's codes for what its filters refuse."""
+"""Azure's codes for refusals of its filters."""
 
 REQUEST_ID: Final = "apim-request-id"
-"""By which Azure's support finds a request."""
+"""The header with which Azure's support finds a request."""
 
 
 class _Error(msgspec.Struct):
@@ -108,7 +109,7 @@ class Mai:
 
 
 def _request(job: Job) -> Conversation[UpstreamRequest]:
-    """What the model is asked. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
+    """The request. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
     request, provider = job.request, job.provider
     query = f"?{provider.query}" if provider.query else ""
     if len(request.images) > 1:

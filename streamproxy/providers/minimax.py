@@ -1,7 +1,7 @@
 """MiniMax's H3-Image models: OpenAI's request in JSON, also for edits, and answers that come picture by picture.
 
-A size is told as it is, or as `area` (1K, 2K, 4K) and `aspect_ratio`, which callers may send themselves. There is no
-mask and no quality. A picture is charged after a disconnect too, since nothing cancels it.
+A size is sent as it is, or as `area` (1K, 2K, 4K) and `aspect_ratio`, which callers may send themselves. There is no
+mask and no quality. A request cannot be cancelled, so it is charged after a disconnect too.
 
 Source: platform.minimax.io/docs/api-reference, image-generation-h3-generations, -edits and -streaming, November 2026.
 """

@@ -1,12 +1,12 @@
 """OpenRouter: its images endpoint, and pictures from chat completions with `modalities`.
 
-    POST /images               one answer, or events of OpenAI's names for the models that stream
-    POST /chat/completions     models that make pictures in chats only: the images endpoint answers 404 for those, and
-                               has done nothing then. Always, where the row's `generations` is this path: so do LiteLLM,
-                               Vercel's gateway and others.
+    POST /images               one answer, or events with OpenAI's names for models that stream
+    POST /chat/completions     models that make pictures in chats only: for those, the images endpoint answers 404, and
+                               has processed nothing. If the row's `generations` is this path, it is always used, as
+                               for LiteLLM and Vercel's gateway.
 
-Models have their own names, like `google/gemini-3-pro-image`. A model that does not stream is not asked to, for its
-answer is JSON all the same. What a request cost is in its `usage`.
+Models have their own names, like `google/gemini-3-pro-image`. A model that does not stream is not asked to, since it
+answers with JSON in any case. The cost of a request is in its `usage`.
 
 Sources: @openrouter/sdk 1.3.19; openrouter.ai/docs, November 2026; recorded chats.
 """
@@ -56,7 +56,7 @@ OPTIONS: Final = (
     *("size", "quality", "background", "output_format", "output_compression", "seed", "aspect_ratio", "resolution"),
     *("provider", "moderation"),
 )
-"""Members that the images endpoint has under the very same name."""
+"""Members that the images endpoint takes under the same name."""
 
 CHAT_OPTIONS: Final = ("modalities", "image_config", "seed", "provider")
 FORMATS: Final[Mapping[str, Literal["png", "jpeg"]]] = {"png": "png", "jpeg": "jpeg"}
@@ -71,7 +71,7 @@ DONE: Final = b"[DONE]"
 BLOCKED: Final = frozenset(
     {"content_filter", "SAFETY", "IMAGE_SAFETY", "PROHIBITED_CONTENT", "IMAGE_PROHIBITED_CONTENT", "RECITATION"}
 )
-"""Reasons to finish, OpenAI's and Google's own, that are about what is asked for or shown."""
+"""Finish reasons of OpenAI and Google for what the prompt or the picture shows."""
 
 
 class _Metadata(msgspec.Struct):
@@ -138,7 +138,7 @@ class _Said(_Item):
 
 @dataclass(slots=True)
 class _Made:
-    """What an answer has held so far."""
+    """The answer so far."""
 
     items: list[_Item] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -152,7 +152,7 @@ class OpenRouter:
     """The adapter: see `core.conversation.Adapter`."""
 
     def at_once(self, request: ImageRequest, route: Route) -> int:
-        """Events do not say whose picture they have, and a chat makes one."""
+        """One: events have no index of their picture, and a chat makes one picture."""
         if _is_chat(route) or _streams(request, route):
             return 1
         return min(request.n, route.model.max_n)
@@ -185,7 +185,7 @@ def _streams(request: ImageRequest, route: Route) -> bool:
 
 
 def _read(job: Job, head: Head) -> Conversation[None]:
-    """Events or one JSON answer: which, the bytes say. Raises ProxyError."""
+    """Read events, or one JSON answer; the first bytes tell which. Raises ProxyError."""
     made = _Made()
     while (event := (yield from next_event())) is not None:
         if event.joined().strip() == DONE:
@@ -208,7 +208,7 @@ def _read(job: Job, head: Head) -> Conversation[None]:
 
 
 def _take(job: Job, head: Head, made: _Made, event: Event) -> Conversation[None]:
-    """One event. Raises ProxyError where it is an error."""
+    """Take an event. Raises ProxyError where it is an error."""
     try:
         said = decoded(event.joined(), _Said)
     except ProxyError:
@@ -243,7 +243,7 @@ def _of_chat(made: _Made, choices: list[_Choice]) -> Iterator[_Item]:
         made.refusal = message.refusal or made.refusal
         if message.content and not message.content.startswith("data:image/"):
             made.texts.append(message.content)
-        elif message.content:  # as Eden AI and others answer
+        elif message.content:  # as from Eden AI and others
             yield _Item(image_url=_Url(msgspec.Raw(msgspec.json.encode(message.content))))
         yield from message.images or ()
 
@@ -319,7 +319,7 @@ def _reference(image: Input) -> dict[str, object]:
 
 
 def _openai_usage(said: _Usage | None) -> Mapping[str, object] | None:
-    """In OpenAI's terms. None where there are no tokens."""
+    """The usage in OpenAI's form; None where there are no tokens."""
     if said is None or not (said.prompt_tokens or said.completion_tokens):
         return None
     sent, made = said.prompt_tokens or 0, said.completion_tokens or 0
@@ -345,14 +345,14 @@ def _refusal(job: Job, head: Head, raw: bytes) -> ProxyError:
 
 
 def _failure(job: Job, head: Head, said: _Error) -> ProxyError:
-    """An error under 200: its code is the status that it would have had."""
+    """Read an error under 200. Its code is an HTTP status."""
     status = int(str(said.code)) if str(said.code).isdecimal() else 0
     as_if = Head(status, head.items) if 400 <= status < 600 else said_instead(head)
     return _refused(job, as_if, said)
 
 
 def _refused(job: Job, head: Head, said: _Error) -> ProxyError:
-    """A prompt that is flagged is a 403 with reasons; any other 403 is about the key."""
+    """Read a refusal. A 403 with reasons is a flagged prompt; any other 403 is about the key."""
     reasons = (said.metadata or _Metadata()).reasons
     named = said.code if isinstance(said.code, str) and not said.code.isdecimal() else None
     if reasons or named in ("moderation_blocked", "content_policy_violation"):

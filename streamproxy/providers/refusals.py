@@ -1,6 +1,6 @@
-"""What a provider's refusal means for the caller, the same for every wire: its HTTP status decides the failure.
+"""Provider refusals as ProxyErrors, the same for every wire: the HTTP status decides the failure.
 
-An adapter reads its provider's words, in whatever shape they come, into a Refusal; they are scrubbed here.
+An adapter reads its provider's error into a Refusal. Its texts are scrubbed here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MESSAGE_LIMIT: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A provider's words about its refusal: message, its own code, the member at fault, seconds to wait."""
+    """A provider's refusal: message, its own code, the member at fault, seconds to wait."""
 
     message: str = ""
     code: str | None = None
@@ -40,7 +40,7 @@ class _Detailed(msgspec.Struct):
 
 
 def detailed(raw: bytes, before: str = "") -> Refusal:
-    """FastAPI's words: `{"detail": "..."}` or a list of problems, of which the one of type `before` counts first."""
+    """Read FastAPI's error: `{"detail": "..."}` or a list of problems, where one of type `before` counts first."""
     try:
         said = decoded(raw, _Detailed)
     except ProxyError:
@@ -53,7 +53,7 @@ def detailed(raw: bytes, before: str = "") -> Refusal:
 
 
 def refused(job: Job, head: Head, said: Refusal) -> ProxyError:
-    """The error that an answer without images amounts to."""
+    """The error for an answer with this head and refusal."""
     status = head.status
     said = said if said.code is not None else replace(said, code=_CLASSES.get(status))
     retry_after = said.retry_after or head.headers.get("retry-after")
@@ -72,17 +72,17 @@ def refused(job: Job, head: Head, said: Refusal) -> ProxyError:
 
 
 def said_instead(head: Head) -> Head:
-    """The head that an answer should have had which holds a refusal's words, though its status is a success."""
+    """A head with the right status for a refusal that came with a success."""
     return Head(422, head.items)
 
 
 def lost(job: Job, head: Head) -> ProxyError:
-    """The provider does not know, any more, a job that it has taken."""
-    return failed(job, f"The provider lost the job: it answers a look at it with status {head.status}.", "not_found")
+    """The error for a job that the provider has accepted and no longer knows."""
+    return failed(job, f"The provider lost the job: it answers a poll with status {head.status}.", "not_found")
 
 
 def bad_credential(status: int) -> ProxyError:
-    """The configured credential does not do."""
+    """The error for a configured credential that the provider refuses."""
     return ProxyError(
         Failure.PROVIDER_AUTH,
         f"The provider refused the configured credential with status {status}. "
@@ -91,19 +91,19 @@ def bad_credential(status: int) -> ProxyError:
 
 
 def moderated(job: Job, message: str, code: str) -> ProxyError:
-    """A refusal for what the prompt or the picture shows, under whatever status it came. `code`: the provider's own."""
+    """The error for a refusal of the content of a prompt or a picture, under any status. `code`: the provider's own."""
     text = job.scrub(message)[:MESSAGE_LIMIT] or "The provider's moderation blocked the request."
     return ProxyError(Failure.MODERATION_BLOCKED, text, details=_with_code(job, code))
 
 
 def no_image(job: Job, message: str, code: str) -> ProxyError:
-    """An answer that should hold a picture and holds none."""
+    """The error for an answer without its picture."""
     text = job.scrub(message)[:MESSAGE_LIMIT] or "The provider's answer holds no image."
     return ProxyError(Failure.NO_IMAGE, text, details=_with_code(job, code) if code else None)
 
 
 def failed(job: Job, message: str, code: str) -> ProxyError:
-    """The provider says that its work has failed."""
+    """The error for work that has failed at the provider."""
     text = job.scrub(message)[:MESSAGE_LIMIT] or "The provider reported an error without a message."
     return ProxyError(Failure.PROVIDER_FAILED, text, details=_with_code(job, code) if code else None)
 
@@ -126,7 +126,7 @@ def _error(job: Job, failure: Failure, said: Refusal, otherwise: str, status: in
 
 
 _CLASSES: Final = {402: "insufficient_quota", 404: "model_not_found", 413: "body_too_large"}
-"""Codes for refusals whose provider has none of its own."""
+"""Codes, by status, for refusals without a code of the provider."""
 
 _CODE_LIMIT: Final = 64
-"""Characters of a code; OpenAI's and Google's have under 40."""
+"""Most characters of a code. OpenAI's and Google's have under 40."""

@@ -1,12 +1,12 @@
-"""Replicate: predictions of models that many people publish. Submit, look until it is over, fetch the output.
+"""Replicate: predictions of many publishers' models. Submit a prediction, poll it until it has ended, fetch its output.
 
-Models are named `replicate/<owner>/<name>`, or with `:<version>` behind it, which models need that Replicate does not
-run as official ones. A model that the catalogue calls fast is asked to answer in one exchange (`Prefer: wait`), others
-are looked at, and cancelled where the caller is gone. Where previews are wanted, a prediction's own stream of outputs
-is read: each that another follows was a draft.
+Models are named `replicate/<owner>/<name>`, or `replicate/<owner>/<name>:<version>`. Models that are not official ones
+of Replicate need the version. A model that is `fast` in the catalogue is asked to answer in one exchange
+(`Prefer: wait`). Others are polled, and cancelled after a disconnect. If the caller wants previews, the prediction's
+stream of outputs is read: the last output is the result, and the others are drafts.
 
-Every model has an input schema of its own; SHAPES has those of families that are much used. Any other is told the
-prompt, and whatever the caller's `input` says: an object that goes into the model's input as it is.
+Every model has its own input schema. SHAPES has those of common families. Any other model is sent the prompt, and the
+caller's `input`: an object whose members go into the model's input unchanged.
 
 Sources: replicate 1.0.7 and Replicate's OpenAPI schema; a recorded exchange; the models' pages, November 2026.
 """
@@ -31,6 +31,7 @@ from streamproxy.core.conversation import (
     Job,
     JobId,
     Picture,
+    Progress,
     Tolerated,
     Undo,
     Wait,
@@ -59,10 +60,10 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers.refusals import Refusal, detailed, failed, lost, moderated, no_image, refused, said_instead
 
 WAIT: Final = (("prefer", "wait=30"), ("cancel-after", "60s"))
-"""Half a minute for an answer in one exchange, in which nothing cancels the work: it ends by itself a little later."""
+"""Headers for an answer in one exchange: within 30 s, while the prediction cannot be cancelled; it ends after 60 s."""
 
 LARGE: Final = 256 * 1000
-"""Bytes of an input image from which on it is uploaded: a larger `data:` URL is refused."""
+"""Bytes of an input image from which it is uploaded, since a larger `data:` URL is refused."""
 
 FLUX: Final = ("21:9", "16:9", "3:2", "4:3", "5:4", "1:1", "4:5", "3:4", "2:3", "9:16", "9:21")
 TEN: Final = tuple(ratio for ratio in FLUX if ratio != "9:21")
@@ -75,12 +76,13 @@ OPENAI: Final = MappingProxyType({"png": "png", "jpeg": "jpeg", "webp": "webp"})
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one family of models takes.
+    """The input of one family of models.
 
-    `ratios` of an aspect ratio, and with `tiers` a resolution; `grid` for width and height, which `custom` has to
-    announce. `images`: the member for input images, a list where `several`. `mask`: in black and white, `marks` the
-    colour of what is to be edited. `count`: the member for the number of pictures. `formats` by OpenAI's names.
-    `options`: further members that it has under the same name; `always`: what it is told in any case.
+    `ratios`: it takes one of these aspect ratios; `tiers`: and a resolution. `grid`: it takes width and height, after
+    `custom` as the ratio. `images`: the member of input images, a list where `several`. `mask`: the member of the mask,
+    in black and white; `marks`: its colour for the area to edit. `count`: the member of the number of pictures.
+    `formats`: by OpenAI's names. `options`: further members under the same name; `always`: members that are always
+    sent.
     """
 
     ratios: tuple[str, ...] = ()
@@ -161,17 +163,17 @@ SHAPES: Final[Mapping[str, Shape]] = {
         options=("quality", "background", "moderation", "output_compression", "input_fidelity"),
     ),
 }
-"""By how `<owner>/<name>` begins; the first that fits."""
+"""Shapes by the beginning of `<owner>/<name>`. The first match counts."""
 
 ANY: Final = Shape()
 
 OVER: Final = frozenset({"succeeded", "failed", "canceled", "aborted"})
 _CODE: Final = re.compile(r"\((E[0-9]{3,4})\)\s*$")
 SENSITIVE: Final = "E005"
-"""The code at the end of a text that says that input or output was flagged."""
+"""The code, at the end of the error's text, for flagged input or output."""
 
 NSFW: Final = "NSFW content detected"
-"""How the text of a checker begins that many models share. It has no code."""
+"""The beginning of the error's text of a checker that many models share. It has no code."""
 
 
 class _Urls(msgspec.Struct):
@@ -184,6 +186,13 @@ class _Metrics(msgspec.Struct):
     predict_time: float | None = None
 
 
+PERCENT: Final = re.compile(r"(\d{1,3})%\|")
+"""A step as tqdm writes it into a log, like `45%|████`."""
+
+LOGS: Final = 4096
+"""Characters of a log's end that are read; a line of tqdm's has about 80."""
+
+
 class _Prediction(msgspec.Struct):
     id: str
     urls: _Urls
@@ -191,10 +200,17 @@ class _Prediction(msgspec.Struct):
     output: msgspec.Raw = msgspec.Raw(b"null")
     error: msgspec.Raw = msgspec.Raw(b"null")
     metrics: _Metrics | None = None
+    logs: str | None = None
+
+    @property
+    def progress(self) -> Progress | None:
+        """The last step that its log tells; a log without steps is not read further back."""
+        steps = PERCENT.findall((self.logs or "")[-LOGS:])
+        return Progress(fraction=min(1.0, int(steps[-1]) / 100)) if steps else None
 
     @property
     def files(self) -> list[str]:
-        """URLs of its output, which is one, a list of them, or an object of either."""
+        """URLs of its output, which is a URL, a list of them, or an object with either."""
         return list(_links(msgspec.json.decode(self.output)))
 
 
@@ -249,14 +265,14 @@ class Replicate:
         _check(job, prediction)
         yield Accepted()
         yield JobId(prediction.id)
-        here = len(prediction.files) >= job.n  # with `Prefer: wait`, even where it says that it goes on
+        here = len(prediction.files) >= job.n  # with `Prefer: wait`, also if its status says that it runs
         if prediction.status not in OVER and not here:
             prediction = yield from _finished(job, prediction)
         yield from _made(job, prediction)
 
 
 def _finished(job: Job, prediction: _Prediction) -> Conversation[_Prediction]:
-    """Look until it is over, where previews are wanted by way of its stream."""
+    """Poll until it has ended, after its stream if previews are wanted."""
     if prediction.urls.cancel is not None:
         yield Undo(UpstreamRequest("POST", prediction.urls.cancel, COMMON))
     wanted = bool(job.request.stream and job.request.partial_images and job.n == 1)
@@ -275,13 +291,15 @@ def _finished(job: Job, prediction: _Prediction) -> Conversation[_Prediction]:
         found = decoded(raw, _Prediction)
         _check(job, found)
         if found.status in OVER:
-            yield Undo(None)  # there is nothing left to cancel
+            yield Undo(None)  # nothing is left to cancel
             return found
+        if found.progress is not None:
+            yield found.progress
     raise AssertionError("the pauses have no end")
 
 
 def _drafts(job: Job, url: str) -> Conversation[None]:
-    """Outputs as they come: each that another follows is a preview. What breaks here costs nothing but previews."""
+    """Read the stream of outputs: all but the last are previews. A failure here costs only previews."""
     spread = Spread(job)
     held = ""
     try:
@@ -302,7 +320,7 @@ def _drafts(job: Job, url: str) -> Conversation[None]:
 
 
 def _made(job: Job, prediction: _Prediction) -> Conversation[None]:
-    """The output's pictures, as many as were asked for. Of several where one was, the last: the others are drafts."""
+    """The output's pictures, at most as many as the job is for. For one picture the last: the others are drafts."""
     files = prediction.files
     pictures: list[Picture | None] = []
     for url in files[-1:] if job.n == 1 else (yield from first_of(files, job)):
@@ -315,7 +333,7 @@ def _made(job: Job, prediction: _Prediction) -> Conversation[None]:
 
 
 def _picture(job: Job, url: str) -> Conversation[Picture]:
-    """An output. One that Replicate keeps among the account's files needs the key."""
+    """Fetch an output. One among the account's files at Replicate needs the key."""
     if not url.startswith(f"{job.provider.base_url}/"):
         return (yield from fetch(url))
     try:
@@ -338,7 +356,7 @@ def _links(output: object) -> Iterator[str]:
 
 
 def _check(job: Job, prediction: _Prediction) -> None:
-    """Raises ProxyError where a prediction has ended without success."""
+    """Raise ProxyError where a prediction has ended without success."""
     if prediction.status not in OVER or prediction.status == "succeeded":
         return
     said = msgspec.json.decode(prediction.error)
@@ -350,7 +368,7 @@ def _check(job: Job, prediction: _Prediction) -> None:
 
 
 MOST_PICTURES: Final = 4
-"""A request's; some models take a few more."""
+"""Most pictures of one request. Some models take a few more."""
 
 
 def _shape(model: str) -> Shape:
@@ -384,9 +402,7 @@ def _input(job: Job) -> Conversation[dict[str, object]]:
     if len(request.images) > most:
         message = f"This model takes at most {most} input images."
         if not most:
-            message = (
-                "It is not known which member of this model's input takes an image. Say it in `input`, by its name."
-            )
+            message = "This model's member for input images is not known. Put the image into `input`, under its name."
         raise ProxyError(Failure.UNSUPPORTED_PARAMETER, message, param=f"images[{most}]")
     shown = []
     for index, image in enumerate(request.images):
@@ -403,7 +419,7 @@ MOST_INPUTS: Final = 14
 
 
 def _placed(job: Job, image: Input, param: str) -> Conversation[object]:
-    """An input image as a model takes it: a URL, a `data:` URL, or the URL of the file that it is uploaded as."""
+    """An input image as a model takes it: a URL, a `data:` URL, or the URL of an upload."""
     if isinstance(image, Remote):
         return image.url
     found = yield from inlined(image, job, param)
@@ -429,7 +445,7 @@ def _size(shape: Shape, request: ImageRequest) -> dict[str, object]:
 
 
 def _refusal(job: Job, head: Head, raw: bytes) -> ProxyError:
-    """`{"title", "detail", "status", "invalid_fields"?}`."""
+    """Read a refusal: `{"title", "detail", "status", "invalid_fields"?}`."""
     try:
         said = decoded(raw, _Refused)
     except ProxyError:

@@ -1,8 +1,8 @@
-"""Stability AI's REST API: a form in, a picture's bytes out; two of its routes make it later.
+"""Stability AI's REST API: a form in, a picture's bytes out. Two of its routes answer with an id to poll.
 
-Models are named `stability/<route>`, like `stability/core` or `stability/inpaint`, and Stable Diffusion 3.5 by its
-models' own names. ROUTES has what differs. A picture that comes as blurred, CONTENT_FILTERED under 200, is a refusal.
-A mask is white where the picture is to change. Results of the later routes are looked at, and nothing cancels them.
+Models are named `stability/<route>`, like `stability/core` or `stability/inpaint`; Stable Diffusion 3.5 has its models'
+own names. ROUTES has the differences. A blurred picture (CONTENT_FILTERED under 200) is a refusal. A mask is white
+where the picture changes. Work cannot be cancelled.
 
 Sources: platform.stability.ai/docs/api-reference, v2beta, November 2026.
 """
@@ -51,14 +51,15 @@ PICTURE: Final = "image/*"
 FILTERED: Final = "CONTENT_FILTERED"
 MODERATION: Final = "content_moderation"
 STRENGTH: Final = "0.75"
-"""How far an edit may leave its input: the routes that take one want to be told."""
+"""The strength of an edit, from 0 (the input) to 1, for routes that require one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What one route takes. `model`: it is told which one. `ratios`: an aspect ratio, where no picture is given.
+    """The members of one route. `model`: the member `model`. `ratios`: an aspect ratio, if there is no input image.
 
-    `image`: a picture, and `strength` how far to leave it. `later`: its answer is an id. `options`: further members.
+    `image`: an input image; `strength`: the strength of the edit. `later`: the answer is an id to poll. `options`:
+    further members.
     """
 
     path: str
@@ -102,11 +103,11 @@ SD3: Final = Route(
 """For every other model."""
 
 OPTIONS: Final = ("negative_prompt", "seed")
-"""Members that every route has under the very same name."""
+"""Members that every route takes under the same name."""
 
 
 class _Said(msgspec.Struct):
-    """A picture as JSON, the id of one that comes later, or a refusal."""
+    """A picture as JSON, the id of a later one, or a refusal."""
 
     image: msgspec.Raw = msgspec.Raw(b"null")
     finish_reason: str = ""
@@ -158,7 +159,7 @@ def _named(head: Head) -> Conversation[None]:
 
 
 def _later(job: Job, id: str) -> Conversation[Picture]:
-    """Look until the result is there. It is kept for a day."""
+    """Poll until the result is there. It is kept for a day."""
     url = f"{job.provider.base_url}/results/{quote(id, safe='')}"
     asking = UpstreamRequest("GET", url, (*COMMON, ("accept", PICTURE)))
     for pause in pauses():
@@ -174,7 +175,7 @@ def _later(job: Job, id: str) -> Conversation[Picture]:
 
 
 def _made(job: Job, head: Head, raw: bytes) -> Picture:
-    """The picture, as bytes or as JSON. Raises ProxyError where it is none, or has been filtered."""
+    """Read the picture, as bytes or as JSON. Raises ProxyError where it is missing, or was filtered."""
     if head.headers.get("finish-reason") == FILTERED:
         raise moderated(job, "The provider's filter has blurred the picture.", FILTERED)
     info = probe(raw)
@@ -197,7 +198,7 @@ def _route(job: Job) -> Route:
 
 
 def _request(job: Job, route: Route) -> Conversation[UpstreamRequest]:
-    """What the route is asked. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
+    """The request. Raises ProxyError(UNSUPPORTED_PARAMETER)."""
     request = job.request
     fields = {"prompt": request.prompt, "output_format": "png"}
     if request.output_format in route.formats:

@@ -1,7 +1,7 @@
 """xAI's Grok Imagine: OpenAI's paths, with an aspect ratio and a resolution instead of `size`, and edits in JSON.
 
-A picture that moderation has taken out comes under 200, without its bytes; where all are taken out `data` is empty. So
-an empty answer is a refusal, and pictures that are left have a warning. What a request cost is in the answer. There is
+A picture that moderation has removed comes under 200, without its bytes. If all are removed, `data` is empty. So an
+empty answer is a refusal, and the remaining pictures have a warning. The answer has the cost of the request. There is
 no mask, no seed and no stream.
 
 Sources: xai-sdk 1.21; answers measured by third parties, 21 September 2026.
@@ -45,20 +45,20 @@ HIGH: Final = ("3:4", "2:3", "9:16", "1:2", "9:19.5", "9:20")
 RATIOS: Final = WIDE + HIGH
 FIRST: Final[Mapping[str, float]] = {"1k": 1.0, "2k": 4.0}
 SECOND: Final[Mapping[str, float]] = {"1k": 1.0, "1.5k": 2.25, "2k": 4.0}
-"""Resolutions of the first generation and the second, in megapixels."""
+"""Resolutions of the first generation and of the second, in megapixels."""
 
 QUALITIES: Final = ("low", "medium", "auto")
-"""`high` is a 400. The first generation ignores the member."""
+"""`high` would be a 400. The first generation ignores the member."""
 
 OPTIONS: Final = ("aspect_ratio", "resolution", "user")
 INPUTS: Final = 3
-"""As documented. Five are taken, and charged."""
+"""Most input images, as documented. The provider takes five, and charges for them."""
 
 TICKS: Final = 10_000_000_000
-"""Of a dollar."""
+"""Ticks in one US dollar."""
 
 MODERATION: Final = "content moderation"
-"""In the words of a refusal for what is shown, which has no code of its own."""
+"""A part of the text of a refusal by moderation, which has no code."""
 
 
 class _Item(msgspec.Struct):
@@ -121,7 +121,7 @@ class XAI:
 
 
 def _shown(item: _Item) -> Conversation[Picture | None]:
-    """An item's picture, None where moderation has taken it out."""
+    """An item's picture; None where moderation has removed it."""
     text = base64_text(item.b64_json)
     if item.respect_moderation is False or not (text or item.url):
         return None
@@ -143,7 +143,7 @@ def _value(job: Job) -> dict[str, object]:
     }
     if _is_second(job):
         quality = request.option("quality")
-        value["quality"] = quality if quality in QUALITIES else "medium"  # the price goes by it
+        value["quality"] = quality if quality in QUALITIES else "medium"  # always sent: the price depends on it
     given = ((name, request.option(name)) for name in OPTIONS)
     value |= {name: option for name, option in given if option is not None}
     if len(request.images) > INPUTS:
@@ -173,7 +173,7 @@ def _paid(usage: msgspec.Raw) -> float | None:
 
 
 def _refusal(job: Job, head: Head, raw: bytes) -> ProxyError:
-    """`{"code": "400", "error": "Argument not supported: size"}`, or OpenAI's object in `error`."""
+    """Read a refusal: `{"code": "400", "error": "Argument not supported: size"}`, or OpenAI's object in `error`."""
     try:
         said = decoded(raw, _Answer)
     except ProxyError:

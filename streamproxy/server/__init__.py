@@ -1,8 +1,8 @@
-"""The process: uvicorn on a listening socket, and what uvicorn leaves open. The only package that imports uvicorn.
+"""The process: uvicorn on a listening socket, with drain, limits and workers. The only package that imports uvicorn.
 
 await serve(app, settings, socket)  until SIGINT, SIGTERM or cancellation; then streams drain
 
-guard       one connection: uvicorn's protocol behind `framing`, which says where each request ends
+guard       one connection: uvicorn's protocol behind `framing`, which finds the end of each request
 listening   the socket, bound before anything else starts
 workers     several processes on it
 memory      the allocator
@@ -31,21 +31,21 @@ from streamproxy.server.memory import give_back, settle
 from streamproxy.settings import Settings
 
 KEEP_ALIVE_SECONDS: Final = 75  # idle connection; above the 60 s of nginx and ALB, which must be the first to close
-CLOSE_SECONDS: Final = 1  # for the last bytes of streams that ended only because time was up
-LIFESPAN_SECONDS: Final = 0.5  # for the app to end once its connections are gone; a store that hangs could hold it
-IDLE_TICKS: Final = 50  # of 0.1 s, uvicorn's, between looks whether memory can be given back
+CLOSE_SECONDS: Final = 1  # for the last bytes of streams that the drain's deadline has ended
+LIFESPAN_SECONDS: Final = 0.5  # for the lifespan to end once all connections are closed; a store that hangs delays it
+IDLE_TICKS: Final = 50  # uvicorn's ticks of 0.1 s between two checks whether memory can be given back
 SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""What asks the process to stop. SIGHUP too: its default ends a process in the middle of its streams."""
+"""Signals that stop the process. SIGHUP is one, because its default ends a process in the middle of its streams."""
 
 
 Drain = Callable[[], Awaitable[None]]
 
 
 class _Server(Server):
-    """uvicorn's server that says when it listens, drains when it is asked to stop, and leaves a signal at that.
+    """uvicorn's server, which drains before it stops, and does not raise the signal again afterwards.
 
-    sse-starlette replaces `Server.handle_exit`, which would end every stream with the first signal; the one here
-    overrides both, and `should_exit`, which sse-starlette watches too, is set when the drain is over.
+    sse-starlette replaces `Server.handle_exit`, and would end every stream at the first signal. The method here
+    overrides both. sse-starlette also watches `should_exit`, which is set after the drain.
     """
 
     status = 0
@@ -71,7 +71,7 @@ class _Server(Server):
         self._loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, still answering, so that a balancer sees readyz fail; a second one exits now."""
+        """Drain at the first signal, exit at the second. A draining process answers, so balancers see readyz fail."""
         if self._signalled:
             self.status = 128 + sig  # as shells report a process that a signal has ended
             self.force_exit = self.should_exit = True
@@ -88,7 +88,7 @@ class _Server(Server):
             self._drained = self._loop.create_task(self._drain_with(self._drain))
 
     async def _drain_with(self, drain: Drain) -> None:
-        """Generations end in `drain`; who is still being sent their last bytes has the rest of the time."""
+        """Run `drain`, in which generations end, then give responses the rest of the time for their last bytes."""
         deadline = self._loop.time() + self._within + CLOSE_SECONDS
         try:
             await drain()
@@ -98,7 +98,7 @@ class _Server(Server):
             self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn's, ten times a second; a process that has become idle gives back the memory of its last requests."""
+        """Run uvicorn's tick, ten times a second. An idle process also gives the memory of its last requests back."""
         answered = self.server_state.total_requests
         if counter % IDLE_TICKS == 0 and answered != self._tidied and not self.server_state.tasks:
             self._tidied = answered
@@ -128,13 +128,13 @@ class _Server(Server):
             raise
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, which would wait for ever for an app that does not end."""
+        """Shut down as uvicorn does, with a bound on the lifespan's end."""
         with anyio.move_on_after((self.config.timeout_graceful_shutdown or 0) + LIFESPAN_SECONDS):
             await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """As uvicorn's, without raising the signal again afterwards: a drained exit is a success, exit status 0."""
+        """Handle signals as uvicorn does, but do not raise them again: the exit status after a drain is 0."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -157,9 +157,9 @@ async def serve(
 ) -> int:
     """Serve until SIGINT, SIGTERM or cancellation. A signal first runs `drain`, which lets streams end.
 
-    `ready` is called once with the address, when the app's lifespan has started. What becomes readable on `leash`, like
-    the end of its other end's process, counts as a signal. Returns the exit status: 0, or what a second signal made it.
-    Raises SystemExit where the app has not started.
+    `ready` is called once with the address, when the app's lifespan has started. When `leash` becomes readable, as it
+    does when the process at its other end has ended, that counts as a signal. Returns the exit status: 0, or 128 and
+    the number of a second signal. Raises SystemExit where the lifespan fails.
     """
     url = url_of(sock)
     config = Config(

@@ -1,13 +1,13 @@
-"""Where one request ends and the next begins: HTTP/1.1's framing of requests, read strictly and without I/O.
+"""HTTP/1.1's framing of requests: where one ends and the next begins. Strict, and without I/O.
 
     framing.receive(data)      bytes as the network gave them
     framing.next_event()       Head | bytes of a body | END | None where more bytes are needed
 
-Two readers of one connection who disagree about this are how one caller's body becomes another caller's request. So
-nothing is guessed here: a head has one form (RFC 9112, 2 to 6), its body one length, and what is not that is Refused,
-after which nothing more is read. A head is handed on in a canonical form, without what framed its body and without an
-upgrade that nobody takes (RFC 9110, 7.8): whatever parses it has nothing left to disagree about. Fields behind a
-chunked body are counted and dropped (RFC 9110, 6.5.1): as headers they would walk round whoever checks those.
+If two parsers of one connection disagree about the end of a request, one caller's body can become another caller's
+request (request smuggling). So nothing is guessed here. A head has one form (RFC 9112, 2 to 6) and its body one length.
+Anything else raises Refused, and nothing more is read. A head is handed on in a canonical form, without the fields that
+framed its body and without an upgrade, which is never taken (RFC 9110, 7.8). So the next parser cannot disagree.
+Trailer fields are counted and dropped (RFC 9110, 6.5.1): as headers, they would bypass the checks of headers.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ HEAD_BYTES: Final = 32 * 1024
 """Request line and headers, as nginx: large_client_header_buffers 4 of 8 KiB."""
 
 TRAILER_BYTES: Final = 8 * 1024
-"""Fields behind a chunked body; nobody reads them."""
+"""Trailer fields of a chunked body. They are dropped."""
 
 CHUNK_LINE_BYTES: Final = 256
-"""A chunk's size with its extensions, which nobody reads either."""
+"""A chunk's size line with its extensions, which are dropped too."""
 
 BAD_REQUEST: Final = FailureRow("invalid_http", 400, INVALID, "bad_request")
 
@@ -40,13 +40,13 @@ _STARTS: Final = re.compile(rb"\r?\Z|%b(?: |\Z)" % _TOKEN)
 _ONLY_CRLF: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 
 FRAMED: Final = frozenset({b"content-length", b"transfer-encoding", b"upgrade", b"http2-settings", b"connection"})
-"""Fields that are read here and not handed on as they came."""
+"""Fields that are read here, and left out of the canonical head or rewritten."""
 
 HOP: Final = frozenset({b"upgrade", b"http2-settings"})
 
 
 class Refused(Exception):
-    """The connection does not carry HTTP/1.1 any more, as far as can be known. Nothing after this is read."""
+    """The bytes are not HTTP/1.1. Nothing after them is read."""
 
     def __init__(self, row: FailureRow, message: str) -> None:
         super().__init__(message)
@@ -56,8 +56,8 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """One request's head. `canonical`: request line, fields and blank line, to be parsed; `framing`: the one field that
-    says its body's length, in our own spelling, or None.
+    """One request's head. `canonical`: request line, fields and blank line, to be parsed. `framing`: the field with the
+    length of its body, in canonical spelling, or None.
     """
 
     canonical: bytes
@@ -100,12 +100,12 @@ class Framing:
 
     @property
     def begun(self) -> bool:
-        """Whether anything of the next head has come; empty lines are nothing."""
+        """Whether bytes of the next head have come, empty lines aside."""
         return bool(self._buffer.lstrip(b"\r\n"))
 
     @property
     def held(self) -> int:
-        """Bytes that have come and are not handed on."""
+        """Bytes received and not handed on yet."""
         return len(self._buffer)
 
     def receive(self, data: bytes) -> None:
@@ -113,7 +113,7 @@ class Framing:
         self._buffer += data
 
     def next_event(self) -> Head | bytes | End | None:
-        """What the bytes so far amount to next. Raises Refused."""
+        """The next event of the bytes so far. Raises Refused."""
         match self._state:
             case _State.HEAD:
                 return self._head()
@@ -147,14 +147,14 @@ class Framing:
         return head
 
     def _refuse_early(self, start: int) -> None:
-        """What can become no head is refused now: it may never end."""
+        """Refuse bytes that cannot become a head before the head is complete, since it may never be."""
         if self._buffer and not _STARTS.match(self._buffer):
             raise _bad("it does not begin with a method")
         if _ONLY_CRLF.search(self._buffer, max(0, start - 1), self._whole_lines()):
             raise _bad("it has a line that ends with something else than CRLF")
 
     def _whole_lines(self) -> int:
-        """Where what can be judged ends: a CR at the very end may yet be followed by LF."""
+        """The end of the bytes that can be checked: LF may still follow a CR at the very end."""
         return len(self._buffer) - self._buffer.endswith(b"\r")
 
     def _body(self) -> bytes | None:
@@ -205,7 +205,7 @@ class Framing:
         self._trailers += len(line)
         if line:
             if self._trailers > TRAILER_BYTES or not _FIELD.fullmatch(line):
-                raise _bad("the fields behind its body are broken or too many")
+                raise _bad("the trailer fields of its body are broken or too many")
             return b""
         self._trailers = 0
         self._state = _State.HEAD
@@ -219,7 +219,7 @@ def _read_head(raw: bytes) -> tuple[Head, _State, int]:
     first, *rest = raw.split(b"\r\n")
     line = _LINE.fullmatch(first)
     if line is None:
-        raise _bad("its first line is no request line of HTTP/1.1 or 1.0")
+        raise _bad("its first line is not a request line of HTTP/1.1 or 1.0")
     if line[1] == b"CONNECT":
         raise _bad("CONNECT is not served")
     fields: dict[bytes, list[bytes]] = {}
@@ -227,7 +227,7 @@ def _read_head(raw: bytes) -> tuple[Head, _State, int]:
     for text in rest:
         field = _FIELD.fullmatch(text)
         if field is None:
-            raise _bad("it has a line that is no header field")
+            raise _bad("it has a line that is not a header field")
         name = field[1].lower()
         fields.setdefault(name, []).append(field[2].strip(b" \t"))
         if name not in FRAMED:
@@ -240,21 +240,21 @@ def _read_head(raw: bytes) -> tuple[Head, _State, int]:
 
 
 def _options(values: list[bytes]) -> bytes:
-    """The Connection field without an upgrade that is not taken."""
+    """The Connection field without the options of an upgrade."""
     options = [option.strip(b" \t").lower() for value in values for option in value.split(b",")]
     return b", ".join(option for option in options if option and option not in HOP)
 
 
 def _check_host(values: list[bytes], minor: bytes) -> None:
-    """RFC 9112, 3.2: exactly one in HTTP/1.1, and a host."""
+    """Check the Host field: exactly one in HTTP/1.1, and a valid host (RFC 9112, 3.2). Raises Refused."""
     if len(values) > 1 or (not values and minor == b"1"):
         raise _bad("it must have exactly one Host field")
     if values and not _HOST.fullmatch(values[0]):
-        raise _bad("its Host field is no host")
+        raise _bad("its Host field is not a valid host")
 
 
 def _framing(fields: dict[bytes, list[bytes]], minor: bytes) -> tuple[tuple[bytes, bytes] | None, _State, int]:
-    """RFC 9112, 6.1 to 6.3, without the choices that it leaves to a server."""
+    """The framing of a body (RFC 9112, 6.1 to 6.3), without the choices left to servers. Raises Refused."""
     encodings, lengths = fields.get(b"transfer-encoding", []), fields.get(b"content-length", [])
     if encodings:
         if lengths or minor == b"0" or len(encodings) > 1 or encodings[0].lower() != b"chunked":

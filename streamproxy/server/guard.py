@@ -1,13 +1,13 @@
-"""uvicorn's HTTP/1.1 protocol behind a strict framing, with a bound on all that a caller may leave open.
+"""uvicorn's HTTP/1.1 protocol behind a strict framing, with a bound on every wait for a caller.
 
-`Framing` says where each request ends; uvicorn's parser gets canonical heads only, and bodies go past it. One request
-is in progress at a time: the next one on the same connection waits, unread, for its answer.
+`Framing` finds the end of each request. uvicorn's parser gets canonical heads only, and bodies bypass it. One request
+is in progress at a time: the next one on the same connection waits, unread, for the answer to it.
 
     head        complete within HEAD_SECONDS of its first byte, and within HEAD_BYTES
-    body        the app reads it, within the app's bounds; a broken one ends the request at once
-    answer      begun before the body was read whole: what is still coming is discarded for LINGER_SECONDS. Closing at
-                once would make the kernel reset the connection, and the caller lose the answer that says what is wrong
-    idle        uvicorn's keep-alive; nothing is ever written that no request asked for
+    body        read by the app, within the app's bounds; a broken one ends the request at once
+    answer      if it ends before the whole body has come, the rest is discarded for LINGER_SECONDS. Closing at once
+                would make the kernel reset the connection, which can destroy the answer before the caller reads it
+    idle        uvicorn's keep-alive; nothing is written without a request
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ LINGER_SECONDS: Final = 5.0
 """As nginx's lingering_timeout."""
 
 LINGER_BYTES: Final = 64 * 1024 * 1024
-"""What is discarded of one body, so that a caller who never stops is closed on."""
+"""Most bytes of one body that are discarded. After them the connection is closed."""
 
 BUFFERED_BYTES: Final = 0
-"""Of a response, above which the app waits: a stuck caller then holds one slice, not two."""
+"""Unsent bytes of a response above which the app waits. With 0, a stuck caller holds one slice and not two."""
 
 READ_AHEAD: Final = 64 * 1024
-"""Bytes of requests behind the one in progress, above which the connection is not read from."""
+"""Bytes of pipelined requests above which reading pauses."""
 
 TURN_EVENTS: Final = 1000
-"""Events of one connection that are handled before others get a turn: some 2 ms of one-byte chunks."""
+"""Events of one connection that are handled before others get a turn: about 2 ms of one-byte chunks."""
 
 TURN_BYTES: Final = 64 * 1024
-"""Bytes in one read, above which the connection waits for the next turn: libuv would go on with the same one, up to 32
-reads of 256 KB. Fifty callers who still send what was refused then had a turn of over 100 ms."""
+"""Bytes in one read above which the connection waits for the next turn. libuv would go on with the same connection, for
+up to 32 reads of 256 KB. With fifty callers that still sent a refused body, one turn took over 100 ms."""
 
 _CLOSE: Final = b"close"
 _ENDLESS: Final = 1 << 62
 
 
 class _Cycle(RequestResponseCycle):
-    """uvicorn's, for what it leaves open: HTTP/1.0 has no chunks, and an answer one Connection field."""
+    """uvicorn's cycle, with two corrections: no chunks for HTTP/1.0, and one Connection field in an answer."""
 
     async def send(self, message: Any) -> None:
         body = message.get("body")
@@ -79,7 +79,7 @@ class _Cycle(RequestResponseCycle):
         await super().send(message)
 
     async def _write_chunk(self, body: Pieces) -> None:
-        """As uvicorn's, which joins a chunk with its framing and so copies it."""
+        """Write a chunk as uvicorn does, but without a copy of it: uvicorn joins it with its framing."""
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         if not self.disconnected:
@@ -87,7 +87,7 @@ class _Cycle(RequestResponseCycle):
 
 
 class _Closer(asyncio.Transport):
-    """What a cycle writes to. Its `close` waits for the rest of the request, so that the answer is not reset away."""
+    """The transport of a cycle. Its `close` waits for the rest of the request, so that no reset destroys the answer."""
 
     def __init__(self, protocol: GuardedProtocol) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     _framing: Framing
     _closer: _Closer
-    _closing = False  # all is written; what comes is discarded
+    _closing = False  # the answer is written, and further bytes are discarded
     _timer: asyncio.TimerHandle | None = None
     _discarded = 0
     _advancing = False
@@ -143,7 +143,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._advance()
 
     def on_headers_complete(self) -> None:
-        """As uvicorn's, with one request at a time: none waits behind another here."""
+        """Start a cycle as uvicorn does. Requests are never queued here: one is in progress at a time."""
         if self._framed is not None:
             self.headers.append(self._framed)
         target = httptools.parse_url(self.url)
@@ -171,7 +171,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._start_asgi_task(self.cycle, self.app)
 
     def on_message_complete(self) -> None:
-        """What the parser says of a canonical head, which has no body. When the request ends, its framing says."""
+        """Ignore the parser's end of a canonical head, which has no body. The framing finds the end of the request."""
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -183,11 +183,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self._advance()
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls when the parser gave up on a canonical head."""
+        """Refuse a canonical head that uvicorn's parser does not take."""
         self._break_off(Refused(BAD_REQUEST, "The request is not valid HTTP/1.1."))
 
     def close_gently(self) -> None:
-        """Close when the caller has stopped sending the request that has been answered."""
+        """Close once the caller has sent the rest of the answered request."""
         self._closing = True
         if self._framing.between:
             self.transport.close()
@@ -202,7 +202,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _advance(self) -> None:
-        """Handle what has come, as far as it is its turn: the next request has to wait for the answer to this one."""
+        """Handle received bytes, up to the end of the request in progress. The next request waits for its answer."""
         if self._advancing or self._closing:
             return
         self._advancing = True
@@ -249,7 +249,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().data_received(head.canonical)
 
     def _watch(self) -> None:
-        """A timer runs whenever the next word is the caller's, and it has begun to speak."""
+        """Run a timer while the rest of a head, or of an answered request, is awaited."""
         if not self._idle:
             if self._framing.between and self._framing.held > READ_AHEAD:
                 self.flow.pause_reading()
@@ -263,7 +263,7 @@ class GuardedProtocol(HttpToolsProtocol):
     # How it ends.
 
     def _break_off(self, refused: Refused) -> None:
-        """Nothing that comes after this can be read: answer, unless an answer has begun, and close."""
+        """Answer a broken request, unless an answer has begun, and close: later bytes cannot be framed."""
         cycle = self.cycle
         if self._framing.between or cycle is None:
             self._refuse(refused)
@@ -271,7 +271,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._closing = True
             self.transport.close()
         elif cycle.response_started:
-            self._closing = True  # to further bytes; the answer ends, and the connection with it
+            self._closing = True  # further bytes are discarded; the connection ends with the answer
             cycle.keep_alive = False
         else:
             cycle.disconnected = True
@@ -287,7 +287,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refuse(Refused(Failure.HEAD_TIMEOUT.value, message))
 
     def _refuse(self, refused: Refused) -> None:
-        """Answer for a request that the app never saw, and close."""
+        """Answer a request that does not reach the app, and close."""
         self._closing = True
         if self.transport.is_closing():
             return
@@ -300,7 +300,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._linger()
 
     def _linger(self) -> None:
-        """End our direction, and discard for a while what the caller still sends."""
+        """End our direction, and discard the rest of the caller's bytes for LINGER_SECONDS."""
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
@@ -313,7 +313,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _arm(self, seconds: float, late: Callable[[], None]) -> None:
-        """Start the timer, unless it runs: bytes that trickle do not move it."""
+        """Start the timer, unless it runs: slow bytes must not extend it."""
         if self._timer is None:
             self._timer = self.loop.call_later(seconds, late)
 

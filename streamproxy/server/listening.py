@@ -1,6 +1,6 @@
 """The listening socket: bound before anything else starts, so that a busy port is a configuration error.
 
-Connections inherit its options, which is why `serve` makes it, and where there are several processes, once for all.
+Connections inherit its options. Several processes share one socket.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Final
 from streamproxy.settings.values import ConfigurationError, ConfigurationProblem
 
 BACKLOG: Final = 2048  # connections waiting for accept, uvicorn's default
-UNSENT_BYTES: Final = 128 * 1024  # of a connection, in the kernel: more would be previews that are old when they arrive
-USER_TIMEOUT: Final = 30.0  # seconds a peer may leave sent bytes unacknowledged: gone without a FIN
+UNSENT_BYTES: Final = 128 * 1024  # of one connection, in the kernel: more would be previews that arrive out of date
+USER_TIMEOUT: Final = 30.0  # seconds without an acknowledgement after which a peer counts as gone
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 takes a free one. Raises ConfigurationError naming host or port."""
+    """Make a listening TCP socket; port 0 takes a free one. Raises ConfigurationError, which names host or port."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, *_, address = min(
@@ -45,7 +45,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _tune(sock: socket.socket) -> None:
-    """Options that accepted connections inherit: fresh previews for slow readers, and dead peers found."""
+    """Set the options that connections inherit, for fresh previews at slow readers, and against dead peers."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
         ("TCP_NOTSENT_LOWAT", UNSENT_BYTES),

@@ -1,7 +1,7 @@
-"""glibc's allocator, told what kind of objects this process has.
+"""Settings of glibc's allocator for large, short-lived objects.
 
-Events have 2 to 16 MB, and come and go. What is freed stays with the process while it is busy, and goes back to the
-system when it has been idle for a while.
+Events have 2 to 16 MB. Freed memory stays with the process while it is busy, and is given back to the system once the
+process is idle.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ M_TRIM_THRESHOLD: Final = -1
 
 
 def tune_allocator() -> bool:
-    """Keep the memory of large objects for the next ones; whether the C library could be told.
+    """Keep freed memory of large objects for the next ones. Returns whether the C library supports that.
 
     Events have 2 to 16 MB. glibc maps an object above its threshold anew and returns it at once, so that each pays a
     page fault per 4 KiB. 32 MiB is the most that glibc takes (HEAP_MAX_SIZE / 2); 64 MiB of freed memory are kept.
@@ -30,7 +30,7 @@ def tune_allocator() -> bool:
 
 
 def give_back() -> bool:
-    """Return freed memory to the system; whether the C library could be told. It takes some 10 ms per GB."""
+    """Give freed memory back to the system, in about 10 ms per GB. Returns whether the C library supports that."""
     try:
         return bool(ctypes.CDLL(None).malloc_trim(0))
     except (AttributeError, OSError, TypeError):
@@ -38,10 +38,9 @@ def give_back() -> bool:
 
 
 def settle() -> None:
-    """Call once a process serves: what it has now stays.
+    """Free the memory of the start, and exempt the objects that remain from garbage collection.
 
-    What reading its configuration left behind goes back to the system, and no collection of reference cycles looks at
-    the rest again.
+    To be called once the process serves.
     """
     gc.collect()
     gc.freeze()

@@ -1,15 +1,15 @@
-"""Several processes on one listening socket: a parent that only watches, and workers that serve.
+"""Several processes on one listening socket: a parent that supervises, and workers that serve.
 
     status = await supervise(settings, sock, ready=...)      the parent, until a signal or until no worker can start
 
-Each worker is a new Python with an event loop of its own; it inherits the socket, and gets the settings over a channel
-rather than from arguments that anybody could read. The channel is its leash too: when the parent's end closes, because
-the parent asks it to stop or because the parent is gone, the worker drains and exits. Signals would not do: a
-supervisor that signals the whole group would make the parent's one the second, which means exit now.
+Each worker is a new Python process with its own event loop. It inherits the socket. It reads the settings, which have
+secrets, from a channel, because every user of the machine can read arguments. The channel is its leash too: when the
+parent closes its end, or dies, the worker drains and exits. The parent sends no signals for that: if a service manager
+signals the whole group, the parent's signal would be the worker's second, which means exit at once.
 
-A worker that dies is replaced, at once where it had served for a while, else after a pause that doubles.
+A worker that dies is replaced, at once if it had served for STEADY_SECONDS, otherwise after a pause that doubles.
 
-Their metrics are in files of one directory, so that each worker can tell those of all.
+The workers keep their metrics in files of one directory, so that each worker can report those of all.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from streamproxy.server.memory import tune_allocator
 from streamproxy.settings import Settings
 from streamproxy.settings.values import ConfigurationError
 
-START_SECONDS: Final = 60.0  # from its start until a worker serves; it takes one or two
-STEADY_SECONDS: Final = 10.0  # having served that long, a worker that dies is replaced as if for the first time
+START_SECONDS: Final = 60.0  # until a worker serves; usually it takes one or two
+STEADY_SECONDS: Final = 10.0  # a worker that has served for so long is replaced at once
 FIRST_PAUSE: Final = 0.1  # seconds
 LONGEST_PAUSE: Final = 30.0
-HOPELESS: Final = 5  # starts in a row that failed, while nobody serves: the parent gives up, and its supervisor sees it
+HOPELESS: Final = 5  # failed starts in a row, while no worker serves, after which the parent exits
 KILL_SECONDS: Final = 3.0  # over drain_timeout, which a worker exceeds by at most 2
 LOG: Final = logging.getLogger("streamproxy.server.workers")
 
 
 def packed(settings: Settings) -> bytes:
-    """One line that says all settings, secrets too."""
+    """All settings, secrets included, as one line of bytes."""
     return msgspec.json.encode(settings) + b"\n"
 
 
@@ -60,13 +60,13 @@ def unpacked(line: bytes) -> Settings:
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A running worker. `channel` is our end: settings go out, one byte comes when it serves, its end is the leash."""
+    """A running worker. `channel` is the parent's end: settings go out, and one byte comes back when it serves."""
 
     process: Process
     channel: socket.socket
 
     async def begin(self, settings: Settings) -> bool:
-        """Give it its settings; whether it serves within START_SECONDS."""
+        """Send its settings. Returns whether it serves within START_SECONDS."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError), anyio.move_on_after(START_SECONDS):
             await loop.sock_sendall(self.channel, packed(settings))
@@ -74,19 +74,19 @@ class Worker:
         return False
 
     def release(self) -> None:
-        """Ask it to drain and exit."""
+        """Close the channel, so that it drains and exits."""
         with contextlib.suppress(OSError):
             self.channel.shutdown(socket.SHUT_WR)
 
     def kill(self) -> None:
-        """End it now, if it runs."""
+        """Kill it, if it runs."""
         with contextlib.suppress(ProcessLookupError):
             if self.process.returncode is None:
                 self.process.kill()
 
 
 class Crew:
-    """All workers of a parent. `failed`: they could not be started, or had to be killed."""
+    """All workers of a parent. `failed`: they could not start, or had to be killed."""
 
     def __init__(self, settings: Settings, sock: socket.socket, metrics: str, ready: Callable[[], None]) -> None:
         self._settings = settings
@@ -101,7 +101,7 @@ class Crew:
         self.failed = False
 
     async def keep_one(self) -> None:
-        """Run one worker, and the next when it has died, until the end."""
+        """Run one worker, and a new one when it has died, until `stop`."""
         pause = 0.0
         while not self._stopping.is_set():
             served = await self._run()
@@ -119,7 +119,7 @@ class Crew:
                 await self._stopping.wait()
 
     async def _run(self) -> float | None:
-        """One worker from start to end; the seconds that it served, None where it never did."""
+        """Run one worker to its end. Returns the seconds that it served; None where it never did."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         numbers = (self._sock.fileno(), theirs.fileno())
@@ -179,13 +179,13 @@ class Crew:
             worker.release()
 
     def kill(self) -> None:
-        """End every worker now."""
+        """Kill every worker."""
         for worker in self._workers:
             worker.kill()
 
 
 async def supervise(settings: Settings, sock: socket.socket, *, ready: Callable[[str], None]) -> int:
-    """Run `settings.workers` workers on `sock`; the exit status.
+    """Run `settings.workers` workers on `sock`. Returns the exit status.
 
     `ready` is called once with the address, when all serve. The first SIGINT or SIGTERM drains, the second kills.
     """
@@ -195,7 +195,7 @@ async def supervise(settings: Settings, sock: socket.socket, *, ready: Callable[
 
 
 async def _led(crew: Crew, settings: Settings) -> int:
-    """The crew's work from its start to its end; the exit status."""
+    """Run the workers from their start to their end. Returns the exit status."""
     status = 0
 
     async def obey() -> None:
@@ -221,7 +221,7 @@ async def _led(crew: Crew, settings: Settings) -> int:
 
 
 def work(sock: socket.socket, channel: socket.socket) -> int:
-    """A worker's life; its exit status."""
+    """Run one worker. Returns its exit status."""
     with channel.makefile("rb") as lines:
         line = lines.readline()
     if not line.endswith(b"\n"):
@@ -231,7 +231,7 @@ def work(sock: socket.socket, channel: socket.socket) -> int:
     tune_allocator()
     try:
         app = create_app(settings)
-    except ConfigurationError as error:  # a key's file has gone or changed since the parent looked
+    except ConfigurationError as error:  # a key's file has been removed or changed since the parent's check
         LOG.error("%s", error)
         return 1
 
@@ -248,7 +248,9 @@ def work(sock: socket.socket, channel: socket.socket) -> int:
 def main() -> None:
     """`python -m streamproxy.server.workers <socket's number> <channel's number>`, as the parent starts it."""
     for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
-        signal.signal(number, signal.SIG_IGN)  # until it serves: Ctrl-C reaches the whole group, and the parent acts
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # until it serves: Ctrl-C reaches the whole group, and the parent handles it
     sock, channel = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     sys.exit(work(sock, channel))
 

@@ -69,8 +69,8 @@ class ProviderSettings:
     credential: Annotated[
         CredentialReference | None,
         "where its key is: env:NAME, file:PATH, dir:NAME (in $CREDENTIALS_DIRECTORY), caller (the caller's own), adc "
-        "(what Google's libraries find on this machine) or none; default: the catalogue's variable, from the "
-        "environment or that directory",
+        "(what Google's or AWS's libraries find on this machine) or none; default: the catalogue's variable, from the "
+        "environment or that directory; for AWS's signature AWS_ACCESS_KEY_ID and its like",
     ] = None
     auth_header: Annotated[Token | None, "header that carries the key"] = None
     auth_scheme: Annotated[Text | None, 'text before the key, like "Bearer "'] = None
@@ -84,6 +84,7 @@ class ProviderSettings:
     ] = None
     chat: Annotated[PathTemplate | None, "path of chat completions, below base_url; empty: it has none"] = None
     responses: Annotated[PathTemplate | None, "path of Responses, below base_url; empty: it has none"] = None
+    text_model: Annotated[Text | None, "adapter responses: the model that is asked, and calls the tool"] = None
     edit_input: Annotated[Literal["images", "image"] | None, "member that carries the images of an edit"] = None
     query: Annotated[Query | None, "query of every request, like api-version=preview"] = None
     streams: Annotated[bool | None, "whether it can be asked to stream"] = None
@@ -93,13 +94,16 @@ class ProviderSettings:
         Names | None, "hosts of its own, besides that of base_url, that get the key too, like *.bfl.ai"
     ] = None
     signing: Annotated[
-        Literal["key", "google"] | None, "how requests are authorized: a key in a header, or Google's OAuth token"
+        Literal["key", "google", "aws"] | None,
+        "how requests are authorized: a key in a header, Google's OAuth token, or AWS's Signature Version 4",
     ] = None
     project: Annotated[
         Token | None, "Vertex AI: the project in base_url; default: $GOOGLE_CLOUD_PROJECT, else that of the key"
     ] = None
     location: Annotated[
-        Token | None, "Vertex AI: the location in base_url; default: $GOOGLE_CLOUD_LOCATION, else global"
+        Token | None,
+        "Vertex AI and Bedrock: the location in base_url and in AWS's signature; default: $GOOGLE_CLOUD_LOCATION, else "
+        "global; $AWS_REGION or $AWS_DEFAULT_REGION, else where the provider's models are",
     ] = None
     workflows: Annotated[dict[str, str] | None, "ComfyUI: the file of a workflow in API format, by model"] = None
     strict_headers: Annotated[bool, "only allowed extra_headers pass, instead of all but refused ones"] = False

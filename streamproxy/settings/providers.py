@@ -14,6 +14,7 @@ import re
 import ssl
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,8 +36,13 @@ MEMORY: Final = "memory"  # the store of one process
 EXAMPLE: Final = "redis://127.0.0.1:6379/0"
 VARIABLE: Final = re.compile(r"(?=.{1,64}$)[A-Z]{1,16}[0-9]{0,2}(_([A-Z]{1,16}[0-9]{0,2}|[0-9]{1,2}))*")
 """The usual form of a variable's name: words in capitals. A key in capitals has digits among its letters."""
-ON_MACHINE: Final = {"project": "GOOGLE_CLOUD_PROJECT", "location": "GOOGLE_CLOUD_LOCATION"}
-"""Where Google's own libraries look for what a provider's `base_url` names."""
+PROJECT: Final = "GOOGLE_CLOUD_PROJECT"
+LOCATIONS: Final = {"google": ("GOOGLE_CLOUD_LOCATION",)}
+REGIONS: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")
+"""Where Google's and AWS's own libraries look for what a provider's `base_url` names; the first that is set counts."""
+
+AWS_ID, AWS_SECRET, AWS_TOKEN = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
+"""Where AWS's own libraries look for the parts of a signing key."""
 UPSTREAM: Final = "upstream"  # the provider made by the setting of that name, and the row that new providers start from
 
 
@@ -57,8 +63,9 @@ def read_secret(path: str) -> str:
     return raw.decode("utf-8-sig")
 
 
+@cache
 def read_catalogue() -> Catalogue:
-    """The catalogue that ships with the package."""
+    """The catalogue that ships with the package. It never changes, so that a process parses it once."""
     return parse(resources.files("streamproxy").joinpath("catalogue.toml").read_text("utf-8"))
 
 
@@ -198,7 +205,7 @@ def warnings(settings: Settings, configured: Providers, catalogue: Catalogue, fl
     for provider in configured.providers:
         for row in catalogue.providers.values():
             known, given = urlsplit(row.base_url), urlsplit(provider.base_url)
-            if known.hostname and known.hostname == given.hostname and known.path != given.path:
+            if known.hostname and known.hostname == given.hostname and not given.path.startswith(known.path):
                 by_flag = settings.upstream is not None and provider.name == UPSTREAM
                 setting = UPSTREAM if by_flag else f"providers.{provider.name}.base_url"
                 found.append(f"{setting}: this host's API is at {row.base_url}; requests elsewhere may find nothing")
@@ -296,23 +303,28 @@ def _placed(
     environ: Mapping[str, str],
     problems: list[ConfigurationProblem],
 ) -> Provider:
-    """The provider with its project and location in `base_url`."""
-    if "{" not in provider.base_url or source is None:
+    """The provider with its location, and with that and its project in `base_url`."""
+    if source is None or not (provider.home or "{" in provider.base_url):
         return provider
-    said = {name: environ.get(variable, "").strip() for name, variable in ON_MACHINE.items()}
-    project = provider.project or said["project"] or _project_of(source)
-    location = provider.location or said["location"] or "global"
-    if not project:
-        fix = f'set {ON_MACHINE["project"]}, or [providers.{provider.name}] project = "..."'
+    variables = LOCATIONS.get(provider.signing, REGIONS)
+    said = next((text for name in variables if (text := environ.get(name, "").strip())), "")
+    location = provider.location or said or provider.home or "global"
+    provider = replace(provider, location=location)
+    if "{" not in provider.base_url:
+        return provider
+    project = provider.project or environ.get(PROJECT, "").strip() or _project_of(source)
+    if not project and "{project}" in provider.base_url:
+        fix = f'set {PROJECT}, or [providers.{provider.name}] project = "..."'
         problems.append(_problem(provider, "project", "the configuration does not say which project", fix))
     base_url = provider.base_url.replace("{region}", "" if location == "global" else f"{location}-")
     base_url = base_url.replace("{project}", project).replace("{location}", location)
-    return replace(provider, base_url=base_url, project=project, location=location)
+    return replace(provider, base_url=base_url, project=project)
 
 
 def _project_of(source: CredentialSource) -> str:
     """The project that a service account's key names; "" for any other credential."""
-    found = orjson.loads(source.signing_key).get("project_id", "") if source.signing_key else ""
+    key = source.signing_key or ""
+    found = orjson.loads(key).get("project_id", "") if key.startswith("{") else ""
     return found if isinstance(found, str) else ""
 
 
@@ -328,7 +340,13 @@ def _credentials(
         reference = settings.providers.get(provider.name, ProviderSettings()).credential or _default(provider, environ)
         try:
             kind, secret = _secret(reference, environ)
-            secret = _google_key(kind, secret) if provider.signing == "google" else _key(kind, secret)
+            match provider.signing:
+                case "google":
+                    secret = _google_key(kind, secret)
+                case "aws":
+                    secret = _aws_key(kind, secret, environ)
+                case "key":
+                    secret = _key(kind, secret)
         except Refused as refused:
             variable = _variable(reference)
             problems.append(_problem(provider, "credential", refused.happened, refused.fix, variable))
@@ -361,7 +379,8 @@ def _misplaced(provider: Provider) -> Iterator[ConfigurationProblem]:
 def _default(provider: Provider, environ: Mapping[str, str]) -> str:
     """The default reference of a credential: the variable of the catalogue's row, or a file of that name."""
     if provider.key_env:
-        name, directory = provider.key_env, environ.get("CREDENTIALS_DIRECTORY", "")
+        name = AWS_ID if provider.signing == "aws" else provider.key_env
+        directory = environ.get("CREDENTIALS_DIRECTORY", "")
         in_file = not environ.get(name, "").strip() and directory and Path(directory, name).exists()
         return f"{'dir' if in_file else 'env'}:{name}"
     if not provider.auth_header:
@@ -408,7 +427,7 @@ def _secret(reference: str, environ: Mapping[str, str]) -> tuple[SourceKind, str
 def _key(kind: SourceKind, secret: str) -> str:
     """A key that is sent as it stands. Raises Refused."""
     if kind == "machine":
-        raise Refused("adc finds Google's credentials, and this provider takes a key", "say where its key is")
+        raise Refused("adc finds Google's and AWS's credentials, and this provider takes a key", "say where its key is")
     if kind not in ("caller", "none") and not re.fullmatch(r"[\x21-\x7e]+", secret):
         raise Refused("the key must be visible ASCII without spaces and line ends", "store the bare key")
     return secret
@@ -433,6 +452,26 @@ def _google_key(kind: SourceKind, text: str) -> str:
         fix = "give it one of type service_account or authorized_user, or use adc, which takes every other"
         raise Refused("it is no key for Google's OAuth", fix) from None
     return key
+
+
+def _aws_key(kind: SourceKind, text: str, environ: Mapping[str, str]) -> str:
+    """A signing key of AWS as `ID:SECRET` or `ID:SECRET:TOKEN`. The rest of an ID alone is in AWS's own variables.
+
+    Raises Refused.
+    """
+    if kind in ("caller", "none"):
+        return text
+    if find_spec("botocore") is None:
+        raise Refused("botocore is not installed", "in streamproxy's source directory: pip install '.[aws]'")
+    if kind == "machine":
+        return text
+    if ":" not in text:
+        parts = (environ.get(name, "").strip() for name in (AWS_SECRET, AWS_TOKEN))
+        text = ":".join(filter(None, (text, *parts)))
+    if not re.fullmatch(r"[!-9;-~]+:[!-9;-~]+(:[!-9;-~]+)?", text):
+        fix = f"set {AWS_ID} and {AWS_SECRET}, or write <id>:<secret> into what credential names"
+        raise Refused("it is no signing key of AWS", fix)
+    return text
 
 
 def _secret_of(path: str) -> str:

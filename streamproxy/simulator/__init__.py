@@ -1,15 +1,16 @@
-"""An upstream in a box: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
+"""A simulator of providers: it speaks OpenAI's images wire, draws real pictures, needs no key, and fails on demand.
 
-Below other paths it speaks others': /v1beta Gemini's and Imagen's, /v1/projects/sim the same two on Vertex AI,
-/queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /ark Ark's,
-/minimax MiniMax's, /xai xAI's, /comfy the Comfy API, /a1111 AUTOMATIC1111's,
-/openrouter OpenRouter's, /dashscope Alibaba's, /azure Microsoft's MAI, /stability Stability AI's, and /hosts/<name>
-OpenAI's as other hosts have it.
+Other wires are below other paths: /v1beta has Gemini's and Imagen's, /v1/projects/sim the same two on Vertex AI,
+/queue.fal and /fal fal's, /bfl Black Forest Labs', /replicate Replicate's, /ark Ark's, /minimax MiniMax's, /xai xAI's,
+/comfy the Comfy API, /a1111 AUTOMATIC1111's, /openrouter OpenRouter's, /dashscope Alibaba's, /azure Microsoft's MAI,
+/stability Stability AI's, /bedrock Stability AI's and Amazon's on Bedrock, /ideogram Ideogram's, /luma Luma's,
+/responses OpenAI's Responses, /hosts/<name> OpenAI's with the differences of other hosts. /fireworks, /cloudflare,
+/huggingface, /leonardo and /runware have those hosts' wires.
 
     async with running() as server:
         ...                          POST {server.url}/v1/images/generations   {"model": "sim/gpt-image", ...}
 
-Server and scripts know nothing of OpenAI (`serve` plays any handler's scripts); `openai.py` is the handler.
+Server and scripts know no wire: `serve` plays the scripts of any handler. `openai.py` is the handler of OpenAI's.
 """
 
 from __future__ import annotations
@@ -19,20 +20,29 @@ from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 from streamproxy.simulator.automatic1111 import Automatic1111
+from streamproxy.simulator.bedrock import Bedrock
 from streamproxy.simulator.bfl import Bfl
+from streamproxy.simulator.cloudflare import Cloudflare
 from streamproxy.simulator.comfyui import ComfyUI
 from streamproxy.simulator.dashscope import DashScope
 from streamproxy.simulator.fal import Fal
+from streamproxy.simulator.fireworks import Fireworks
 from streamproxy.simulator.gemini import Gemini
 from streamproxy.simulator.groups import Ark, MiniMax
 from streamproxy.simulator.hosts import Hosts
+from streamproxy.simulator.huggingface import HuggingFace
+from streamproxy.simulator.ideogram import Ideogram
 from streamproxy.simulator.imagen import Imagen
+from streamproxy.simulator.leonardo import Leonardo
+from streamproxy.simulator.luma import Luma
 from streamproxy.simulator.mai import Mai
 from streamproxy.simulator.openai import MODELS, OpenAI
 from streamproxy.simulator.openrouter import OpenRouter
 from streamproxy.simulator.order import PREFIX
 from streamproxy.simulator.received import Handler, Received
 from streamproxy.simulator.replicate import Replicate
+from streamproxy.simulator.responses import Responses
+from streamproxy.simulator.runware import Runware
 from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import Server, serve
 from streamproxy.simulator.stability import Stability
@@ -48,12 +58,12 @@ BANNER: Final = (
 
 
 def model_names() -> list[str]:
-    """Every name that a request may say, faults last: those before a body, then those of a stream."""
+    """All names of models. Faults come last: first those before a body, then those of a stream."""
     return [PREFIX + name for name in MODELS]
 
 
 class Form(Protocol):
-    """A wire other than OpenAI's: the handler of the paths that begin with `prefix`, or with one of several."""
+    """The handler of a wire other than OpenAI's, for paths that begin with `prefix`, or with one of several."""
 
     @property
     def prefix(self) -> str | tuple[str, ...]: ...
@@ -80,6 +90,15 @@ def wires(pace: float) -> Handler:
         DashScope(pace),
         Mai(pace),
         Stability(pace),
+        Bedrock(pace),
+        Ideogram(pace),
+        Luma(pace),
+        Fireworks(pace),
+        Cloudflare(pace),
+        HuggingFace(pace),
+        Leonardo(pace),
+        Runware(pace),
+        Responses(pace),
     )
 
     async def handler(received: Received) -> Script:
@@ -93,10 +112,10 @@ def wires(pace: float) -> Handler:
 
 @asynccontextmanager
 async def running(*, host: str = "127.0.0.1", port: int = 0, pace: float = 1.0) -> AsyncIterator[Server]:
-    """The simulated providers, listening; `server.url` says where. It ends with the block.
+    """Run the simulated providers at `server.url`, until the block ends.
 
-    `pace` stretches time: 1.0 is like a real model (previews after 2.5, 4.5 and 6.5 s, the picture after 9 s), 0 does
-    not wait at all. Raises OSError where it cannot listen.
+    `pace` scales all times: with 1.0 they are a real model's (previews after 2.5, 4.5 and 6.5 s, the picture after
+    9 s), with 0 there are no waits. Raises OSError where it cannot listen.
     """
     async with serve(wires(pace), host=host, port=port) as server:
         yield server

@@ -1,7 +1,6 @@
-"""An order's pictures, as OpenAI's JSON answer and as its events. Synchronous and slow: for a worker thread.
+"""The pictures of an order, as OpenAI's JSON answer and as its events. Synchronous and slow: for a worker thread.
 
-The event names are written out here and not taken from the proxy's own table on purpose: this is the provider's side of
-the wire, and a mistake in that table must not be able to hide.
+The event names are written out, and not taken from the proxy's table, so that a mistake in that table is found.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ from streamproxy.simulator.order import Order
 from streamproxy.simulator.pictures import Picture, draw, edit, encode, preview
 from streamproxy.simulator.script import Sample, event
 
-# Output tokens of a 1024x1024 picture. low, medium and high are what GPT Image bills, the others continue the row; how
-# they grow with the area, and every number of input tokens, is invented.
+# Output tokens of a 1024x1024 picture. low, medium and high are those of GPT Image; the others continue the row. The
+# growth with the area, and all numbers of input tokens, are invented.
 OUTPUT_TOKENS: Final = {"low": 272, "medium": 1056, "high": 4160, "xhigh": 8320, "max": 16_640}
-# OpenAI's guide: each preview costs 100 image tokens more.
+# Image tokens of each preview, from OpenAI's guide.
 PREVIEW_TOKENS: Final = 100
 INPUT_IMAGE_TOKENS: Final = 323
 CHARACTERS_PER_TOKEN: Final = 4
-# Faults play with pictures of this edge, and two previews: real ones, yet quick to cut byte by byte.
+# Edge of the pictures of faults, and their two previews: real ones, but small enough to be cut byte by byte.
 SAMPLE_EDGE: Final = 64
 SAMPLE_PREVIEWS: Final = 2
 
 
 def pictures(order: Order) -> list[Picture]:
-    """The n pictures of an order: the first is the prompt's own, the others are variations."""
+    """The n pictures of an order: the first one is that of its prompt, the others are variations."""
     prompts = [order.prompt, *(f"{order.prompt} #{number}" for number in range(1, order.n))]
     return [_picture(order, prompt) for prompt in prompts]
 
@@ -61,7 +60,7 @@ def inline(file: bytes) -> dict[str, str]:
 
 
 def frames(order: Order, created: tuple[int, ...]) -> list[bytes]:
-    """The previews asked for, then `completed`; `created[i]` is the Unix second in which frame *i* will be sent."""
+    """The previews of the order, then `completed`. `created[i]`: the Unix second in which frame *i* will be sent."""
     [picture] = pictures(order)
     steps = order.partial_images
     made = [
@@ -75,7 +74,7 @@ def frames(order: Order, created: tuple[int, ...]) -> list[bytes]:
 
 
 def sample(order: Order, created: int) -> Sample:
-    """A small good answer of that order's kind, for the faults to spoil."""
+    """A small, correct answer to such an order, for the faults to break."""
     small = replace(
         order, n=1, width=SAMPLE_EDGE, height=SAMPLE_EDGE, stream=True, partial_images=SAMPLE_PREVIEWS, url=False
     )

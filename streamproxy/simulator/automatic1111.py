@@ -1,7 +1,7 @@
 """AUTOMATIC1111's API, simulated. Base URL: {server}/a1111; no key is needed.
 
-A request with a task id is answered once its task has been looked at READY_AT times, or after ANSWER_SECONDS without
-looks; one without an id at once. `fault-<name>` as the checkpoint plays a row of FAULTS.
+A request with a task id is answered once its task has been polled READY_AT times, or after ANSWER_SECONDS without
+polls. One without an id is answered at once. The checkpoint `fault-<name>` plays a row of FAULTS.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from streamproxy.simulator.script import Script, Stall, json_answer
 PREFIX: Final = "/a1111/"
 FAULT: Final = "fault-"
 READY_AT: Final = 3
-"""The look at which a task is over. Each before it shows another draft."""
+"""The poll at which a task has ended. Each poll before it shows another draft."""
 ANSWER_SECONDS: Final = 9.0
 MAX_IMAGES: Final = 10
 MAX_TASKS: Final = 100
@@ -161,7 +161,7 @@ FAULTS: Final[Mapping[str, str]] = MappingProxyType(
         "invalid": "a member is refused",
         "memory": "the GPU has too little memory",
         "empty": "the answer holds no picture",
-        "unwatched": "there is no route that tells how far a task is",
+        "unwatched": "there is no route for the progress of a task",
         "unknown-task": "the task's id is ignored",
         "no-drafts": "live previews are off",
         "never": "the task never ends",

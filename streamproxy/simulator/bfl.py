@@ -1,7 +1,7 @@
 """Black Forest Labs' API, simulated. Base URL: {server}/bfl/v1; any key is accepted, but none is an error.
 
-A task is looked at twice before it is ready: its looks are counted, so time plays no part. Pictures are JPEG unless PNG
-is asked for. `fault-<name>` as the endpoint plays a row of FAULTS, at the stage that it is about.
+A task is ready at its third poll, whatever the time. Pictures are JPEG unless PNG is asked for. The endpoint
+`fault-<name>` plays a row of FAULTS.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ PREFIX: Final = "/bfl/v1/"
 FAULT: Final = "fault-"
 MAX_TASKS: Final = 100
 READY_AT: Final = 3
-"""The look at which a task is over."""
-LOOK_SECONDS: Final = 1.0  # times `pace`: how long a look at a task that is not over is held
+"""The poll at which a task has ended."""
+LOOK_SECONDS: Final = 1.0  # times `pace`: the answer time of a poll before the task has ended
 CREDITS: Final = 3.0
 RATIOS: Final = {"21:9": (672, 288), "16:9": (640, 360), "1:1": (512, 512), "9:16": (360, 640), "9:21": (288, 672)}
 
@@ -165,7 +165,7 @@ ENDS: Final[Mapping[str, tuple[str, object]]] = MappingProxyType(
         "no-result": ("Ready", None),
     }
 )
-"""By fault: the status in which a task ends instead of with its picture, and its details."""
+"""By fault: the status of a task that ends without a picture, and its details."""
 
 REFUSALS: Final[Mapping[str, Script]] = MappingProxyType(
     {
@@ -184,9 +184,9 @@ FAULTS: Final[Mapping[str, str]] = MappingProxyType(
         "key": "the key is refused",
         "unknown": "there is no such model",
         "foreign": "the polling URL is on a foreign host",
-        "poll-503": "looks at the task fail before it is done",
-        "late": "the first looks do not find the task",
-        "lost": "no look finds the task",
+        "poll-503": "polls of the task fail before it is done",
+        "late": "the first polls do not find the task",
+        "lost": "no poll finds the task",
         "never": "the task never ends",
         "request-moderated": "the prompt is refused",
         "content-moderated": "the picture is refused",

@@ -1,8 +1,8 @@
 """Comfy API v2, simulated. Base URL: {server}/comfy; any key, or none, is accepted.
 
-A workflow is any graph; its prompt is the longest string in it, its size the first `width` and `height`. A job shows
-five previews, then the picture. As the self-hosted proxy does it, the terminal status comes before the last output.
-`fault-<name>` as the prompt plays a row of FAULTS.
+A workflow is any graph; its prompt is the longest string in it, its size the first `width` and `height`. A job sends
+five previews, then the picture. The terminal status comes before the last output, as from the self-hosted proxy. The
+prompt `fault-<name>` plays a row of FAULTS.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Job:
 
     @property
     def state(self) -> dict[str, object]:
-        """The Job object; its outputs are there once it has succeeded."""
+        """The Job object, with outputs once it has succeeded."""
         url = f"{self.base}{JOBS}/{self.id}"
         output = {
             "node_id": "9",

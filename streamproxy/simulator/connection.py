@@ -1,6 +1,6 @@
 """One accepted connection of the simulator: requests in through httptools, scripts out as raw bytes.
 
-Reading goes on while a script plays, so that a peer's leaving is noticed in the same turn of the loop.
+Reading goes on while a script plays, so that a disconnect is noticed at once.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from streamproxy.simulator.script import Fin, Reset, Script, Send, Stall, Wait, 
 
 log = logging.getLogger(__name__)
 
-# As uvicorn's 64 KiB; the proxy itself must be seen to send less. Above: 431.
+# Bytes of a head, as uvicorn's 64 KiB. Above: 431.
 MAX_HEAD_BYTES: Final = 64 * 1024
-# A request that comes while the last bytes of an answer are flushed. Above: the connection closes after the answer.
+# Bytes of a request that comes while an answer is flushed. Above: the connection closes after the answer.
 MAX_NEXT_BYTES: Final = 64 * 1024
-# How long Fin waits for the peer's own end, as nginx's lingering_timeout does with 5 s; a loopback needs less.
+# Seconds that Fin waits for the peer's own end. nginx's lingering_timeout is 5 s; a loopback needs less.
 LINGER_SECONDS: Final = 1.0
 RST_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class _Incoming:
-    """One request as it is read. httptools tells it what comes, and it tells its connection what that amounts to.
+    """One request while it is read. httptools calls its `on_` methods; it calls its connection.
 
-    There is a parser for each request: what a peer sent behind the last one cannot leak into this one's state.
+    Each request has its own parser, so that bytes after the last request cannot affect the next one.
     """
 
     def __init__(self, connection: Connection) -> None:
         self.keeps_alive = False
         self.unread = False
-        """Something of what was sent is not read, so that the connection is of no use for another request."""
+        """Whether bytes of the request are not read, so that the connection cannot be used for another one."""
         self._connection = connection
         self._parser = httptools.HttpRequestParser(self)
         self._target = b""
@@ -49,7 +49,7 @@ class _Incoming:
         self._body_size = 0
 
     def feed(self, data: bytes) -> None:
-        """Read on. Not to be called once the request has its answer."""
+        """Parse more bytes. Not to be called once the request has its answer."""
         if self._head_size is not None:
             self._head_size += len(data)
         try:
@@ -60,13 +60,13 @@ class _Incoming:
             self._connection.refuse(431, "The request's head is too large.")
 
     def received(self) -> Received:
-        """The request, as far as it has been read."""
+        """The request so far."""
         method = self._parser.get_method().decode("latin-1")
         target = self._target.decode("latin-1")
         body = b"".join(self._body)
         return Received(method, target, tuple(self._headers), body, self._body_size, self._connection.number)
 
-    # What the parser tells. Once a script plays, the rest of the same read is not this request's.
+    # Callbacks of the parser. Once a script plays, the rest of the same read does not belong to this request.
 
     def on_url(self, url: bytes) -> None:
         self._target += url
@@ -90,7 +90,7 @@ class _Incoming:
 
     def on_message_complete(self) -> None:
         if not self._connection.answering:
-            # Only now: llhttp forgets it as soon as the message is over.
+            # Here, because llhttp resets it when the message ends.
             self.keeps_alive = self._parser.should_keep_alive()
             self._connection.start(self.received(), None)
 
@@ -114,12 +114,12 @@ class Connection(asyncio.Protocol):
         """Whether a script plays."""
         return self.task is not None
 
-    # What the transport tells.
+    # Callbacks of the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        # With 0 "writable again" means that the kernel has everything: a step is over when its bytes have left.
-        # (asyncio's TLS transport pauses at `high` and not above it: with 0 it would never be writable again.)
+        # With 0, "writable again" means that the kernel has everything, so a step ends when its bytes have left.
+        # (asyncio's TLS transport pauses at `high`, not above it: with 0 it would never be writable again.)
         self.transport.set_write_buffer_limits(high=0 if transport.get_extra_info("ssl_object") is None else 1)
         self.server.connections += 1
         self.number = self.server.connections
@@ -136,7 +136,7 @@ class Connection(asyncio.Protocol):
             self._next += data
 
     def eof_received(self) -> bool:
-        # Also after a half-close: a caller of an image API that ends its direction has left.
+        # Also after a half-close: a caller that ends its direction has left.
         self._leave()
         self.transport.abort()
         return False
@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
     # Answering.
 
     def take_head(self, received: Received) -> None:
-        """The head is there: answer from it alone where that is asked for, else let the body come."""
+        """Answer from the head alone, if the handler `early` does; else wait for the body."""
         script = None if self.server.early is None else self.server.early(received.target, received.headers)
         if script is not None:
             self._incoming.unread = True
@@ -179,7 +179,7 @@ class Connection(asyncio.Protocol):
             self.start(None, script)
 
     def start(self, received: Received | None, script: Script | None) -> None:
-        """Play a script, the handler's where none is given."""
+        """Play a script, by default that of the handler."""
         self.task = asyncio.get_running_loop().create_task(self._answer(received, script))
         if received is not None:
             self.server.record(received)
@@ -192,7 +192,7 @@ class Connection(asyncio.Protocol):
                 script = await made if inspect.isawaitable(made) else made
             stays = await self._play(script or ()) and self._incoming.keeps_alive and not self._incoming.unread
         except Exception:
-            # A broken handler must not pass for a fault that was asked for: the peer sees a bare end, the log why.
+            # A broken handler must not look like a simulated fault: the connection closes, and the log has the reason.
             log.exception("simulator handler failed")
         finally:
             self.task = None
@@ -205,7 +205,7 @@ class Connection(asyncio.Protocol):
                 self.data_received(data)
 
     async def _play(self, script: Script) -> bool:
-        """Play to the end; whether the connection is still good for another request."""
+        """Play to the end. Returns whether the connection can be used for another request."""
         for step in script:
             if self._gone.is_set():
                 return False

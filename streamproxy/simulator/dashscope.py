@@ -1,7 +1,7 @@
 """Alibaba's DashScope, simulated. Base URL: {server}/dashscope/api/v1; any key is accepted, but none is an error.
 
-A task is looked at twice before it is over: its looks are counted, so time plays no part. `fault-<name>` as the model
-plays a row of FAULTS, in one exchange; `wan-fault-<name>` as a task.
+A task has ended at its third poll, whatever the time. The model `fault-<name>` plays a row of FAULTS in one exchange,
+`wan-fault-<name>` as a task.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PREFIX: Final = "/dashscope/"
 API: Final = "api/v1/"
 MAX_KEPT: Final = 100
 READY_AT: Final = 3
-"""The look at which a task is over; it runs from the second on."""
-LOOK_SECONDS: Final = 1.0  # times `pace`: how long a look at a task that is not over is held
+"""The poll at which a task has ended. It runs from the second poll on."""
+LOOK_SECONDS: Final = 1.0  # times `pace`: the answer time of a poll before the task has ended
 
 
 class _Part(msgspec.Struct):
@@ -46,7 +46,7 @@ class _Input(msgspec.Struct):
 
 class _Parameters(msgspec.Struct):
     size: str = "2048*2048"
-    n: int = 4  # Wan's own default, so a request without n pays for four
+    n: int = 4  # Wan's own default: a request without n is charged for four
 
 
 class _Order(msgspec.Struct):
@@ -207,7 +207,7 @@ ENDS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
         "cancelled": {"task_status": "CANCELED"},
     }
 )
-"""By fault: how a task ends instead."""
+"""By fault: the end of a task without its pictures."""
 
 FAULTS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -217,9 +217,9 @@ FAULTS: Final[Mapping[str, str]] = MappingProxyType(
         "unknown": "there is no such model",
         "blocked": "the prompt is refused",
         "under-200": "a refusal comes as a success",
-        "text": "there are words instead of a picture",
-        "poll-503": "looks at the task fail before it is done",
-        "lost": "no look finds the task",
+        "text": "there is text instead of a picture",
+        "poll-503": "polls of the task fail before it is done",
+        "lost": "no poll finds the task",
         "never": "the task runs and never ends",
         "waits": "the task never begins",
         "failed": "the task has failed",

@@ -1,8 +1,7 @@
-"""fal, simulated. Base URL: {server}/queue.fal; what answers at once is below {server}/fal. Any key is accepted.
+"""fal, simulated. Base URL: {server}/queue.fal, and {server}/fal for one exchange. Any key is accepted.
 
-A request waits in the queue for one look, runs for another, and is then done: `looks` of each job are counted, so time
-plays no part. A path that ends in `/stream` sends drafts before the result, as `data:` URLs. `fault-<name>` in a path
-plays a row of FAULTS, at the stage that it is about.
+A request waits in the queue for one poll, runs for another, and is then done, whatever the time. A path that ends in
+`/stream` sends drafts before the result, as `data:` URLs. A path with `fault-<name>` plays a row of FAULTS.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ JOB: Final = re.compile(r"([^/]+/[^/]+)/requests/([0-9a-f]+)(/status|/cancel)?")
 MAX_JOBS: Final = 100
 SQUARE: Final = (512, 512)
 DONE_AT: Final = 3
-"""The look at which a job is over."""
-LOOK_SECONDS: Final = 1.0  # times `pace`: how long a look at a job that is not over is held
+"""The poll at which a job has ended."""
+LOOK_SECONDS: Final = 1.0  # times `pace`: the answer time of a poll before the job has ended
 DRAFTS: Final = 3
 DRAFT_SECONDS: Final = 2.0  # times `pace`
 UNITS: Final = "x-fal-billable-units"
@@ -134,7 +133,7 @@ class Fal:
         return json_answer(200, {"status": "COMPLETED", "logs": None, "metrics": {"inference_time": 2.1}, **failed})
 
     async def _direct(self, received: Received, path: str, base: str) -> Script:
-        """The answer in one exchange: the result, or for a path that ends in STREAM events with drafts of it."""
+        """The answer in one exchange: the result, or, for a path that ends in STREAM, events with drafts of it."""
         order = _read(received, path)
         if not isinstance(order, _Order):
             return order
@@ -170,12 +169,12 @@ class Fal:
         if name not in self._files or name.startswith("missing"):
             return json_answer(404, {"detail": "Not Found"})
         file = self._files[name]
-        # As recorded: named PNG, announced as JPEG.
+        # As recorded: a PNG by its name, but with JPEG as its content type.
         return (Send(head(200, (("Content-Type", "image/jpeg"),), length=len(file))), Send(file))
 
 
 def _read(received: Received, path: str) -> _Order | Script:
-    """What is asked for, or the refusal of it."""
+    """Read a request, or the refusal of it."""
     try:
         order = msgspec.json.decode(received.body, type=_Order)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -217,14 +216,14 @@ FAULTS: Final[Mapping[str, str]] = MappingProxyType(
         "submit-429": "the submission is refused for now",
         "key": "the key is refused",
         "foreign": "the URLs of the job are on a foreign host",
-        "poll-503": "looks at the job fail before it is done",
-        "killed-poll": "looks at the job are closed without an answer",
+        "poll-503": "polls of the job fail before it is done",
+        "killed-poll": "polls of the job are closed without an answer",
         "never": "the job never ends",
         "failed": "the job is completed and has failed",
         "flagged": "the result is a refusal of the prompt",
         "unknown": "there is no such app",
-        "nsfw": "the first picture has been blackened",
-        "nsfw-all": "all pictures have been blackened",
+        "nsfw": "the first picture is made black",
+        "nsfw-all": "all pictures are made black",
         "gone": "the picture's URL is a 404",
         "elsewhere": "the picture's URL is on a host that may not be fetched from",
     }

@@ -1,8 +1,7 @@
-"""Every upstream fault that can be rehearsed, by name: FAULTS.
+"""FAULTS: every upstream fault that can be rehearsed, by name.
 
-The rows here spoil a stream after its head; those before the first byte of a body stand in `refusals.py`. A caller
-rehearses one with the model `sim/fault-<name>`. Whatever happens in these streams, each complete frame before the fault
-is good and must arrive.
+The rows here break a stream after its head. Faults before the first byte of a body are in `refusals.py`. The model
+`sim/fault-<name>` rehearses one. Each complete frame before the fault is correct and must arrive.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from streamproxy.simulator.script import (
     sse,
 )
 
-# More than every socket buffer between provider and caller holds (Linux: 4 MB to send, 6 MB to receive, twice).
+# More than all socket buffers between provider and caller (Linux: 4 MB to send, 6 MB to receive, twice).
 FIREHOSE_BYTES: Final = 64 * 1024 * 1024
-# What is missing from a body that is cut short.
+# Bytes missing from a body that is cut short.
 SHORT_BYTES: Final = 1000
 DONE: Final = b"data: [DONE]\n\n"
 
 
 def _cut(sample: Sample, end: Script) -> Script:
-    """One whole preview, half of the next, then `end`."""
+    """A whole preview, half of the next one, then `end`."""
     return sse((sample.previews[0], sample.previews[1][: len(sample.previews[1]) // 2]), end=end)
 
 
@@ -54,22 +53,22 @@ def _wire(steps: Iterable[object]) -> bytes:
 
 
 def _trickle(sample: Sample) -> Script:
-    """A byte every PAUSE_SECONDS: never silent for long, never done."""
+    """One byte every PAUSE_SECONDS: never silent for long, and never complete."""
     whole = _wire(sse(sample.frames))
     start = whole.index(b"\r\n\r\n") + 4
     return (Send(whole[:start]), *(step for sent in _bytewise(whole[start:]) for step in (sent, Wait(PAUSE_SECONDS))))
 
 
 def _event_too_large(sample: Sample) -> Script:
-    """A preview whose base64 never ends; the same bytes object each time, so that it is large on the wire only."""
+    """A preview with endless base64: the same bytes object again and again, so it is large on the wire only."""
     start, filler = b'event: x\ndata: {"b64_json":"', chunk(b"A" * 65_536)
     return (*sse((sample.previews[0], start), end=()), *(Send(filler),) * (TOO_LARGE_BYTES // 65_536), Fin())
 
 
 def _firehose(sample: Sample) -> Script:
-    """Thousands of previews, counted in `partial_image_index`, as fast as the peer reads; then `completed`.
+    """Thousands of previews, numbered by `partial_image_index`, as fast as the peer reads; then `completed`.
 
-    The picture's bytes are shared by all of them.
+    All share the bytes of one picture.
     """
     key = b'"partial_image_index":'
     start, end = sample.previews[0].split(key)
@@ -89,7 +88,7 @@ def _odd_bytes(sample: Sample) -> Script:
 
 
 def _keepalives(sample: Sample) -> Script:
-    """Comments, ids, retry, unknown types in CRLF, empty events, [DONE]: everything a parser must step over."""
+    """Everything that a parser must skip: comments, ids, retry, unknown types in CRLF, empty events, [DONE]."""
     noise = (
         b": keepalive\n\n",
         b":\n",
@@ -146,7 +145,7 @@ STREAM_FAULTS: Final[Mapping[str, Fault]] = MappingProxyType(
         "event-too-large": _event_too_large,
         "firehose": _firehose,
         "byte-by-byte": lambda sample: tuple(_bytewise(_wire(sse(sample.frames)))),
-        # Bytes that a parser must take as they are.
+        # Bytes that a parser must accept.
         "odd-bytes": _odd_bytes,
         "keepalive-events": _keepalives,
         "crlf": lambda sample: sse(frame.replace(b"\n", b"\r\n") for frame in sample.frames),

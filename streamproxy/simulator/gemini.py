@@ -1,8 +1,8 @@
 """Google's generateContent and its stream, simulated. Base URL: {server}/v1beta, or {server} and VERTEX; any key is
 accepted.
 
-A model of the real names draws its prompt; those from 3 on answer JPEG unless Vertex AI is told otherwise. One with
-`pro` in its name thinks: two drafts come before the picture, not marked as such, as the real one's are now and then.
+Models have the real names. Those from 3 on answer with JPEG, unless the request to Vertex AI says otherwise. One with
+`pro` in its name thinks: two drafts come before the picture, without a mark, as sometimes from the real one. The model
 `fault-<name>` plays a row of FAULTS.
 """
 
@@ -30,7 +30,7 @@ DRAFTS: Final = 2
 DRAFT_AT: Final = (4.0, 8.0)  # seconds, times `pace`
 PICTURE_AT: Final = 12.0
 
-# Pixels of a 1K picture; the other tiers are that many times as wide and high.
+# Pixels of a 1K picture. The other tiers are multiples of its edges.
 PIXELS: Final = {
     **{"1:1": (1024, 1024), "2:3": (848, 1264), "3:2": (1264, 848), "3:4": (896, 1200), "4:3": (1200, 896)},
     **{"4:5": (928, 1152), "5:4": (1152, 928), "9:16": (768, 1376), "16:9": (1376, 768), "21:9": (1584, 672)},
@@ -135,7 +135,7 @@ def _pictures(request: _Request, config: _ImageConfig, model: str, drafts: int) 
     wide, high = PIXELS[config.aspect_ratio or "1:1"]
     scale = TIERS[config.image_size or "1K"]
     size = round(wide * scale), round(high * scale)
-    if size[0] * size[1] > pictures.MAX_PIXELS:  # 4K is more than is drawn here
+    if size[0] * size[1] > pictures.MAX_PIXELS:  # 4K is too large to be drawn here
         size = wide, high
     parts = [part for content in request.contents for part in content.parts]
     prompt = " ".join(part.text for part in parts if part.text)
@@ -151,7 +151,7 @@ def _pictures(request: _Request, config: _ImageConfig, model: str, drafts: int) 
 
 
 def _unsigned(request: _Request) -> Script | None:
-    """The 400 for a picture in an earlier answer of the model's that does not carry its signature."""
+    """The 400 for a picture in an earlier turn of the model without its signature."""
     for at, content in enumerate(request.contents):
         for number, part in enumerate(content.parts):
             if content.role == "model" and part.inline_data is not None and part.thought_signature is None:
@@ -199,7 +199,7 @@ def _error(status: int, code: str, message: str, **details: object) -> Script:
 
 
 def _said(value: Mapping[str, object]) -> Callable[[bool], Script]:
-    """A 200 that says this, in the form that was asked for."""
+    """A 200 with this answer, as a stream or as one JSON."""
     return lambda stream: sse([_event(value)]) if stream else json_answer(200, value)
 
 

@@ -1,7 +1,7 @@
 """Ark and MiniMax, simulated: pictures that come one by one. Base URLs: {server}/ark/api/v3 and {server}/minimax/v1.
 
-Any key is accepted, but none is an error. Large pictures are drawn at half the edges that are asked for, for both
-providers make them as a rule. A model that ends in `fault-<name>` plays a row of FAULTS.
+Any key is accepted, but none is an error. Large pictures are drawn with half the edges, to save time, since both
+providers usually make large ones. A model that ends in `fault-<name>` plays a row of FAULTS.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class _MiniMaxOrder(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """A group on either wire. `events`: how the names of its events begin. `reversed`: the last comes first."""
+    """A group on either wire. `events`: the prefix of its event names. `reversed`: the last picture comes first."""
 
     model: str
     prompt: str
@@ -177,7 +177,7 @@ class _Groups(ABC):
 
 
 class Ark(_Groups):
-    """Seedream: groups by the prompt, of at most as many pictures as are allowed."""
+    """Seedream: groups of as many pictures as the prompt has, up to the limit."""
 
     prefix = "/ark/api/v3/"
 
@@ -286,7 +286,7 @@ FAULTS: Final[Mapping[str, str]] = MappingProxyType(
         "one-failed": "the second picture is refused",
         "all-failed": "every picture is refused",
         "mid-error": "an error follows the first picture",
-        "cut": "the events break off behind the first picture",
+        "cut": "the events break off after the first picture",
         "gone": "the pictures' URLs are 404s",
     }
 )

@@ -1,7 +1,7 @@
-"""OpenAI-shaped hosts, simulated as far as they differ. Base URL: {server}/hosts/<name>/v1.
+"""OpenAI-shaped hosts, simulated with their differences from OpenAI. Base URL: {server}/hosts/<name>/v1.
 
-Each takes its own members only, and answers in its own shape: without `created`, with URLs, with an error that is a
-string. `fault-moderated` as the model is refused for what it shows.
+Each takes only its own members, and answers in its own shape: without `created`, with URLs, or with an error that is a
+string. The model `fault-moderated` is refused by moderation.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ Members = frozenset[str]
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What one host takes. `edits`: where edits go, and whether they are a form. `image`: the member of an input image.
+    """One host. `takes`: its members; `edits`: their path; `form`: edits are a form; `image`: its member of an image.
 
-    `answers`: base64, or URLs. `error`: its refusal for what is shown.
+    `answers`: base64, or URLs. `error`: its refusal by moderation.
     """
 
     takes: Members

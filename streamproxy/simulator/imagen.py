@@ -1,6 +1,6 @@
 """Google's Imagen, simulated: `predict` below Gemini's base URLs, for models whose names begin with `imagen`.
 
-What the Gemini API does not take is refused there. `imagen-fault-<name>` plays a row of FAULTS.
+Below the Gemini API's URL, members that it does not take are refused. `imagen-fault-<name>` plays a row of FAULTS.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Microsoft's MAI models on Azure, simulated. Base URL: {server}/azure; any key is accepted, but none is an error.
 
-A request for several pictures is answered with one, as the real one's are. `fault-<name>` as the deployment plays a row
-of FAULTS.
+A request for several pictures is answered with one, as by Azure. The deployment `fault-<name>` plays a row of FAULTS.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Part:
 
 
 def parts(body: bytes, content_type: str) -> list[Part]:
-    """All parts in order; raises ProxyError (400) for a form that is broken, unterminated or has too many parts."""
+    """All parts in order. Raises ProxyError (400) for a form that is broken, unterminated or has too many parts."""
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if not boundary:
@@ -38,7 +38,7 @@ def parts(body: bytes, content_type: str) -> list[Part]:
         parser.finalize()
     except FormParserError as error:
         raise _broken("malformed") from error
-    # The parser takes the end of the body for the end of the form.
+    # The parser accepts a body that ends before the form does.
     if not collector.ended:
         raise _broken("no closing boundary")
     return collector.parts
@@ -49,7 +49,7 @@ def _broken(why: str) -> ProxyError:
 
 
 class _Collector:
-    """Collects parts out of the parser's callbacks, which hand over slices of their input."""
+    """Collects parts from the parser's callbacks, which get slices of the input."""
 
     def __init__(self) -> None:
         self.parts: list[Part] = []

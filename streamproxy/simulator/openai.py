@@ -1,7 +1,7 @@
 """OpenAI's images endpoints, simulated: routes and models in, scripts out.
 
-The table MODELS says how each model treats `stream` and what it answers with; `sim/fault-<name>` plays a row of FAULTS,
-whether a stream was asked for or not. Any key is accepted. Names work with and without the `sim/` in front.
+The table MODELS has each model's treatment of `stream`, and the form of its answers. `sim/fault-<name>` plays a row of
+FAULTS, with `stream` or without. Any key is accepted. The prefix `sim/` of names can be left out.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from streamproxy.simulator.script import Headers, Script, Send, Wait, error_answ
 Made = TypeVar("Made")
 
 FAULT: Final = "fault-"
-# Characters of a misspelt model that are compared: difflib takes the square of a text's length.
+# Characters of a misspelt model that are compared: difflib's time grows with the square of the length.
 SPELLING: Final = 64
-# Like a GPT image model at medium quality, in seconds after the request, times `pace`: three previews, then the end.
+# Seconds after the request, times `pace`, as of a GPT image model at medium quality: three previews, then the end.
 PREVIEWS_AT: Final = (2.5, 4.5, 6.5)
 COMPLETED_AT: Final = 9.0
-# Pictures of 8 megapixels take some 100 MB each while they are drawn.
+# Pictures drawn at a time. One of 8 megapixels takes about 100 MB meanwhile.
 MAX_DRAWING: Final = 4
-# Pictures kept for `url` answers: three requests of ten pictures each, 6 MB apiece at the most. The oldest goes.
+# Pictures kept for `url` answers: three requests of ten pictures, of at most 6 MB each. The oldest are dropped first.
 MAX_FILES: Final = 30
 
 
 class Streams(Enum):
-    """What a model does with `stream` and `partial_images`."""
+    """A model's treatment of `stream` and `partial_images`."""
 
     HONOURED = auto()
     REFUSED = auto()
@@ -51,9 +51,9 @@ class Streams(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One simulated model. `strict`: refuses of OpenAI's schema what GPT image models do; `url`: answers with links.
+    """One simulated model. `strict`: it refuses the members that GPT image models refuse; `url`: it answers with URLs.
 
-    Others take the whole schema, as compatible hosts do, and apply what they can.
+    Other models take OpenAI's whole schema, as compatible hosts do, and ignore what they do not have.
     """
 
     streams: Streams
@@ -73,7 +73,7 @@ MODELS: Final = MappingProxyType(
 
 
 class OpenAI:
-    """The handler: called with a request, it gives the script of the answer. `pace` 1.0 is a real model's, 0 none."""
+    """The handler: returns the script of the answer to a request. `pace`: 1.0 is a real model's, 0 has no waits."""
 
     def __init__(self, pace: float) -> None:
         self._pace = pace
@@ -105,7 +105,7 @@ class OpenAI:
 
     async def file(self, received: Received, rest: str) -> Script:
         if rest not in self._files:
-            return error_answer(404, "No such file, or no longer.", code="not_found")
+            return error_answer(404, "There is no such file, or it was dropped.", code="not_found")
         kind, data = self._files[rest]
         return (Send(head(200, (("Content-Type", kind),), length=len(data))), Send(data))
 
@@ -121,7 +121,7 @@ class OpenAI:
     async def _images(self, received: Received, read: Callable[[bytes, str], Order]) -> Script:
         start = time.monotonic()
         kind = received.header("content-type") or ""
-        # In a thread as well: 16 data URLs of 20 MB are 200 ms of base64.
+        # In a thread too: 16 data URLs of 20 MB take 200 ms to decode.
         order = await self._threaded(partial(read, received.body, kind))
         model = MODELS.get(order.model)
         if model is None:
@@ -163,7 +163,7 @@ class OpenAI:
 
 Route: TypeAlias = Callable[[OpenAI, Received, str], Awaitable[Script]]
 
-# A path that ends in a slash takes what follows as its argument; the first that fits answers.
+# A path that ends in a slash has the rest as its argument. The first match counts.
 ROUTES: Final = MappingProxyType[str, dict[str, Route]](
     {
         "/v1/images/generations": {"POST": OpenAI.generate},
@@ -178,7 +178,7 @@ ROUTES: Final = MappingProxyType[str, dict[str, Route]](
 
 
 def _check(order: Order, model: Model) -> None:
-    """Refuse what the model does not have, in the order in which a caller would write it."""
+    """Refuse members that the model does not take."""
     if model.strict:
         _check_strictly(order)
     if model.streams is Streams.REFUSED:
@@ -190,7 +190,7 @@ def _check(order: Order, model: Model) -> None:
 
 
 def _check_strictly(order: Order) -> None:
-    """Refuse what OpenAI's reference says that GPT image models do not take, or not with this output."""
+    """Refuse members that GPT image models do not take, or not with this output, by OpenAI's reference."""
     for name in ("response_format", "style"):
         if name in order.given:
             raise unknown(name)
@@ -226,6 +226,6 @@ def _described(name: str) -> dict[str, object]:
 
 def _no_model(name: str) -> Script:
     near = get_close_matches(name.removeprefix(PREFIX)[:SPELLING], MODELS, n=1, cutoff=0.6)
-    hint = f"Did you mean {PREFIX}{near[0]}?" if near else "`streamproxy simulate --list` says which ones do."
+    hint = f"Did you mean {PREFIX}{near[0]}?" if near else "`streamproxy simulate --list` lists all models."
     message = f"The model '{name}' does not exist in this simulator. {hint}"
     return error_answer(404, message, param="model", code="model_not_found")

@@ -1,6 +1,6 @@
-"""OpenRouter's images endpoint and chats, simulated. Base URL: {server}/openrouter/api/v1; any key will do but none.
+"""OpenRouter, simulated: images and chats. Base URL: {server}/openrouter/api/v1; any key, but none is an error.
 
-Models with `gpt` in their names stream with two previews; those with `chat` are found by chat completions alone.
+Models with `gpt` in their names stream, with two previews. Those with `chat` exist for chat completions only.
 `sim/fault-<name>` plays a row of FAULTS.
 """
 
@@ -138,7 +138,7 @@ class OpenRouter:
 
 
 def _chunks(top: Mapping[str, object], choice: Mapping[str, object], usage: object) -> Iterator[bytes]:
-    """As recorded: the picture comes with the reason to finish, and the usage with a choice of its own."""
+    """As recorded: the picture comes with the finish reason, and the usage in a choice of its own."""
     last = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
     yield BUSY
     yield event(None, orjson.dumps({**top, "choices": [choice]}))
@@ -190,6 +190,6 @@ FAULTS: Final[Mapping[str, str]] = MappingProxyType(
         "under-200": "an error comes as a success",
         "empty": "the answer holds no picture",
         "chat-blocked": "a chat's picture is refused",
-        "chat-text": "a chat has words and no picture",
+        "chat-text": "a chat has text and no picture",
     }
 )

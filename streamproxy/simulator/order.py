@@ -1,4 +1,4 @@
-"""What one request orders: JSON or multipart in, an Order or a refusal in OpenAI's words out. Pure.
+"""Requests of OpenAI's images API: JSON or multipart in, an Order or a refusal in OpenAI's words out. Pure.
 
 One Struct holds every field with its limits (the Images types of openai-python 3.57). msgspec checks it strictly
 for JSON, and converts the texts of a multipart form by the same types.
@@ -23,9 +23,9 @@ PREFIX: Final = "sim/"
 MAX_IMAGES: Final = 16
 IMAGE_NAMES: Final = frozenset({"image", "image[]", "images", "images[]"})
 VARIATION: Final = frozenset({"image", "model", "n", "response_format", "size", "user"})
-# Fields that not every model takes, or only beside others.
+# Fields that not every model takes, or only together with others.
 CONDITIONAL: Final = ("style", "frame_count", "frame_duration_ms", "svg", "markup")
-# `a[b][c]`, at most three deep: SDKs write objects into forms like that.
+# `a[b][c]`, at most three levels: the form in which SDKs write objects into forms.
 NESTED_NAME: Final = re.compile(r"\w+(\[\w+\]){1,2}")
 NESTED: Final = re.compile(r"\w+")
 SIZE: Final = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})")
@@ -35,20 +35,20 @@ AT: Final = re.compile(r" - at `\$\.?(.*)`$")
 
 
 class ImageRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An input image in a JSON edit; data URLs are decoded, other URLs and file ids stand for no picture."""
+    """An input image in a JSON edit. Data URLs are decoded; other URLs and file ids count as no picture."""
 
     image_url: Annotated[str, Meta(max_length=20_971_520)] | None = None
     file_id: str | None = None
 
 
 class Reasoning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How hard the author of an SVG thinks."""
+    """The reasoning of the model that writes an SVG."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 
 class Svg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The author of an SVG."""
+    """The model that writes an SVG."""
 
     model: str | None = None
     reasoning: Reasoning | None = None
@@ -73,7 +73,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
     partial_images: Annotated[int, Meta(ge=0, le=3)] | UnsetType | None = UNSET
     response_format: Literal["url", "b64_json"] | UnsetType | None = UNSET
     safety_identifier: str | None = None
-    # Accepted like the provider does, without any effect on a simulated picture.
+    # Accepted as by the provider, without an effect on a simulated picture.
     moderation: Literal["low", "auto"] | None = None
     complexity: Literal["low", "medium", "high"] | None = None
     style: Literal["vivid", "natural"] | None = None
@@ -95,7 +95,7 @@ class EditFields(Fields, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One request, resolved: pixels, never `auto`. `given` holds the optional fields that were sent at all."""
+    """One request, with its defaults resolved: pixels, never `auto`. `given`: the optional fields that were sent."""
 
     edit: bool
     model: str
@@ -117,17 +117,17 @@ class Order:
 
 
 def refusal(message: str, param: str | None, code: str = "invalid_value") -> ProxyError:
-    """A 400 as OpenAI words it."""
+    """A 400 in OpenAI's words."""
     return ProxyError(Failure.INVALID_REQUEST, message, param=param, details=ErrorDetails(code=code, status=400))
 
 
 def unknown(name: str) -> ProxyError:
-    """OpenAI's answer to a parameter it does not have."""
+    """OpenAI's answer to an unknown parameter."""
     return refusal(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
 
 
 def read_variation(body: bytes, content_type: str) -> Order:
-    """The order in the body of a variation: a form without a prompt, of which one edit is made."""
+    """The order in the body of a variation: a form without a prompt, drawn as an edit."""
     if not content_type.lower().startswith("multipart/form-data"):
         raise refusal("Send a variation as multipart/form-data.", None, "unsupported_media_type")
     if surplus := {part.name for part in parts(body, content_type)} - VARIATION:
@@ -136,9 +136,9 @@ def read_variation(body: bytes, content_type: str) -> Order:
 
 
 def read_order(body: bytes, content_type: str, *, edit: bool, prompt: str | None = None) -> Order:
-    """The order in a request's body; raises ProxyError with the status and words of a refusal.
+    """The order in a request's body. Raises ProxyError with the status and words of a refusal.
 
-    `prompt`: that of a form that has none.
+    `prompt`: the prompt of a form without one.
     """
     shape = EditFields if edit else Fields
     images: list[bytes] = []
@@ -153,7 +153,7 @@ def read_order(body: bytes, content_type: str, *, edit: bool, prompt: str | None
             elif part.name == "mask":
                 mask = part.data
             elif part.name == "markup":
-                texts[part.name] = ""  # given; like a picture by URL, it is not drawn
+                texts[part.name] = ""  # given, but like a picture by URL it is not drawn
             else:
                 _put(texts, part.name, part.data.decode("utf-8", "replace"))
         raw = texts
@@ -180,7 +180,7 @@ def read_order(body: bytes, content_type: str, *, edit: bool, prompt: str | None
 
 
 def _put(texts: dict[str, object], name: str, text: str) -> None:
-    """Put a form's text where its name says: `svg[reasoning][effort]` is a member of a member."""
+    """Put a form's text into nested members, by a name like `svg[reasoning][effort]`."""
     table = texts
     *outer, last = NESTED.findall(name) if NESTED_NAME.fullmatch(name) else [name]
     for key in outer:
@@ -237,7 +237,7 @@ def _listed(images: Images | None) -> list[Image]:
 
 
 def _picture(image: Image) -> bytes:
-    """The bytes of a data URL; nothing for what would have to be fetched, the edit is then drawn from its prompt."""
+    """The bytes of a data URL; b"" for any other. The edit is then drawn from its prompt."""
     url = image if isinstance(image, str) else image.image_url or ""
     found = DATA_URL.match(url)
     try:

@@ -1,8 +1,8 @@
-"""Pictures out of nothing but a prompt: the same words always give the same landscape.
+"""Pictures drawn from a prompt. The same words always give the same landscape.
 
-The only module that imports Pillow. Everything is drawn at a working size of at most 1024 px and brought to the asked
-size in one resize, because Pillow holds the interpreter lock while it draws and blurs: each single operation is short,
-so the event loop keeps turning while these functions run in a worker thread. All of them are synchronous.
+The simulator's only module that imports Pillow. A picture is drawn at most 1024 px large and then resized once. Pillow
+holds the interpreter lock while it draws and blurs, so each operation must be short: the event loop runs on while a
+worker thread draws. All functions are synchronous.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, UnidentifiedImageErro
 Format: TypeAlias = Literal["png", "jpeg", "webp"]
 Colour: TypeAlias = tuple[int, int, int]
 
-# OpenAI's size rules: longest edge 3840, 8 294 400 pixels in total (3840x2160). Its lower bounds are left out: small
-# pictures make fast tests.
+# OpenAI's size rules: longest edge 3840, 8 294 400 pixels in total (3840x2160). Its lower bounds are left out, because
+# small pictures make fast tests.
 MAX_EDGE: Final = 3840
 MAX_PIXELS: Final = 8_294_400
-# Not drawn larger than this: above it only the resize and the encoding grow.
+# The largest edge that is drawn. Larger pictures are resized.
 WORK_EDGE: Final = 1024
 PREVIEW_EDGE: Final = 256
-# Blur radius of the first and the last preview, in pixels of PREVIEW_EDGE: from a hint of colours to "nearly there".
+# Blur radius of the first and the last preview, in pixels of PREVIEW_EDGE.
 FIRST_BLUR: Final = 16.0
 LAST_BLUR: Final = 1.5
-# Film grain, out of 255. It also makes a 1024x1024 PNG weigh 1 to 2 MB, as providers' do.
+# Film grain, of 255. It also makes a 1024x1024 PNG as large as providers' PNGs, 1 to 2 MB.
 GRAIN: Final = 5
 # zlib's fastest: level 6 takes four times as long for a tenth less.
 PNG_LEVEL: Final = 1
-# How much of an edited picture is the prompt's.
+# Share of the prompt's picture in an edited one.
 TINT: Final = 0.4
 
 
@@ -56,7 +56,7 @@ class Picture:
 
 
 def draw(prompt: str, width: int, height: int, *, transparent: bool = False) -> Picture:
-    """The landscape of that prompt, in pixels; `transparent` leaves a round picture on nothing.
+    """The landscape of a prompt. `transparent`: a round picture on a transparent background.
 
     Raises ValueError for a size outside 1..MAX_EDGE or above MAX_PIXELS.
     """
@@ -76,10 +76,10 @@ def draw(prompt: str, width: int, height: int, *, transparent: bool = False) -> 
 def edit(
     prompt: str, width: int, height: int, source: bytes, *, mask: bytes | None = None, transparent: bool = False
 ) -> Picture:
-    """`source` tinted with the prompt's landscape, or, with a `mask`, replaced by it where the mask is transparent.
+    """`source` tinted with the prompt's landscape; with a `mask`, replaced by it where the mask is transparent.
 
-    A mask without transparency says it in white.
-    Where `source` is no PNG, JPEG or WebP picture it is `draw`; raises ValueError as `draw`.
+    In a mask without transparency, white is the part to replace. Where `source` is not a readable picture, the result
+    is that of `draw`. Raises ValueError as `draw`.
     """
     drawn = draw(prompt, width, height, transparent=transparent)
     below = _decoded(source, width, height)
@@ -91,20 +91,28 @@ def edit(
     return Picture(mixed if transparent else mixed.convert("RGB"))
 
 
+def inverted(mask: bytes) -> bytes:
+    """A mask in black and white with the two exchanged. Raises ValueError for no picture."""
+    decoded = _decoded(mask, 512, 512)
+    if decoded is None:
+        raise ValueError("the mask is no picture")
+    return encode(Picture(ImageChops.invert(decoded.convert("L"))), "png")
+
+
 def _kept(mask: Image.Image) -> Image.Image:
-    """Where a mask keeps what is below: 255."""
+    """A mask in which 255 keeps the source."""
     alpha = mask.getchannel("A")
     return alpha if alpha.getextrema()[0] != 255 else ImageChops.invert(mask.convert("L"))
 
 
 def preview(picture: Picture, step: int, steps: int) -> Picture:
-    """Preview `step` (from 0) of `steps`: the whole picture, each one sharper than the one before, same size."""
+    """Preview `step` (from 0) of `steps`: the whole picture at full size, sharper with each step."""
     if not 0 <= step < steps:
         raise ValueError("step out of range")
     radius = FIRST_BLUR * (LAST_BLUR / FIRST_BLUR) ** (step / max(steps - 1, 1))
     scale = min(1.0, PREVIEW_EDGE / max(picture.width, picture.height))
     mode = picture.image.mode
-    # RGBa: with premultiplied alpha the colour of what is transparent does not bleed into the edge.
+    # RGBa: with premultiplied alpha, the colour of transparent pixels does not bleed into the edge.
     small = picture.image.convert("RGBa") if mode == "RGBA" else picture.image
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     # A picture below PREVIEW_EDGE is blurred by the same share of itself.
@@ -114,7 +122,7 @@ def preview(picture: Picture, step: int, steps: int) -> Picture:
 
 
 def encode(picture: Picture, format: Format, compression: int = 100) -> bytes:
-    """The picture as a file. `compression` is OpenAI's output_compression: 0..100, more is better, not for png."""
+    """The picture as a file. `compression`: OpenAI's output_compression, 0 to 100 (best quality), not for png."""
     out = io.BytesIO()
     match format:
         case "png":
@@ -135,13 +143,13 @@ def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
 def _decoded(data: bytes, width: int, height: int) -> Image.Image | None:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
-            # A few kB can claim to be gigapixels: the size is known before a pixel is decoded.
+            # A file of a few kB can have gigapixels, so its size is checked before any pixel is decoded.
             if image.width * image.height > MAX_PIXELS * 4:
                 return None
             return image.convert("RGBA").resize((width, height), Image.Resampling.BICUBIC)
     except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
-    except (OSError, SyntaxError, ValueError):  # what Pillow's decoders raise on broken files
+    except (OSError, SyntaxError, ValueError):  # raised by Pillow's decoders for broken files
         return None
 
 
@@ -156,7 +164,7 @@ def _mixed(near: Colour, far: Colour, share: float) -> Colour:
 
 
 def _sky(chance: random.Random, width: int, height: int) -> Image.Image:
-    """Sky, a sun in its glow, hills that fade into the haze, grain."""
+    """Draw a sky, a sun with a glow, hazy hills, and grain."""
     hue = chance.uniform(0.5, 0.97)  # from teal over blue and violet to rose: no green skies
     warm = hue + chance.choice((0.08, -0.1, 0.32))
     top, middle, haze = _colour(hue, 0.65, 0.45), _colour(warm, 0.45, 0.85), _colour(warm + 0.04, 0.25, 1.0)
@@ -171,7 +179,7 @@ def _sky(chance: random.Random, width: int, height: int) -> Image.Image:
     for reach, strength in ((6.0, 0.55), (2.6, 0.5)):
         _glow(image, light, x, y, size * reach, strength)
     _disc(image, light, x, y, size)
-    for _ in range(chance.randint(3, 7)):  # clouds: flat, faint glows
+    for _ in range(chance.randint(3, 7)):  # clouds, as flat, faint glows
         where = width * chance.random(), height * chance.uniform(0.05, 0.5)
         _glow(image, haze, *where, width * chance.uniform(0.1, 0.25), 0.35, flat=chance.uniform(0.12, 0.3))
 
@@ -188,7 +196,7 @@ def _glow(
     image: Image.Image, colour: Colour, x: float, y: float, reach: float, strength: float, *, flat: float = 1.0
 ) -> None:
     size = max(1, round(reach * 2)), max(1, round(reach * 2 * flat))
-    # Pillow's radial gradient is 0 in the middle and 255 at the corners; squared, it fades like light.
+    # Pillow's radial gradient is 0 in the middle and 255 at the corners. Squared, it looks like light.
     fade = Image.radial_gradient("L").point([round(255 * strength * (1 - min(v / 180, 1)) ** 2) for v in range(256)])
     image.paste(colour, (round(x - size[0] / 2), round(y - size[1] / 2)), fade.resize(size, Image.Resampling.BICUBIC))
 
@@ -203,7 +211,7 @@ def _disc(image: Image.Image, colour: Colour, x: float, y: float, radius: float)
 def _hill(image: Image.Image, chance: random.Random, colour: Colour, level: float, swing: float) -> None:
     waves = [(chance.uniform(0.6, 1.4) * 1.9**octave, chance.uniform(0, math.tau)) for octave in range(5)]
     width, height = image.size
-    # Every second pixel is enough; the polygon is drawn at twice the height so that its edge comes out smooth.
+    # Every second pixel is enough. The polygon is drawn at twice the height, so that its edge becomes smooth.
     line = [
         (x, 2 * (level + swing * sum(math.sin(math.tau * f * x / width + p) / f for f, p in waves)))
         for x in range(0, width + 2, 2)

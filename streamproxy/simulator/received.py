@@ -1,4 +1,4 @@
-"""What a server has received so far: the requests themselves, and the counts a test waits for."""
+"""The requests that a server has received so far, and counts that a test can wait for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import anyio
 from streamproxy.signals import Signal
 from streamproxy.simulator.script import Script
 
-# What `received` keeps: 1000 requests; of a body over 1 MiB its size and its first KiB.
+# Limits of `received`: 1000 requests, and of a body over 1 MiB only its size and its first KiB.
 MAX_RECEIVED: Final = 1000
 MAX_KEPT_BODY: Final = 1024 * 1024
 KEPT_PREFIX: Final = 1024
@@ -24,13 +24,13 @@ class Received:
 
     method: str
     target: str
-    headers: tuple[tuple[str, str], ...] = field(repr=False)  # a key may be in there
+    headers: tuple[tuple[str, str], ...] = field(repr=False)  # may hold a key
     body: bytes = field(repr=False)
     body_size: int
     connection: int
 
     def header(self, name: str) -> str | None:
-        """The first header of that name, whatever its case."""
+        """The first header of this name, in any case."""
         return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
 
@@ -40,7 +40,7 @@ Early: TypeAlias = Callable[[str, tuple[tuple[str, str], ...]], Script | None]
 
 @dataclass(slots=True, eq=False)
 class Server:
-    """What the server has seen so far. Counts only grow; times are `time.monotonic()`."""
+    """The server's requests and counts so far. Counts only grow; times are `time.monotonic()`."""
 
     handler: Handler = field(repr=False)
     early: Early | None = field(repr=False)
@@ -55,21 +55,21 @@ class Server:
     _changed: Signal = field(default_factory=Signal, repr=False)
 
     async def wait_until(self, reached: Callable[[Server], object], timeout: float) -> None:
-        """Return as soon as `reached(self)` is true; raises TimeoutError after `timeout` seconds."""
+        """Return once `reached(self)` is true. Raises TimeoutError after `timeout` seconds."""
         with anyio.fail_after(timeout):
             while not reached(self):
                 await self._changed.wait()
 
     async def wait_closed_connections(self, timeout: float) -> None:
-        """Wait until no connection is open; raises TimeoutError after `timeout` seconds."""
+        """Wait until no connection is open. Raises TimeoutError after `timeout` seconds."""
         await self.wait_until(lambda server: server.open_connections == 0, timeout)
 
     def change(self) -> None:
-        """Wake everybody who waits: something was counted."""
+        """Wake all waiting tasks: a count has changed."""
         self._changed.set()
 
     def record(self, received: Received) -> None:
-        """Count a request, and keep it as far as the limits allow."""
+        """Count a request, and keep it within the limits."""
         self.calls += 1
         kept = received if received.body_size <= MAX_KEPT_BODY else replace(received, body=received.body[:KEPT_PREFIX])
         self.received.append(kept)

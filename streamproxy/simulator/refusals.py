@@ -1,7 +1,7 @@
 """Upstream faults before the first byte of a body: refusals, broken heads, connections that end too early.
 
-One row of REFUSALS per fault; a caller rehearses it with the model `sim/fault-<name>`. Every row makes a script of a
-good answer, of which most use nothing.
+One row of REFUSALS per fault. The model `sim/fault-<name>` rehearses one. Every row makes a script from a correct
+answer, which most rows do not use.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from streamproxy.simulator.script import (
 Fault: TypeAlias = Callable[[Sample], Script]
 
 SERVER_ERROR: Final = "server_error"
-# Far above every limit on a head (aiohttp 8 KiB a line, h11 100 KiB, the proxy 200 headers).
+# Far above all limits of heads (aiohttp 8 KiB a line, h11 100 KiB, the proxy 200 headers).
 MANY_HEADERS: Final = 10_000
 HUGE_HEAD_BYTES: Final = 256 * 1024
 MANY_INTERIM: Final = 1000
 BOMB_BYTES: Final = 64 * 1024 * 1024
 # Five times the JSON of a 4K picture.
 TOO_LARGE_BYTES: Final = 80 * 1024 * 1024
-# Between the pieces of a slow head: quick enough for a test, long enough to be pieces.
+# Seconds between the pieces of a slow head: short enough for a test, long enough for separate reads.
 PAUSE_SECONDS: Final = 0.05
 CLOSE: Final = ("Connection", "close")
 
@@ -56,7 +56,7 @@ def _huge_json() -> Script:
     start, filler, end = b'{"created":0,"data":[{"b64_json":"', b"A" * 65_536, b'"}]}'
     count = TOO_LARGE_BYTES // len(filler)
     length = len(start) + count * len(filler) + len(end)
-    # The same bytes object each time: the size exists on the wire only.
+    # The same bytes object again and again, so it is large on the wire only.
     return (Send(head(200, (JSON,), length=length)), Send(start), *(Send(filler),) * count, Send(end))
 
 
@@ -98,7 +98,7 @@ def _forbidden() -> Script:
 
 
 def _wrong_key() -> Script:
-    # Like the provider's own text it repeats a part of a key: nothing of it may reach a caller.
+    # Like the provider's own text, it repeats a part of a key, which must not reach a caller.
     message = "Incorrect API key provided: sk-simu************7890."
     return error_answer(401, message, code="invalid_api_key")
 
@@ -114,7 +114,7 @@ REFUSALS: Final[Mapping[str, Fault]] = MappingProxyType(
         "refused-500": lambda _: error_answer(500, "The server had an error.", type=SERVER_ERROR),
         "refused-503": lambda _: error_answer(503, "Overloaded.", type=SERVER_ERROR, headers=(("Retry-After", "1"),)),
         "html-502": lambda _: _text(502, "text/html", b"<html><h1>502 Bad Gateway</h1></html>"),
-        # A 200, or what looks like one, that is no answer.
+        # A 200, or a similar answer, without a picture.
         "html-200": lambda _: _text(200, "text/html; charset=utf-8", b"<html><h1>Sign in</h1></html>"),
         "redirect": lambda _: _text(302, "text/plain", b"moved", (("Location", "http://127.0.0.1:9/elsewhere"),)),
         "no-content": lambda _: (Send(head(204)),),
@@ -122,7 +122,7 @@ REFUSALS: Final[Mapping[str, Fault]] = MappingProxyType(
         "invalid-json": lambda _: _text(200, "application/json", b'{"created":1,"data":[{"b64_json":"iVBORw0'),
         "no-image": lambda _: json_answer(200, {"created": 1, "data": []}),
         "json-too-large": lambda _: _huge_json(),
-        # Content codings nobody asked for.
+        # Content codings that were not asked for.
         "gzip": lambda sample: _text(
             200, "application/json", gzip.compress(sample.json, 1), (("Content-Encoding", "gzip"),)
         ),
@@ -158,7 +158,7 @@ REFUSALS: Final[Mapping[str, Fault]] = MappingProxyType(
             Send(b"HTTP/1.1 100 Continue\r\n\r\n" * MANY_INTERIM),
             *json_answer(200, sample.json),
         ),
-        # A second answer behind the first: what must not become the next request's.
+        # A second answer after the first, which must not become the next request's.
         "extra-bytes": lambda sample: (*json_answer(200, sample.json), *json_answer(200, {"created": 0, "data": []})),
     }
 )

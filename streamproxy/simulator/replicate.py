@@ -1,8 +1,8 @@
 """Replicate, simulated. Base URL: {server}/replicate/v1; any token is accepted, but none is an error.
 
-A prediction is looked at twice before it is over: its looks are counted, so time plays no part. With `Prefer: wait` it
-is answered with its output at once, and says that it goes on, as recorded. `sim/sketcher` shows drafts in its stream.
-`sim/fault-<name>` plays a row of FAULTS, at the stage that it is about.
+A prediction has ended at its third poll, whatever the time. With `Prefer: wait` the answer has the output at once, and
+a status as if the prediction went on, as recorded. `sim/sketcher` sends drafts in its stream. `sim/fault-<name>` plays
+a row of FAULTS.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ FAULT: Final = "sim/fault-"
 SKETCHER: Final = "sim/sketcher"
 MAX_KEPT: Final = 100
 OVER_AT: Final = 3
-"""The look at which a prediction is over."""
-LOOK_SECONDS: Final = 1.0  # times `pace`: how long a look at a prediction that is not over is held
+"""The poll at which a prediction has ended."""
+LOOK_SECONDS: Final = 1.0  # times `pace`: the answer time of a poll before the prediction has ended
 DRAFTS: Final = 3
 DRAFT_SECONDS: Final = 2.0  # times `pace`
 LARGEST_DATA_URL: Final = 256 * 1024
@@ -156,7 +156,7 @@ class Replicate:
         prediction.status = "succeeded"
 
     async def _stream(self, prediction: _Prediction, base: str) -> Script:
-        """The outputs as they come; a sketcher's drafts are outputs too."""
+        """The stream of outputs. A sketcher's drafts are outputs too."""
         await self._make(prediction, base)
         drafts: list[str] = []
         if prediction.model == SKETCHER:
@@ -179,7 +179,7 @@ class Replicate:
             "model": prediction.model,
             "version": prediction.order.version or "hidden",
             "input": {"prompt": prediction.order.input.prompt},
-            "logs": "",
+            "logs": "".join(f" {look * 100 // OVER_AT}%|##\n" for look in range(min(prediction.looks, OVER_AT))),
             "created_at": "2026-11-27T15:49:24.1Z",
             "output": output,
             "error": error if prediction.status == status else None,
@@ -202,7 +202,7 @@ class Replicate:
         return made
 
     def _read(self, url: str | None) -> bytes:
-        """An input image: of a `data:` URL, or a file that was uploaded."""
+        """An input image, from a `data:` URL or an uploaded file."""
         if url is None or url.startswith("data:"):
             return pictures.from_data_url(url or "")
         return self._files.get(url.rpartition("/")[2], b"")
@@ -266,13 +266,13 @@ FAULTS: Final[Mapping[str, str]] = MappingProxyType(
         "key": "the token is refused",
         "unknown": "there is no such official model",
         "foreign": "the URLs of the prediction are on a foreign host",
-        "poll-503": "looks at the prediction fail before it is over",
-        "lost": "no look finds the prediction",
+        "poll-503": "polls of the prediction fail before it has ended",
+        "lost": "no poll finds the prediction",
         "never": "the prediction never ends",
-        "nsfw": "the picture is refused, in words",
+        "nsfw": "the picture is refused, with a text",
         "sensitive": "input or output is refused, with a code",
         "failed": "the prediction has failed",
-        "aborted": "the prediction was not begun in time",
+        "aborted": "the prediction did not begin in time",
         "canceled": "the prediction was cancelled from outside",
         "no-output": "the prediction has succeeded and has no output",
         "gone": "the picture's URL is a 404",

@@ -1,7 +1,7 @@
-"""What an upstream does on one connection, as data: timed bytes, and the ways to end.
+"""Scripts: an upstream's behaviour on one connection as data, with timed bytes and several ends.
 
-A script is a tuple of steps, played in order on the connection. Because the bytes of a response are written here and
-not by an HTTP library, every malformed answer can be rehearsed; the builders below write the well-formed parts.
+A script is a tuple of steps, played in order on the connection. The bytes of a response are in the script and do not
+come from an HTTP library, so every malformed answer can be rehearsed. The builders below make the well-formed parts.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import orjson
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Write `data` and wait until the kernel has taken all of it: a peer that does not read holds the script."""
+    """Write `data`, and wait until the kernel has taken all of it. So a peer that does not read stops the script."""
 
     data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Do nothing for `seconds`; ends at once, with the script, when the peer leaves."""
+    """Wait for `seconds`. When the peer leaves, the script ends at once."""
 
     seconds: float
 
@@ -50,7 +50,7 @@ Headers: TypeAlias = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One good answer, whole: what a fault spoils. Its frames in order, and the same answer as JSON."""
+    """A correct answer for a fault to break: its frames in order, and the same answer as JSON."""
 
     previews: tuple[bytes, ...] = field(repr=False)
     completed: bytes = field(repr=False)
@@ -61,12 +61,12 @@ class Sample:
         return (*self.previews, self.completed)
 
 
-# The size in which real providers' edges hand on large events: a few TLS records, far below a 2 MB frame.
+# The size of the pieces in which real providers send large events: a few TLS records, far below a 2 MB frame.
 CHUNK_BYTES: Final = 64 * 1024
 LAST_CHUNK: Final = b"0\r\n\r\n"
 EVENT_STREAM: Final = ("Content-Type", "text/event-stream; charset=utf-8")
 JSON: Final = ("Content-Type", "application/json")
-# Every answer says what it came from, so that nobody takes a simulated picture for a provider's.
+# In every answer, so that a simulated picture cannot be mistaken for a provider's.
 SERVER: Final = ("Server", "streamproxy-simulator")
 
 
@@ -85,7 +85,7 @@ def head(status: int, headers: Headers = (), *, chunked: bool = False, length: i
 
 
 def chunk(data: bytes) -> bytes:
-    """One chunk of chunked coding; `data` must not be empty, an empty chunk ends the body (RFC 9112 section 7.1)."""
+    """One chunk of chunked coding. `data` must not be empty: an empty chunk ends the body (RFC 9112, 7.1)."""
     if not data:
         raise ValueError("an empty chunk would end the body")
     return b"%x\r\n%b\r\n" % (len(data), data)
@@ -98,7 +98,7 @@ def chunks(data: bytes) -> Iterator[Send]:
 
 
 def json_answer(status: int, body: object, headers: Headers = ()) -> Script:
-    """A whole JSON answer with Content-Length. `bytes` are sent as they are, anything else through orjson."""
+    """A whole JSON answer with Content-Length. A body of bytes is sent as it is, any other is encoded."""
     data = body if isinstance(body, bytes) else orjson.dumps(body)
     return (Send(head(status, (JSON, *headers), length=len(data))), Send(data))
 
@@ -112,7 +112,7 @@ def error_answer(
     code: str | None = None,
     headers: Headers = (),
 ) -> Script:
-    """A refusal in OpenAI's shape: `type`, `message`, `param` and `code` are all there, the last two may be null."""
+    """A refusal in OpenAI's shape. It has `type`, `message`, `param` and `code`; the last two may be null."""
     error = {"message": message, "type": type, "param": param, "code": code}
     return json_answer(status, {"error": error}, headers)
 
@@ -129,9 +129,9 @@ def sse(
     headers: Headers = (),
     end: Script = (Send(LAST_CHUNK),),
 ) -> Script:
-    """A 200 event stream in chunked coding: before frame *i* `waits[i]` seconds pass, none where `waits` has ended.
+    """A 200 event stream in chunked coding. Frame *i* comes `waits[i]` seconds after the one before; by default 0.
 
-    `end` is what happens after the last frame; by default the body ends as it should and the connection stays.
+    `end`: the steps after the last frame. By default the body ends correctly and the connection stays open.
     """
     steps: list[Step] = [Send(head(200, (EVENT_STREAM, *headers), chunked=True))]
     pauses = iter(waits)

@@ -1,6 +1,6 @@
-"""A raw HTTP/1.1 server that plays scripts: requests are parsed, the answers are whatever bytes a script holds.
+"""A raw HTTP/1.1 server that plays scripts: requests are parsed, and answers are the bytes of a script.
 
-What happened is counted on `Server`, and its `wait_until` wakes at each change: a test waits for the thing itself,
+`Server` counts events, and its `wait_until` checks a condition at each change. So a test can wait for the event itself,
 never for a time.
 """
 
@@ -21,9 +21,9 @@ from streamproxy.simulator.received import Early, Handler, Received, Server
 
 __all__ = ["Early", "Handler", "Received", "Server", "serve"]
 
-# One 50 MB picture, OpenAI's limit for an input image, is 67 MB as base64 in JSON. Above: 413.
+# A 50 MB picture, OpenAI's limit for an input image, has 67 MB as base64 in JSON. Above: 413.
 MAX_BODY_BYTES: Final = 96 * 1024 * 1024
-# An aborted transport is lost in the next turn of the loop; this only bounds a task that refuses to end.
+# An aborted transport ends in the next turn of the loop; this only bounds a task that does not end.
 CLOSE_SECONDS: Final = 5.0
 
 
@@ -38,9 +38,9 @@ async def serve(
     max_body_bytes: int = MAX_BODY_BYTES,
     sock: socket.socket | None = None,
 ) -> AsyncIterator[Server]:
-    """Listen, answer each request with the handler's script, and end every connection and task on the way out.
+    """Listen, and answer each request with the handler's script. At the end, close all connections and end all tasks.
 
-    `early(target, headers)` may answer from the head alone, while the body is still being sent; such a connection
+    `early(target, headers)` may answer from the head alone, while the body is still being sent. Such a connection
     closes after its script. A listening `sock` replaces `host` and `port`. Raises OSError where it cannot listen.
     """
     server = Server(handler, early, max_body_bytes)

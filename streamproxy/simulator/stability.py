@@ -1,6 +1,6 @@
 """Stability AI's REST API, simulated. Base URL: {server}/stability/v2beta; any key is accepted, but none is an error.
 
-A result that comes later is looked at twice before it is there. `fault-<name>` as the model plays a row of FAULTS.
+A later result is there at the third poll. The model `fault-<name>` plays a row of FAULTS.
 """
 
 from __future__ import annotations
@@ -113,6 +113,6 @@ FAULTS: Final[Mapping[str, str]] = MappingProxyType(
         "key": "the key is refused",
         "blocked": "the prompt is refused",
         "filtered": "the picture is blurred",
-        "json": "the picture comes as JSON though bytes were asked for",
+        "json": "the picture comes as JSON although bytes were asked for",
     }
 )

@@ -1,6 +1,6 @@
 """xAI's images API, simulated. Base URL: {server}/xai/v1; any key is accepted, but none is an error.
 
-Members that xAI does not take are refused, as it does. `fault-<name>` as the model plays a row of FAULTS.
+Members that xAI does not take are refused, as by xAI. The model `fault-<name>` plays a row of FAULTS.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Order(msgspec.Struct, forbid_unknown_fields=True):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Edges in the ratio; their mean is half the resolution's, so that drawing is quick."""
+        """Edges in the ratio, with half the mean edge of the resolution, so that drawing is quick."""
         wide, _, high = ("1:1" if self.aspect_ratio == "auto" else self.aspect_ratio).partition(":")
         root = (float(wide) / float(high)) ** 0.5
         edge = EDGES[self.resolution] / 2
@@ -143,8 +143,8 @@ FAULTS: Final[Mapping[str, str]] = MappingProxyType(
         "submit-429": "the request is refused for now",
         "key": "the key is refused",
         "unknown": "there is no such model",
-        "moderated": "the request is refused for what it shows",
-        "blocked": "the last picture is taken out",
-        "all-blocked": "every picture is taken out",
+        "moderated": "the request is refused by moderation",
+        "blocked": "the last picture is removed",
+        "all-blocked": "every picture is removed",
     }
 )

@@ -366,7 +366,7 @@ class _Layout:
         kind = KINDS.get(frame.type)
         if frame.type == ERROR or (kind is not None and kind.role is Role.FAILED):
             return self._failure(read_error(frame))
-        if kind is None:
+        if kind is None or kind.role is Role.USAGE:
             return ()
         result = result_of(frame)
         if kind.role is Role.PREVIEW:

@@ -1,4 +1,4 @@
-"""Towards one provider: requests out, answers in. With `transport`, the only module that imports httpx.
+"""The HTTP side towards one provider: requests out, answers in. Only `transport` and this module import httpx for it.
 
     async with upstream.open(request) as answer:         the head is there
         answer.head
@@ -6,7 +6,7 @@
         async for frame in answer.frames(decoder)        what a decoder makes of them
 
 `Upstream.open` sends one request exactly once, unless no byte of it can have left this machine. Redirects are never
-followed, cookies never kept, answers never decoded, and every way it can fail before or in the body is a ProxyError.
+followed, cookies never kept, and answers never decoded. Every failure, before or in the body, is a ProxyError.
 
 Deadlines, each a setting: connect (name resolution, TCP, TLS), first byte (counted from the last piece sent), idle (the
 longest silence in a body), total (the whole exchange).
@@ -36,7 +36,7 @@ __all__ = ["Answer", "Deadlines", "Decoder", "Resolver", "Upstream", "default_ss
 class Upstream:
     """The connections to one provider, at most `max_connections` in use at a time.
 
-    `tolerated` is told what a provider did that no request noticed: `stale_conn`, it closed an idle connection, or
+    `tolerated` is called for faults that no request notices: `stale_conn`, the provider closed an idle connection, or
     `upstream_extra_bytes`, it sent more than the answer. `retries`: what may be sent again because of this provider.
     """
 
@@ -64,7 +64,7 @@ class Upstream:
 
     @asynccontextmanager
     async def open(self, request: UpstreamRequest, *, ends_at: float | None = None) -> AsyncIterator[Answer]:
-        """`send`, for a block: leaving it early closes the connection."""
+        """`send`, as a context manager. Leaving the block early closes the connection."""
         answer = await self.send(request, ends_at=ends_at)
         try:
             yield answer
@@ -72,9 +72,9 @@ class Upstream:
             await answer.aclose()
 
     async def send(self, request: UpstreamRequest, *, ends_at: float | None = None) -> Answer:
-        """Send `request`; returns its answer, to be closed, once the head is there.
+        """Send `request`. Returns its answer, which has to be closed, once the head is there.
 
-        `ends_at`: on anyio's clock, instead of the total that one exchange may take.
+        `ends_at`: a deadline on anyio's clock, instead of the total of one exchange.
         """
         sent = _built(request)
         if ends_at is not None:
@@ -90,7 +90,7 @@ class Upstream:
 
 
 def _built(request: UpstreamRequest) -> httpx.Request:
-    """httpx's request; raises ProxyError(UPSTREAM_REQUEST) where it takes a part for none."""
+    """Build httpx's request. Raises ProxyError(UPSTREAM_REQUEST) for a part that httpx does not take."""
     try:
         if not request.body:
             return httpx.Request(request.method, _url(request.url), headers=request.headers)
@@ -104,12 +104,12 @@ def _built(request: UpstreamRequest) -> httpx.Request:
 
 @lru_cache(maxsize=64)
 def _url(url: str) -> httpx.URL:
-    """A parsed URL: a provider has few, and to parse one costs a tenth of the CPU of a small request."""
+    """A parsed URL, from a cache: parsing one costs a tenth of the CPU of a small request."""
     return httpx.URL(url)
 
 
 class _Stream(httpx.AsyncByteStream):
-    """A request's body as httpx hands it on."""
+    """A request's body as httpx passes it to the transport."""
 
     def __init__(self, body: tuple[Segment, ...]) -> None:
         self._pieces = pieces(body)
@@ -119,7 +119,7 @@ class _Stream(httpx.AsyncByteStream):
 
 
 def _check_head(head: Head) -> None:
-    """Refuse answers that are sound HTTP and still must not be followed or decoded."""
+    """Raise ProxyError for an answer that is valid HTTP but must not be decoded."""
     if head.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise ProxyError(Failure.CONTENT_CODING, "The provider compressed its answer although identity was asked for.")
 

@@ -1,11 +1,12 @@
-"""One answer on its way from a connection to the task that asked.
+"""One answer on its way from a connection to the task that sent the request.
 
     the loop       Connection -> Parser -> Answer.on_body -> Intake.feed     in the connection's own callback, no task
     the task       answer.chunk(), answer.body(limit), async for frame in answer.frames(decoder)
 
-Half an event is of no use, so no task wakes for its bytes: they are decoded where they arrive, and the task wakes once
-per frame, for the end, and for a failure. What is decoded and not yet taken is bounded, see Intake; above that the
-connection stops reading. Deadlines are one alarm whose time moves. While reading is stopped, no silence is counted.
+Bytes are decoded in the callback in which they arrive. The task wakes once per frame, for the end, and for a failure,
+since half an event is of no use to it. Decoded frames that are not taken yet are bounded (see Intake): above the bound
+the connection stops reading. All deadlines are one alarm with a time that moves. While reading is stopped, silence is
+not counted.
 """
 
 from __future__ import annotations
@@ -28,49 +29,49 @@ if TYPE_CHECKING:
     from streamproxy.upstream.connection import Connection
 
 WAITING: Final = 64 * 1024
-"""Bytes that may have become something which waits to be taken, before reading stops. A frame larger than this stops it
-at once, and a run of small ones that arrives with its end is not left to a kernel which may forget it on a reset."""
+"""Bytes of waiting frames above which reading stops. One larger frame stops it at once. A run of small frames together
+with the end of the answer is still read, since the kernel may discard unread bytes on a reset.
+"""
 
 TURN: Final = 0.005
-"""Seconds that the taking of one answer may last in a row before other tasks get a turn."""
+"""Seconds that one task takes frames of an answer before other tasks get a turn."""
 
 CLOSE_SECONDS: Final = 1.0
-"""What the end of an upload that is broken off may take: a thread may be reading the file."""
+"""Seconds for the end of an interrupted upload: a thread may be reading the file."""
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
 
 class Decoder(Protocol[T_co]):
-    """What an answer's bytes may be poured into. Pure and quick: `feed` runs in the event loop's own callback.
+    """The receiver of an answer's bytes. Pure and quick, since `feed` runs in a callback of the event loop.
 
-    One that has `gather(chunk) -> bool` is asked it first, which says whether it took the chunk as the middle of a
-    frame: nine tenths of an image's chunks are no more than that, and an iterator for each would cost most of their
-    time.
+    A decoder with a method `gather(chunk) -> bool` is asked it first: True where it took the chunk as the middle of a
+    frame. Nine tenths of an image's chunks are that, and an iterator for each would cost most of their time.
     """
 
     @property
     def done(self) -> bool:
-        """Whether nothing that may still come is wanted."""
+        """Whether the rest of the answer is not wanted."""
         ...
 
     def feed(self, chunk: bytes) -> Iterator[T_co | None]:
-        """Take the next bytes, cut anywhere; yields the frames that they complete, then may raise.
+        """Take the next bytes, cut anywhere, and yield the frames that they complete. May raise after them.
 
-        None among them says that others should have a turn before the next.
+        None among them asks for a turn of other tasks before the next.
         """
         ...
 
     def finish(self) -> Iterator[T_co]:
-        """The answer has ended: yields what was left, then raises unless that was all of it."""
+        """Take the answer's end: yield the rest, then raise unless the answer is complete."""
         ...
 
 
 class Intake:
-    """What an answer's bytes have become, and the task that takes it has not taken yet.
+    """The part of an answer that its task has not taken yet.
 
-    `frames` are what a decoder made, `chunks` bytes that none has had yet. `over`: nothing more will come; `broken`:
-    why, where that is not the answer's end. `undecodable`: what the decoder raised.
+    `frames`: decoded ones; `chunks`: bytes that no decoder has taken yet. `over`: no byte will follow; `broken`: the
+    reason, unless that is the answer's end. `undecodable`: the decoder's exception.
     """
 
     __slots__ = (
@@ -92,23 +93,23 @@ class Intake:
 
     @property
     def full(self) -> bool:
-        """Whether enough waits to be taken."""
+        """Whether reading has to stop until the task has taken some of it."""
         return self.interrupted or (self._held >= WAITING and bool(self.frames or self.chunks))
 
     @property
     def interrupted(self) -> bool:
-        """Whether the decoder has stopped for others' sake: `decode` goes on."""
+        """Whether the decoder has paused for other tasks; `decode` continues."""
         return self._decoding is not None
 
     def decode_with(self, decoder: Decoder[Any] | None) -> None:
-        """What has arrived, and what will, goes through this decoder until it is done."""
+        """Run the bytes so far, and all later ones, through this decoder until it is done."""
         self._decoder = decoder
         self._decoding = None
         self._gather = getattr(decoder, "gather", None)
         self.decode()
 
     def feed(self, data: bytes) -> None:
-        """The next bytes."""
+        """Take the next bytes."""
         self._held += len(data)
         if self._gathered(data):
             return
@@ -117,7 +118,7 @@ class Intake:
             self.decode()
 
     def _gathered(self, data: bytes) -> bool:
-        """Whether a decoder that has taken all before has taken this, without anything to tell the task."""
+        """Whether the decoder has taken this chunk as the middle of a frame. Only if it has taken all bytes before."""
         if self._gather is None or self.chunks or self.interrupted or self.undecodable is not None:
             return False
         try:
@@ -128,7 +129,7 @@ class Intake:
             return True
 
     def decode(self) -> None:
-        """Decode what has arrived, or as much of it as may be done without giving others a turn."""
+        """Decode the bytes so far, up to the next pause for other tasks."""
         while (decoder := self._decoder) is not None and self.undecodable is None:
             if self._decoding is None:
                 if not self.chunks:
@@ -139,7 +140,7 @@ class Intake:
                     if frame is None:
                         self.wake()
                         return
-                    self.frames.append(frame)  # what is whole before the decoder fails stays
+                    self.frames.append(frame)  # whole frames before a failure of the decoder count
             except Exception as error:
                 self.undecodable = error
             self._decoding = None
@@ -149,24 +150,24 @@ class Intake:
             self.wake()  # else the event gathers
 
     def close(self, broken: Exception | None = None) -> None:
-        """Nothing more will come."""
+        """Note that no byte will follow."""
         self.over, self.broken = True, broken
         self.wake()
 
     def take(self, ready: deque[T]) -> T:
-        """The next of `frames` or `chunks`. With the last of them, all that came until then is accounted for."""
+        """Take the next of `frames` or `chunks`. After the last of them, no waiting bytes are counted."""
         item = ready.popleft()
         if not ready:
             self._held = 0
         return item
 
     def wake(self) -> None:
-        """The task that waits looks again."""
+        """Wake the waiting task."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def changed(self) -> None:
-        """Return when there may be something to take. One task at a time."""
+        """Return when there may be something to take. Only one task may wait."""
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
@@ -177,7 +178,7 @@ class Intake:
 class Answer:
     """A provider's answer: its head, and its body, which can be read once. `uploaded`: all of the request is sent.
 
-    `release` is told, once, whether the connection can be used again.
+    `release` is called once, with whether the connection can be used again.
     """
 
     head: Head
@@ -211,14 +212,14 @@ class Answer:
             self._sending = self._loop.create_task(self._send(rest))
 
     async def arrival(self) -> None:
-        """Return when the head is there; raises what came instead."""
+        """Return when the head is there. Raises ProxyError otherwise."""
         while not self._answered:
             if self._intake.broken is not None:
                 raise self._intake.broken
             await self._intake.changed()
 
     async def chunk(self) -> bytes | None:
-        """The next bytes of the body, None at its end."""
+        """The next bytes of the body; None at its end."""
         intake = self._intake
         await self.turn()
         while not intake.chunks:
@@ -231,7 +232,7 @@ class Answer:
         return intake.take(intake.chunks)
 
     async def body(self, limit: int, within: float | None = None) -> bytes:
-        """The whole body, or what has come of it `within` so many seconds.
+        """The whole body, or the part of it that comes `within` so many seconds.
 
         Raises ProxyError(RESPONSE_BODY_SIZE) over `limit` bytes.
         """
@@ -246,14 +247,14 @@ class Answer:
         return b"".join(chunks)
 
     def frames(self, decoder: Decoder[T]) -> Frames[T]:
-        """The body as what `decoder` makes of it."""
+        """The frames that `decoder` makes of the body."""
         self._intake.decode_with(decoder)
         return Frames(self, self._intake, decoder)
 
     async def turn(self) -> None:
-        """Let other tasks run, and cancellation in, where this one has been busy for TURN.
+        """Let other tasks run, and a cancellation in, if this task has been busy for TURN.
 
-        Bytes may arrive faster than they are taken: then every wait is over before a cancellation finds it.
+        If bytes arrive faster than they are taken, no wait ever blocks, and a cancellation would not be delivered.
         """
         now = monotonic()  # not the event loop's clock: uvloop's stands still until the loop has its turn
         self._busy += now - self._resumed
@@ -264,7 +265,7 @@ class Answer:
             self._resumed = monotonic()
 
     async def decode_on(self) -> None:
-        """Go on with what the decoder was interrupted in, after others have had their turn."""
+        """Continue a decoder that has paused, after a turn of other tasks."""
         await _turn()
         self._resumed = monotonic()
         self._intake.decode()
@@ -275,20 +276,20 @@ class Answer:
         self._resumed = monotonic()
 
     def read_on(self) -> None:
-        """Read: there is room, because the task has come back for more, and is done with the frame before.
+        """Resume reading: the task asks for more, so it is done with the frame before.
 
-        While reading was stopped, silence was not the provider's.
+        The idle deadline starts anew, since the silence was ours and not the provider's.
         """
         if self._connection.resume() and not self._intake.over:
             self._heard()
 
     async def aclose(self) -> None:
-        """Give the connection back: for the next request where this one is over, else to be closed."""
+        """Give the connection back for the next request if the answer is over; otherwise close it."""
         release, self._release = self._release, None
         if release is None:
             return
         self._alarm.cancel()
-        self._intake.decode_with(None)  # half an event is not to wait for the collector of reference cycles
+        self._intake.decode_with(None)  # frees half an event now, not when reference cycles are collected
         try:
             if self._sending is not None and self._sending.cancel():
                 with anyio.CancelScope(shield=True, deadline=anyio.current_time() + CLOSE_SECONDS):
@@ -309,7 +310,7 @@ class Answer:
             self._break(error)
 
     def _sent(self) -> None:
-        """Bytes of the request have gone out: wait anew for the answer, or for more of one that came early."""
+        """Note that bytes of the request were sent. The deadline for the answer, or for more of it, starts anew."""
         if not self._answered:
             self._alarm.set(min(self._loop.time() + self._deadlines.first_byte, self._ends_at))
         elif not self._intake.over and not self._intake.full:
@@ -318,7 +319,7 @@ class Answer:
     # What the connection tells, in the event loop's callback.
 
     def receive(self, data: memoryview) -> None:
-        """The next bytes; the memory is not ours any more when this returns."""
+        """Take the next bytes. Their memory is reused after this returns."""
         try:
             whole = self._parser.receive(data)
         except ProxyError as error:
@@ -330,7 +331,7 @@ class Answer:
             self._heard()
 
     def ended(self, error: Exception | None) -> None:
-        """The connection has ended, cleanly or by this error."""
+        """Note that the connection has ended, cleanly or by this error."""
         if self._intake.over:
             return
         if not self._answered:
@@ -354,13 +355,13 @@ class Answer:
     def on_body(self, data: bytes) -> None:
         intake = self._intake
         if intake.over:
-            return  # broken off, with the rest of a read still to come
+            return  # the answer was given up, and this is the rest of a read
         intake.feed(data)
         if intake.undecodable is not None:
             self._break(intake.undecodable)
         elif intake.full:
             self._connection.pause()
-            self._alarm.set(self._ends_at)  # it is not the provider who is silent
+            self._alarm.set(self._ends_at)  # the silence is ours
 
     def on_end(self) -> None:
         self._alarm.cancel()
@@ -370,7 +371,7 @@ class Answer:
         self._alarm.set(min(self._loop.time() + self._deadlines.idle, self._ends_at))
 
     def _late(self) -> None:
-        """The alarm has rung."""
+        """Fail by the deadline that has passed."""
         if self._loop.time() >= self._ends_at:
             self._break(took_too_long(self._deadlines.total))
         elif self._answered:
@@ -379,7 +380,7 @@ class Answer:
             self._break(did_not_answer(self._deadlines.first_byte))
 
     def _break(self, error: Exception) -> None:
-        """Nothing more is wanted of this connection."""
+        """Give the answer up, and close its connection."""
         if not self._intake.over:
             self._alarm.cancel()
             self._intake.close(error)
@@ -397,10 +398,10 @@ class Answer:
 
 
 class Frames(Generic[T]):
-    """The frames of one answer, in order, each once, for `async for`.
+    """The frames of one answer, in order, for `async for`.
 
-    Where the answer breaks off, what was whole counts before the failure, and so does what the decoder makes of the
-    rest: a last event without its blank line is whole.
+    Where the answer breaks off, the whole frames come before the failure. A last event without its blank line counts as
+    whole.
     """
 
     def __init__(self, answer: Answer, intake: Intake, decoder: Decoder[T]) -> None:
@@ -431,7 +432,7 @@ class Frames(Generic[T]):
         return frame
 
     def _left(self) -> T:
-        """What the end of the answer left unfinished."""
+        """The frames that the decoder makes of the answer's end."""
         if self._last is None:
             self._last = self._decoder.finish()
         try:
@@ -450,7 +451,7 @@ async def _turn() -> None:
 
 
 def _text(value: bytes) -> str:
-    """A header's value: UTF-8 where it is that, else Latin-1, as HTTP said for long."""
+    """Decode a header's value: UTF-8 if it is valid, else Latin-1, as RFC 2616 had it."""
     try:
         return value.decode()
     except UnicodeDecodeError:

@@ -1,7 +1,7 @@
-"""From a URL's origin to a Connection: name resolution, TCP, a proxy's tunnel, TLS, and what each failure means.
+"""From a URL's origin to a Connection: name resolution, TCP, a proxy's tunnel, TLS, and the error of each failure.
 
-A failure is told apart by the step it happens in and by its type, never by its words. In each of them nothing of the
-request has been sent.
+A failure is classified by its step and its type, never by its message. Nothing of the request has been sent in any of
+them.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from streamproxy.upstream.connection import Connection, Space
 from streamproxy.upstream.parsing import MAX_HEAD_BYTES
 
 EYEBALLS_SECONDS: Final = 0.25
-"""Until the next address is tried beside the one before (RFC 8305, section 5)."""
+"""Seconds until the next address is tried beside the one before (RFC 8305, section 5)."""
 
 NAME_SECONDS: Final = 10.0
-"""How long a resolved name holds, and how long its resolution may take at most: a burst of requests asks once, and a
-provider that moves is followed soon."""
+"""Seconds for which a resolved name is kept, and for which its resolution may last. So a burst of requests resolves a
+name once, and a change of its address is noticed soon.
+"""
 
 _TUNNEL: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where connections lead. `host` is a name in ASCII or an address, without brackets."""
+    """The target of connections. `host`: a name in ASCII or an address, without brackets."""
 
     scheme: str
     host: str
@@ -52,7 +53,7 @@ class Origin:
 
     @property
     def address(self) -> str | None:
-        """The host where it is an address; raises ValueError where it only looks like one, as 127.1 does."""
+        """The host, if it is an address. Raises ValueError if it only looks like one, as 127.1 does."""
         try:
             return str(ip_address(self.host))
         except ValueError:
@@ -66,7 +67,7 @@ class Resolver(Protocol):
     """Names to addresses."""
 
     async def resolve(self, host: str, port: int) -> list[str]:
-        """The addresses of a name, best first; raises OSError where it has none."""
+        """The addresses of a name, best first. Raises OSError where it has none."""
         ...
 
 
@@ -80,7 +81,7 @@ class SystemResolver:
 
 
 class Names:
-    """A resolver's answers, shared: a name that is being asked for is not asked for again."""
+    """A cache of a resolver's answers. Requests that need the same name at once share one resolution."""
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
@@ -93,10 +94,10 @@ class Names:
             task = asyncio.get_running_loop().create_task(self._ask(host, port))
             self._lookups[host, port] = task
             task.add_done_callback(lambda done: self._asked((host, port), done))
-        return await asyncio.shield(task)  # whoever leaves does not leave the others without an answer
+        return await asyncio.shield(task)  # a cancelled request must not cancel it for the others
 
     def close(self) -> None:
-        """Ask no more."""
+        """Cancel every resolution."""
         for task in self._lookups.values():
             task.cancel()
         self._lookups.clear()
@@ -125,7 +126,7 @@ class Proxy:
 
 
 def environment_proxies() -> dict[str, Proxy | None]:
-    """The proxies that HTTP_PROXY and its like name, by the scheme of the target; None for one we cannot speak to."""
+    """The proxies of HTTP_PROXY and its like, by the target's scheme; None for one of an unsupported kind."""
     named = {scheme: url for scheme, url in getproxies().items() if scheme in ("http", "https")}
     return {scheme: _proxy(urlsplit(url if "://" in url else f"http://{url}")) for scheme, url in named.items()}
 
@@ -145,7 +146,7 @@ def _proxy(url: SplitResult) -> Proxy | None:
 
 
 class _Step(Enum):
-    """How far a connection has come."""
+    """The step in which a connection attempt is."""
 
     RESOLVING = 1
     CONNECTING = 2
@@ -156,7 +157,7 @@ class _Step(Enum):
 class Connector:
     """Makes one provider's connections. `resolver` replaces the system's name resolution, `ssl_context` its trust.
 
-    `tolerated` is told the label of each fault of an idle connection.
+    `tolerated` is called with the label of each fault of an idle connection.
     """
 
     def __init__(
@@ -174,11 +175,11 @@ class Connector:
         self._space = Space()
 
     def close(self) -> None:
-        """Make no more connections."""
+        """Cancel name resolutions. No connection can be made after this."""
         self._names.close()
 
     def proxy(self, origin: Origin) -> Proxy | None:
-        """The proxy on the way there; raises ProxyError(UPSTREAM_REQUEST) for one that is none of HTTP's."""
+        """The environment's proxy for this origin. Raises ProxyError(UPSTREAM_REQUEST) for another kind than HTTP."""
         if origin.scheme not in self._proxies or proxy_bypass(origin.host):
             return None
         found = self._proxies[origin.scheme]
@@ -197,8 +198,8 @@ class Connector:
             except TimeoutError as error:
                 if attempt.step is _Step.RESOLVING:
                     raise _timed_out(attempt.step) from None
-                raise _failed(attempt.step, error) from None  # the kernel's: the network is not there
-            except (OSError, RuntimeError) as error:  # uvloop says RuntimeError for a descriptor that is gone
+                raise _failed(attempt.step, error) from None  # ETIMEDOUT of the kernel: no network
+            except (OSError, RuntimeError) as error:  # uvloop raises RuntimeError for a closed descriptor
                 raise _failed(attempt.step, error) from None
         assert scope.cancelled_caught
         raise _timed_out(attempt.step)
@@ -237,12 +238,12 @@ class _Attempt:
 
 
 def _numeric(address: str, port: int) -> list[AddrInfoType]:
-    """An address as sockets want it; nothing is asked of a name server."""
+    """An address for sockets, without name resolution."""
     return [*socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)]
 
 
 async def _tunnel(loop: asyncio.AbstractEventLoop, sock: socket.socket, origin: Origin, proxy: Proxy) -> None:
-    """Have a proxy pass bytes on (RFC 9110, 9.3.6). A provider speaks TLS, so none may come before we begin it."""
+    """Open a tunnel through a proxy (RFC 9110, 9.3.6). No byte may follow the head, since TLS begins on our side."""
     head = f"CONNECT {origin.authority} HTTP/1.1\r\nHost: {origin.authority}\r\n"
     if proxy.authorization:
         head += f"Proxy-Authorization: {proxy.authorization}\r\n"
@@ -264,7 +265,7 @@ async def _tunnel(loop: asyncio.AbstractEventLoop, sock: socket.socket, origin: 
 
 
 def _failed(step: _Step, error: Exception) -> ProxyError:
-    """What went wrong in this step."""
+    """The error for a failure of this step."""
     if (exhausted := _exhausted(step, error)) is not None:
         return exhausted
     match step:
@@ -287,9 +288,9 @@ def _failed(step: _Step, error: Exception) -> ProxyError:
 
 
 def _exhausted(step: _Step, error: Exception) -> ProxyError | None:
-    """DESCRIPTORS_EXHAUSTED where that is the reason.
+    """DESCRIPTORS_EXHAUSTED if that is the reason; else None.
 
-    glibc says of a name that it is unknown where it cannot open a file or a socket to look it up. Hence the trial.
+    glibc reports an unknown name if it cannot open a file or socket to resolve it. So this tries to open one.
     """
     if step is _Step.RESOLVING:
         try:
@@ -305,7 +306,7 @@ def _errno_name(error: Exception) -> str:
 
 
 def _timed_out(step: _Step) -> ProxyError:
-    """Which step it was that took too long."""
+    """The error for a step that took too long."""
     match step:
         case _Step.RESOLVING:
             return ProxyError(

@@ -1,7 +1,7 @@
-"""One connection to a provider: bytes out as fast as it takes them, bytes in to the answer that it carries.
+"""One connection to a provider: bytes out as fast as the provider takes them, bytes in to the open answer.
 
-It takes bytes only as the answer to a request. Between two answers it goes on reading, so that bytes which no request
-asked for close it, and can never be the answer to the next one.
+It goes on reading between two answers. Bytes that no request asked for close it, so they can never become the answer to
+the next request.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from streamproxy.upstream.answer import Answer
 
 TURNS: Final = 2
-"""Turns of the event loop until it has told what the kernel has for a connection now: what the task waits for may stand
-in the queue of the first one before what the sockets have to say."""
+"""Turns of the event loop after which events that the kernel has now are delivered: a task that was ready in the first
+turn may run before the sockets are polled.
+"""
 
 
 READ: Final = 256 * 1024
@@ -27,14 +28,15 @@ READ: Final = 256 * 1024
 
 LEAST_READ: Final = 64 * 1024
 READS: Final = 16 * READ
-"""Bytes that one read of every connection may bring in together: what comes with the end of an event waits until that
-event has been taken. With 64 connections each reads LEAST_READ: at 256 KiB they held 18 MB more, for no less CPU."""
+"""Bytes that one read of every connection may bring in together, since bytes after the end of an event wait until that
+event is taken. With 64 connections, each reads LEAST_READ: at 256 KiB they held 18 MB more, and used as much CPU.
+"""
 
 
 class Space:
-    """Where reads go, shared by all connections: a parser is done with it before the event loop reads again.
+    """The buffer for reads, shared by all connections: a parser is done with it before the event loop reads again.
 
-    The loop's own reads would be objects of up to 256 KiB. Of ours only what a parser hands on becomes an object.
+    The loop's own reads would make objects of up to 256 KiB. With this, only the parser's pieces become objects.
     """
 
     def __init__(self) -> None:
@@ -69,9 +71,9 @@ class Connection(BufferedProtocol):
         return not self._transport.is_closing()
 
     async def fit(self) -> bool:
-        """Whether an idle connection is fit for a request: open, with nothing to read, be it bytes or the end.
+        """Whether the idle connection can be used for a request: open, no unread bytes, no EOF.
 
-        One that the provider has closed is told of as `stale_conn`.
+        One that the provider has closed is counted as `stale_conn`.
         """
         for _ in range(TURNS):
             await asyncio.sleep(0)
@@ -81,9 +83,9 @@ class Connection(BufferedProtocol):
         return self.open
 
     def carry(self, answer: Answer, request: bytes) -> None:
-        """Send a request, or the first bytes of it: what comes from here on is its answer.
+        """Send a request, or its first bytes. Bytes that come from now on are its answer.
 
-        Raises ProxyError(CONNECTION_REFUSED) where the connection has ended: nothing has been sent then.
+        Raises ProxyError(CONNECTION_REFUSED) where the connection has ended; nothing has been sent then.
         """
         if not self.open:
             message = "The connection to the provider broke before it could be used."
@@ -92,7 +94,7 @@ class Connection(BufferedProtocol):
         self.write(request)
 
     def drop(self) -> None:
-        """The answer is over: what comes from here on answers nobody."""
+        """End the answer. Bytes that come from now on belong to no request."""
         self._answer, self._used = None, True
         self.resume()
 
@@ -106,26 +108,26 @@ class Connection(BufferedProtocol):
             await self._room.wait()
 
     def pause(self) -> None:
-        """Read nothing more for now: the kernel, and with it the provider, has to wait."""
+        """Stop reading, which holds the provider back through the kernel's buffers."""
         if not self._paused:
             self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> bool:
-        """Read on; whether it was paused."""
+        """Resume reading. Returns whether it was paused."""
         paused, self._paused = self._paused, False
         if paused:
             self._transport.resume_reading()
         return paused
 
     def overrun(self) -> None:
-        """Bytes have come behind an answer that no request asked for."""
+        """Close because of bytes after an answer, which no request asked for."""
         if self.open:
             self._tolerated("upstream_extra_bytes")
             self.abort()
 
     def abort(self) -> None:
-        """Close, without waiting for a provider that does not read to take what it was being sent."""
+        """Close without sending the rest of the buffer: a provider that does not read would never take it."""
         self._transport.abort()
 
     # What the transport tells.
@@ -143,7 +145,7 @@ class Connection(BufferedProtocol):
         elif self._used:
             self.overrun()
         else:
-            self.abort()  # it speaks before it is asked: the request that comes for it takes another
+            self.abort()  # bytes before any request: the next request takes another connection
 
     def eof_received(self) -> None:
         if self._answer is not None:

@@ -1,4 +1,4 @@
-"""How long a request may take, and an alarm whose time moves without a timer of its own for every move."""
+"""The deadlines of a request, and an alarm whose time can be moved without a new timer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Deadlines:
 
 
 class Alarm:
-    """Calls `ring` once its time has come. A later time costs no timer: the loop's rings, looks, and is set again."""
+    """Calls `ring` at its time. Moving the time back costs no timer: the old one fires, and is set again."""
 
     __slots__ = ("_at", "_loop", "_ring", "_rings_at", "_timer")
 
@@ -34,7 +34,7 @@ class Alarm:
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self, at: float) -> None:
-        """Ring at this time of the loop's clock, and no more at the one set before."""
+        """Ring at this time of the loop's clock, instead of the one set before."""
         self._at = at
         if at < self._rings_at:
             if self._timer is not None:
@@ -43,7 +43,7 @@ class Alarm:
             self._timer = self._loop.call_at(at, self._look)
 
     def rest(self) -> None:
-        """Do not ring until the next `set`. The loop's timer stays: to take it away would cost what setting it does."""
+        """Do not ring until the next `set`. The loop's timer stays, since removing it costs as much as setting it."""
         self._at = math.inf
 
     def cancel(self) -> None:
@@ -62,17 +62,17 @@ class Alarm:
 
 
 def took_too_long(total: float) -> ProxyError:
-    """The whole exchange is over its time."""
+    """The error for an exchange over its total time."""
     return ProxyError(Failure.DEADLINE, f"The request took over {total:g} s in all. The setting is total_timeout.")
 
 
 def fell_silent(idle: float) -> ProxyError:
-    """A body has stopped coming."""
+    """The error for a body without new bytes."""
     return ProxyError(Failure.IDLE_TIMEOUT, f"The provider fell silent for {idle:g} s. The setting is idle_timeout.")
 
 
 def did_not_answer(first_byte: float) -> ProxyError:
-    """The request is sent, and no head has come."""
+    """The error for a request that was sent and has no head."""
     return ProxyError(
         Failure.FIRST_BYTE_TIMEOUT,
         f"The provider did not answer within {first_byte:g} s. The setting is first_byte_timeout.",

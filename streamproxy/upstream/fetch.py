@@ -1,12 +1,11 @@
 """Images by URL: references of a request and results of a provider, fetched under the guard of `core.addresses`.
 
-Strategy: a name is resolved once, every address of it is checked, and the connection goes to exactly such an address,
-while TLS and the Host header have the name. Each redirect starts anew with that. Requests go straight to the transport:
-without a client above it there is nothing that could add a credential, a cookie or a referer, use a proxy, or follow a
-redirect by itself. Every connection is used once, because the pool tells connections apart by address: a second name
-at the same address would be served without a look at its certificate.
+Strategy: a name is resolved once, all its addresses are checked, and the connection goes to one of them, while TLS and
+the Host header have the name. Each redirect starts anew. Requests go straight to the transport: no client above it can
+add a credential, a cookie or a referer, use a proxy, or follow a redirect. Every connection is used once, because the
+pool knows connections by address: a second name at the same address would be served without a check of its certificate.
 
-The picture is turned into base64 as it arrives, one slice at a time, and is held in that form only.
+The picture becomes base64 as it arrives, one slice at a time, and is kept in that form only.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """The IP addresses of a host name, for connections to a port. Raises OSError where there are none."""
 
 SLICE: Final = 48 * 1024
-"""Bytes that become one piece of base64, 64 KiB: a multiple of three, and some 50 us of work."""
+"""Bytes that become one piece of base64, of 64 KiB. A multiple of three, and about 50 us of work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class FetchLimits:
 class Fetcher:
     """Fetches images. `hosts`: those of the setting fetch_hosts, which may speak http and be internal.
 
-    `resolver` replaces the system's name resolution, `transport` what connects.
+    `resolver` replaces the system's name resolution, `transport` the connections.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class Fetcher:
         raise _failed(place.host, f"there were over {self._limits.redirects} redirects")
 
     async def _addresses(self, place: Destination) -> Sequence[str]:
-        """The addresses of a host, all of them checked."""
+        """The addresses of a host, after a check of all of them."""
         if place.literal is not None:
             return (place.literal,)
         try:
@@ -113,7 +112,7 @@ class Fetcher:
         return found
 
     async def _tried(self, place: Destination, addresses: Sequence[str]) -> Picture | str:
-        """The image, or a redirect's Location, after as many tries as a fault that may pass takes."""
+        """The image, or a redirect's Location. A fault that may pass is tried again."""
         reason = ""
         self._retries.sent()
         for attempt in range(self._limits.tries):
@@ -130,7 +129,7 @@ class Fetcher:
         raise _failed(place.host, reason)
 
     async def _got(self, place: Destination, addresses: Sequence[str]) -> Picture | str:
-        """One try: what the first address says that answers at all."""
+        """Try once: the answer of the first address that takes a connection."""
         fault = _Fault("its name has no address")
         for address in addresses:
             try:
@@ -149,7 +148,7 @@ class Fetcher:
 
     def _request(self, place: Destination, address: str) -> httpx.Request:
         headers = {"host": place.authority, **_HEADERS}
-        timeout = {"connect": self._limits.connect}  # the rest is bounded by the fetch as a whole
+        timeout = {"connect": self._limits.connect}  # the rest is bounded by the deadline of the whole fetch
         return httpx.Request(
             "GET", place.at(address), headers=headers, extensions={"sni_hostname": place.host, "timeout": timeout}
         )
@@ -166,11 +165,11 @@ class Fetcher:
         picture.expect(int(headers.get("content-length", 0)))
         async for chunk in response.aiter_raw():
             picture.add(chunk)
-            await anyio.lowlevel.checkpoint()  # chunks of a few bytes come by thousands from one read
+            await anyio.lowlevel.checkpoint()  # one read may have thousands of chunks of a few bytes
         return picture.whole()
 
     async def _decoded(self, url: str) -> Picture:
-        """The picture of a `data:` URL, decoded and encoded anew: no character but base64's own remains."""
+        """The picture of a `data:` URL, decoded and encoded again, so that only base64's own characters remain."""
         picture = _Gathering(self._limits.size)
         try:
             for data in _unwrapped(url):
@@ -184,7 +183,7 @@ class Fetcher:
 
 
 class _Fault(Exception):
-    """Why there is no image; `passes`: another try may find one."""
+    """The reason why there is no image. `passes`: another try may succeed."""
 
     def __init__(self, reason: str, *, passes: bool = False) -> None:
         super().__init__(reason)
@@ -193,7 +192,7 @@ class _Fault(Exception):
 
 
 class _Gathering:
-    """A picture as it arrives. It is given up as soon as it is too large, or its first bytes are no image's."""
+    """A picture as it arrives. It is refused once it is too large, or once its first bytes are not an image's."""
 
     __slots__ = ("_held", "_limit", "_media_type", "_pieces", "_size")
 
@@ -215,23 +214,23 @@ class _Gathering:
         if self._media_type is None and self._size >= SNIFFED:
             self._media_type = sniff(bytes(self._held[:SNIFFED]))
             if self._media_type is None:
-                raise _Fault("it is no PNG, JPEG, WebP, GIF or AVIF image")
+                raise _Fault("it is not a PNG, JPEG, WebP, GIF or AVIF image")
         while len(self._held) >= SLICE:
             self._pieces.append(binascii.b2a_base64(self._held[:SLICE], newline=False))
             del self._held[:SLICE]
 
     def whole(self) -> Picture:
         if self._media_type is None:
-            raise _Fault("it is empty, or no image")
+            raise _Fault("it is empty, or not an image")
         if self._held:
             self._pieces.append(binascii.b2a_base64(self._held, newline=False))
         return Picture(tuple(self._pieces), self._media_type)
 
 
 def _unwrapped(url: str) -> Iterator[bytes]:
-    """The bytes of a `data:...;base64,` URL, slice by slice. White space and missing padding are let through.
+    """The bytes of a `data:...;base64,` URL, slice by slice. White space and missing padding are allowed.
 
-    Raises _Fault where it is no base64.
+    Raises _Fault where it is not base64.
     """
     prefix, _, _ = url[:_LONGEST_PREFIX].partition(",")
     if not prefix.replace(" ", "").lower().endswith(";base64"):
@@ -248,17 +247,17 @@ def _unwrapped(url: str) -> Iterator[bytes]:
             left = left[whole:]
         yield binascii.a2b_base64(left + b"=" * (-len(left) % 4), strict_mode=True)
     except ValueError:  # binascii's and the codec's errors too
-        raise _Fault("it is no base64") from None
+        raise _Fault("it is not base64") from None
 
 
 async def _resolve(host: str, port: int) -> Sequence[str]:
-    """The system's answer, in its order of preference (RFC 6724)."""
+    """Resolve with the system: addresses in its order of preference (RFC 6724)."""
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return tuple(dict.fromkeys(address[0] for *_, address in found))
 
 
 def default_transport(ssl_context: ssl.SSLContext) -> httpx.AsyncBaseTransport:
-    """Connections that are made for one request, without a proxy."""
+    """A transport whose connections serve one request each, without a proxy."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     return httpx.AsyncHTTPTransport(verify=ssl_context, limits=limits)
 
@@ -268,7 +267,7 @@ def _failed(host: str, reason: str) -> ProxyError:
 
 
 def _fault(error: BaseException) -> _Fault:
-    """What an exception of the transport means, by the first of those it came from that says something."""
+    """The fault of the transport's exception, by the first known exception among its causes."""
     cause: BaseException | None = error
     for _ in range(_MOST_CAUSES):
         for kind, (reason, passes) in _MEANINGS.items():
@@ -279,7 +278,7 @@ def _fault(error: BaseException) -> _Fault:
 
 
 _ERRORS: Final = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
-"""What httpx and the layers below it raise: TLS errors are OSErrors, those of encoding ValueErrors."""
+"""Exceptions of httpx and the layers below it. TLS errors are OSErrors, and encoding errors are ValueErrors."""
 
 _MEANINGS: Final[dict[type[BaseException], tuple[str, bool]]] = {
     ssl.SSLCertVerificationError: ("its TLS certificate is not trusted", False),

@@ -1,13 +1,13 @@
-"""One HTTP/1.1 answer out of bytes that are cut anywhere, without I/O.
+"""A parser for one HTTP/1.1 answer, without I/O. Its bytes may be cut anywhere.
 
     Parser(sink)
-    parser.receive(data)   -> False where bytes stand behind the end of the answer; raises ProxyError
-    parser.end()           the connection has ended; raises ProxyError inside a body that says its length
+    parser.receive(data)   -> False where bytes follow the end of the answer; raises ProxyError
+    parser.end()           the connection has ended; raises ProxyError inside a body with a length
 
-httptools (llhttp) parses heads and chunks. Added is what an intermediary must not leave to its parser (RFC 9112, 6.3
-and 11.2): a head is bounded as a whole, its framing has one meaning, and the end of an answer is exact, so that what
-stands behind it can never be taken for the next one. A head is parsed apart from what follows it, so that an error
-behind an answer does not cost the answer.
+httptools (llhttp) parses heads and chunks. This module adds the duties of an intermediary (RFC 9112, 6.3 and 11.2): a
+head is bounded as a whole, its framing is unambiguous, and the end of an answer is exact, so that bytes after it can
+never become the next answer. A head is parsed apart from the bytes after it, so that an error after an answer does not
+spoil the answer.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ MAX_INTERIM: Final = 8
 
 MAX_HEADERS: Final = 200
 MAX_HEAD_BYTES: Final = 100 * 1024
-"""As h11; real heads have 2 to 4 KiB. Above: header_section_size. Also for what chunked framing says beside the body,
-extensions and trailers."""
+"""As h11; real heads have 2 to 4 KiB. Above: header_section_size. Also the limit of a chunked body's extensions and
+trailers.
+"""
 
 PIECE: Final = 64 * 1024
-"""Bytes of a body that are handed on as one object at most: events hold their pieces, and a heap with objects of more
-sizes than this one grows by what lies between them."""
+"""Most bytes of a body that are handed on as one object. Events keep their pieces, and objects of one size do not
+fragment the heap.
+"""
 
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _END_OF_CHUNKED: Final = (b"\n\r\n", b"\n\n")
@@ -39,7 +41,7 @@ Header = tuple[bytes, bytes]
 
 
 class Sink(Protocol):
-    """Where an answer goes: its head, pieces of its body, its end. Nothing may be raised in it."""
+    """The receiver of an answer: its head, pieces of its body, its end. Its methods must not raise."""
 
     def on_head(self, status: int, headers: tuple[Header, ...]) -> None: ...
 
@@ -49,7 +51,7 @@ class Sink(Protocol):
 
 
 class _At(Enum):
-    """What the next byte belongs to."""
+    """The part of the answer to which the next byte belongs."""
 
     HEAD = 1
     LENGTH = 2  # a body with Content-Length
@@ -59,21 +61,21 @@ class _At(Enum):
 
 
 class Parser:
-    """The incremental parser of one answer. `keeps_alive`: whether the provider lets its connection stay."""
+    """The incremental parser of one answer. `keeps_alive`: whether the provider keeps the connection open."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._http = HttpResponseParser(self)
         self._http.set_dangerous_leniencies(
             lenient_optional_cr_before_lf=True,  # line ends of LF only, which RFC 9112, 2.2 lets a recipient take
-            lenient_spaces_after_chunk_size=True,  # an old habit of servers, harmless behind the digits
+            lenient_spaces_after_chunk_size=True,  # some old servers send them; harmless after the digits
         )
         self._at = _At.HEAD
         self._headers: list[Header] = []
         self._status = 0
         self._interim = 0
         self._beside = 0
-        """Bytes since the last of the body, or of the head so far."""
+        """Bytes of the head so far, or bytes since the last byte of the body."""
         self._left = 0
         """Bytes that are missing from a body with Content-Length."""
         self._tail = b""
@@ -85,7 +87,7 @@ class Parser:
         return self._at is _At.OVER
 
     def receive(self, data: memoryview) -> bool:
-        """Take the next bytes; False where some of them are not the answer's, because it is over."""
+        """Take the next bytes. Returns False where some of them come after the end of the answer."""
         while self._at is _At.HEAD and data:
             end = self._end_of_head(data)
             self._read_head(data[:end])
@@ -109,7 +111,7 @@ class Parser:
                 return False
 
     def end(self) -> None:
-        """No byte will follow: the end of a body that is delimited so, else what makes it incomplete."""
+        """Take the connection's end. It ends a body that has no other end; else the answer is incomplete."""
         if self._at is _At.UNTIL_CLOSE:
             self._end()
         elif self._at is not _At.OVER:
@@ -118,14 +120,14 @@ class Parser:
     # Heads.
 
     def _end_of_head(self, data: memoryview) -> int:
-        """Where in `data` the blank line ends that ends a head, else its length."""
+        """The offset in `data` after the blank line of a head; without one, the length of `data`."""
         seen = self._tail + data
         found = _BLANK_LINE.search(seen)
         self._tail = b"" if found else seen[-2:]
         return found.end() - len(seen) + len(data) if found else len(data)
 
     def _read_head(self, data: memoryview) -> None:
-        """The next bytes of a head, nothing of what follows it."""
+        """Parse the next bytes of a head, and none of the bytes after it."""
         self._beside += len(data)
         if self._beside > MAX_HEAD_BYTES:
             message = f"The provider's answer has a head of over {MAX_HEAD_BYTES} bytes."
@@ -137,7 +139,7 @@ class Parser:
         except HttpParserError:
             raise _not_http("The provider's answer is not HTTP/1.1.") from None
         if not self._status:
-            return  # the head goes on, or blank lines stood before it
+            return  # the head goes on, or these were blank lines before it
         if 100 <= self._status <= 199 and self._status != 101:
             self._interim += 1
             if self._interim > MAX_INTERIM:
@@ -148,7 +150,7 @@ class Parser:
         self._frame()
 
     def _frame(self) -> None:
-        """The head is whole: how its body is delimited."""
+        """Set the framing of the body, from a complete head."""
         fields = [(name.lower(), value.strip()) for name, value in self._headers]
         lengths = [value for name, value in fields if name == b"content-length"]
         codings = [value.lower() for name, value in fields if name == b"transfer-encoding"]
@@ -198,7 +200,7 @@ class Parser:
     def on_headers_complete(self) -> None:
         if self._at is _At.HEAD:
             self._status = self._http.get_status_code()
-            self.keeps_alive = self._http.should_keep_alive()  # only now: llhttp forgets it with the message's end
+            self.keeps_alive = self._http.should_keep_alive()  # here, because llhttp resets it at the message's end
 
     def on_body(self, data: bytes) -> None:
         self._beside = 0
@@ -210,7 +212,7 @@ class Parser:
 
     def on_message_begin(self) -> None:
         if self._at is _At.OVER:
-            self._tail = b""  # the answer's end is not the end of what came
+            self._tail = b""  # bytes follow the answer's end
 
 
 def _not_http(message: str) -> ProxyError:
@@ -218,7 +220,7 @@ def _not_http(message: str) -> ProxyError:
 
 
 def _objection(status: int, version: str, count: int, lengths: list[bytes], codings: list[bytes]) -> str | None:
-    """Why a head that llhttp accepts is refused (RFC 9112, 6.1 and 6.3), None where it is fine."""
+    """The reason to refuse a head that llhttp accepts (RFC 9112, 6.1 and 6.3); None without one."""
     if status == 101:
         return "The provider switched protocols."
     if version not in ("1.0", "1.1") or not 200 <= status <= 599:

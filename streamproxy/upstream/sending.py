@@ -1,4 +1,4 @@
-"""A request's body as it goes out: pieces of at most PIECE bytes, files read and base64 made on the way."""
+"""A request's body in pieces of at most PIECE bytes. Files are read, and base64 is made, while it is sent."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ PIECE: Final = 64 * 1024
 """Bytes of a body that are in memory at a time while it is sent."""
 
 _ENCODED: Final = PIECE // 4 * 3
-"""Bytes of a file whose base64 is one piece; a multiple of three, so that only the last piece is padded."""
+"""Bytes of a file whose base64 is one piece. A multiple of three, so that only the last piece is padded."""
 
 
 def pieces(body: tuple[Segment, ...]) -> Pieces:
-    """The body, piece by piece. Raises ProxyError(UPLOAD_SPOOL) where a file is not what it was."""
+    """The body, piece by piece. Raises ProxyError(UPLOAD_SPOOL) where a file cannot be read, or is too short."""
     return Pieces(body)
 
 
 class Pieces:
-    """See `pieces`. No generator: one that is broken off would have to be closed."""
+    """See `pieces`. It is not an asynchronous generator, which would have to be closed."""
 
     def __init__(self, body: tuple[Segment, ...]) -> None:
         self._spans = _spans(body)
@@ -53,7 +53,7 @@ class _Span:
 
 
 def _spans(body: tuple[Segment, ...]) -> Iterator[bytes | _Span]:
-    """The body in pieces. Short segments in a row are one: each piece is a write, and for the network a packet."""
+    """The body in pieces. Short segments are joined, because each piece is a write, and often a packet."""
     short = bytearray()
     for segment in body:
         if isinstance(segment, bytes | memoryview) and len(short) + len(segment) <= PIECE:
@@ -89,10 +89,10 @@ def _of_file(upload: Upload, length: int, *, as_base64: bool) -> Iterator[_Span]
 
 
 async def _read(upload: Upload, offset: int, length: int) -> bytes:
-    """Exactly these bytes of a file: with fewer, the provider would wait for the rest until a deadline passes."""
+    """Read exactly these bytes of a file. With fewer, the provider would wait for the rest until a deadline."""
     try:
         piece = await to_thread.run_sync(upload.read, offset, length)
-    except Exception:  # the disk's error, or the file has been closed
+    except Exception:  # an error of the disk, or a closed file
         piece = b""
     if len(piece) != length:
         raise ProxyError(Failure.UPLOAD_SPOOL, "The stored upload could not be read.")

@@ -1,10 +1,10 @@
-"""How requests to a provider are authorized: one row each, applied at the moment of sending.
+"""Signers, which authorize requests to a provider at the moment of sending.
 
     key       a header with a key: the configured one, or the caller's own
     aws       AWS Signature Version 4, which botocore computes over the request    (extra `aws`)
     google    an OAuth access token, which google-auth keeps fresh                 (extra `google`)
 
-An adapter never sees any of this. Which hosts a request may be signed for is the driver's to say.
+Adapters see none of this. The driver decides for which hosts a request is signed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
+import anyio.lowlevel
 import httpx
 from anyio import to_thread
 
@@ -25,22 +26,28 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.upstream.sending import pieces
 
 if TYPE_CHECKING:
-    from botocore.credentials import Credentials
+    from botocore.credentials import Credentials, ReadOnlyCredentials
     from google.auth.credentials import Credentials as GoogleCredentials
 
 Headers = tuple[tuple[str, str], ...]
 
 SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
-"""What Google's own library asks for, for Vertex AI."""
+"""The scope that Google's own library requests for Vertex AI."""
 
 TOKEN_SECONDS: Final = 30.0
-"""The token server's time for one step of an answer; a request waits for it."""
+"""Seconds that the token server has for each step of its answer, for which a request waits."""
 
 AWS_HEADERS: Final = ("authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token")
 
+TURN: Final = 4 * 1024 * 1024
+"""Bytes of a body that are hashed in a row: 10 ms at 400 MB/s, which is slow for SHA-256."""
+
+BEDROCK: Final = "bedrock"
+"""The name of AWS's service in a signature, for bedrock-runtime too: `signingName` in botocore's model of it."""
+
 
 class Signer(Protocol):
-    """Authorizes requests. `names` are the headers that carry the credential, `secrets` what no text may repeat."""
+    """Authorizes requests. `names`: the headers that carry the credential; `secrets`: texts to scrub everywhere."""
 
     @property
     def names(self) -> tuple[str, ...]: ...
@@ -55,7 +62,7 @@ class Signer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KeySigner:
-    """A key in a header; none at all where `headers` is empty."""
+    """A key in a header. Empty `headers`: no credential."""
 
     headers: Headers = field(default=(), repr=False)
 
@@ -71,21 +78,28 @@ class KeySigner:
         return self.headers
 
 
-@dataclass(frozen=True, slots=True)
 class AwsSigner:
-    """Signature Version 4 for one service in one region. Source: AWS IAM User Guide, "Signing AWS API requests"."""
+    """Signature Version 4 for one service in one region. Source: AWS IAM User Guide, "Signing AWS API requests".
 
-    credentials: Credentials = field(repr=False)
-    service: str
-    region: str
+    `load` gives the credentials, and is called in a worker thread: those of a machine are asked for, and renewed.
+    """
+
+    def __init__(self, load: Callable[[], Credentials], service: str, region: str) -> None:
+        self._load = load
+        self._service = service
+        self._region = region
+        self._credentials: Credentials | None = None
+        self._keys: ReadOnlyCredentials | None = None
+        self._lock = anyio.Lock()
 
     @property
     def names(self) -> tuple[str, ...]:
-        return AWS_HEADERS if self.credentials.token else AWS_HEADERS[:-1]
+        return AWS_HEADERS if self._keys is not None and self._keys.token else AWS_HEADERS[:-1]
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        return tuple(secret for secret in (self.credentials.secret_key, self.credentials.token) if secret)
+        keys = self._keys
+        return () if keys is None else tuple(secret for secret in (keys.secret_key, keys.token) if secret)
 
     async def sign(self, request: UpstreamRequest) -> Headers:
         from botocore.auth import SigV4Auth
@@ -93,23 +107,58 @@ class AwsSigner:
 
         digest = await _sha256(request.body)
         signed = AWSRequest(request.method, request.url, headers={"x-amz-content-sha256": digest})
-        frozen = self.credentials.get_frozen_credentials()
-        SigV4Auth(frozen, self.service, self.region).add_auth(signed)
+        try:
+            async with self._lock:
+                self._keys = await to_thread.run_sync(self._valid)
+        except Exception as error:  # botocore's own texts may quote what the machine has answered
+            raise _no_credentials("signing keys", error) from None
+        SigV4Auth(self._keys, self._service, self._region).add_auth(signed)
         made = {name.lower(): value for name, value in signed.headers.items()}
         return tuple((name, made[name]) for name in self.names)
 
+    def _valid(self) -> ReadOnlyCredentials:
+        if self._credentials is None:
+            self._credentials = self._load()
+        return self._credentials.get_frozen_credentials()
+
+
+def aws_credentials(key: str) -> Credentials:
+    """The credentials of a key as `ID:SECRET` or `ID:SECRET:TOKEN`; without a key what is found on this machine.
+
+    Raises ValueError where there are none, ModuleNotFoundError without botocore. Blocks while it looks around.
+    """
+    from botocore.credentials import Credentials
+    from botocore.session import Session
+
+    if key:
+        return Credentials(*key.split(":", 2))
+    found = Session().get_credentials()
+    if found is None:
+        raise ValueError("no credentials on this machine")
+    return found
+
+
+def _no_credentials(what: str, error: Exception) -> ProxyError:
+    """The failure of looking for the provider's credentials, without the error's own text."""
+    reason = f"No {what} could be obtained ({type(error).__name__})."
+    return ProxyError(Failure.PROVIDER_AUTH, f"{reason} The operator must check the provider's `credential` setting.")
+
 
 async def _sha256(body: tuple[Segment, ...]) -> str:
-    digest = hashlib.sha256()
+    digest, since = hashlib.sha256(), 0
     async for piece in pieces(body):
         digest.update(piece)
+        since += len(piece)
+        if since >= TURN:
+            since = 0
+            await anyio.lowlevel.checkpoint()
     return digest.hexdigest()
 
 
 def google_credentials(key: str) -> GoogleCredentials:
-    """The credentials of a key in JSON: a service account's, or a user's; without a key what is found on this machine.
+    """The credentials of a key in JSON, of a service account or a user. "": those that google-auth finds here.
 
-    Raises ValueError for a key that is none, ModuleNotFoundError without google-auth. Blocks while it looks around.
+    Raises ValueError for an invalid key, ModuleNotFoundError without google-auth. Blocks while it searches.
     """
     import google.auth
     from google.oauth2 import credentials, service_account
@@ -129,7 +178,7 @@ def google_credentials(key: str) -> GoogleCredentials:
 
 @dataclass(frozen=True, slots=True)
 class _TokenAnswer:
-    """An answer as google-auth reads it."""
+    """An answer in the form that google-auth reads."""
 
     status: int
     headers: Mapping[str, str]
@@ -138,7 +187,7 @@ class _TokenAnswer:
 
 @dataclass(frozen=True, slots=True)
 class TokenTransport:
-    """How google-auth asks for a token: see its `google.auth.transport.Request`. Blocking."""
+    """The transport for google-auth's token requests: see its `google.auth.transport.Request`. Blocking."""
 
     ssl_context: ssl.SSLContext
     trust_env: bool = False
@@ -153,7 +202,9 @@ class TokenTransport:
 
 
 class GoogleSigner:
-    """An OAuth access token of what `load` gives, which is asked for in a worker thread, once for all that wait."""
+    """An OAuth access token of the credentials that `load` returns. It is refreshed in a worker thread, by one request
+    for all that wait.
+    """
 
     def __init__(self, load: Callable[[], GoogleCredentials], transport: Any) -> None:
         self._load = load
@@ -175,11 +226,7 @@ class GoogleSigner:
             async with self._lock:
                 credentials = await self._valid()
         except Exception as error:  # google-auth's own texts quote the answer of the token server
-            raise ProxyError(
-                Failure.PROVIDER_AUTH,
-                f"No access token could be had ({type(error).__name__}). The operator must check the provider's "
-                "`credential` setting.",
-            ) from None
+            raise _no_credentials("access token", error) from None
         return (("authorization", f"Bearer {credentials.token}"),)
 
     async def _valid(self) -> GoogleCredentials:

@@ -1,7 +1,7 @@
 """httpx's transport towards one provider: a request out, its answer's head in, over a pool of kept connections.
 
-A request is sent exactly once. Only where no byte of it can have left this machine, because the connection broke before
-it was used, a second connection is tried.
+A request is sent exactly once. A second connection is tried only if the first one broke before it was used, so that no
+byte of the request can have left this machine.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from streamproxy.upstream.connection import Connection
 from streamproxy.upstream.deadlines import Deadlines, took_too_long
 
 KEEPALIVE: Final = 30.0
-"""Seconds an idle connection is kept: under the 60 s after which common load balancers close theirs."""
+"""Seconds for which an idle connection is kept: under the 60 s of common load balancers."""
 
 ANSWER: Final = "answer"
-"""The extension of a response that is its Answer."""
+"""The extension of a response with its Answer."""
 
 ENDS_AT: Final = "ends_at"
-"""The extension of a request that says when the exchange must be over, on anyio's clock; else after the total."""
+"""The extension of a request with the deadline of its exchange, on anyio's clock. By default that is the total."""
 
 _PORTS: Final = {"http": 80, "https": 443}
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -37,7 +37,7 @@ _VALUE: Final = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
 class _Body(httpx.AsyncByteStream):
-    """An answer's body as httpx reads it."""
+    """An answer's body in the form that httpx reads."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
@@ -51,7 +51,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 class _Idle:
-    """Connections that wait for a request, the one that was used last in front. Each is kept for KEEPALIVE seconds."""
+    """Idle connections, the last used one first. Each is kept for KEEPALIVE seconds."""
 
     def __init__(self) -> None:
         self._timers: dict[Connection, tuple[Origin, asyncio.TimerHandle]] = {}
@@ -64,7 +64,7 @@ class _Idle:
         self._timers[connection] = (origin, timer)
 
     def take(self, origin: Origin) -> Connection | None:
-        """One to this origin, which may have been closed meanwhile."""
+        """Take one to this origin. The provider may have closed it meanwhile."""
         for connection, (leads_to, timer) in reversed(self._timers.items()):
             if leads_to == origin:
                 del self._timers[connection]
@@ -73,19 +73,19 @@ class _Idle:
         return None
 
     def close(self, connection: Connection) -> None:
-        """End one."""
+        """Close one."""
         _, timer = self._timers.pop(connection)
         timer.cancel()
         connection.abort()
 
     def trim(self, most: int) -> None:
-        """End the oldest until at most so many are left."""
+        """Close the oldest until at most this many are left."""
         while len(self._timers) > max(0, most):
             self.close(next(iter(self._timers)))
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """At most `max_connections` to one provider, one per request under way. Every failure is a ProxyError.
+    """At most `max_connections` connections to one provider, one per request. Every failure is a ProxyError.
 
     `connector` makes them. `retries`: a second connection for one request is within this budget.
     """
@@ -106,7 +106,7 @@ class Transport(httpx.AsyncBaseTransport):
         self._retries = retries
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send, and return once the head is there. The response has its Answer as an extension, see ANSWER."""
+        """Send, and return once the head is there. The response has its Answer as the extension ANSWER."""
         origin = _origin(request.url)
         ends_at: float = request.extensions.get(ENDS_AT, anyio.current_time() + self._deadlines.total)
         slot = await self._slot()
@@ -138,12 +138,12 @@ class Transport(httpx.AsyncBaseTransport):
         )
 
     async def aclose(self) -> None:
-        """Close every idle connection; the others end with their answers."""
+        """Close every idle connection. The others close with their answers."""
         self._idle.trim(0)
         self._connector.close()
 
     async def _slot(self) -> object:
-        """A place among `max_connections`, waited for no longer than pool_timeout."""
+        """Wait for a place among `max_connections`, at most for pool_timeout."""
         slot = object()
         with contextlib.suppress(anyio.WouldBlock):
             self._slots.acquire_on_behalf_of_nowait(slot)
@@ -166,7 +166,7 @@ class Transport(httpx.AsyncBaseTransport):
         ends_at: float,
         release: Callable[[Connection, bool], None],
     ) -> Answer:
-        """The answer to a request that has begun to be sent. Where a connection is refused, a second one is tried."""
+        """The answer to a request whose sending has begun. A second connection is tried where the first one broke."""
         connect_by = min(anyio.current_time() + self._deadlines.connect, ends_at)
         again = True
         while True:
@@ -182,7 +182,7 @@ class Transport(httpx.AsyncBaseTransport):
                 again = False
 
     async def _connection(self, origin: Origin, connect_by: float, ends_at: float) -> Connection:
-        """One that is fit for a request: an idle one, else a new one."""
+        """A connection that can be used for a request: an idle one, else a new one."""
         while (connection := self._idle.take(origin)) is not None:
             try:
                 if await connection.fit():
@@ -190,7 +190,7 @@ class Transport(httpx.AsyncBaseTransport):
             except BaseException:
                 connection.abort()
                 raise
-        self._idle.trim(self._most - self._slots.borrowed_tokens)  # idle ones to elsewhere make room
+        self._idle.trim(self._most - self._slots.borrowed_tokens)  # idle ones to other origins make room
         try:
             return await self._connector.connect(origin, connect_by)
         except ProxyError as error:
@@ -199,7 +199,7 @@ class Transport(httpx.AsyncBaseTransport):
 
 
 def _origin(url: httpx.URL) -> Origin:
-    """Where a URL leads; raises ProxyError(UPSTREAM_REQUEST) where that is nowhere."""
+    """The origin of a URL. Raises ProxyError(UPSTREAM_REQUEST) where it has none."""
     origin = Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS.get(url.scheme, 0))
     try:
         _ = origin.address
@@ -207,16 +207,16 @@ def _origin(url: httpx.URL) -> Origin:
             return origin
     except ValueError:
         pass
-    raise _unsendable("its address leads nowhere")
+    raise _unsendable("its address has no host")
 
 
 def _head(request: httpx.Request, origin: Origin, proxy: Proxy | None) -> bytes:
-    """The request's head; raises ProxyError(UPSTREAM_REQUEST) where one of its parts would be more than that part."""
+    """The request's head. Raises ProxyError(UPSTREAM_REQUEST) for a part with bytes that would break it up."""
     target = request.url.raw_path
     headers = request.headers.raw
     if "host" not in request.headers:
         headers = [(b"Host", request.url.netloc), *headers]
-    if proxy is not None and origin.scheme == "http":  # which is told the whole URL; a tunnel is no part of the request
+    if proxy is not None and origin.scheme == "http":  # it needs the whole URL; a tunnel was opened before the request
         target = f"http://{origin.authority}".encode() + target
         if proxy.authorization:
             headers = [*headers, (b"Proxy-Authorization", proxy.authorization.encode())]

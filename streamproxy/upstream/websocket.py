@@ -1,8 +1,8 @@
 """A WebSocket to a provider's own host: the only module that imports websockets.
 
-Strategy: the library's own connection, with all of it off that a proxy must not do by itself. It would follow redirects
-elsewhere with every header but three that it knows to be credentials, use proxies of the environment, compress, and
-keep sixteen frames of the largest size. Every way it can fail is a ProxyError here. A message is whole, or an error.
+Strategy: the library's own connection, without the features that a proxy must not use. By default it follows redirects
+to other hosts with all headers but three that it knows as credentials, uses proxies of the environment, compresses, and
+buffers sixteen frames of the largest size. Every failure is a ProxyError. A message is whole, or an error.
 
 Sources: RFC 6455 4.1 (opening), 5.5.2 (ping), 7.4.1 (close codes).
 """
@@ -25,23 +25,24 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from streamproxy.errors import Failure, ProxyError
 
 PING: Final = 20.0
-"""Seconds between pings, and that an answer to one may take: with that a dead connection is noticed in 40 s, and edges,
-which cut silence at 60 s, see none."""
+"""Seconds between pings, and for the answer to one. So a dead connection is noticed within 40 s, and edges, which cut
+silence at 60 s, see traffic.
+"""
 
 CLOSE: Final = 1.0
-"""Seconds the provider has to answer our close frame; then the connection is cut."""
+"""Seconds for the provider's answer to our close frame. After them the connection is cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class SocketLimits:
-    """`open`: seconds for name, TCP, TLS and handshake. `message`: bytes of one message from the provider."""
+    """`open`: seconds for name, TCP, TLS and handshake. `message`: most bytes of one message from the provider."""
 
     open: float
     message: int
 
 
 class Socket:
-    """An open WebSocket. One task at a time receives; another may send."""
+    """An open WebSocket. Only one task may receive at a time; another may send."""
 
     def __init__(self, connection: ClientConnection, limits: SocketLimits) -> None:
         self._connection = connection
@@ -55,9 +56,9 @@ class Socket:
             raise _ended(error, self._limits) from None
 
     async def receive(self) -> str | bytes:
-        """The next message: text or binary, as it was sent. Being cancelled loses none.
+        """The next message, as str or bytes. A cancelled call loses no message.
 
-        Raises ProxyError where the connection has ended, however it did, and for a message over the limit.
+        Raises ProxyError where the connection has ended in any way, and for a message over the limit.
         """
         try:
             return await self._connection.recv()
@@ -69,7 +70,7 @@ class Socket:
 async def connect(
     url: str, headers: Sequence[tuple[str, str]] = (), *, limits: SocketLimits, ssl_context: ssl.SSLContext
 ) -> AsyncIterator[Socket]:
-    """Open a WebSocket at a ws:// or wss:// URL, closed with the block. Raises ProxyError where it does not open."""
+    """Open a WebSocket at a ws:// or wss:// URL, and close it with the block. Raises ProxyError if it does not open."""
     if any(_UNSAFE.search(part) for header in headers for part in header):
         raise ProxyError(Failure.UPSTREAM_REQUEST, "A header of the WebSocket to the provider cannot be sent.")
     try:
@@ -84,7 +85,7 @@ async def connect(
             ping_interval=PING,
             ping_timeout=PING,
             max_size=limits.message,
-            max_queue=1,  # frames; reading pauses above, so that no more than a message and a read are held
+            max_queue=1,  # frames; above it reading pauses, so that at most a message and a read are held
             ssl=ssl_context if url[:4].lower() == "wss:" else None,
         )
     except (WebSocketException, OSError, ValueError) as error:
@@ -98,14 +99,14 @@ async def connect(
 
 
 class _Connect(library_connect):
-    """The library's, but for redirects: one would carry the credential elsewhere."""
+    """The library's, without redirects: one would carry the credential to another host."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
 
 
 def _unopened(error: Exception) -> ProxyError:
-    """Why there is no WebSocket. Nothing has been asked of the provider yet."""
+    """The error for a WebSocket that did not open. Nothing was asked of the provider yet."""
     if isinstance(error, InvalidStatus):
         return _answered(error.response.status_code)
     for kind, (failure, happened) in _UNOPENED.items():
@@ -115,7 +116,7 @@ def _unopened(error: Exception) -> ProxyError:
 
 
 def _answered(status: int) -> ProxyError:
-    """An HTTP answer to the handshake that is not 101."""
+    """The error for an HTTP answer to the handshake that is not 101."""
     said = f"The provider answered the WebSocket's handshake with HTTP {status}"
     if 300 <= status < 400:
         return ProxyError(
@@ -127,7 +128,7 @@ def _answered(status: int) -> ProxyError:
 
 
 def _ended(error: ConnectionClosed, limits: SocketLimits) -> ProxyError:
-    """Why an open WebSocket has ended: by the close frame that was first, without one the connection broke."""
+    """The error for an open WebSocket that has ended, by the first close frame. Without one, the connection broke."""
     if error.rcvd is not None and (error.sent is None or error.rcvd_then_sent):
         code = error.rcvd.code
         return ProxyError(Failure.UPSTREAM_INCOMPLETE, f"The provider closed the WebSocket (code {code}).")
@@ -145,14 +146,14 @@ _UNOPENED: Final[dict[type[Exception], tuple[Failure, str]]] = {
     ssl.SSLError: (Failure.TLS_PROTOCOL_ERROR, "The provider does not speak TLS there."),
     socket.gaierror: (Failure.DNS_ERROR, "The provider's host name cannot be resolved."),
     OSError: (Failure.CONNECTION_REFUSED, "The provider did not take the WebSocket's connection."),
-    InvalidHandshake: (Failure.UPSTREAM_REQUEST, "The provider's answer opens no WebSocket."),
+    InvalidHandshake: (Failure.UPSTREAM_REQUEST, "The provider's answer does not open a WebSocket."),
 }
-"""By exception, the special before the general."""
+"""Failures by exception, subclasses before their bases."""
 
 _ENDED: Final = {
     1002: (Failure.STREAM_PROTOCOL, "The provider's WebSocket breaks the protocol."),
-    1007: (Failure.STREAM_PROTOCOL, "The provider's WebSocket sent text that is no UTF-8."),
+    1007: (Failure.STREAM_PROTOCOL, "The provider's WebSocket sent text that is not UTF-8."),
     1009: (Failure.EVENT_TOO_LARGE, "A message of the provider's WebSocket is over {} bytes."),
     1011: (Failure.IDLE_TIMEOUT, f"The provider's WebSocket answered no ping within {PING:g} s."),
 }
-"""By the code of the close frame that we sent (RFC 6455 7.4.1)."""
+"""Failures by the code of the close frame that we sent (RFC 6455 7.4.1)."""

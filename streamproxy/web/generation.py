@@ -308,11 +308,15 @@ async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
 
 
 async def _accepted(order: _Order, stream: Stream) -> None:
-    """Wait for the provider's head while a refusal can still be an HTTP status; raises that refusal."""
+    """Wait for the provider's head while a refusal can still be an HTTP status; raises that refusal.
+
+    A failure behind a completed picture is an event like any other: the picture has been paid for.
+    """
     if not stream.acceptance.committed:
         opened = partial(stream.opened, within=order.context.settings.commit_after)
         await unless_gone(order.request.receive, opened)
-        if stream.error is not None and not stream.acceptance.committed:
+        made = any(entry.critical and entry.frame.type not in (ERROR, ANSWER) for entry in stream.log.retained())
+        if stream.error is not None and not stream.acceptance.committed and not made:
             raise stream.error
     stream.commit()
 
@@ -365,6 +369,7 @@ class _Gathering:
         self._layout = layout
         self._link = link
         self._images: list[tuple[int, bytes]] = []
+        self._sums: list[bytes] = []
         self._answer: tuple[Piece, ...] | None = None
 
     async def result(self) -> tuple[Piece, ...]:
@@ -375,6 +380,8 @@ class _Gathering:
                 raise stream.error or read_error(entry.frame)
             if entry.frame.type == ANSWER:
                 self._answer = entry.frame.data
+            elif entry.frame.sums:
+                self._sums.append(b"".join(entry.frame.data))
             elif entry.critical:
                 self._images.append((entry.frame.image, b"".join(entry.frame.data)))
         if not self._subscriber.at_end:
@@ -384,7 +391,7 @@ class _Gathering:
         if not self._images:
             raise stream.error or ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
         self._images.sort(key=itemgetter(0))
-        answer = collected([image for _, image in self._images], int(time.time()))
+        answer = collected([image for _, image in self._images], int(time.time()), self._sums)
         return self._layout.answer(await self._linked((answer,), [index for index, _ in self._images]))
 
     async def _linked(self, answer: tuple[Piece, ...], indices: Sequence[int] | None) -> tuple[Piece, ...]:

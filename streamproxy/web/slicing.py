@@ -13,7 +13,7 @@ from typing import Final
 from streamproxy.core.sse import Piece
 
 SLICE: Final = 64 * 1024
-"""Bytes of a slice for a reader who takes its time, and of the first one where no larger one is allowed."""
+"""Bytes of a slice for a slow reader, and of the first one where no larger one is allowed."""
 
 LARGEST: Final = 4 * SLICE
 """What slices grow to, by doubling, while they are taken at once: fewer of them cost less CPU per byte. It bounds what
@@ -49,7 +49,7 @@ class Pieces:
 def sliced(pieces: list[Piece], largest: int = SLICE) -> Iterator[Pieces]:
     """The same bytes in slices of SLICE, which double up to `largest` as long as they are taken at once.
 
-    The list is emptied on the way, so that what has been sent and is shared by nobody is freed. How long the reader
+    The list is emptied on the way, so that sent pieces without another owner are freed. How long the reader
     takes is how long it is until the next slice is asked for.
     """
     most = SLICE

@@ -1,6 +1,6 @@
 """The browser's files: modules that any page may import, the same as an npm package, and the page of `playground`.
 
-All are read when the app is made, and each has an ETag of its content: a new version is there with the proxy that
+All are read when the first app is made, and each has an ETag of its content: a new version is there with the proxy that
 serves it, and a page asks for nothing twice.
 """
 
@@ -12,8 +12,10 @@ import io
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Final
 
 import orjson
@@ -53,8 +55,9 @@ class StaticFile:
     headers: Mapping[str, str]
 
 
-def read_files() -> dict[str, StaticFile]:
-    """All files by their paths."""
+@cache
+def read_files() -> Mapping[str, StaticFile]:
+    """All files by their paths, once for all apps of a process."""
     folder = files("streamproxy.web").joinpath("static")
     modules = {name: folder.joinpath(name).read_bytes() for name in MODULES}
     own = {name: folder.joinpath(name).read_bytes() for name in (PAGE, "page.js", "page.css")}
@@ -62,7 +65,7 @@ def read_files() -> dict[str, StaticFile]:
     served = {f"/{name}": _file(name, body, ANY_PAGE) for name, body in shared.items()}
     served |= {f"/{name}": _file(name, body, OWN_PAGE) for name, body in own.items()}
     served["/"] = served.pop(f"/{PAGE}")
-    return served
+    return MappingProxyType(served)
 
 
 def _file(name: str, body: bytes, headers: Mapping[str, str]) -> StaticFile:

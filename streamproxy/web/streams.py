@@ -150,7 +150,7 @@ class Urls:
 
     def referenced(self, entry: Entry) -> tuple[Piece, ...]:
         """The event's data with the image's URL instead of the image; a preview's URL names its position."""
-        if entry.frame.type == ERROR:
+        if entry.frame.type == ERROR or entry.frame.sums:
             return entry.frame.data
         which, form = f"images/{entry.frame.image}", ""
         if not entry.critical:
@@ -194,7 +194,7 @@ async def _as_json(request: Request, context: Context, stream: Stream) -> Respon
     places = urls(request, context, stream.id, request.query_params.get("token"), previews)
     ref = choice(request, "payload", ("inline", "ref")) == "ref"
     done = [entry for entry in stream.log.retained() if entry.critical]
-    images = [e for e in done if e.frame.type not in (ERROR, ANSWER)]
+    images = [e for e in done if e.frame.type not in (ERROR, ANSWER) and not e.frame.sums]
     errors = [e for e in done if e.frame.type == ERROR]
     answers = [e for e in done if e.frame.type == ANSWER]
     head: dict[str, object] = {
@@ -204,6 +204,7 @@ async def _as_json(request: Request, context: Context, stream: Stream) -> Respon
         "created_at": stream.record.created,
         "stream_url": places.stream,
         "status_url": places.status,
+        "progress": progress_of(stream),
     }
     pieces: list[Piece] = [orjson.dumps(head)[:-1], b',"data":[']
     for number, entry in enumerate(images):
@@ -227,6 +228,12 @@ async def _wait(request: Request, context: Context, stream: Stream) -> Mapping[s
         finally:
             context.hub.admission.unwatch(stream, subscriber)
     return {"preference-applied": f"wait={seconds}"}
+
+
+def progress_of(stream: Stream) -> dict[str, float | int] | None:
+    """How far the provider says it is, None where it does not say, or where another process asks it."""
+    progress = None if stream.finished else stream.acceptance.progress
+    return None if progress is None else progress.known or None
 
 
 def status_of(stream: Stream) -> str:

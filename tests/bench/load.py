@@ -111,7 +111,7 @@ class _Caller(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.opened.done():
             self.opened.set_exception(Void(self.wrong or "it closed the connection without an answer"))
-            self.opened.exception()  # whoever waits gets it; nobody else has to be told
+            self.opened.exception()  # marks it as retrieved: waiting tasks get it
         if not self.closed.done():  # who waited may have been cancelled
             self.closed.set_result(None)
 

@@ -91,7 +91,7 @@ NGINX_64K: Final = "proxy_buffering off; proxy_buffer_size 64k; proxy_buffers 8 
 
 def _nginx(directory: Path, port: int, origin: int, buffering: str) -> list[str]:
     config = directory / "nginx.conf"
-    # As root its worker runs as nobody, who has to reach the temporary files of a buffered answer.
+    # As root its worker runs as the user nobody, which needs access to the temporary files of buffered answers.
     for parent in (directory.parent, directory):
         parent.chmod(0o755)
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -216,7 +216,7 @@ def running(peer: Peer, directory: Path, origin: int, cpu: int | None) -> Iterat
 def started(
     command: list[str], output: int, cpu: int | None, pass_fds: tuple[int, ...] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process until the block ends; its output goes to a file, for a pipe that nobody reads would stop it."""
+    """A process until the block ends. Its output goes to a file, since an unread pipe would block it."""
     ours = os.sched_getaffinity(0)
     environ = {name: value for name, value in os.environ.items() if not name.startswith("STREAMPROXY_")}
     if cpu is not None:

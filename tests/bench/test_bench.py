@@ -85,7 +85,7 @@ async def test_a_small_run_measures_what_viewers_cost(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @linux
-def test_one_command_measures_the_relay_and_what_viewers_cost() -> None:
+def test_one_command_measures_relay_and_viewers() -> None:
     chosen = ["--quick", "--kinds", "hold,resume", "--streams", "1", "--only", OURS, "--stores", "memory"]
     command = [sys.executable, "-m", "tests.bench", *chosen]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=45, check=False)
@@ -105,7 +105,7 @@ def _refused(*_: object) -> NoReturn:
     raise AssertionError("it is started")
 
 
-async def test_what_is_not_installed_is_void_and_no_reason_to_fail(tmp_path: Path) -> None:
+async def test_a_missing_peer_is_void_and_no_failure(tmp_path: Path) -> None:
     absent = Store("absent", _refused, lambda: "it is not installed")
     cells = [cell for kind in KINDS for cell in await watched(_place(tmp_path), absent, kind, [50], 1)]
     cells += await flow(_place(tmp_path), [Peer("nginx", _refused, binary="no such binary")], 1, 1, 1.0)

@@ -37,7 +37,7 @@ for line in sys.stdin:
 
 
 @pytest.mark.parametrize(("how", "lines"), [("stay", 1), ("end", 2)], ids=["it stays", "it ends"])
-def test_a_process_that_comes_later_counts_also_when_it_has_ended(how: str, lines: int) -> None:
+def test_a_later_process_counts_after_its_end(how: str, lines: int) -> None:
     command = [sys.executable, "-c", FORKS]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None

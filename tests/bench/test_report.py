@@ -22,7 +22,7 @@ def test_a_target_is_met_missed_or_void() -> None:
     assert [verdict.met for verdict in verdicts(cells)] == [None, None, False]
     assert "FAIL" in table(cells)
     assert status(cells) == 1
-    assert status(cells[:1]) == 0  # a peer that nobody asked for is no reason
+    assert status(cells[:1]) == 0  # a peer that was not asked for does not fail the run
     assert status(cells[:2]) == 1  # one that is void is
 
 

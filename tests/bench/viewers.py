@@ -122,7 +122,7 @@ class Stage:
     scenes: list[Scene]
 
     async def stream(self, scene: Scene) -> str:
-        """A new stream that nobody follows: its path."""
+        """Begin a stream without readers, and return its path."""
         self.scenes.append(scene)
         prompt = f"scene {len(self.scenes) - 1}"
         async with calling(self.proxy.port) as caller:

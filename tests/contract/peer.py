@@ -1,16 +1,16 @@
-"""A provider of recorded answers, and a driver without a loop.
+"""A provider of recorded answers, and a driver without an event loop.
 
-A golden file holds one provider's exchanges in order. What was asked, and words about it: `paid`, the request that
-costs money; `over`, it comes when there is nothing left to cancel. Then status, media type, headers and words about the
-answer: `cut`, it breaks off here; `failed`, it never comes; `base64`, the body is binary. A message of a WebSocket is
-an exchange too, and so is a JOIN that waits for a launched request in vain.
+A golden file has one provider's exchanges in order. Each begins with the request and flags of it: `paid`, it costs
+money; `over`, nothing can be cancelled after it. Then come status, media type, headers and flags of the answer: `cut`,
+it breaks off at its end; `failed`, it never comes; `base64`, the body is binary. A WebSocket message is an exchange
+too, and so is a JOIN without an answer.
 
     >>> POST /v1/images/generations paid
     <<< 200 text/event-stream cut
     data: ...
     ---
 
-`Peer` performs the steps as `generation/driver.py` does, and checks with each what holds at every step.
+`Peer` performs the steps as `generation/driver.py` does, and checks the rules of conversations at each step.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ T = TypeVar("T")
 GOLDEN: Final = Path(__file__).parent.parent / "golden"
 LIMITS: Final = Limits(event=1 << 20, answer=1 << 20, inline_urls="always")
 INSTANT: Final = (steps.Accepted, steps.NotApplied, steps.Undo, steps.JobId, steps.Progress, steps.Tolerated, Frame)
-"""Steps that take no time: a driver neither fails nor is cancelled at them."""
+"""Steps that take no time, so that no driver fails or is cancelled at them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One recorded exchange; `chunks` are its answer as it arrives. `breaks`: the connection is lost after them."""
+    """One recorded exchange. `chunks`: its answer as it arrives. `breaks`: the connection is lost after them."""
 
     asked: str
     words: frozenset[str]
@@ -87,17 +87,19 @@ def _exchange(asked: str, answered: str, text: str) -> Exchange:
 
 @dataclass(slots=True)
 class Run:
-    """What a conversation said, in order, those that a decoder says included, and the error that it ended in."""
+    """The frames and notes of a conversation in order, those of its decoders included, and its error."""
 
     steps: list[Step] = field(default_factory=list)
     waits: list[Step] = field(default_factory=list)
-    """The conversation's own steps: where it can be thrown at or closed."""
+    """The conversation's own steps, at which an error can be thrown in, or the conversation closed."""
     error: ProxyError | None = None
     accepted_at: int | None = None
     """Bytes of the paid answer that had arrived when it was accepted."""
     undo: UpstreamRequest | None = None
     paid: int = 0
-    """Times the request that costs money was sent, and not refused."""
+    """How often the request that costs money was sent and not refused."""
+    decoded: list[Exchange] = field(default_factory=list)
+    """Answers that were read as they came, and not whole."""
 
     @property
     def frames(self) -> list[Frame]:
@@ -109,7 +111,7 @@ class Run:
 
 
 class Peer:
-    """Answers what was recorded; the last answer to the same request stands for good."""
+    """Gives the recorded answers. The last answer to a request is repeated."""
 
     def __init__(self, exchanges: Answers, n: int) -> None:
         self._left: dict[str, list[Exchange]] = {}
@@ -124,7 +126,7 @@ class Peer:
         self.run = Run()
 
     def perform(self, step: Step) -> object:
-        """The reply to a step. Raises ProxyError where the provider, or the way to it, has failed."""
+        """The reply to a step. Raises ProxyError where the provider, or the connection, fails."""
         self._say(step)
         match step:
             case steps.Send(request):
@@ -161,7 +163,7 @@ class Peer:
         return None
 
     def lose(self, step: Step) -> None:
-        """A step that fails on its way: a request that costs money may have arrived all the same."""
+        """Note a failed step: a request that costs money may have arrived all the same."""
         if isinstance(step, steps.Send | steps.Launch):
             left = self._left.get(_asked(step.request))
             if left and "paid" in left[0].words:
@@ -192,7 +194,7 @@ class Peer:
         return Picture((base64.b64encode(found.body),), found.head.media_type)
 
     def _kept(self, url: str) -> Picture:
-        """The same; one that is not to be had keeps its URL."""
+        """The same; a picture that cannot be fetched keeps its URL."""
         try:
             return self._fetched(url)
         except ProxyError as error:
@@ -204,7 +206,7 @@ class Peer:
         return found.head
 
     def _join(self) -> Head | None:
-        """The launched request is answered once all that was asked meanwhile has been."""
+        """The launched request's answer, once all requests beside it have theirs."""
         assert self._launched is not None, "nothing is launched"
         if left := self._left.get("JOIN"):
             left.pop(0)
@@ -235,7 +237,9 @@ class Peer:
         self._lost = self._open.breaks
 
     def _through(self, decoder: Decoder[T]) -> Iterator[T]:
-        """As `UpstreamResponse.frames` does it: what was whole still counts before the failure."""
+        """Run a decoder as `Answer.frames` does: whole frames come before the failure."""
+        if self._open is not None:
+            self.run.decoded.append(self._open)
         for chunk in self._chunks():
             yield from filter(None, decoder.feed(chunk))
             if decoder.done:
@@ -253,7 +257,7 @@ def _asked(request: UpstreamRequest) -> str:
 
 
 def broken() -> ProxyError:
-    """What a lost connection looks like."""
+    """The error of a lost connection."""
     return ProxyError(Failure.UPSTREAM_INCOMPLETE, "The provider closed the connection in the middle of its answer.")
 
 
@@ -262,21 +266,32 @@ def byte_by_byte(exchanges: Answers) -> tuple[Exchange, ...]:
     return tuple(replace(one, chunks=tuple(one.body[at : at + 1] for at in range(len(one.body)))) for one in exchanges)
 
 
-def cuts(exchanges: Answers, *, early: bool = False) -> Iterator[tuple[Exchange, ...]]:
-    """Every way to cut one of the answers in two; `early`: it ends there, as if that were all, or breaks off."""
+def cuts(exchanges: Answers, decoded: Answers) -> Iterator[tuple[Exchange, ...]]:
+    """Every way to cut one of the `decoded` answers in two. The driver joins the chunks of all others."""
+    for number, one in enumerate(exchanges):
+        for at in range(1, len(one.body) if one in decoded else 0):
+            yield _instead(exchanges, number, replace(one, chunks=(one.body[:at], one.body[at:])))
+
+
+def early_ends(exchanges: Answers, decoded: Answers) -> Iterator[tuple[Exchange, ...]]:
+    """Every early end of one of the answers, cleanly or by a lost connection."""
     for number, one in enumerate(exchanges):
         whole = one.asked.startswith(("HEAR", "FETCH", "CONNECT", "JOIN"))  # these do not arrive in pieces
-        for at in range(1 - early, 0 if whole else len(one.body)):
-            if early and one.body[at - 1 : at + 1].isalnum():
+        for at in range(0 if whole else len(one.body)):
+            if one.body[at - 1 : at + 1].isalnum():
                 continue  # inside a word, or base64
-            start, rest = one.body[:at], one.body[at:]
-            ends = (((start,), False), ((start,), True)) if early else (((start, rest), one.breaks),)
-            for chunks, breaks in ends:
-                yield (*exchanges[:number], replace(one, chunks=chunks, breaks=breaks), *exchanges[number + 1 :])
+            start = replace(one, chunks=(one.body[:at],))
+            yield _instead(exchanges, number, replace(start, breaks=False))
+            if at == 0 or one in decoded:  # where it is read whole, nothing is seen of one that breaks off
+                yield _instead(exchanges, number, replace(start, breaks=True))
+
+
+def _instead(exchanges: Answers, number: int, other: Exchange) -> tuple[Exchange, ...]:
+    return (*exchanges[:number], other, *exchanges[number + 1 :])
 
 
 def sent(request: UpstreamRequest) -> bytes:
-    """A request as it goes out, but for what the driver adds; an uploaded image as base64."""
+    """A request as it is sent, without the driver's headers, and with uploads as base64."""
     return repr((request.method, request.url, request.headers)).encode() + b"".join(map(_text, request.body))
 
 

@@ -1,7 +1,7 @@
-"""What every adapter is put through: one row each, over the recorded exchanges in `tests/golden/`.
+"""The scenarios of the contract suite: one row each, over the recorded exchanges in `tests/golden/`.
 
-Three canaries sing where they are repeated: the prompt and an image's base64 beside every provider's refusal, and the
-provider's own key in its words.
+Three texts must not be repeated anywhere: the prompt and an image's base64, which stand beside every refusal, and the
+provider's own key in its message.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PNG: Final = "iVBORw0KGgoAAAANSUhEUgAA"  # how every recorded image begins
 INPUT: Final = Inline(memoryview(PICTURE), "image/png")
 SECOND: Final = Inline(memoryview(b"iVBORw0KGgoAAAANSUhEUgAAAAFmaXJzdCBvZiBtYW55"), "image/png")
 OVER: Final = Inline(memoryview(b"iVBORw0KGgoAAAANSUhEUgAAAAFhIHRyYW5zcGFyZW50"), "image/png")
-"""A second input image and a mask. They are no pictures behind their first bytes, and no adapter looks there."""
+"""A second input image and a mask. Only their first bytes are a picture's, since no adapter reads more."""
 
 MASK: Final = Inline(
     memoryview(b"iVBORw0KGgoAAAANSUhEUgAAAAIAAAABCAYAAAD0In+KAAAADElEQVR4nGNggID/AAEIAQBNGY85AAAAAElFTkSuQmCC"),
@@ -64,7 +64,7 @@ def spooled(image: Inline) -> Spooled:
 
 
 class Host(NamedTuple):
-    """Where an adapter's recorded provider is. `undo`: what cancels its recorded job."""
+    """The recorded provider of an adapter. `undo`: the request that cancels its recorded job."""
 
     base_url: str
     model: str
@@ -73,6 +73,7 @@ class Host(NamedTuple):
 
 REPLICATE: Final = "https://replicate.test/v1"
 COMFY: Final = "https://comfy.test/comfy"
+LUMA: Final = "https://luma.test/dream-machine/v1"
 DASH: Final = "https://dash.test/api/v1"
 HOSTS: Final = {
     "openai": Host("https://openai.test/v1", "gpt-image-2"),
@@ -82,6 +83,10 @@ HOSTS: Final = {
     "bfl": Host("https://bfl.test/v1", "flux-2-pro"),
     "replicate": Host(REPLICATE, "black-forest-labs/flux-dev", f"POST {REPLICATE}/predictions/1/cancel"),
     "stability": Host("https://stability.test/v2beta", "sd3.5-large"),
+    "bedrock": Host("https://bedrock.test", "stability.sd3-5-large-v1:0"),
+    "nova": Host("https://bedrock.test", "amazon.nova-canvas-v1:0"),
+    "ideogram": Host("https://ideogram.test", "ideogram-v3"),
+    "luma": Host(LUMA, "photon-1", f"DELETE {LUMA}/generations/1"),
     "mai": Host("https://mai.test/v1", "MAI-Image-2.6"),
     "dashscope": Host(DASH, "wan2.7-image", f"POST {DASH}/tasks/1/cancel"),
     "openrouter": Host("https://openrouter.test/api/v1", "openai/gpt-image-2"),
@@ -89,6 +94,12 @@ HOSTS: Final = {
     "ark": Host("https://ark.test/api/v3", "seedream-4-5-251128"),
     "minimax": Host("https://minimax.test/v1", "MiniMax-H3-Image"),
     "xai": Host("https://xai.test/v1", "grok-imagine-image-2.0"),
+    "fireworks": Host("https://fireworks.test/inference/v1/workflows/accounts/fireworks/models", "flux-1-dev-fp8"),
+    "cloudflare": Host("https://cloudflare.test/client/v4/accounts/1/ai/run", "@cf/black-forest-labs/flux-1-schnell"),
+    "huggingface": Host("https://huggingface.test", "black-forest-labs/FLUX.1-dev"),
+    "leonardo": Host("https://leonardo.test/api/rest/v1", "6bef9f1b-29cb-40c7-b9df-32b51c1f67d3"),
+    "runware": Host("https://runware.test/v1", "runware:101@1"),
+    "responses": Host("https://responses.test/v1", "gpt-image-2"),
     "comfyui": Host(COMFY, "flux", f"POST {COMFY}/api/v2/jobs/1/cancel"),
     "comfyui-websocket": Host(COMFY, "flux", f"POST {COMFY}/api/jobs/01234567-89ab-cdef-0123-456789abcdef/cancel"),
 }
@@ -107,8 +118,8 @@ PLAIN: Final = ImageRequest(
 class Scenario:
     """One conversation and its outcome.
 
-    `frames`: each a letter and its image, like "p0 c0": preview, completed; "a0" the JSON answer. `proof`: the text in
-    whose event, or WHOLE, or BESIDE, the provider accepts the request; None where it does not.
+    `frames`: a letter and an image index each, like "p0 c0": preview, completed; "a0" is the JSON answer. `proof`: a
+    text in the event by which the provider accepts the request, or WHOLE, or BESIDE; None: it does not accept.
     """
 
     adapter: str
@@ -125,22 +136,22 @@ class Scenario:
     members: dict[str, object] = field(default_factory=dict)
     model: str | None = None
     about: dict[str, Any] = field(default_factory=dict)
-    """What the catalogue says of the model."""
+    """Fields of the model's row in the catalogue."""
 
     @property
     def undo(self) -> str | None:
-        """What cancels the job once it is accepted; work that is answered in one exchange has nothing that does."""
+        """The request that cancels the accepted job; None for work that is answered in one exchange."""
         return None if {"fast", "streams"} & self.about.keys() else HOSTS[self.adapter].undo
 
     edit: bool = False
     form: bool = False
-    """Whether the request is an edit, which adapters of OpenAI's wire care for, and whether it came as a form."""
+    """Whether the request is an edit, which matters for OpenAI's wire, and whether it came as a form."""
     quirks: str = ""
-    """The host of the catalogue whose quirks the recorded one has."""
+    """The host of the catalogue from which the recorded one has its quirks."""
 
     @property
     def inputs(self) -> tuple[Input, ...]:
-        """The images that the caller gives, in order, the mask last."""
+        """The caller's images in order, the mask last."""
         return (*self.images, *((self.mask,) if self.mask is not None else ()))
 
     @property
@@ -191,9 +202,9 @@ class Scenario:
         close_at: int = -1,
         failure: Failure = Failure.UPSTREAM_INCOMPLETE,
     ) -> Run:
-        """Carry it out, with these answers instead of the recorded ones, until it ends or is closed at a step.
+        """Perform it, with the recorded answers or with `exchanges`, until it ends or is closed at a step.
 
-        Steps are the conversation's own, from 0; from `lost_from` on every one fails that takes time. `failure`: how.
+        Steps are the conversation's own, from 0. From `lost_from` on, every step that takes time fails with `failure`.
         """
         conversation = ADAPTERS[self.adapter].converse(self.job)
         peer = Peer(self.exchanges if exchanges is None else exchanges, self.n)
@@ -238,9 +249,14 @@ def _parts(asked: dict[str, object], scenario: Scenario) -> Iterator[Part]:
 
 
 F = Failure
+INPAINT: Final = "us.stability.stable-image-inpaint-v1:0"
+KONTEXT: Final = "flux-kontext-pro"
+FLUX_2: Final = "@cf/black-forest-labs/flux-2-dev"
+SDXL: Final = "@cf/stabilityai/stable-diffusion-xl-base-1.0"
 MASKS: Final = "fal-ai/gpt-image-1.5/edit"
 FAST: Final = {"family": "known", "fast": True, "streams": False}
 STREAMS: Final = {"family": "known", "streams": True}
+CALLED: Final = "image_generation_call.in_progress"
 FILE: Final = spooled(OVER)
 FILES: Final = (spooled(INPUT), spooled(SECOND))
 SCENARIOS: Final = (
@@ -273,6 +289,9 @@ SCENARIOS: Final = (
     Scenario("openai", "edited-json", "a0", images=FILES, edit=True, form=True, stream=False, quirks="sd-cpp"),
     Scenario("openai", "refused-in-a-string", failure=F.PROVIDER_REFUSED, proof=None, quirks="sd-cpp"),
     Scenario("openai", "refused-by-code", failure=F.MODERATION_BLOCKED, proof=None, quirks="zai"),
+    Scenario("openai", "content-filter", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("openai", "content-filter-event", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("openai", "content-filter-json", failure=F.MODERATION_BLOCKED, proof=None, stream=False),
     Scenario("openai", "failed", "p0", F.PROVIDER_STREAM_ERROR, proof="event"),
     Scenario("openai", "cut", "p0", F.UPSTREAM_INCOMPLETE, proof="event"),
     Scenario("openai", "cut-json", failure=F.UPSTREAM_INCOMPLETE, proof=None),
@@ -372,6 +391,61 @@ SCENARIOS: Final = (
     Scenario("stability", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
     Scenario("stability", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
     Scenario("stability", "lost", failure=F.PROVIDER_FAILED, model="creative"),
+    Scenario("bedrock", "one", "c0"),
+    Scenario("bedrock", "one", "c1", first=1, of=2, stream=False),
+    Scenario("bedrock", "one", "c0", images=(INPUT,)),
+    Scenario("bedrock", "one", "c0", images=FILES[:1], members={"output_format": "jpeg"}),
+    Scenario("bedrock", "masked", "c0", images=(INPUT,), mask=MASK, model=INPAINT),
+    Scenario("bedrock", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("bedrock", "limited", failure=F.PROVIDER_LIMIT, proof=None),
+    Scenario("bedrock", "broken", failure=F.PROVIDER_FAILED, proof=None),
+    Scenario("bedrock", "filtered", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("bedrock", "inference", failure=F.PROVIDER_FAILED, proof=None),
+    Scenario("bedrock", "empty", failure=F.NO_IMAGE, proof=None),
+    Scenario("bedrock", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("bedrock", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
+    Scenario("nova", "one", "c0"),
+    Scenario("nova", "two", "c0 c1", n=2),
+    Scenario("nova", "two", "c2 c3", n=2, first=2, of=4, stream=False),
+    Scenario("nova", "two", "c0"),
+    Scenario("nova", "one", "c0", images=(INPUT, SECOND)),
+    Scenario("nova", "one", "c0", images=FILES[:1], mask=MASK),
+    Scenario("nova", "some-blocked", "c0"),
+    Scenario("nova", "all-blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("nova", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("nova", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("nova", "empty", failure=F.NO_IMAGE, proof=None),
+    Scenario("nova", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("nova", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
+    Scenario("ideogram", "one", "c0"),
+    Scenario("ideogram", "two", "c0 c1", n=2),
+    Scenario("ideogram", "two", "c2 c3", n=2, first=2, of=4, stream=False),
+    Scenario("ideogram", "two", "c0"),
+    Scenario("ideogram", "edited", "c0", images=(INPUT,)),
+    Scenario("ideogram", "edited", "c0", images=FILES[:1]),
+    Scenario("ideogram", "masked", "c0", images=(INPUT,), mask=MASK),
+    Scenario("ideogram", "later-version", "c0", images=(INPUT, SECOND), mask=MASK, model="ideogram-4.5"),
+    Scenario("ideogram", "gone", "c0"),
+    Scenario("ideogram", "half-unsafe", "c1", F.MODERATION_BLOCKED, n=2),
+    Scenario("ideogram", "unsafe", failure=F.MODERATION_BLOCKED),
+    Scenario("ideogram", "fewer", "c0", F.NO_IMAGE, n=2),
+    Scenario("ideogram", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("ideogram", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("ideogram", "no-credits", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("ideogram", "empty", failure=F.NO_IMAGE, proof=None),
+    Scenario("ideogram", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("ideogram", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
+    Scenario("luma", "one", "c0"),
+    Scenario("luma", "one", "c1", first=1, of=2, stream=False),
+    Scenario("luma", "gone", "c0"),
+    Scenario("luma", "failed", failure=F.PROVIDER_FAILED),
+    Scenario("luma", "moderated", failure=F.MODERATION_BLOCKED),
+    Scenario("luma", "no-result", failure=F.NO_IMAGE),
+    Scenario("luma", "lost", failure=F.PROVIDER_FAILED),
+    Scenario("luma", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("luma", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("luma", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("luma", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
     Scenario("mai", "one", "c0"),
     Scenario("mai", "one", "c1", first=1, of=2, stream=False),
     Scenario("mai", "edited", "c0", images=FILES[:1], members={"output_format": "jpeg"}),
@@ -462,6 +536,80 @@ SCENARIOS: Final = (
     Scenario("xai", "moderated", failure=F.MODERATION_BLOCKED, proof=None),
     Scenario("xai", "limited", failure=F.PROVIDER_LIMIT, proof=None),
     Scenario("xai", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
+    Scenario("fireworks", "one", "c0"),
+    Scenario("fireworks", "json", "c1", first=1, of=2, stream=False),
+    Scenario("fireworks", "later", "c0", model=KONTEXT, images=(INPUT,)),
+    Scenario("fireworks", "later", "c0", model=KONTEXT, images=FILES[:1], members={"output_format": "jpeg"}),
+    Scenario("fireworks", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("fireworks", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("fireworks", "later-refused", failure=F.PROVIDER_REFUSED, proof=None, model=KONTEXT),
+    Scenario("fireworks", "filtered", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("fireworks", "moderated", failure=F.MODERATION_BLOCKED, model=KONTEXT),
+    Scenario("fireworks", "failed", failure=F.PROVIDER_FAILED, model=KONTEXT),
+    Scenario("fireworks", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
+    Scenario("cloudflare", "one", "c0"),
+    Scenario("cloudflare", "one", "c1", first=1, of=2, members={"output_format": "jpeg"}),
+    Scenario("cloudflare", "bytes", "c0", images=(INPUT,), model=SDXL),
+    Scenario("cloudflare", "form", "c0", images=(INPUT, SECOND), model=FLUX_2),
+    Scenario("cloudflare", "form", "c0", images=FILES, model=FLUX_2),
+    Scenario("cloudflare", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("cloudflare", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("cloudflare", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("cloudflare", "empty", failure=F.NO_IMAGE, proof=None),
+    Scenario("cloudflare", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
+    Scenario("huggingface", "one", "c0"),
+    Scenario("huggingface", "one", "c1", first=1, of=2, stream=False, members={"output_format": "jpeg"}),
+    Scenario("huggingface", "one", "c0", images=(INPUT,)),
+    Scenario("huggingface", "one", "c0", images=FILES[:1]),
+    Scenario("huggingface", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("huggingface", "loading", failure=F.PROVIDER_FAILED, proof=None),
+    Scenario("huggingface", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("huggingface", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
+    Scenario("leonardo", "one", "c0"),
+    Scenario("leonardo", "two", "c0 c1", n=2),
+    Scenario("leonardo", "two", "c2 c3", n=2, first=2, of=4, stream=False),
+    Scenario("leonardo", "two", "c0"),
+    Scenario("leonardo", "too-few", "c0", F.NO_IMAGE, n=2),
+    Scenario("leonardo", "gone", "c0"),
+    Scenario("leonardo", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("leonardo", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("leonardo", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("leonardo", "failed", failure=F.PROVIDER_FAILED),
+    Scenario("leonardo", "lost", failure=F.PROVIDER_FAILED),
+    Scenario("leonardo", "cut", failure=F.UPSTREAM_INCOMPLETE),
+    Scenario("runware", "one", "c0"),
+    Scenario("runware", "one", "c1", first=1, of=2, stream=False),
+    Scenario("runware", "one", "c0", images=(INPUT,), mask=MASK),
+    Scenario("runware", "one", "c0", images=FILES),
+    Scenario("runware", "two", "c0 c1", n=2),
+    Scenario("runware", "two", "c0"),
+    Scenario("runware", "url", "c0"),
+    Scenario("runware", "partly", "c0", F.PROVIDER_FAILED, n=2),
+    Scenario("runware", "partly-blocked", "c0", F.MODERATION_BLOCKED, n=2),
+    Scenario("runware", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("runware", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("runware", "refused-under-200", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("runware", "empty", failure=F.NO_IMAGE, proof=None),
+    Scenario("runware", "cut", failure=F.UPSTREAM_INCOMPLETE, proof=None),
+    Scenario("responses", "previews", "p0 p0 c0", proof=CALLED),
+    Scenario("responses", "previews", "p1 p1 c1", proof=CALLED, first=1, of=2),
+    Scenario("responses", "unasked", "c0", proof=CALLED, images=(INPUT, SECOND), mask=OVER),
+    Scenario("responses", "unasked", "c0", proof=CALLED, images=FILES, mask=FILE),
+    Scenario("responses", "json", "c0", stream=False),
+    Scenario("responses", "json", "c0"),
+    Scenario("responses", "late-cut", "p0 c0", proof=CALLED),
+    Scenario("responses", "failed-late", "p0 c0", proof=CALLED),
+    Scenario("responses", "refused", failure=F.PROVIDER_REFUSED, proof=None),
+    Scenario("responses", "blocked", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("responses", "refused-as-event", failure=F.PROVIDER_STREAM_ERROR, proof=None),
+    Scenario("responses", "refused-under-200", failure=F.PROVIDER_STREAM_ERROR, proof=None),
+    Scenario("responses", "words", failure=F.NO_IMAGE, proof=None),
+    Scenario("responses", "refusal", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("responses", "incomplete", failure=F.PROVIDER_FAILED, proof=None),
+    Scenario("responses", "filtered", failure=F.MODERATION_BLOCKED, proof=None),
+    Scenario("responses", "failed", "p0", F.MODERATION_BLOCKED, proof=CALLED),
+    Scenario("responses", "cut", "p0", F.UPSTREAM_INCOMPLETE, proof=CALLED),
+    Scenario("responses", "ended", "p0", F.MISSING_TERMINAL_EVENT, proof=CALLED),
     Scenario("comfyui", "previews", "p0 p0 c0"),
     Scenario("comfyui", "redirected", "p0 p0 c0"),
     Scenario("comfyui", "more-than-asked", "p1 p1 c1", first=1, of=3),

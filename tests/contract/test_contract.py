@@ -1,9 +1,10 @@
-"""What holds for every adapter there is, whatever its provider's wire looks like: see `core.conversation`."""
+"""The rules for every adapter, whatever its provider's wire: see `core.conversation`."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import product
 from typing import Final
 
 import pytest
@@ -13,24 +14,28 @@ from streamproxy.core.events import ANSWER, KINDS, Frame
 from streamproxy.core.requests import FileId, Inline, Remote
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.providers import ADAPTERS
-from tests.contract.peer import INSTANT, Run, as_text, byte_by_byte, cuts, sent
+from tests.contract.peer import INSTANT, Run, as_text, byte_by_byte, cuts, early_ends, sent
 from tests.contract.scenarios import BESIDE, HEADER, HOSTS, INPUT, KEY, PNG, PROMPT, SCENARIOS, WHOLE, Scenario
 
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 
 
-def test_every_adapter_goes_through_every_kind_of_scenario() -> None:
+WHOLES: Final = ("imagen", "mai", "bedrock", "nova", "cloudflare", "huggingface")
+"""Adapters with one whole answer, so that nothing can fail once it is accepted."""
+
+
+def test_every_adapter_has_every_kind_of_scenario() -> None:
     for adapter in ADAPTERS:
         rows = [row for row in SCENARIOS if row.adapter == adapter]
         failed_and_accepted = {(row.failure is not None, row.proof is not None) for row in rows}
-        whole = adapter in ("imagen", "mai")  # answers in one piece, so that nothing can fail once it is accepted
+        whole = adapter in WHOLES
         assert failed_and_accepted == {(False, True), (True, False), *(() if whole else ((True, True),))}, adapter
         assert any(row.failure is Failure.UPSTREAM_INCOMPLETE for row in rows), adapter
     assert ADAPTERS.keys() == HOSTS.keys()
 
 
 @every_scenario
-def test_the_outcome_is_a_final_frame_for_each_image_or_an_error(scenario: Scenario) -> None:
+def test_each_image_has_a_final_frame_or_an_error(scenario: Scenario) -> None:
     run = scenario.play()
     assert (run.error and run.error.failure) is scenario.failure
     assert " ".join(map(_letter, run.frames)) == scenario.frames
@@ -47,22 +52,24 @@ def test_the_outcome_is_a_final_frame_for_each_image_or_an_error(scenario: Scena
 
 @every_scenario
 def test_where_answers_are_cut_changes_nothing(scenario: Scenario) -> None:
-    whole = _told(scenario.play())
-    for exchanges in (byte_by_byte(scenario.exchanges), *cuts(scenario.exchanges)):
+    run = scenario.play()
+    whole = _told(run)
+    for exchanges in (byte_by_byte(scenario.exchanges), *cuts(scenario.exchanges, run.decoded)):
         assert _told(scenario.play(exchanges)) == whole
 
 
 @every_scenario
-def test_it_is_accepted_with_the_byte_that_proves_it_and_no_sooner(scenario: Scenario) -> None:
+def test_accepted_with_the_proving_byte_and_no_sooner(scenario: Scenario) -> None:
     run = scenario.play(byte_by_byte(scenario.exchanges))
     assert run.accepted_at == _proof(scenario)
     assert sum(isinstance(step, Accepted) for step in run.steps) == (scenario.proof is not None)
 
 
 @every_scenario
-def test_an_answer_that_ends_early_makes_whole_frames_or_an_error(scenario: Scenario) -> None:
-    whole = list(map(_unnumbered, scenario.play().frames))
-    for exchanges in cuts(scenario.exchanges, early=True):
+def test_an_early_end_gives_whole_frames_or_an_error(scenario: Scenario) -> None:
+    recorded = scenario.play()
+    whole = list(map(_unnumbered, recorded.frames))
+    for exchanges in early_ends(scenario.exchanges, recorded.decoded):
         run = scenario.play(exchanges)
         assert run.error is not None or run.finals == scenario.n or run.frames[0].type == ANSWER
         previews = [_unnumbered(frame) for frame in run.frames if not frame.final]
@@ -77,16 +84,16 @@ THROWN: Final = (
     Failure.DEADLINE,
     Failure.RESPONSE_BODY_SIZE,
 )
-"""One of each kind: broken off, never sent, not to be had, and three that lasts."""
+"""One failure of each kind: broken off, never sent, not to be fetched, and three that no repetition mends."""
 
 
 @every_scenario
-@pytest.mark.parametrize("failure", THROWN)
-def test_an_error_thrown_in_anywhere_ends_it_or_is_mended(scenario: Scenario, failure: Failure) -> None:
-    """Once, or at every step from there on, as when the provider is gone for good. Nothing is paid twice."""
-    for at in range(len(scenario.play().waits)):
+def test_an_error_thrown_in_ends_it_or_is_handled(scenario: Scenario) -> None:
+    """Once, or at every later step too, as if the provider were gone. Nothing is paid twice."""
+    for at, failure in product(range(len(scenario.play().waits)), THROWN):
         for run in (scenario.play(throw_at=at, failure=failure), scenario.play(lost_from=at, failure=failure)):
-            assert run.error is not None or run.finals == scenario.n or run.frames[0].type == ANSWER
+            ended = run.error is not None or run.finals == scenario.n or run.frames[0].type == ANSWER
+            assert ended, f"{failure} at step {at}"
 
 
 @every_scenario
@@ -103,13 +110,13 @@ def test_each_input_goes_out_once_and_in_order(scenario: Scenario) -> None:
 
 @pytest.mark.parametrize("row", [row for row in SCENARIOS if row.failure is None and row.of], ids=str)
 def test_jobs_side_by_side_share_no_image(row: Scenario) -> None:
-    """The other jobs of the same request, each by the same answers."""
+    """The other jobs of the same request get the same answers."""
     found = [frame.image for first in (0, row.n) for frame in replace(row, first=first).play().frames if frame.final]
     assert found == list(range(2 * row.n))
 
 
 @every_scenario
-def test_closing_it_anywhere_ends_it_and_leaves_what_cancels_the_work(scenario: Scenario) -> None:
+def test_closing_it_anywhere_leaves_the_right_undo(scenario: Scenario) -> None:
     whole = scenario.play()
     over = next((at for at, step in enumerate(whole.waits) if step == Undo(None)), len(whole.waits))
     for at, step in enumerate(whole.waits):
@@ -132,12 +139,14 @@ def test_no_step_and_no_error_repeats_a_secret(scenario: Scenario) -> None:
     assert [word for word in (KEY, PROMPT, PNG, HEADER) if word in said] == []
 
 
-FOURS: Final = ("dashscope", "fal", "imagen", "replicate", "ark", "minimax", "xai")
+FOURS: Final = frozenset(
+    ["dashscope", "fal", "imagen", "replicate", "ark", "minimax", "xai", "leonardo", "runware", "nova", "ideogram"]
+)
 AT_ONCE: Final = {"openai": 2, **dict.fromkeys(FOURS, 4)}
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_one_job_makes_no_more_images_than_its_provider_does(adapter: str) -> None:
+def test_one_job_makes_no_more_images_than_its_provider(adapter: str) -> None:
     for n in (1, 2, 10):
         row = Scenario(adapter, "one", n=n)
         assert ADAPTERS[adapter].at_once(row.request, row.route) == min(n, AT_ONCE.get(adapter, 1))
@@ -146,18 +155,23 @@ def test_one_job_makes_no_more_images_than_its_provider_does(adapter: str) -> No
 MASK: Final = Inline(memoryview(b"iVBORw0KGgoAAAANcanaryOfAMask"), "image/png")
 REMOTE: Final = Remote("https://canary.test/a.png")
 OTHERS: Final = tuple(name for name in ADAPTERS if name != "openai")
-URLS: Final = ("fal", "bfl", "replicate", "ark", "minimax", "xai", "dashscope", "openrouter")
+URLS: Final = frozenset(
+    ["fal", "bfl", "replicate", "ark", "minimax", "xai", "dashscope", "openrouter", "runware", "responses", "luma"]
+)
 INLINE: Final = tuple(name for name in OTHERS if name not in URLS)
-SEVERAL: Final = ("gemini", "ark", "minimax", "xai", "openrouter")
-"""They take several input images, whatever the model."""
+SEVERAL: Final = ("gemini", "ark", "minimax", "xai", "openrouter", "runware", "responses", "nova")
+"""Adapters that take several input images with any model."""
+
+QUALITY: Final = ("openrouter", "responses", "nova")
+"""They pass it on."""
 
 TAKES_ONE: Final = {"bfl": "flux-pro-1.1", "dashscope": "qwen-image-max"}
 CANNOT: Final = (
     Scenario("openai", "style", members={"style": "canary"}),
     *(Scenario(name, "style", members={"style": "canary"}) for name in OTHERS),
-    *(Scenario(name, "quality", members={"quality": "canary"}) for name in OTHERS if name != "openrouter"),
+    *(Scenario(name, "quality", members={"quality": "canary"}) for name in OTHERS if name not in QUALITY),
     *(Scenario(name, "file", images=(FileId("canary"),)) for name in OTHERS),
-    *(Scenario(name, "mask", mask=MASK, members={"mask": "canary"}) for name in OTHERS),
+    *(Scenario(name, "mask", mask=MASK, members={"mask": "canary"}) for name in OTHERS if name != "responses"),
     *(Scenario(name, "remote", images=(REMOTE,)) for name in INLINE),
     *(Scenario(name, "remote", images=(INPUT, REMOTE)) for name in INLINE),
     *(
@@ -199,7 +213,7 @@ def _letter(frame: Frame) -> str:
 
 
 def _told(run: Run) -> tuple[object, ...]:
-    """All that is seen of a run from outside."""
+    """All of a run that is visible from outside."""
     return (*map(_told_step, run.steps), run.error and _everything(run.error))
 
 
@@ -219,7 +233,7 @@ def _told_step(step: Step) -> bytes:
 
 
 def _unnumbered(frame: Frame) -> bytes:
-    """A frame without a preview's number: where a draft before it is lost, it has another."""
+    """A frame without a preview's number, which changes where a draft before it is lost."""
     return re.sub(rb'"partial_image_index":[0-9]', b"", _told_step(frame))
 
 

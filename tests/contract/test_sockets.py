@@ -1,4 +1,4 @@
-"""The recorded exchanges once more, by the real driver over real sockets: the same outcome, and a way out at each."""
+"""The recorded exchanges by the real driver over real sockets: the same outcome, and a cancellation at each request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 import anyio
 import pytest
 
-from streamproxy.core.conversation import Conversation, Convert, Fetch, Picture, Send
+from streamproxy.core.conversation import Conversation, Convert, Fetch, Picture, Send, Wait
 from streamproxy.core.events import Frame
 from streamproxy.providers import ADAPTERS
 from streamproxy.simulator.received import Received, Server
@@ -23,24 +23,27 @@ pytestmark = pytest.mark.anyio
 
 FILES: Final = "https://files.test"
 OVER_HTTP: Final = tuple(row for row in SCENARIOS if row.adapter not in ("comfyui-websocket", "automatic1111"))
-"""Recorded answers come at once, so that nothing is under way beside them: a launched request has tests of its own."""
+"""Scenarios without a launched request: recorded answers come at once, so nothing could be under way beside them."""
 
 UNDONE: Final = (
     *("openai-previews", "openai-edited", "openai-refuses-streaming-1", "gemini-previews", "fal-two"),
-    *("replicate-two", "bfl-late"),
+    *("replicate-two", "bfl-late", "dashscope-task", "leonardo-one", "fireworks-later"),
     *("comfyui-uploaded", "comfyui-redirected"),
 )
 
 
+QUICK: Final = 0.01
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks at a job follow each other at once."""
-    monkeypatch.setattr("streamproxy.core.conversation.POLLS", (0.01,))
+    """Poll jobs without pauses."""
+    monkeypatch.setattr("streamproxy.core.conversation.POLLS", (QUICK,))
 
 
 @dataclass(slots=True)
 class Recorded:
-    """Plays recorded exchanges as their requests come; at request `stall_at`, from 0, it falls silent."""
+    """Plays recorded exchanges for their requests. From request `stall_at`, counted from 0, it is silent."""
 
     exchanges: Answers
     base_url: str
@@ -132,6 +135,31 @@ async def test_a_cancellation_at_each_request_undoes_it_once(name: str) -> None:
             assert cancels == ([f"{undo.method} /{undo.url.split('/', 3)[3]}"] if undo is not None else [])
             assert not any(frame.final for frame in outcome.frames)
             _keys_stay_at_home(world.server)
+
+
+LOOKED_AT: Final = ("fal-two", "replicate-one", "dashscope-task", "bfl-late", "leonardo-one", "comfyui-uploaded")
+
+
+@pytest.mark.parametrize("name", LOOKED_AT)
+async def test_a_cancellation_between_looks_undoes_it_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = next(row for row in OVER_HTTP if str(row) == name)
+    whole = row.play().waits
+    for number, at in enumerate(at for at, step in enumerate(whole) if step == Wait(QUICK)):
+        monkeypatch.setattr("streamproxy.core.conversation.POLLS", (*(QUICK,) * number, BOUND / 2))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("streamproxy.core.conversation.POLLS", (QUICK,))
+            undo = row.play(close_at=at).undo
+        before = sum(isinstance(step, Send | Fetch) for step in whole[:at])
+        async with peer(handler=recorded(row)) as world, anyio.create_task_group() as tasks:
+            outcome = Outcome()
+            tasks.start_soon(world.drive, _converse(row, world), row, outcome)
+            await _reached(world.server, before)
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await _reached(world.server, before + (undo is not None))
+            cancels = asked(world.server)[before:]
+            assert cancels == ([f"{undo.method} /{undo.url.split('/', 3)[3]}"] if undo is not None else [])
 
 
 async def _reached(server: Server, calls: int) -> None:

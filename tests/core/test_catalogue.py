@@ -152,7 +152,7 @@ def test_the_price_list_explains_a_bill() -> None:
         ("azure/openai/gpt-image-2", [DEPLOYED], "azure", "openai/gpt-image-2", "pictures-eu"),
         ("google/gemini-2.5-flash-image", [DEPLOYED], "azure", "google/gemini-2.5-flash-image", "odd-one"),
         ("gpt-image-1.5", [DEPLOYED, OPENAI], "openai", "openai/gpt-image-1.5", "gpt-image-1.5"),
-        # What the operator lists is served although nobody knows it; a slash may belong to the name.
+        # A name that the operator lists is served although it is unknown; a slash may belong to the name.
         ("black-forest-labs/FLUX.1-dev", [TOGETHER], "together", None, "black-forest-labs/FLUX.1-dev"),
         ("together/house-model:v1", [TOGETHER], "together", None, "house-model:v1"),
         ("house-model:v1", [OPENAI, TOGETHER], "together", "house-model:v1", "house-model:v1"),
@@ -262,7 +262,7 @@ def ids(providers: list[Provider], today: date = TODAY) -> list[str]:
     return [served_id for _, served_id in CATALOGUE.listed(providers, today)]
 
 
-def test_retired_models_are_listed_only_where_the_operator_names_them() -> None:
+def test_retired_models_are_listed_if_named_by_operators() -> None:
     assert "openai/gpt-image-1" not in ids([OPENAI])
     named = replace(OPENAI, models=("gpt-image-1",))
     assert ids([named])[0] == "gpt-image-1"
@@ -365,7 +365,7 @@ def test_an_empty_catalogue_still_passes_everything_on() -> None:
 
 @settings(deadline=None)
 @given(st.text(min_size=1, max_size=20))
-def test_an_unknown_model_keeps_its_name_and_refuses_nothing(id: str) -> None:
+def test_an_unknown_model_keeps_its_name(id: str) -> None:
     model = Model.unknown(id)
     assert model.id == id
     assert model.name

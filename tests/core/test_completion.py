@@ -206,3 +206,12 @@ def test_images_of_one_job_cost_what_the_last_says() -> None:
     said = [{"b64_json": "", "usage": zero, "cost": None}, {"b64_json": "", "usage": zero, "cost": 0.08}]
     answer = msgspec.json.decode(collected([msgspec.json.encode(event) for event in said], 1))
     assert (answer["cost"], answer["usage"]) == (0.08, zero)
+
+
+def test_the_sum_of_a_job_that_fell_short_is_in_the_answer() -> None:
+    pictures = [b'{"type":"t","b64_json":"AA==","usage":{"total_tokens":0},"cost":null,"size":"1x1"}'] * 2
+    told = b'{"type":"t","missing":2,"usage":{"total_tokens":7},"cost":0.08,"provider":"ark"}'
+    answer = json.loads(collected(pictures, 1, [told]))
+    assert (len(answer["data"]), answer["usage"], answer["cost"]) == (2, {"total_tokens": 7}, 0.08)
+    assert (answer["size"], "missing" in answer) == ("1x1", False)
+    assert json.loads(collected(pictures[:1], 1, [told]))["cost"] == 0.08

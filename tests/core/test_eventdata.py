@@ -114,7 +114,7 @@ EVENTS: tuple[Mapping[str, object] | str, ...] = (
 
 @pytest.mark.parametrize("event", EVENTS, ids=str)
 @pytest.mark.parametrize("escaped", [True, False])
-def test_it_says_what_a_full_reader_says_wherever_the_pieces_are_cut(event: object, escaped: bool) -> None:
+def test_it_agrees_with_a_full_reader_wherever_cut(event: object, escaped: bool) -> None:
     text = event if isinstance(event, str) else json.dumps(event, ensure_ascii=escaped)
     raw = text.encode()
     whole = expected(raw)
@@ -155,7 +155,7 @@ def test_a_large_image_is_neither_joined_nor_parsed() -> None:
     assert said.usage == b"{}"
 
 
-def test_an_image_far_behind_other_members_is_found_all_the_same() -> None:
+def test_an_image_far_behind_other_members_is_found() -> None:
     raw = json.dumps({"type": "t", "revised_prompt": "p" * 100_000, "b64_json": BASE64, "cost": 1}).encode()
     said = outline((raw[:70_000], raw[70_000:]))
     assert said is not None
@@ -178,7 +178,7 @@ def test_what_is_not_a_json_object_of_unicode_is_none(raw: bytes) -> None:
     assert outline((raw,)) is None
 
 
-def test_an_error_of_a_million_parts_is_one_without_being_read() -> None:
+def test_an_error_of_a_million_parts_is_not_decoded() -> None:
     raw = b'{"type":"t","error":[' + b"{}," * 1_000_000 + b"{}]}"
     tracemalloc.start()
     try:
@@ -197,7 +197,7 @@ EVENT = b'{"type":"image_edit.completed","b64_json":"' + IMAGE + b'","created_at
 
 
 @given(st.lists(st.integers(0, len(EVENT)), max_size=4))
-def test_the_image_becomes_its_url_wherever_the_event_is_cut(cuts: list[int]) -> None:
+def test_the_image_becomes_its_url_wherever_cut(cuts: list[int]) -> None:
     ends = [0, *sorted(cuts), len(EVENT)]
     pieces = tuple(memoryview(EVENT)[a:b] for a, b in pairwise(ends) if a < b)
     expected = b'{"type":"image_edit.completed","created_at":1e2,"usage":{"total_tokens":7},"image_url":'
@@ -217,7 +217,7 @@ def test_the_image_becomes_its_url_wherever_the_event_is_cut(cuts: list[int]) ->
     ],
     ids=["far in", "spaces and a url", "another before", "escaped name", "escaped slashes", "a text like it"],
 )
-def test_no_image_is_left_in_a_reference_however_the_event_is_written(event: bytes) -> None:
+def test_no_image_is_left_in_a_reference(event: bytes) -> None:
     without = orjson.loads(referenced((event,), URL))
     whole = orjson.loads(event)
     del whole["b64_json"]
@@ -241,7 +241,7 @@ def test_no_image_is_left_in_a_reference_however_the_event_is_written(event: byt
         b"[" * 5000,
     ],
 )
-def test_an_event_without_an_image_of_its_own_stays_as_it_is(event: bytes) -> None:
+def test_an_event_without_its_own_image_is_unchanged(event: bytes) -> None:
     assert referenced((event,), URL) == event
 
 

@@ -165,10 +165,10 @@ def test_bytes_are_counted_not_characters() -> None:
 # Rules 3 to 5: names.
 
 
-@pytest.mark.parametrize(("kind", "name"), EXACT)
-def test_each_exact_name_is_refused_with_its_classes_code(kind: HeaderClass, name: str) -> None:
-    for spelling in spellings(name):
-        for strict in (False, True):
+@pytest.mark.parametrize("strict", [False, True])
+def test_each_exact_name_is_refused_with_its_classes_code(strict: bool) -> None:
+    for kind, name in EXACT:
+        for spelling in spellings(name):
             error = refusal({"x-title": "v", spelling: "v"}, strict=strict)
             assert error.failure is REFUSAL[kind][0], spelling
             assert f"({kind})" in error.message
@@ -206,7 +206,7 @@ def test_each_glued_word_is_refused(kind: HeaderClass, word: str) -> None:
 
 
 @pytest.mark.parametrize("word", RULES.harmless)
-def test_each_harmless_word_is_needed_and_passes_only_as_a_whole(word: str) -> None:
+def test_each_harmless_word_passes_only_as_a_whole(word: str) -> None:
     """It would be refused for what it holds, and with anything glued to it still is."""
     inside = [found for _, found in GLUED if found in word]
     at_an_end = [found for _, found in AT_AN_END if word.startswith(found) or re.search(f"{found}s?$", word)]
@@ -224,7 +224,7 @@ NEIGHBOURS: Final = [
 
 
 @pytest.mark.parametrize(("first", "second"), NEIGHBOURS)
-def test_a_neighbour_makes_a_word_harmless_and_no_other_word(first: str, second: str) -> None:
+def test_only_its_neighbour_makes_a_word_harmless(first: str, second: str) -> None:
     assert POLICY.check({f"x-{first}-{second}": "v"})
     assert POLICY.check({f"x-{first}-{second}-zebra": "v"})
     both_ways = (second, first.removesuffix("s")) in NEIGHBOURS  # `tokens-used` and `used-tokens`
@@ -244,7 +244,7 @@ def test_a_secret_name_is_refused_inside_a_longer_one(name: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "word"), JOINED)
-def test_each_joined_text_is_refused_wherever_hyphens_cut_it(kind: HeaderClass, word: str) -> None:
+def test_each_joined_text_is_refused_with_any_hyphens(kind: HeaderClass, word: str) -> None:
     for cut in range(1, len(word)):
         name = f"zebra{word[:cut]}-{word[cut:]}zebra"
         assert refusal({name: "v"}).failure is REFUSAL[kind][0]
@@ -299,7 +299,7 @@ def test_what_is_not_visible_ascii_text_is_refused(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_the_shape_of_a_credential_is_refused_under_any_name(value: str) -> None:
+def test_a_credentials_shape_is_refused_anywhere(value: str) -> None:
     for name in ("x-zebra", *RULES.allow[:3]):
         error = refusal({name: value})
         assert error.failure is Failure.CREDENTIAL_VALUE
@@ -324,7 +324,7 @@ OPAQUE: Final = [
 
 
 @pytest.mark.parametrize("value", OPAQUE)
-def test_what_may_be_a_key_or_an_identifier_is_decided_by_the_name(value: str) -> None:
+def test_the_name_decides_between_key_and_identifier(value: str) -> None:
     for name in ("x-zebra", "x-api", "x-user-data", "x-fal-runner-hint", "x-grid", "x-idea"):
         error = refusal({name: value})
         assert error.failure is Failure.CREDENTIAL_VALUE
@@ -380,17 +380,17 @@ def test_strict_passes_only_what_is_listed() -> None:
     assert POLICY.check({"X-Zebra": "v"}, strict=True, allow=["x-zebra"]) == (("x-zebra", "v"),)
 
 
-@pytest.mark.parametrize(("kind", "name"), EXACT)
-def test_the_operator_may_allow_accounts_and_routes_and_nothing_else(kind: HeaderClass, name: str) -> None:
-    if POLICY.allowable(name):
-        assert kind in {HeaderClass.ACCOUNT_SELECTOR, HeaderClass.ROUTE_CONTROL}
-        assert POLICY.check({name: "v"}, allow=[name.upper()]) == ((name, "v"),)
-    else:
-        with pytest.raises(ProxyError):
-            POLICY.check({name: "v"}, allow=[name])
+def test_operators_may_allow_only_accounts_and_routes() -> None:
+    for kind, name in EXACT:
+        if POLICY.allowable(name):
+            assert kind in {HeaderClass.ACCOUNT_SELECTOR, HeaderClass.ROUTE_CONTROL}, name
+            assert POLICY.check({name: "v"}, allow=[name.upper()]) == ((name, "v"),)
+        else:
+            with pytest.raises(ProxyError):
+                pytest.fail(f"{name} passes: {POLICY.check({name: 'v'}, allow=[name])}")
 
 
-def test_accounts_and_routes_are_allowable_unless_they_are_more() -> None:
+def test_accounts_and_routes_only_are_allowable() -> None:
     assert all(map(POLICY.allowable, ("OpenAI-Organization", "x-tenant-id", "x-portkey-provider", "x-litellm-zebra")))
     more = (
         "x-litellm-token",
@@ -457,13 +457,13 @@ def test_an_inconsistent_merge_is_an_internal_error(
 # The log.
 
 
-@pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("around", ["{}", "failed: {}.", 'said "{}" to', "(key={})", "\n{}\n", "\u00e9{}\u00e9"])
-def test_text_is_scrubbed_of_every_shape(value: str, around: str) -> None:
-    scrubbed = POLICY.scrub(around.format(value))
-    assert REDACTED in scrubbed
-    secret = max(re.findall(r"[A-Za-z0-9+_*-]+", value.split("/x?")[-1]), key=len)
-    assert secret not in scrubbed
+def test_text_is_scrubbed_of_every_shape(around: str) -> None:
+    for value in VALUES:
+        scrubbed = POLICY.scrub(around.format(value))
+        assert REDACTED in scrubbed, value
+        secret = max(re.findall(r"[A-Za-z0-9+_*-]+", value.split("/x?")[-1]), key=len)
+        assert secret not in scrubbed
 
 
 @pytest.mark.parametrize(
@@ -512,11 +512,11 @@ def test_only_listed_response_headers_reach_the_caller() -> None:
 
 
 @pytest.mark.parametrize("value", ["", " 1", "1\r\nset-cookie: a=b", "1\0", "\xe9", "v" * 4097, *VALUES])
-def test_a_response_value_that_is_unclean_or_a_credential_is_dropped(value: str) -> None:
+def test_an_unclean_or_secret_response_value_is_dropped(value: str) -> None:
     assert POLICY.relayable([("x-ratelimit-zebra", value), ("retry-after", "1")]) == [("retry-after", "1")]
 
 
-def test_response_headers_are_bounded_and_the_first_of_a_name_wins() -> None:
+def test_response_headers_are_bounded_and_the_first_wins() -> None:
     assert POLICY.relayable([("retry-after", "1"), ("Retry-After", "2")]) == [("retry-after", "1")]
     assert len(POLICY.relayable([(f"x-ratelimit-{i}", "1") for i in range(100)])) == RULES.max_headers
     large = POLICY.relayable([(f"x-ratelimit-{i}", "v" * 4096) for i in range(100)])

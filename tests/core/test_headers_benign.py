@@ -1,6 +1,6 @@
 """The header policy against names that carry nothing secret: vendors' own harmless headers, and plausible ones.
 
-How many of them are refused is the price of refusing what nobody lists; test_headers_generated has the other side.
+The number of refused ones is the price of rules for unlisted names; test_headers_generated has their benefit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The header policy against what nobody lists: generated names, evasions, any JSON, hostile texts."""
+"""The header policy against unlisted input: generated names, evasions, any JSON, hostile texts."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ def test_a_key_twice_is_refused_however_it_is_written(first: str, second: str) -
 @pytest.mark.parametrize(
     "key", ["sk-proj-0123456789", "correct.horse.battery", "hunter2", "\u00e9<script>" + "k" * 100]
 )
-def test_a_key_twice_that_may_be_a_secret_is_told_by_its_place(key: str) -> None:
+def test_a_duplicate_key_that_may_be_a_secret_is_hidden(key: str) -> None:
     error = refusal(f'{{"model":"m","{key}":1,"{key}":2}}'.encode())
     assert (error.failure, error.param) == (Failure.DUPLICATE_KEY, "#3")
     assert key not in repr((error.message, error.details.problems))
@@ -256,7 +256,7 @@ def test_characters_may_lie_across_slices(border: int, character: str) -> None:
 
 
 @pytest.mark.parametrize("value", [b"1e999", b"1" * 5000])
-def test_a_number_python_cannot_hold_is_forwarded_but_not_decoded(value: bytes) -> None:
+def test_a_number_too_large_for_python_is_forwarded(value: bytes) -> None:
     body = parse(b'{"x y":' + value + b"}")
     assert body.value("x y") == value
     with pytest.raises(ProxyError) as caught:
@@ -393,7 +393,7 @@ def test_a_quote_is_escaped_by_an_odd_run_of_backslashes(run: int) -> None:
         assert raw[member.value : member.end] == b'"x' + b"\\" * run + b'"'
 
 
-def test_a_run_of_backslashes_does_not_reach_behind_the_string() -> None:
+def test_a_run_of_backslashes_ends_with_the_string() -> None:
     raw = b'{"\\\\":"\\\\","":""}'
     assert list(Walk(raw, "body").members(0)[0]) == ["\\", ""]
 
@@ -425,7 +425,7 @@ def test_a_field_or_a_short_word_is_shown(key: str) -> None:
 @pytest.mark.parametrize(
     "key", ["", "hunter2", "xoxb-abcdefghij", "sk-abcdefghijklmnop", "a word", "\u00e9", "thirteen_char", "model\n"]
 )
-def test_any_other_key_may_be_a_secret_and_only_its_place_is_shown(key: str) -> None:
+def test_of_any_other_key_only_its_place_is_shown(key: str) -> None:
     assert shown(key, 3) == "#3"
 
 

@@ -351,7 +351,7 @@ def test_a_number_within_its_bounds_is_kept(digits: str) -> None:
     assert checks.fields(edit=False, extra_headers=None).n == int(digits)
 
 
-def test_the_first_problem_speaks_and_the_others_are_counted() -> None:
+def test_the_first_problem_is_said_others_are_counted() -> None:
     checks = Checklist()
     checks.missing("images", 0, "image_url")
     error = refusal(checks)

@@ -56,6 +56,7 @@ DOCUMENTS = (
     b"data:a\n\ndata:  b\n\n",
     b"\xef\xbb\xbfdata: a\n\n",
     b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\ndata: b\n\n",
+    b"event: a\r\ndata: 1\r\ndata: 2\r\n\r\n",
     b"data: a\r\n\r\ndata: b\r\rdata: c\n\n\r\ndata: d\r\n\n",
     b"event: x\ndata: 1\n\ndata: 2\n\n",
     b"data: 1\nevent: late\n\n",
@@ -272,7 +273,7 @@ LINES = {
 @pytest.mark.parametrize("before", [b"", b"data: begun\n"])
 @pytest.mark.parametrize("name", LINES)
 def test_a_chunk_of_short_lines_costs_milliseconds(name: str, before: bytes) -> None:
-    """One step of Python for each of 64 KiB of line ends took 40 ms, in which nobody else was served."""
+    """One step of Python for each of 64 KiB of line ends took 40 ms, in which no other task ran."""
     document = before + (LINES[name] * (CHUNK // len(LINES[name])))[: CHUNK - len(before)]
     assert _seconds(document, CHUNK, runs=20) < 0.005
 
@@ -281,7 +282,7 @@ def test_a_million_data_lines_are_no_second_of_work() -> None:
     assert _seconds(b"data: x\n" * 1_000_000, CHUNK) < 1
 
 
-def test_what_is_held_is_the_data_of_the_event_that_has_not_ended() -> None:
+def test_only_data_of_the_open_event_is_held() -> None:
     cutter = Cutter(LARGE)
     for chunk, held in ((b": c\n\ndata: ab", 2), (b"c\ndata:d\n", 5), (b"id: 7\n", 5), (b"\n", 0), (b"\n:x\n", 0)):
         for _ in cutter.feed(chunk):
@@ -298,7 +299,7 @@ def test_a_lone_cr_is_noticed_wherever_chunks_are_cut(end: bytes, lone: bool) ->
         assert cutter.lone_cr is lone, cut
 
 
-def test_one_lone_cr_is_noticed_at_the_cut_and_within_a_chunk() -> None:
+def test_a_lone_cr_at_the_cut_and_within_a_chunk() -> None:
     for chunks in ([b"data: a\r", b"data: b\n\n"], [b"data: a\rdata: b\n\n"]):
         cutter = Cutter(100)
         assert [event.joined() for chunk in chunks for event in cutter.feed(chunk)] == [b"a b"]

@@ -1,4 +1,4 @@
-"""Callers slower than their provider: it is held back, nothing is lost, and one who stops reading is cut off."""
+"""Callers slower than their provider: the provider is held back, no frame is lost, and a stuck caller is cut off."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TINY = 4096
 FRAMES = 192
 FRAME = preview(0, size=MIB // 2)
 WINDOWS = 48 * MIB
-"""More than all socket buffers on the way take: Linux gives 4 MiB to a sender and up to 32 MiB to a receiver."""
+"""More than all socket buffers on the way: Linux gives 4 MiB to a sender and up to 32 MiB to a receiver."""
 
 HELD = 8 * MIB
 """Of the proxy's own: two windows of 512 KiB each, one event of 512 KiB, and room for what else the process does."""
@@ -65,7 +65,7 @@ async def _stopped(script: Counted) -> None:
             await anyio.sleep(0.3)
 
 
-async def test_a_slow_caller_holds_its_provider_back_and_loses_nothing() -> None:
+async def test_a_slow_caller_holds_its_provider_back() -> None:
     firehose = Counted((Send(head(200, (EVENT_STREAM,))), *(Send(FRAME),) * FRAMES, Send(completed()), Fin()))
     async with no_leaks(), serve(provider(firehose)) as upstream, running_proxy(upstream.url) as proxy:
         async with calling(proxy.port, receive_buffer=TINY) as caller:
@@ -85,8 +85,8 @@ async def test_a_slow_caller_holds_its_provider_back_and_loses_nothing() -> None
 
 
 @pytest.mark.parametrize("end", [Fin(), Reset()], ids=["fin", "reset"])
-async def test_frames_that_wait_for_a_slow_caller_outlive_their_provider(end: Step) -> None:
-    """The provider is long gone when the caller begins to read: what it sent before is still all there."""
+async def test_waiting_frames_outlive_their_provider(end: Step) -> None:
+    """The provider has disconnected before the caller begins to read; all of its frames are still there."""
     frames = (preview(0, size=12 * MIB), *(preview(number, size=1000) for number in range(1, 50)))
     script = sse(frames, waits=(0, 0.2), end=(Wait(0.1), end))
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
@@ -118,7 +118,7 @@ async def _told(proxy: Proxy) -> None:
 
 
 async def _cut(caller: Caller) -> None:
-    """The caller gets what was under way, and then an end that no HTTP parser takes for a whole body."""
+    """The caller gets the bytes under way, and then an end that no HTTP parser takes for a whole body."""
     caller.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB)
     assert await caller.head() == 200
     with pytest.raises(ConnectionError):
@@ -146,7 +146,7 @@ async def test_a_caller_who_stops_reading_a_json_answer_is_cut_off() -> None:
         assert upstream.calls == 1
 
 
-async def test_a_caller_who_reads_slowly_but_steadily_is_not_cut_off() -> None:
+async def test_a_slow_but_steady_caller_is_not_cut_off() -> None:
     frames = (FRAME,) * 12
     async with (
         no_leaks(),

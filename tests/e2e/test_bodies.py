@@ -1,8 +1,8 @@
-"""JSON bodies end to end: what passes is passed byte for byte, what does not costs nobody anything.
+"""JSON bodies end to end: accepted ones are passed on byte for byte, and refused ones are cheap.
 
-A bomb's cost is measured on the proxy in a process of its own: memory as the kernel counts its peak, and the time a
-concurrent GET /livez has to wait. That time contains whatever else the machine does, so that its bound is loose; the
-tight one, LOOP_SECONDS, is asserted on the processor time of the same steps.
+A bomb's cost is measured on a proxy in its own process: the kernel's count of peak memory, and the longest wait of a
+concurrent GET /livez. That wait also depends on the machine's load, so its bound is loose. The tight bound,
+LOOP_SECONDS, is on the processor time of the same steps.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ JSON: Final = {"content-type": "application/json"}
 REQUEST: Final = b'"model":"sim/gpt-image","prompt":"p"'
 IMAGES: Final = b'"images":[{"image_url":"data:image/png;base64,AAAA"}]'
 LOOP_SECONDS: Final = 0.05
-"""Processor time that one body may keep the event loop from everybody else."""
+"""Most processor time for which one body may block the event loop."""
 
 BARE: Final = {"names": "bare"}
 """The provider is told `gpt-image`, so that the model member is rewritten."""
@@ -66,7 +66,7 @@ ODD: Final[dict[str, bytes]] = {
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("path", [GENERATIONS, EDITS])
-async def test_members_nobody_here_knows_reach_the_provider_byte_for_byte(odd: str, path: str) -> None:
+async def test_unknown_members_are_forwarded_byte_for_byte(odd: str, path: str) -> None:
     bodies: list[bytes] = []
 
     def keep(received: Received) -> Script:
@@ -181,7 +181,7 @@ async def test_what_is_not_one_json_object_is_a_400_and_no_call(path: str) -> No
 
 @pytest.mark.parametrize("announced", [True, False], ids=["content-length", "chunked"])
 async def test_a_body_over_the_limit_is_a_413_that_arrives(announced: bool) -> None:
-    """The answer is heard although the caller is still sending, and goes on to send, what nobody will read."""
+    """The answer arrives although the caller is still sending, and goes on to send, its body."""
     raw = text('"' + "A" * (8 * MIB) + '"')
 
     async def content() -> AsyncIterator[bytes]:
@@ -238,7 +238,7 @@ def both_bodies(answer: dict[str, object], expected: list[tuple[list[str | int],
 
 
 @pytest.mark.parametrize("path", [GENERATIONS, "/v3/images/generations"])
-async def test_every_broken_rule_is_named_at_once_in_a_422_of_two_bodies(path: str) -> None:
+async def test_a_422_names_every_broken_rule_in_two_forms(path: str) -> None:
     async with no_leaks(), serve(refuse_calls) as server, running_proxy(server.url) as proxy:
         body = {name: value for name, (value, _) in GENERATION_RULES.items()}
         answer = await proxy.client.post(proxy.url + path, json=body)
@@ -319,7 +319,7 @@ OTHERS: Final = [
 
 
 @pytest.mark.parametrize("path", [GENERATIONS, EDITS])
-async def test_other_content_types_are_a_415_that_names_what_is_taken(path: str) -> None:
+async def test_a_415_names_the_accepted_content_types(path: str) -> None:
     kinds = [*OTHERS, FORM["content-type"]] if path == GENERATIONS else OTHERS
     async with no_leaks(), serve(refuse_calls) as server, running_proxy(server.url) as proxy:
         for kind in kinds:
@@ -366,7 +366,7 @@ async def test_edits_are_told_apart_by_content_type() -> None:
 
 
 @pytest.mark.parametrize("accept", [None, "application/json", "text/event-stream", "*/*", "text/html", "image/png;q=0"])
-async def test_the_body_alone_decides_whether_the_answer_is_a_stream(accept: str | None) -> None:
+async def test_the_body_alone_decides_on_a_stream(accept: str | None) -> None:
     async with no_leaks(), serve(lambda _: IMAGE) as server, running_proxy(server.url) as proxy:
         for stream in (True, False, None):
             headers = {} if accept is None else {"accept": accept}
@@ -453,7 +453,7 @@ async def slowest_livez(process: Process, over: anyio.Event) -> float:
     return slowest
 
 
-async def test_bombs_of_64_mb_cost_neither_memory_nor_the_others_time() -> None:
+async def test_bombs_of_64_mb_cost_no_memory_and_no_time() -> None:
     """Measured here: 114 MiB at the peak, for the buffer grows in steps; livez waits 25 to 50 ms at the most."""
     async with sinking() as sink, serving_process(configuration(sink.url)) as process:
         assert b"HTTP/1.1 200" in await to_thread.run_sync(send, process.port, text("1"))

@@ -136,7 +136,7 @@ async def test_a_transfer_encoding_is_undone(encoding: str, value: bytes, size: 
     ("encoding", "value"),
     [("uuencode", PNG), ("base64", b"!!!!"), ("base64", b"AAA"), ("quoted-printable", b"x" * 9999)],
 )
-async def test_a_transfer_encoding_that_cannot_be_undone_is_refused(encoding: str, value: bytes) -> None:
+async def test_an_unknown_transfer_encoding_is_refused(encoding: str, value: bytes) -> None:
     async with no_leaks(), serve(lambda _: IMAGE) as server, running_proxy(server.url) as proxy:
         file = part('name="image"; filename="a.png"', value, f"Content-Transfer-Encoding: {encoding}")
         answer = await edited(proxy, file)

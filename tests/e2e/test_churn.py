@@ -1,8 +1,8 @@
-"""Callers by the thousand who connect, leave, come back and cancel at random: afterwards nothing of them is left.
+"""Thousands of callers that connect, leave, come back and cancel at random: afterwards nothing of them is left.
 
-Every generation is one request to the provider, and every reader who follows to the end has had each outcome once. The
-callers and the provider are in a process of their own, `tests.support.crowd_process`; the proxy is in this one, where
-what is left of it can be seen.
+Every generation is one request to the provider, and every reader that follows to the end gets each outcome once. The
+callers and the provider are in another process, `tests.support.crowd_process`. The proxy is in this one, where its
+objects can be counted.
 """
 
 from __future__ import annotations

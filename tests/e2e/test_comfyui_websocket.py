@@ -38,7 +38,7 @@ async def painting(server: Comfy, tmp_path: Path) -> AsyncIterator[Proxy]:
 
 
 @pytest.mark.parametrize("breaks", [False, True])
-async def test_previews_come_by_websocket_and_the_picture_in_any_case(breaks: bool, tmp_path: Path) -> None:
+async def test_previews_by_websocket_the_picture_in_any_case(breaks: bool, tmp_path: Path) -> None:
     server = Comfy(breaks=breaks)
     async with painting(server, tmp_path) as proxy:
         answer = await proxy.generate(model="painter", stream=True, partial_images=2, size="512x256")

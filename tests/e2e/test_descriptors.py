@@ -1,4 +1,4 @@
-"""A process that can open no more files: callers are told so, nothing spins, and it goes on when there is room."""
+"""A process that can open no more files: callers get that error, nothing spins, and it recovers when files close."""
 
 from __future__ import annotations
 

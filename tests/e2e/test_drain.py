@@ -1,4 +1,4 @@
-"""SIGTERM, to a real process on real sockets: who is being served sees the end, who comes is told to come back."""
+"""SIGTERM to a real process on real sockets: running answers end normally, and new callers are told to come back."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Stage:
         return await self.client.post(f"{self.proxy.url}/v1/images/generations", json=body, headers=headers)
 
     async def later(self) -> str:
-        """A stream that nobody reads; its URL."""
+        """Begin a stream without readers, and return its URL."""
         answer = await self.post(headers=LATER, stream=True)
         assert answer.status_code == 202, answer.text
         return self.proxy.url + answer.headers["location"]

@@ -1,4 +1,4 @@
-"""Callers who share nginx's connections to the proxy: none of them can hide a request in a body, or get another's."""
+"""Callers that share nginx's connections to the proxy: none can hide a request in a body, or get another's answer."""
 
 from __future__ import annotations
 

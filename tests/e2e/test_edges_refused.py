@@ -1,4 +1,4 @@
-"""What the proxy refuses before it has read the body reaches the caller through a stock edge that goes on sending."""
+"""Refusals before the body is read reach the caller through a stock edge that goes on sending the body."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callers who leave: the provider's connection is closed at once, whatever it was doing, and nothing else notices."""
+"""Callers that disconnect: the provider's connection is closed at once in any state, and nothing else is affected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AT_ONCE = 0.1
 """Seconds from a caller's end to the provider's, both seen from this process."""
 
 ATTEMPTS = 3
-"""Of which the quickest counts: the loop is to be idle, and another process may take its processor."""
+"""Attempts, of which the quickest counts, since other processes may delay the idle loop."""
 
 FIRST = preview(0)
 
@@ -45,7 +45,7 @@ MOMENTS: dict[str, tuple[Script, bool, bool]] = {
 
 @pytest.mark.parametrize("how", LEAVING)
 @pytest.mark.parametrize("moment", MOMENTS)
-async def test_a_caller_who_leaves_takes_the_providers_connection_along(moment: str, how: str) -> None:
+async def test_a_disconnect_closes_the_providers_connection(moment: str, how: str) -> None:
     script, stream, framed = MOMENTS[moment]
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
         spent: list[float] = []

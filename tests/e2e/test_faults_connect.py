@@ -1,4 +1,4 @@
-"""Providers that cannot be reached: refused, silent, nameless, not to be trusted. Nothing of the request is sent."""
+"""Providers that cannot be reached: refused, silent, unresolved, untrusted. Nothing of the request is sent."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_a_name_that_does_not_exist(stream: bool) -> None:
         assert names.asked == ["provider.test"]
 
 
-async def test_a_name_that_nobody_answers_for_whoever_asked_first() -> None:
+async def test_a_name_whose_first_request_was_cancelled() -> None:
     names = Names(hangs=True)
     late = Refusal(504, "dns_timeout", "dns", charged=False)
     async with proxying("https://provider.test", resolver=names, connect_timeout=0.3) as proxy:
@@ -145,7 +145,7 @@ async def test_a_name_that_nobody_answers_for_whoever_asked_first() -> None:
             assert "connect_timeout" in await late.check(proxy, answer, times=2)
 
 
-async def test_a_slow_connection_to_a_resolved_name_is_no_dns_failure() -> None:
+async def test_a_slow_connection_is_not_a_dns_failure() -> None:
     silent = Refusal(504, "connection_timeout", "upstream_connect_timeout", charged=False)
     with black_hole() as port:
         async with proxying(f"https://provider.test:{port}", resolver=Names(), connect_timeout=0.3) as proxy:

@@ -1,4 +1,4 @@
-"""Events that a provider should not send, and how it may cut good ones: odd bytes, errors, and what follows the end."""
+"""Events that a provider should not send, and unusual cuts of good ones: odd bytes, errors, bytes after the end."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_a_lone_cr_ends_a_line_and_is_counted(name: str) -> None:
         assert await proxy.tolerated() == counted
 
 
-async def test_what_was_odd_is_counted_even_where_the_stream_fails() -> None:
+async def test_odd_bytes_are_counted_if_the_stream_fails() -> None:
     script = sse((_odd(b"\xff"),))
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
         assert failed(await proxy.generate(stream=True)).code == "missing_terminal_event"
@@ -145,7 +145,7 @@ NESTED = orjson.dumps(
 )
 
 
-async def test_a_well_formed_error_event_goes_on_unchanged_and_only_once() -> None:
+async def test_a_correct_error_event_is_relayed_once_unchanged() -> None:
     script = sse((FIRST, event("error", NESTED), event("error", NESTED)))
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
         async with one_failure(Failure.PROVIDER_STREAM_ERROR):
@@ -197,7 +197,7 @@ TRAILING = {
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "buffered"])
 @pytest.mark.parametrize("name", TRAILING)
-async def test_what_follows_the_end_is_discarded_with_its_connection(name: str, stream: bool) -> None:
+async def test_bytes_after_the_end_close_the_connection(name: str, stream: bool) -> None:
     late = sse((*WHOLE, TRAILING[name]), waits=(0, 0, 0, 0.05), end=(Stall(),))
 
     def handle(received: Received) -> Script:
@@ -215,7 +215,7 @@ async def test_what_follows_the_end_is_discarded_with_its_connection(name: str, 
         assert await proxy.failures("stream_trailing") == 0
 
 
-async def test_what_follows_the_end_in_one_segment_with_it_is_discarded() -> None:
+async def test_bytes_in_the_segment_of_the_end_are_discarded() -> None:
     wire = b"".join(step.data for step in sse((*WHOLE, *TRAILING.values())) if isinstance(step, Send))
     async with no_leaks(), serve(provider((Send(wire),))) as upstream, running_proxy(upstream.url) as proxy:
         for calls in (1, 2):
@@ -226,7 +226,7 @@ async def test_what_follows_the_end_in_one_segment_with_it_is_discarded() -> Non
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "buffered"])
 @pytest.mark.parametrize("marker", [b"", b"data: [DONE]\n\n", b":\n\n\n"], ids=["nothing", "[DONE]", "a comment"])
-async def test_an_answer_that_ends_soon_leaves_its_connection_to_the_next(marker: bytes, stream: bool) -> None:
+async def test_an_answer_that_ends_soon_keeps_its_connection(marker: bytes, stream: bool) -> None:
     frames = (*WHOLE, marker) if marker else WHOLE
     script = (*sse(frames, waits=(0, 0, 0, 0.02), end=()), Wait(0.02), Send(b"0\r\n\r\n"))
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:

@@ -1,4 +1,4 @@
-"""Answers that are none: what comes instead of a provider's sound head, and how the caller is told."""
+"""Broken heads, and bodies of other types, in place of a provider's answer, and the caller's error for each."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_a_fault_before_the_head_is_an_http_status(fault: str, stream: boo
         (b"text/sk-0123456789abcdefghijklmnopqrst", f"text/{REDACTED}"),
     ],
 )
-async def test_of_a_body_of_another_type_only_what_its_head_says_is_logged(kind: bytes, noted: str) -> None:
+async def test_of_an_unexpected_body_only_the_head_is_logged(kind: bytes, noted: str) -> None:
     page = b"<html>" + PROMPT.encode() + b"</html>"
     script = (Send(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (kind, len(page)) + page),)
     async with provider(script) as (_, proxy):
@@ -93,7 +93,7 @@ async def test_of_a_body_of_another_type_only_what_its_head_says_is_logged(kind:
 
 
 @STREAMED
-async def test_a_page_that_comes_after_its_head_is_an_http_status_too(stream: bool) -> None:
+async def test_a_page_after_its_head_is_an_http_status_too(stream: bool) -> None:
     released = anyio.Event()
     start = b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 8\r\n\r\n\n"
     async with provider(Held((Send(start),), released, (Send(b"<html>\n"),))) as (server, proxy):

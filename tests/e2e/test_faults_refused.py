@@ -1,4 +1,4 @@
-"""Providers that refuse, and answers that hold no image: what the caller is told, and what must not be."""
+"""Providers that refuse, and answers without an image: the caller's error, and what it must not contain."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ NOT_RETRIED = {
 
 
 @pytest.mark.parametrize("refusal", RETRIED)
-async def test_a_provider_that_refuses_to_stream_is_asked_once_more(refusal: str) -> None:
+async def test_a_refusal_to_stream_is_tried_once_without(refusal: str) -> None:
     async with (
         no_leaks(),
         serve(refusing(RETRIED[refusal])) as server,

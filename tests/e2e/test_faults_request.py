@@ -1,4 +1,4 @@
-"""Requests that never become one: bodies that are cut, slow, too large or malformed. No provider hears of them."""
+"""Requests whose bodies are cut, slow, too large or malformed. No provider is called for them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def _spooled(count: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["reset", "closed", "half closed"])
-async def test_an_upload_that_is_cut_reaches_no_provider_and_leaves_no_file(how: str) -> None:
+async def test_a_cut_upload_leaves_no_file_and_costs_no_call(how: str) -> None:
     before = _temporary_files()
     body = MODEL + FILE + bytes(LARGE)
     async with no_leaks(), serve(provider(GOOD)) as upstream, running_proxy(upstream.url) as proxy:
@@ -136,7 +136,7 @@ def _chunked(body: bytes, *, path: str, kind: str) -> bytes:
 @pytest.mark.parametrize("framing", ["content-length", "chunked"])
 @pytest.mark.parametrize("path", ["/v1/images/generations", EDITS])
 @pytest.mark.parametrize("size", [400_000, 8_000_000])
-async def test_a_body_over_the_limit_is_refused_and_its_connection_closed(framing: str, path: str, size: int) -> None:
+async def test_a_body_over_the_limit_closes_its_connection(framing: str, path: str, size: int) -> None:
     kind, body = (FORM, MODEL + FILE + bytes(size)) if path == EDITS else ("application/json", b'{"x":"' + b"a" * size)
     before = _temporary_files()
     request = _chunked(body, path=path, kind=kind) if framing == "chunked" else post(body, path=path, kind=kind)

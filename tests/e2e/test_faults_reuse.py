@@ -1,4 +1,4 @@
-"""Connections that are used again: closed ones are noticed, and what nobody asked for answers nobody."""
+"""Reused connections: closed ones are noticed, and bytes that no request asked for never become an answer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_a_sound_connection_is_used_again() -> None:
             assert await proxy.tolerated() == {}
 
 
-async def test_an_idle_connection_that_the_provider_closed_is_noticed() -> None:
+async def test_a_closed_idle_connection_is_noticed() -> None:
     with logged("stale_conn", "stale_conn"):
         async with provider((*IMAGE, Wait(0.05), Fin())) as (server, proxy):
             for count in (1, 2, 3):
@@ -79,7 +79,7 @@ async def test_a_closed_idle_connection_is_noticed_over_tls() -> None:
             assert await proxy.tolerated() == {"stale_conn": 1}
 
 
-async def test_a_close_that_races_with_the_next_request_is_never_sent_twice() -> None:
+async def test_a_close_during_the_next_request_is_not_repeated() -> None:
     # The end comes with the answer: whatever the kernel has of it when the next request starts must be seen.
     async with provider((*IMAGE, Fin())) as (server, proxy):
         for count in range(1, 31):
@@ -186,7 +186,7 @@ async def test_an_end_that_comes_byte_by_byte_is_an_end(end: bytes) -> None:
         assert server.connections == 1
 
 
-async def test_bytes_behind_an_answer_without_a_body_answer_nobody() -> None:
+async def test_bytes_after_an_answer_without_body_are_dropped() -> None:
     none = b"HTTP/1.1 429 Slow down\r\ncontent-length: 0\r\n\r\n"
     for extra in (b"H", STOLEN_BYTES[:17], STOLEN_BYTES):
         async with provider((Send(none + extra),), IMAGE) as (server, proxy):

@@ -1,4 +1,4 @@
-"""What goes wrong in a provider's answer after its head: every frame before it arrives, then one failure, once."""
+"""Faults of a provider's answer after its head: every frame before the fault arrives, then exactly one failure."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ JSON_FAULTS = {
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "buffered"])
 @pytest.mark.parametrize("name", JSON_FAULTS)
-async def test_a_json_answer_that_breaks_off_is_a_failure_in_either_form(name: str, stream: bool) -> None:
+async def test_a_json_answer_that_breaks_off_is_a_failure(name: str, stream: bool) -> None:
     script, failure = JSON_FAULTS[name]
     async with (
         no_leaks(),
@@ -215,7 +215,7 @@ async def test_whatever_follows_a_whole_completed_is_no_failure(name: str) -> No
 
 @pytest.mark.parametrize("ended", ["by total_timeout", "by its caller"])
 async def test_previews_without_end_end(ended: str) -> None:
-    """Nobody paces this provider, for the stream is followed by no POST: it sends as fast as it can be read."""
+    """This provider is not paced, since no POST follows the stream: it sends as fast as it is read."""
     timeout = 0.5 if ended == "by total_timeout" else BOUND
     with flooding(FIRST * 200) as url:
         async with no_leaks(), running_proxy(url, total_timeout=timeout) as proxy:

@@ -54,7 +54,7 @@ async def test_an_early_refusal_that_can_be_read_is_passed_on(stream: bool) -> N
         await server.wait_closed_connections(BOUND)
 
 
-async def test_an_early_refusal_with_a_reset_behind_it_is_a_413_or_rejected() -> None:
+async def test_an_early_refusal_and_a_reset() -> None:
     async with answering_early((*TOO_LARGE, Reset())) as (server, proxy):
         answer = await edit(proxy)
         expected = REJECTED if answer.status_code == 502 else Refusal(413, "too_large", "provider_4xx", charged=False)
@@ -79,7 +79,7 @@ async def test_a_reset_after_the_whole_upload_may_have_been_paid() -> None:
         assert server.calls == 1
 
 
-async def test_the_first_byte_is_awaited_from_the_end_of_the_upload() -> None:
+async def test_the_first_byte_counts_from_the_uploads_end() -> None:
     # Slower than first_byte_timeout in all, never silent for as long.
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -119,8 +119,8 @@ async def test_the_first_byte_is_awaited_from_the_end_of_the_upload() -> None:
                     assert anyio.current_time() - began > 1
 
 
-async def test_a_provider_that_stops_reading_costs_a_deadline_and_no_socket() -> None:
-    # Nobody accepts, so nobody reads: the kernel takes a few MB, the rest must not wait for its end.
+async def test_a_provider_that_stops_reading_leaks_no_socket() -> None:
+    # The server does not accept, so it does not read: the kernel takes a few MB, and the rest must not wait for ever.
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

@@ -1,4 +1,4 @@
-"""What Open WebUI and LibreChat send, as they send it, and what they read of the answers.
+"""The requests of Open WebUI and LibreChat, byte for byte as they send them, and the members of answers that they read.
 
 Sources: open-webui 02530d5, routers/images.py and utils/middleware.py; LibreChat 00b3bc3, OpenAIImageTools.js.
 """

@@ -1,4 +1,4 @@
-"""Providers whose pictures come one by one, over real sockets: what is shown when, and what a failure leaves."""
+"""Providers whose pictures come one by one, over real sockets: their order in time, and the pictures of a failure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, Final
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Script, Stall, event, sse
 from tests.e2e.test_wires import KEY, MODELS, Setup, wired
-from tests.support.proxy import PROMPT, events
+from tests.support.proxy import PROMPT, events, until
 
 pytestmark = pytest.mark.anyio
 
@@ -107,3 +108,41 @@ async def test_a_picture_is_shown_when_it_is_there(wire: str, tmp_path: Path) ->
                     assert orjson.loads(line.removeprefix("data:"))["image_index"] == 0
                     return
         raise AssertionError("no event came")
+
+
+def _two_of_four(received: Received) -> Script:
+    """A group of two pictures, whatever number was allowed."""
+    url = f"http://{received.header('host')}/files/"
+    made = [{"image_index": index, "url": f"{url}{index}.png"} for index in range(2)]
+    usage = {"generated_images": 2, "output_tokens": 32448, "total_tokens": 32448}
+    frames = [event(None, orjson.dumps({"type": "image_generation.partial_succeeded", **item})) for item in made]
+    frames.append(event(None, orjson.dumps({"type": "image_generation.completed", "usage": usage})))
+    return sse([*frames, event(None, b"[DONE]")])
+
+
+async def test_a_smaller_group_says_what_it_cost(tmp_path: Path) -> None:
+    async with wired("ark", tmp_path, _two_of_four, fetch_hosts=(), stream_n=True) as setup:
+        with capture_logs() as logs:
+            answer = await _asked(setup, MODELS["ark"], n=4, stream=True)
+            await until(lambda: any(line["event"] == "generation" for line in logs))
+        [line] = [line for line in logs if line["event"] == "generation"]
+        assert (line["outcome"], line["images"]) == ("completed", 2)
+        first, second, last = events(answer.content)
+        assert first.event == second.event == "image_generation.completed"
+        assert last.event == last.json["type"] == "image_generation.usage"
+        usage: Any = last.json["usage"]
+        assert (last.json["missing"], usage["output_tokens"]) == (2, 32448)
+        assert "cost" in last.json
+        place = setup.proxy.url + answer.headers["location"]
+        kept = (await setup.proxy.client.get(place, headers={"accept": "application/json"})).json()
+        assert (kept["status"], len(kept["data"])) == ("completed", 2)
+        again = (await setup.proxy.client.get(place)).content
+        assert b"event: image_generation.usage" in again
+        assert len(setup.posts) == 1
+
+
+async def test_an_sdk_reads_a_smaller_group(tmp_path: Path) -> None:
+    async with wired("ark", tmp_path, _two_of_four, fetch_hosts=(), stream_n=True) as setup:
+        stream = await setup.client.images.generate(model=MODELS["ark"], prompt=PROMPT, n=4, stream=True)
+        seen = [found async for found in stream]
+        assert [found.type for found in seen] == [*["image_generation.completed"] * 2, "image_generation.usage"]

@@ -1,8 +1,8 @@
-"""Whose headers, credential and address a provider sees: configuration's, and of the caller's only what may pass.
+"""The headers, credential and address of provider requests: from configuration, and of the caller's only allowed ones.
 
-Every name of the data, evasions of them and 100 000 generated names go over real sockets, each in a request of its own,
-to an app before a provider that must not be called. A refusal costs the proxy some 0.5 ms, so the generated ones are
-parts that processes share.
+Every name of the data, evasions of them, and 100 000 generated names go over real sockets, each in its own request, to
+an app with a provider that must not be called. A refusal costs the proxy about 0.5 ms, so test processes share the
+generated names.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def evaded() -> list[str]:
     return [*(evade(name) for evade, name in product(EVASIONS, few)), *(evade(name) for name, evade in turns)]
 
 
-async def test_every_refused_name_is_refused_over_http_without_a_call() -> None:
+async def test_every_refused_name_over_http_costs_no_call() -> None:
     names = [*every_name(), *evaded()]
     requests = [in_a_form(name, index) for index, name in enumerate(names)]
     with quiet():
@@ -221,7 +221,7 @@ SHAPES: Final[dict[str, tuple[object, str]]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_anything_but_a_small_object_of_plain_headers_is_refused(shape: str) -> None:
+async def test_only_a_small_object_of_plain_headers_passes(shape: str) -> None:
     extra, code = SHAPES[shape]
     async with no_leaks(), serve(refuse_calls) as server, running_proxy(server.url) as proxy:
         members: dict[str, object] = {"model": "sim/gpt-image", "prompt": PROMPT, "extra_headers": extra}
@@ -285,7 +285,7 @@ def last(server: Server) -> Received:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_may_pass_reaches_the_provider_beside_the_one_credential(stream: bool) -> None:
+async def test_allowed_headers_go_out_beside_one_credential(stream: bool) -> None:
     listed = [*RULES.allow, "helicone-property-zebra", "x-stainless-zebra", "x-zebra", "cache-control"]
     async with (
         no_leaks(),
@@ -401,7 +401,7 @@ CALLERS_KEY: Final[dict[str, tuple[dict[str, str], dict[str, str]]]] = {
 
 
 @pytest.mark.parametrize("case", CALLERS_KEY)
-async def test_a_provider_gets_the_callers_credential_and_nothing_else(case: str) -> None:
+async def test_only_the_callers_credential_goes_out(case: str) -> None:
     sent, expected = CALLERS_KEY[case]
     provider = {**BEARER, "credential": "caller"}
     async with no_leaks(), serve(lambda _: IMAGE) as server, running_proxy(server.url, provider=provider) as proxy:

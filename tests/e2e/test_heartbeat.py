@@ -1,4 +1,4 @@
-"""What a streaming caller gets before and between frames: the head in time, its headers, and signs of life."""
+"""A streaming caller before and between frames: the head in time, its headers, and heartbeats."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ async def test_the_head_of_a_stream() -> None:
         assert upstream.calls == 2
 
 
-async def test_json_for_a_stream_is_one_completed_with_what_was_ignored() -> None:
+async def test_json_for_a_stream_is_one_completed_event() -> None:
     script = json_answer(200, {"created": 5, "data": [{"b64_json": "QUJD"}]})
     async with no_leaks(), serve(provider(script)) as upstream, running_proxy(upstream.url) as proxy:
         answer = await proxy.generate(model="sim/plain", stream=True, partial_images=2)

@@ -206,7 +206,7 @@ async def test_a_list_says_what_runs_and_what_failed() -> None:
         assert failed["status"] == "failed"
 
 
-async def test_an_answer_that_nobody_can_come_back_to_is_not_listed() -> None:
+async def test_an_unreachable_answer_is_not_listed() -> None:
     async with playing(lambda _: json_answer(200, IMAGE_BODY), caller_keys=KEYS) as stage:
         assert (await stage.post(headers=bearer(MINE))).status_code == 200
         with anyio.fail_after(BOUND):

@@ -1,4 +1,4 @@
-"""Several streams on one connection: cursors, turns, what is lost, and who is refused."""
+"""Several streams on one connection: cursors, turns, lost streams, and refusals."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def first(reading: Reading, count: int) -> list[Followed]:
     return read(reading.body[: reading.body.rindex(b"\n\n") + 2])
 
 
-async def test_an_id_holds_a_cursor_for_each_in_the_order_of_the_query() -> None:
+async def test_an_id_holds_a_cursor_for_each_stream() -> None:
     async with several(3) as made, following(made.stage, made.url()) as reading:
         await first(reading, 3)
         made.go[1].set()
@@ -134,7 +134,7 @@ async def test_an_id_holds_a_cursor_for_each_in_the_order_of_the_query() -> None
         assert made.stage.server.calls == 3
 
 
-async def test_the_data_is_the_streams_own_with_its_id_at_the_end() -> None:
+async def test_the_data_has_the_streams_id_at_its_end() -> None:
     async with several(1) as made:
         await made.completed(0)
         alone = followed((await made.stage.get(made.single(0), EVENTS)).content)

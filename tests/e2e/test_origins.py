@@ -70,7 +70,7 @@ async def test_no_route_answers_to_a_foreign_name(host: str) -> None:
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
-async def test_no_foreign_page_orders_or_cancels_without_fetch_metadata(origin: str) -> None:
+async def test_no_foreign_page_without_fetch_metadata(origin: str) -> None:
     async with sidecar() as (provider, proxy):
         given = (("Host", f"127.0.0.1:{proxy.port}"), ("Origin", origin))
         form = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nsim/gpt-image\r\n--x--\r\n'
@@ -92,7 +92,7 @@ async def test_programs_own_names_and_allowed_ones_are_served() -> None:
         assert provider.calls == len(names) + 1
 
 
-async def test_with_callers_keys_or_their_own_key_any_name_will_do() -> None:
+async def test_with_callers_keys_any_host_name_is_accepted() -> None:
     """A container, or a sidecar behind an edge that keeps the host's name."""
     host = (("Host", "app.example.com"), *JSON)
     async with no_leaks(), serve(lambda _: IMAGE) as provider:

@@ -1,4 +1,4 @@
-"""Providers with a queue, over real sockets: what is sent once, repeated, cancelled, refused and logged."""
+"""Providers with a queue, over real sockets: submissions once, polls, cancellations, refusals and the log."""
 
 from __future__ import annotations
 
@@ -67,6 +67,19 @@ FAULTS: Final[Mapping[tuple[str, str], Fault]] = {
     ("stability", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
     ("stability", "no-credits"): Fault(402, "payment_required", before_head=True),
     ("stability", "key"): Fault(502, "provider_auth", before_head=True),
+    ("bedrock", "throttled"): Fault(429, "ThrottlingException", before_head=True),
+    ("bedrock", "key"): Fault(502, "provider_auth", before_head=True),
+    ("bedrock", "unknown"): Fault(404, "ResourceNotFoundException", before_head=True),
+    ("ideogram", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("ideogram", "no-credits"): Fault(402, "insufficient_funds", before_head=True),
+    ("ideogram", "key"): Fault(502, "provider_auth", before_head=True),
+    ("luma", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("luma", "no-credits"): Fault(402, "insufficient_quota", before_head=True),
+    ("luma", "key"): Fault(502, "provider_auth", before_head=True),
+    ("luma", "lost"): Fault(502, "provider_failed", "not_found"),
+    ("luma", "failed"): Fault(502, "provider_failed", "failed"),
+    ("luma", "moderated"): Fault(400, "moderation_blocked", "moderation"),
+    ("luma", "no-result"): Fault(502, "no_image", "completed"),
     ("mai", "submit-429"): Fault(429, "RateLimitReached", before_head=True),
     ("mai", "key"): Fault(502, "provider_auth", before_head=True),
     ("mai", "unknown"): Fault(404, "DeploymentNotFound", before_head=True),
@@ -83,6 +96,34 @@ FAULTS: Final[Mapping[tuple[str, str], Fault]] = {
     ("openrouter", "no-credits"): Fault(402, "insufficient_quota", before_head=True),
     ("openrouter", "key"): Fault(502, "provider_auth", before_head=True),
     ("openrouter", "under-200"): Fault(402, "insufficient_quota", before_head=True),
+    ("fireworks", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("fireworks", "no-credits"): Fault(412, "PRECONDITION_FAILED", before_head=True),
+    ("fireworks", "key"): Fault(502, "provider_auth", before_head=True),
+    ("fireworks", "unknown"): Fault(404, "NOT_FOUND", before_head=True),
+    ("cloudflare", "submit-429"): Fault(429, "3036", before_head=True),
+    ("cloudflare", "key"): Fault(502, "provider_auth", before_head=True),
+    ("cloudflare", "unknown"): Fault(404, "7003", before_head=True),
+    ("cloudflare", "under-200"): Fault(422, "5006", before_head=True),
+    ("huggingface", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("huggingface", "no-credits"): Fault(402, "insufficient_quota", before_head=True),
+    ("huggingface", "key"): Fault(502, "provider_auth", before_head=True),
+    ("huggingface", "unknown"): Fault(404, "model_not_found", before_head=True),
+    ("huggingface", "loading"): Fault(503, "provider_failed", before_head=True),
+    ("huggingface", "under-200"): Fault(422, "provider_refused", before_head=True),
+    ("leonardo", "submit-429"): Fault(429, "too-many-requests", before_head=True),
+    ("leonardo", "no-credits"): Fault(402, "insufficient-credits", before_head=True),
+    ("leonardo", "key"): Fault(502, "provider_auth", before_head=True),
+    ("leonardo", "unknown"): Fault(400, "unexpected", before_head=True),
+    ("leonardo", "lost"): Fault(502, "provider_failed", "not_found"),
+    ("leonardo", "failed"): Fault(502, "provider_failed", "FAILED"),
+    ("runware", "submit-429"): Fault(429, "rateLimitExceeded", before_head=True),
+    ("runware", "no-credits"): Fault(402, "insufficientCredits", before_head=True),
+    ("runware", "key"): Fault(502, "provider_auth", before_head=True),
+    ("runware", "unknown"): Fault(400, "invalidModel", before_head=True),
+    ("runware", "under-200"): Fault(422, "invalidParameter", before_head=True),
+    ("responses", "submit-429"): Fault(429, "rate_limit_exceeded", before_head=True),
+    ("responses", "key"): Fault(502, "provider_auth", before_head=True),
+    ("responses", "unknown"): Fault(404, "model_not_found", before_head=True),
     ("automatic1111", "sampler"): Fault(404, "model_not_found", before_head=True),
     ("automatic1111", "invalid"): Fault(422, "value_error", before_head=True),
 }
@@ -91,12 +132,22 @@ FAULTY: Final = {
     "bfl": "bfl/fault-{}",
     "replicate": "replicate/sim/fault-{}",
     "stability": "stability/fault-{}",
+    "bedrock": "bedrock/stability.fault-{}",
+    "nova": "nova/amazon.fault-{}",
+    "ideogram": "ideogram/ideogram-v3-fault-{}",
+    "luma": "luma/fault-{}",
     "mai": "mai/fault-{}",
     "dashscope": "dashscope/wan-fault-{}",
     "openrouter": "openrouter/sim/fault-{}",
+    "fireworks": "fireworks/fault-{}",
+    "cloudflare": "cloudflare/@cf/fault-{}",
+    "huggingface": "huggingface/sim/fault-{}",
+    "leonardo": "leonardo/fault-{}",
+    "runware": "runware/sim:fault-{}@1",
+    "responses": "responses/fault-{}",
     "automatic1111": "automatic1111/fault-{}",
 }
-QUEUES: Final = pytest.mark.parametrize("wire", ["fal", "bfl", "replicate", "dashscope"])
+QUEUES: Final = pytest.mark.parametrize("wire", ["fal", "bfl", "replicate", "dashscope", "leonardo", "luma"])
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -141,7 +192,11 @@ async def test_a_result_that_is_gone_keeps_its_url(wire: str, tmp_path: Path) ->
         assert "/files/missing" in image["url"]
 
 
-CANCELS: Final = {"fal": "PUT", "replicate": "POST", "dashscope": "POST"}
+def _cancels(got: Received) -> bool:
+    return got.method == "DELETE" or "/cancel" in got.target
+
+
+CANCELS: Final = {"fal": "PUT", "replicate": "POST", "dashscope": "POST", "luma": "DELETE"}
 
 
 @pytest.mark.parametrize("wire", CANCELS)
@@ -149,8 +204,8 @@ async def test_a_caller_who_leaves_cancels_the_job(wire: str, tmp_path: Path) ->
     async with wired(wire, tmp_path) as setup:
         with anyio.move_on_after(1.0):
             await _asked(setup, FAULTY[wire].format("waits" if wire == "dashscope" else "never"))
-        await setup.server.wait_until(lambda server: any("/cancel" in got.target for got in server.received), BOUND)
-        cancels = [got.method for got in setup.server.received if "/cancel" in got.target]
+        await setup.server.wait_until(lambda server: any(map(_cancels, server.received)), BOUND)
+        cancels = [got.method for got in setup.server.received if _cancels(got)]
         assert cancels == [CANCELS[wire]]
 
 
@@ -168,16 +223,24 @@ async def test_a_jobs_id_is_in_the_log(wire: str, tmp_path: Path) -> None:
 
 
 MASKED: Final = {
+    "bedrock": "bedrock/us.stability.stable-image-inpaint-v1:0",
+    "nova": "amazon.nova-canvas-v1:0",
+    "ideogram": "ideogram-v3",
     "fal": "fal/fal-ai/flux-general/inpainting",
     "bfl": "bfl/flux-pro-1.0-fill",
     "automatic1111": "automatic1111/default",
     "replicate": "replicate/stability-ai/sdxl",
+    "runware": "runware/runware:101@1",
+    "responses": "responses/gpt-image-2",
 }
 
 
 @pytest.mark.parametrize("wire", MASKED)
 async def test_a_mask_is_white_where_it_was_transparent(wire: str, tmp_path: Path) -> None:
-    """The left half of the picture is to be made anew: there alone it differs from what was sent."""
+    """The left half of the picture is to be made anew: there alone it differs from what was sent.
+
+    Responses take OpenAI's own kind as it is.
+    """
     mask = Image.new("RGBA", (64, 48), (0, 0, 0, 255))
     mask.paste((0, 0, 0, 0), (0, 0, 32, 48))
     out = io.BytesIO()
@@ -309,6 +372,122 @@ async def test_what_stability_refuses(fault: str, own: str, tmp_path: Path) -> N
         assert len(setup.posts) == 1
 
 
+REFUSED: Final = [
+    ("fireworks", "fault-filtered", "CONTENT_FILTERED"),
+    ("cloudflare", "@cf/fault-blocked", "3030"),
+    ("leonardo", "fault-blocked", "content-moderation"),
+    ("runware", "sim:fault-blocked@1", "providerContentModeration"),
+    ("responses", "fault-blocked", "moderation_blocked"),
+    ("responses", "fault-refusal", "refusal"),
+    ("responses", "fault-filtered", "content_filter"),
+]
+
+
+@pytest.mark.parametrize(("wire", "model", "own"), REFUSED)
+async def test_what_is_refused_for_what_it_shows(wire: str, model: str, own: str, tmp_path: Path) -> None:
+    async with wired(wire, tmp_path) as setup:
+        answer = await _asked(setup, f"{wire}/{model}", stream=True)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["provider_code"]) == (400, "moderation_blocked", own)
+        assert len(setup.posts) == 1
+
+
+KONTEXT: Final = [
+    ("moderated", 400, "moderation_blocked", "Content Moderated"),
+    ("error", 502, "provider_failed", "Error"),
+    ("no-result", 502, "no_image", "Ready"),
+]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("fault", "status", "code", "own"), KONTEXT)
+async def test_jobs_of_kontext(fault: str, status: int, code: str, own: str, stream: bool, tmp_path: Path) -> None:
+    async with wired("fireworks", tmp_path) as setup:
+        answer = await _asked(setup, f"fireworks/flux-kontext-fault-{fault}", stream=stream)
+        told: Any = events(answer.content)[-1].json["error"] if stream else answer.json()["error"]
+        assert (told["status"] if stream else answer.status_code) == status
+        assert (told["code"], told["provider_code"]) == (code, own)
+        assert len(setup.posts) == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_error_beside_pictures(stream: bool, tmp_path: Path) -> None:
+    async with wired("runware", tmp_path) as setup:
+        answer = await _asked(setup, FAULTY["runware"].format("partly"), n=2, stream=stream)
+        if stream:
+            completed, error = events(answer.content)
+            assert (completed.event, completed.json["image_index"]) == ("image_generation.completed", 0)
+            told = orjson.loads(error.data)["error"]
+        else:
+            told = answer.json()["error"]
+        assert (told["code"], told["provider_code"]) == ("provider_failed", "timeoutProvider")
+        assert len(setup.posts) == 1
+
+
+RESPONSES: Final = [
+    ("text", 502, "no_image", None, False),
+    ("incomplete", 502, "provider_failed", "max_output_tokens", False),
+    ("failed", 502, "server_error", None, False),
+    ("late", 400, "moderation_blocked", "moderation_blocked", True),
+]
+
+
+@pytest.mark.parametrize(("fault", "status", "code", "own", "late"), RESPONSES)
+async def test_responses_without_a_picture(
+    fault: str, status: int, code: str, own: str | None, late: bool, tmp_path: Path
+) -> None:
+    async with wired("responses", tmp_path) as setup:
+        answer = await _asked(setup, FAULTY["responses"].format(fault), stream=True, partial_images=2)
+        told: Any = events(answer.content)[-1].json["error"] if late else answer.json()["error"]
+        assert (told["status"] if late else answer.status_code) == status
+        assert (told["code"], told.get("provider_code")) == (code, own)
+        assert len(setup.posts) == 1
+
+
+async def test_what_a_response_is_asked(tmp_path: Path) -> None:
+    async with wired("responses", tmp_path) as setup:
+        answer = await _asked(setup, MODELS["responses"], size="256x256", quality="low", stream=True, partial_images=1)
+        last = events(answer.content)[-1].json
+        assert (last["size"], last["usage"]["output_tokens"], last["cost"]) == ("256x256", 1056, None)  # type: ignore[index]
+        asked = orjson.loads(setup.server.received[0].body)
+        [tool] = asked["tools"]
+        assert (asked["model"], asked["store"], asked["tool_choice"]) == ("gpt-5", False, {"type": "image_generation"})
+        assert (tool["model"], tool["size"], tool["partial_images"]) == ("gpt-image-2", "256x256", 1)
+
+
+PROGRESS: Final = {
+    "fal": "fal/fal-ai/fault-never",
+    "bfl": "bfl/fault-never",
+    "replicate": "replicate/sim/fault-never",
+    "fireworks": "fireworks/flux-kontext-fault-never",
+}
+
+
+@pytest.mark.parametrize("wire", PROGRESS)
+async def test_progress_is_in_the_status_and_in_the_log(wire: str, tmp_path: Path) -> None:
+    """And in no event, which SDKs would not know."""
+    async with wired(wire, tmp_path) as setup:
+        body = {"model": PROGRESS[wire], "prompt": PROMPT}
+        url = f"{setup.proxy.url}/v1/images/generations"
+        with capture_logs() as logs:
+            made = await setup.proxy.client.post(url, json=body, headers={"prefer": "respond-async"})
+            place = setup.proxy.url + made.json()["status_url"]
+            with anyio.fail_after(BOUND):
+                while (told := (await setup.proxy.client.get(place)).json()["progress"]) is None:
+                    pass
+            line = next(line for line in logs if line["event"] == "progress")
+        assert told.keys() <= {"fraction", "queue"}
+        assert all(value >= 0 for value in told.values())
+        assert line["provider"] == wire
+        assert line.keys() & {"fraction", "queue"}
+        assert (await setup.proxy.client.get(place)).json()["data"] == []
+        await setup.proxy.client.delete(setup.proxy.url + made.json()["cancel_url"])
+        with anyio.fail_after(BOUND):
+            while (after := (await setup.proxy.client.get(place)).json())["status"] != "cancelled":
+                pass
+        assert after["progress"] is None
+
+
 ENDINGS: Final = [
     ("flagged", 400, "moderation_blocked", "violence", 1),
     ("overloaded", 502, "provider_failed", None, 1),
@@ -374,3 +553,57 @@ async def test_only_ones_own_task_is_interrupted(fault: str, interrupts: int, tm
             await setup.server.wait_until(lambda server: server.received[-1].target.endswith("/interrupt"), BOUND)
         await until(lambda: setup.server.open_connections <= 1)
         assert sum(target.endswith("/interrupt") for target in setup.posts) == interrupts
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_unsafe_picture_of_several(stream: bool, tmp_path: Path) -> None:
+    async with wired("ideogram", tmp_path, stream_n=True) as setup:
+        answer = await _asked(setup, FAULTY["ideogram"].format("half-unsafe"), n=2, stream=stream)
+        if stream:
+            completed, last = events(answer.content)
+            assert (completed.event, completed.json["image_index"]) == ("image_generation.completed", 1)
+            error = orjson.loads(last.data)["error"]
+            assert error["charged"] is True
+        else:
+            assert (answer.status_code, answer.headers["x-should-retry"]) == (400, "false")
+            error = answer.json()["error"]
+        assert (error["code"], error["provider_code"]) == ("moderation_blocked", "is_image_safe")
+        assert len(setup.posts) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code", "own"),
+    [("unsafe", 400, "moderation_blocked", "is_image_safe"), ("blocked", 400, "moderation_blocked", "422")],
+)
+async def test_what_ideogram_refuses(fault: str, status: int, code: str, own: str, tmp_path: Path) -> None:
+    async with wired("ideogram", tmp_path) as setup:
+        answer = await _asked(setup, FAULTY["ideogram"].format(fault))
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["provider_code"]) == (status, code, own)
+        assert len(setup.posts) == 1
+
+
+async def test_ideograms_later_version_and_another_wording(tmp_path: Path) -> None:
+    async with wired("ideogram", tmp_path) as setup:
+        later = await _asked(setup, "ideogram-4.5", size="1536x1024")
+        assert later.status_code == 200, later.text
+        assert later.json()["cost"] is None
+        [image] = (await _asked(setup, FAULTY["ideogram"].format("rewritten"))).json()["data"]
+        assert image["revised_prompt"] == "A lighthouse, in other words."
+        assert (await _asked(setup, "ideogram-v3-turbo")).json()["cost"] == 0.03
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_luma_edits_an_image_at_a_url(stream: bool, tmp_path: Path) -> None:
+    async with wired("luma", tmp_path) as setup:
+        url = "https://pictures.example/1.png"
+        made = await _asked(setup, MODELS["luma"], image=url, stream=stream, output_format="png")
+        assert made.status_code == 200, made.text
+        if stream:
+            [event] = events(made.content)
+            assert (event.event, event.json["output_format"]) == ("image_edit.completed", "png")
+        asked = orjson.loads(setup.server.received[0].body)
+        assert asked["modify_image_ref"] == {"url": url}
+        refused = await _asked(setup, MODELS["luma"], image=f"data:image/png;base64,{'iVBORw0KGgo='}")
+        assert refused.status_code == 400
+        assert len(setup.posts) == 1

@@ -1,4 +1,4 @@
-"""Chats and responses that are no image of ours: passed on as they came, and their answers as they are."""
+"""Chats and responses without an image: passed on as they came, with their answers unchanged."""
 
 from __future__ import annotations
 

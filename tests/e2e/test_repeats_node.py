@@ -1,4 +1,4 @@
-"""Clients from npm that send a POST again by themselves: what README says of each, in calls to the provider."""
+"""Clients from npm that repeat a POST by themselves: the README's claims on each, as calls to the provider."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def running(client: str, url: str, options: dict[str, object]) -> AsyncIte
     [({}, 2), ({"openWhenHidden": True}, 1), (KEYED, 1)],
     ids=["as it comes", "openWhenHidden", "key"],
 )
-async def test_fetch_event_source_in_a_tab_that_is_hidden_and_shown(options: dict[str, object], calls: int) -> None:
+async def test_fetch_event_source_in_a_hidden_tab(options: dict[str, object], calls: int) -> None:
     async with (
         staged(disconnect_grace=GRACE) as stage,
         running("fetch-event-source", stage.proxy.url, options) as reports,

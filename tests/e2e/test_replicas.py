@@ -1,4 +1,4 @@
-"""Processes on one Valkey: whichever of them a reader reaches, a stream is the same stream, and paid for once."""
+"""Processes on one Valkey: a reader gets the same stream from each of them, and it is paid for once."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_a_stream_of_one_replica_is_the_same_at_another(cluster: Cluster) 
     assert scene.calls == 1
 
 
-async def test_status_results_and_images_are_the_same_at_another_replica(cluster: Cluster) -> None:
+async def test_status_and_images_are_the_same_elsewhere(cluster: Cluster) -> None:
     scene = cluster.scene()
     scene.go.set()
     location = await cluster.later(cluster.a, scene)
@@ -108,10 +108,10 @@ async def test_status_results_and_images_are_the_same_at_another_replica(cluster
     assert images[0].headers["etag"] == images[1].headers["etag"]
     forged = await cluster.get(cluster.b, f"{location[:-1]}{'A' if location[-1] != 'A' else 'B'}", EVENTS)
     assert forged.status_code == 401
-    assert (await cluster.get(cluster.b, path, EVENTS)).status_code == 404  # nobody's: no key was asked for
+    assert (await cluster.get(cluster.b, path, EVENTS)).status_code == 404  # it has no owner, so no key opens it
 
 
-async def test_others_watch_at_another_replica_what_a_caller_streams(cluster: Cluster) -> None:
+async def test_readers_at_another_replica_watch_a_stream(cluster: Cluster) -> None:
     scene = cluster.scene()
     async with cluster.posting(cluster.a, scene) as posted:
         location = posted.response.headers["location"]
@@ -124,7 +124,7 @@ async def test_others_watch_at_another_replica_what_a_caller_streams(cluster: Cl
     assert [event.id for event in watched] == ["1.1", "1.2"]
 
 
-async def test_a_cancel_at_another_replica_closes_the_upstream_connection(cluster: Cluster) -> None:
+async def test_a_cancel_at_another_replica_closes_upstream(cluster: Cluster) -> None:
     scene = cluster.scene()
     left = len(cluster.server.disconnects)
     ordered = await cluster.ordered(cluster.a, scene)
@@ -204,7 +204,7 @@ async def test_viewers_of_another_replica_keep_a_generation_alive(cluster: Clust
     assert (await cluster.state(cluster.b, location))["status"] == "cancelled"
 
 
-async def test_many_viewers_elsewhere_cost_one_connection_to_the_store(cluster: Cluster) -> None:
+async def test_viewers_elsewhere_share_one_store_connection(cluster: Cluster) -> None:
     scene = cluster.scene((preview(0),), (completed(size=BIG),))
     location = await cluster.later(cluster.a, scene)
     before = cluster.tails()
@@ -239,7 +239,7 @@ async def test_many_viewers_elsewhere_cost_one_connection_to_the_store(cluster: 
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
-async def test_a_retry_at_another_replica_follows_what_was_lost_here(cluster: Cluster, stream: bool) -> None:
+async def test_a_retry_at_another_replica_follows_the_lost_one(cluster: Cluster, stream: bool) -> None:
     scene = cluster.scene((), (completed(),)) if stream else cluster.plain()
     left = len(cluster.server.disconnects)
     members: dict[str, object] = {"stream": True} if stream else {}

@@ -1,4 +1,4 @@
-"""A replica that dies, or is asked to stop: what readers at another one get, and that nothing is paid twice."""
+"""A replica that dies, or stops: readers at another one get the right end, and nothing is paid twice."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_a_killed_replica_takes_no_result_along() -> None:
                     await here.until(holds(b"\nid: 1.1\n\n"))
                     done.go.set()
                     await here.until(holds(b"\nid: 1.2\n\n"))
-                    os.kill(cluster.a.pid, signal.SIGKILL)  # no reader has what nobody keeps
+                    os.kill(cluster.a.pid, signal.SIGKILL)  # no process has its preview
                     began = anyio.current_time()
                     seen = followed(here.body)
                     assert (await cluster.get(cluster.b, kept, EVENTS)).content.endswith(seen[-1].data + TAIL)
@@ -65,7 +65,7 @@ async def test_a_killed_replica_takes_no_result_along() -> None:
 TAIL: Final = b"\nevent: %b\nid: 1.2\n\n" % COMPLETED.encode()
 
 
-async def test_readers_elsewhere_see_a_stopping_replica_end_its_generations() -> None:
+async def test_readers_elsewhere_see_a_stopping_replicas_ends() -> None:
     with valkey_server(*USER) as valkey:
         async with replicas(valkey, drain_timeout=DRAIN) as cluster:
             soon, never = cluster.scene(), cluster.scene()

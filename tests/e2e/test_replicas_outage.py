@@ -1,4 +1,4 @@
-"""The store goes away under two replicas, and comes back: each serves what it produces, and says what it cannot."""
+"""An outage of the store of two replicas: each serves its own streams, and refuses the others with a reason."""
 
 from __future__ import annotations
 

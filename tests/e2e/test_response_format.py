@@ -1,4 +1,4 @@
-"""What `response_format` promises: base64 of pictures that a provider has at URLs, and our own URLs of any picture."""
+"""`response_format`: base64 of pictures that a provider has at URLs, and the proxy's own URL of any picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request that is sent again: what it finds of the one that was lost, and which failure is held for it."""
+"""Retries: the generation of the lost request that they follow, and the failure that is held for them."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ async def test_retries_that_race_for_one_lost_request_share_it() -> None:
         assert stage.server.calls == 1
 
 
-async def test_two_lost_requests_are_two_generations_for_their_two_retries() -> None:
+async def test_two_lost_requests_have_two_retries() -> None:
     scripts = [anyio.Event(), anyio.Event()]
     pictures = iter((b"Zmlyc3Q=", b"c2Vjb25k"))
 
@@ -171,7 +171,7 @@ async def test_two_lost_requests_are_two_generations_for_their_two_retries() -> 
 
 
 @pytest.mark.parametrize("headers", [{}, FIRST, {COUNT: "x"}, {COUNT: "-1"}, {COUNT: ""}])
-async def test_what_does_not_say_that_it_is_a_retry_is_a_request_of_its_own(headers: dict[str, str]) -> None:
+async def test_a_request_without_the_retry_mark_is_a_new_one(headers: dict[str, str]) -> None:
     go = anyio.Event()
     async with playing(slowly(go), disconnect_grace=GRACE) as stage:
         async with asking(stage):
@@ -196,7 +196,7 @@ async def test_what_is_still_followed_is_not_shared(kind: str, monkeypatch: pyte
         assert stage.server.calls == 2
 
 
-async def test_a_retry_that_overtakes_its_callers_leaving_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_retry_waits_for_its_caller_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "LEAVING_SECONDS", BOUND)
     go = anyio.Event()
     async with playing(slowly(go), disconnect_grace=GRACE) as stage:
@@ -257,7 +257,7 @@ async def test_a_retry_asks_anew_where_nothing_was_processed() -> None:
         assert stage.server.calls == 2
 
 
-async def test_a_retry_asks_anew_where_the_grace_has_ended_what_was_lost() -> None:
+async def test_a_retry_after_the_grace_begins_anew() -> None:
     go = anyio.Event()
     async with playing(slowly(go), disconnect_grace=0.1) as stage:
         async with asking(stage):
@@ -371,7 +371,7 @@ async def test_a_late_json_answer_begins_with_white_space() -> None:
         assert stage.server.calls == 1
 
 
-async def test_after_the_head_a_failure_is_a_json_error_with_its_status() -> None:
+async def test_after_the_head_a_failure_is_a_json_error() -> None:
     go = anyio.Event()
     script = error_answer(429, "Slow down.", code="rate_limit_exceeded")
     async with playing(lambda _: Held((), go, script), json_heartbeat=0.05) as stage:
@@ -394,7 +394,7 @@ async def test_before_it_a_failure_and_an_answer_keep_their_heads() -> None:
         assert "content-length" in got.headers
 
 
-async def test_leaving_in_white_space_leaves_the_generation_to_a_retry() -> None:
+async def test_leaving_in_white_space_keeps_it_for_a_retry() -> None:
     go = anyio.Event()
     async with playing(slowly(go), json_heartbeat=0.05, disconnect_grace=GRACE) as stage:
         async with calling(stage.proxy.port) as caller:

@@ -47,7 +47,7 @@ async def proxy() -> AsyncIterator[Proxy]:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the SDK's user saw. `status` is None for an error inside a stream, 200 for none."""
+    """The SDK's result. `status`: None for an error inside a stream, 200 without an error."""
 
     previews: int
     completed: int

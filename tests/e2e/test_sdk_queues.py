@@ -1,4 +1,4 @@
-"""What the proxy sends to a queue is what the provider's own client sends, and both can read the simulated answers."""
+"""The proxy sends the same requests to a queue as the provider's own client, and both read the simulated answers."""
 
 from __future__ import annotations
 

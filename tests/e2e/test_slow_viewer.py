@@ -1,4 +1,4 @@
-"""A viewer who reads at 1 MB/s while 2 MB previews come every second: never far behind, and the image does not wait."""
+"""A viewer that reads 1 MB/s, with a preview of 2 MB each second: never far behind, and the image does not wait."""
 
 from __future__ import annotations
 

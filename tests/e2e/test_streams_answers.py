@@ -1,4 +1,4 @@
-"""What a GET or DELETE of a stream is answered with: who may not, when not now, and the stream as one object."""
+"""Answers to GET and DELETE of a stream: refusals, overload, and the stream as one object."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def test_a_page_of_another_origin_is_refused(origin: str | None, status: i
             assert answer.json()["error"]["code"] == "origin_not_allowed"
 
 
-async def test_without_configured_origins_no_other_page_follows_a_stream() -> None:
+async def test_without_cors_origins_no_foreign_page_follows() -> None:
     async with staged() as stage:
         url = await finished(stage)
         refused = await stage.get(url, {**EVENTS, "origin": "https://evil.test"})
@@ -262,8 +262,10 @@ async def test_the_stream_as_one_object() -> None:
         url = await stage.later()
         before = await stage.state(url)
         assert before.keys() == {
-            *("id", "object", "status", "created_at", "stream_url", "status_url", "data", "error", "response")
+            *("id", "object", "status", "created_at", "stream_url", "status_url", "progress"),
+            *("data", "error", "response"),
         }
+        assert before["progress"] is None
         assert (before["status"], before["data"], before["error"]) == ("in_progress", [], None)
         assert before["object"] == "image.stream"
         assert isinstance(before["created_at"], int)
@@ -358,7 +360,7 @@ async def test_delete_after_the_end_forgets_it_and_says_so() -> None:
         assert (await stage.proxy.client.delete(stage.url("/v1/streams/str_0"))).status_code == 404
 
 
-async def test_delete_ends_a_generation_whose_caller_waits_for_json() -> None:
+async def test_delete_ends_a_generation_without_a_stream() -> None:
     """Known by its key alone: the same request with `Prefer: respond-async` says where it is."""
     async with staged((), ()) as stage:
         got: list[int] = []

@@ -1,4 +1,4 @@
-"""POST with `Prefer: respond-async`, and what a streamed POST says of the stream it began."""
+"""POST with `Prefer: respond-async`, and the headers of a streamed POST about its stream."""
 
 from __future__ import annotations
 

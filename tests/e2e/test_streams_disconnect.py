@@ -1,4 +1,4 @@
-"""What becomes of a generation when nobody follows it any more."""
+"""Generations whose last reader has left."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def cancelled(stage: Stage, url: str) -> None:
 
 
 async def completed_alone(stage: Stage, url: str) -> None:
-    """The provider goes on, with nobody there, and its image is kept."""
+    """The provider goes on without readers, and its image is kept."""
     stage.go.set()
     await idle(stage.proxy)
     assert [event.data for event in followed((await stage.get(url, EVENTS)).content)] == [
@@ -180,7 +180,7 @@ async def test_respond_async_can_be_cancelled_when_nobody_comes() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
-async def test_who_leaves_before_anything_was_said_leaves_a_grace(stream: bool) -> None:
+async def test_leaving_before_the_head_starts_the_grace(stream: bool) -> None:
     """Its retry may come back."""
     go = anyio.Event()
 
@@ -211,7 +211,7 @@ async def test_who_has_a_key_may_come_back_for_json() -> None:
         assert stage.server.calls == 1
 
 
-async def test_a_caller_of_respond_async_who_leaves_at_once_changes_nothing() -> None:
+async def test_leaving_after_respond_async_changes_nothing() -> None:
     go = anyio.Event()
     async with playing(lambda _: Held((), go, json_answer(200, IMAGE_BODY)), disconnect_grace=0) as stage:
         async with calling(stage.proxy.port) as caller:

@@ -98,7 +98,7 @@ async def test_identical_json_requests_are_one_generation() -> None:
         assert stage.server.calls == 1
 
 
-async def test_identical_forms_are_one_generation_whatever_their_boundaries() -> None:
+async def test_identical_forms_are_one_generation() -> None:
     async with playing(lambda _: json_answer(200, IMAGE_BODY)) as stage:
         answers: list[httpx.Response] = []
         url = f"{stage.proxy.url}/v1/images/edits"
@@ -169,7 +169,7 @@ async def test_both_versions_of_the_api_are_one() -> None:
         assert stage.server.calls == 1
 
 
-async def test_without_a_key_or_with_another_each_request_is_its_own() -> None:
+async def test_without_the_same_key_requests_are_separate() -> None:
     async with playing(good) as stage:
         for headers in ({}, {}, {KEY: "a"}, {KEY: "b"}, {KEY: "A"}, {KEY: "a", "authorization": "Bearer x"}):
             assert (await stage.post(headers=headers)).status_code == 200
@@ -336,7 +336,7 @@ AMBIGUOUS: Final[dict[str, Script]] = {
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
 @pytest.mark.parametrize("headers", [{}, LATER], ids=["now", "later"])
-async def test_a_failure_that_may_have_been_paid_is_not_tried_again(name: str, headers: dict[str, str]) -> None:
+async def test_a_failure_that_may_be_charged_is_not_repeated(name: str, headers: dict[str, str]) -> None:
     async with playing(lambda _: AMBIGUOUS[name]) as stage:
         first = await stage.post(headers={**KEYED, **headers})
         again = await stage.post(headers={**KEYED, **headers})
@@ -421,7 +421,7 @@ def claimed_elsewhere(monkeypatch: pytest.MonkeyPatch, *, refused: bool) -> None
     monkeypatch.setitem(STORES, "memory", shared)
 
 
-async def test_who_waited_for_a_request_that_was_refused_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_a_refusal_the_next_request_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     claimed_elsewhere(monkeypatch, refused=True)
     async with playing(good) as stage:
         for _ in range(2):

@@ -70,7 +70,7 @@ async def test_a_provider_that_answers_several_images_as_json() -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, LATER], ids=["now", "later"])
-async def test_a_model_that_streams_one_image_is_not_asked_for_more(headers: dict[str, str]) -> None:
+async def test_a_model_that_streams_one_image_is_asked_for_one(headers: dict[str, str]) -> None:
     async with playing(lambda _: error_answer(500, "Never asked.")) as stage:
         answer = await stage.post(headers=headers, stream=True, n=2)
         assert answer.status_code == 400
@@ -133,7 +133,7 @@ async def test_stream_n_asks_once_for_each_image() -> None:
         assert stage.server.calls == 3
 
 
-async def test_a_late_reader_gets_the_newest_preview_of_each_image() -> None:
+async def test_a_late_reader_gets_each_images_newest_preview() -> None:
     provider = Each()
     async with playing(provider, stream_n=True) as stage:
         url = await stage.later(n=2)

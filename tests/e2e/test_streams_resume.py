@@ -92,7 +92,7 @@ async def test_silence_is_filled_with_comment_lines() -> None:
             assert len(followed(await reading.rest())) == 2
 
 
-async def test_who_comes_late_gets_the_newest_preview_and_the_image() -> None:
+async def test_a_late_reader_gets_preview_and_image() -> None:
     async with staged(numbered(3)) as stage:
         url = await stage.later()
         await produced(stage, url, 3)
@@ -140,7 +140,7 @@ async def test_the_header_counts_before_the_query(header: str | None, query: str
 
 
 @pytest.mark.parametrize("cursor", ["1.3", "01.3", "1.0000000003"])
-async def test_finished_and_at_the_end_is_the_stop_that_every_client_knows(cursor: str) -> None:
+async def test_a_reader_at_the_end_is_told_to_stop(cursor: str) -> None:
     async with staged(numbered(2)) as stage:
         url = await finished(stage)
         answer = await stage.get(url, {**EVENTS, "last-event-id": cursor})
@@ -301,7 +301,7 @@ async def test_every_event_that_a_simple_decoder_sees_has_data(state: str, monke
         assert [event["type"] async for event in got] == expected
 
 
-async def test_the_urls_of_a_stream_begin_with_the_one_that_callers_know() -> None:
+async def test_stream_urls_begin_with_public_url() -> None:
     async with staged(numbered(1), public_url="https://images.test/sub/") as stage:
         stage.go.set()
         forwarded = {**LATER, "x-forwarded-prefix": "/evil", "x-forwarded-host": "evil.test"}
@@ -316,7 +316,7 @@ async def test_the_urls_of_a_stream_begin_with_the_one_that_callers_know() -> No
         assert str(state["stream_url"]) == said["stream_url"]
 
 
-async def test_the_urls_of_a_stream_begin_with_where_the_app_is_mounted() -> None:
+async def test_stream_urls_begin_with_the_mount_path() -> None:
     async with serve(lambda _: sse((completed(),))) as server:
         row = ProviderSettings(base_url=f"{server.url}/v1", credential="none")
         settings = Settings(port=0, providers={"sim": row})

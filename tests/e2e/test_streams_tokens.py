@@ -175,7 +175,7 @@ async def test_another_tenants_stream_is_as_if_it_were_not() -> None:
         assert answers[0] == answers[1]
 
 
-async def test_with_callers_own_keys_a_stream_is_the_keys_that_asked() -> None:
+async def test_a_stream_belongs_to_the_callers_own_key() -> None:
     async with playing(good, provider={"credential": "caller"}) as stage:
         bare = (await stage.later(headers=bearer("sk-mine"))).partition("?")[0]
         with anyio.fail_after(BOUND):

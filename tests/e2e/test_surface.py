@@ -56,7 +56,7 @@ def paths(row_path: str) -> list[str]:
 # Routes.
 
 
-async def test_every_route_of_the_surface_is_served_under_both_prefixes() -> None:
+async def test_every_route_is_served_under_both_prefixes() -> None:
     assert PREFIXES == ("/v1", "/v3")
     async with no_leaks(), running_proxy(NOBODY) as proxy:
         for row in ROUTES:
@@ -74,7 +74,7 @@ async def test_every_route_of_the_surface_is_served_under_both_prefixes() -> Non
                 assert (await proxy.client.get(proxy.url + prefix + path)).status_code == 404
 
 
-async def test_models_have_openais_shape_and_each_is_found_by_its_id() -> None:
+async def test_models_have_openais_shape() -> None:
     async with no_leaks(), running_proxy(NOBODY, provider={"models": ["lab/group/model-1"]}) as proxy:
         lists = [
             (await proxy.client.get(proxy.url + prefix + path)).json()
@@ -198,7 +198,7 @@ async def test_without_a_known_key_every_route_is_the_same_401(wrong: str) -> No
 
 
 @pytest.mark.parametrize("name", ["authorization", "x-api-key", "api-key", "X-API-KEY"])
-async def test_a_known_key_is_taken_from_three_headers_and_goes_no_further(name: str) -> None:
+async def test_a_callers_key_in_three_headers_is_not_passed_on(name: str) -> None:
     async with no_leaks(), serve(lambda _: IMAGE) as server, running_proxy(server.url, caller_keys=KEYS) as proxy:
         headers = {name: f"bearer {KEY}" if name == "authorization" else KEY}
         body = {"model": "sim/gpt-image", "prompt": PROMPT}
@@ -207,7 +207,7 @@ async def test_a_known_key_is_taken_from_three_headers_and_goes_no_further(name:
         assert not any(KEY in value for _, value in server.received[-1].headers)
 
 
-async def test_a_key_is_asked_for_before_the_body_and_before_the_models() -> None:
+async def test_the_key_is_checked_before_body_and_model() -> None:
     async with no_leaks(), running_proxy(NOBODY, caller_keys=KEYS) as proxy:
         for headers in ({}, {"content-type": "application/json"}):
             answer = await proxy.client.post(proxy.url + GENERATIONS, content=b"{", headers=headers)
@@ -287,7 +287,7 @@ def readable(answer: httpx.Response, status: int) -> None:
 @pytest.mark.parametrize(
     "origin", ["https://evil.test", "null", f"{PAGE}.evil.test", "http://page.test", f"{PAGE}:8443"]
 )
-async def test_a_page_that_is_not_allowed_is_told_which_setting_decides(origin: str) -> None:
+async def test_a_refused_page_is_told_the_setting(origin: str) -> None:
     async with no_leaks(), running_proxy(NOBODY, cors_origins=(PAGE,)) as proxy:
         answer = await proxy.client.send(preflight(proxy, origin))
         assert "cors_origins" in openai_error(answer, 403, "origin_not_allowed")
@@ -298,7 +298,7 @@ async def test_a_page_that_is_not_allowed_is_told_which_setting_decides(origin: 
         assert "access-control-allow-origin" not in simple.headers
 
 
-async def test_without_the_setting_no_page_may_and_with_a_star_every_one() -> None:
+async def test_cors_origins_unset_and_with_a_star() -> None:
     async with no_leaks(), running_proxy(NOBODY) as closed, running_proxy(NOBODY, cors_origins=("*",)) as open:
         answer = await closed.client.send(preflight(closed, PAGE))
         assert "cors_origins" in openai_error(answer, 403, "origin_not_allowed")

@@ -132,11 +132,11 @@ def open_in(directory: Path) -> list[str]:
 async def gone(directory: Path) -> None:
     """Wait until no upload is kept any more."""
     with anyio.fail_after(5):
-        while open_in(directory) or os.listdir(directory):  # noqa: ASYNC110  closing a file wakes nobody
+        while open_in(directory) or os.listdir(directory):  # noqa: ASYNC110  there is no event for it
             await anyio.sleep(0.005)
 
 
-async def test_200_mb_pass_in_16_mb_of_memory_and_arrive_as_they_were_sent(tmp_path: Path) -> None:
+async def test_200_mb_pass_unchanged_in_16_mb_of_memory(tmp_path: Path) -> None:
     """Measured here: the peak of the resident memory rises by 1 MB."""
     parts: list[Field] = [
         Text("size", b"1024x1024"),
@@ -192,7 +192,7 @@ ORDERS: Final[dict[str, list[Field]]] = {
 
 
 @pytest.mark.parametrize("order", ORDERS)
-async def test_parts_keep_their_order_names_and_bytes_however_they_are_cut(order: str, spool: Path) -> None:
+async def test_parts_keep_order_names_and_bytes_wherever_cut(order: str, spool: Path) -> None:
     parts = ORDERS[order]
     whole = b"".join(body(parts))
     expected: list[Field] = [Text("model", b"gpt-image") if part.name == "model" else part for part in parts]
@@ -345,7 +345,7 @@ async def test_an_unreachable_provider_keeps_no_file(spool: Path) -> None:
         await gone(spool)
 
 
-async def test_a_request_sent_again_without_streaming_reads_its_files_again(spool: Path) -> None:
+async def test_a_second_try_without_stream_sends_the_files(spool: Path) -> None:
     async with no_leaks(), sinking(UNSTREAMED, ANSWER) as sink, running_proxy(sink.url) as proxy:
         answer = await edit(proxy.url, small(stream="true"))
         assert [event.event for event in events(answer.content)] == ["image_edit.completed"]

@@ -1,4 +1,4 @@
-"""Many viewers of one stream over real sockets: the same bytes for all at a bounded cost; stuck ones hurt nobody."""
+"""Many viewers of one stream over real sockets: the same bytes for all at a bounded cost, also beside stuck ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Theatre:
     go: anyio.Event
 
     async def later(self) -> str:
-        """A new stream that nobody follows: its path."""
+        """Begin a stream without readers, and return its path."""
         self.go = anyio.Event()
         body = {"model": "sim/gpt-image", "prompt": PROMPT, "stream": True}
         url = f"{self.process.url}/v1/images/generations"
@@ -119,7 +119,7 @@ async def _see(caller: Caller, seen: Seen) -> None:
     seen.digest = digest.digest()
 
 
-async def test_two_hundred_viewers_get_the_same_bytes_at_a_bounded_cost() -> None:
+async def test_200_viewers_get_equal_bytes_at_bounded_cost() -> None:
     event = completed(size=5 * MB)
     async with theatre((preview(0),), (event,)) as house, AsyncExitStack() as stack:
         location = await house.later()
@@ -164,7 +164,7 @@ async def _delays(house: Theatre, location: str, number: int) -> list[float]:
     return [what.ends[-1] - began for what in seen]
 
 
-async def test_stuck_viewers_cost_little_slow_down_nobody_and_are_cut_off() -> None:
+async def test_stuck_viewers_slow_nothing_and_are_cut_off() -> None:
     settings = f"send_timeout = {SEND_TIMEOUT}\nlinger = 5.0\nstore_bytes = 1_000_000"
     waits = (0.0, *(PAUSE for _ in FRAMES))
     async with theatre((preview(0),), (*FRAMES, completed()), waits=waits, settings=settings) as house:
@@ -186,7 +186,7 @@ async def test_stuck_viewers_cost_little_slow_down_nobody_and_are_cut_off() -> N
         assert grown < STUCK_KB, f"{grown:.0f} kB per stuck viewer"
 
 
-async def test_one_stream_has_a_limit_of_viewers_that_leaving_frees() -> None:
+async def test_one_stream_has_a_limit_of_viewers() -> None:
     async with staged(max_viewers=2) as stage:
         url = await stage.later()
         async with following(stage, url) as one:

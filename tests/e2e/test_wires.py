@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -48,6 +48,10 @@ MODELS: Final = {
     "bfl": "bfl/flux-2-pro",
     "replicate": "replicate/black-forest-labs/flux-dev",
     "stability": "stability/sd3.5-large",
+    "bedrock": "bedrock/stability.sd3-5-large-v1:0",
+    "nova": "amazon.nova-canvas-v1:0",
+    "ideogram": "ideogram-v3",
+    "luma": "luma/photon-1",
     "mai": "mai/MAI-Image-2.6",
     "dashscope": "dashscope/wan2.7-image",
     "openrouter": "openai/gpt-image-2",
@@ -55,10 +59,24 @@ MODELS: Final = {
     "ark": "seedream-4-5-251128",
     "minimax": "MiniMax-H3-Image",
     "xai": "grok-imagine-image-2.0",
+    "fireworks": "fireworks/flux-1-dev-fp8",
+    "cloudflare": "cloudflare/@cf/black-forest-labs/flux-2-dev",
+    "huggingface": "huggingface/black-forest-labs/FLUX.1-Kontext-dev",
+    "leonardo": "leonardo/6bef9f1b-29cb-40c7-b9df-32b51c1f67d3",
+    "runware": "runware/runware:101@1",
+    "responses": "responses/gpt-image-2",
     "comfyui": "painter",
 }
-EDITORS: Final = MODELS | {"comfyui": "editor", "imagen": "imagen-3.0-capability-001"}
+EDITORS: Final = {name: model for name, model in MODELS.items() if name not in ("leonardo", "luma")} | {
+    "comfyui": "editor",
+    "imagen": "imagen-3.0-capability-001",
+    "fireworks": "fireworks/flux-kontext-pro",
+}
 WIRES: Final = pytest.mark.parametrize("wire", MODELS)
+FORMS: Final = ("comfyui", "mai", "stability", "cloudflare", "ideogram")
+"""They take files as they are."""
+
+EDITING: Final = pytest.mark.parametrize("wire", EDITORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +91,15 @@ class Setup:
     def posts(self) -> list[str]:
         """Targets of the requests that ask for work."""
         found = [received.target for received in self.server.received if received.method == "POST"]
-        return [target for target in found if not target.endswith("/internal/progress")]
+        return [target for target in found if not target.endswith(("/internal/progress", "/get_result"))]
 
 
+SMALL: Final = ("fireworks", "cloudflare", "huggingface", "leonardo", "runware")
 PREVIEWS: Final = {
+    **dict.fromkeys(SMALL, 0),
     **dict.fromkeys(("imagen", "bfl", "replicate", "ark", "minimax", "xai", "stability", "mai", "dashscope"), 0),
-    **dict.fromkeys(("gemini", "vertex", "fal", "openrouter", "automatic1111", "comfyui"), 2),
+    **dict.fromkeys(("bedrock", "nova", "ideogram", "luma"), 0),
+    **dict.fromkeys(("gemini", "vertex", "fal", "openrouter", "automatic1111", "comfyui", "responses"), 2),
 }
 PATHS: Final = {
     "sim": "/v1",
@@ -89,6 +110,10 @@ PATHS: Final = {
     "bfl": "/bfl/v1",
     "replicate": "/replicate/v1",
     "stability": "/stability/v2beta",
+    "bedrock": "/bedrock",
+    "nova": "/bedrock",
+    "ideogram": "/ideogram",
+    "luma": "/luma/dream-machine/v1",
     "mai": "/azure",
     "dashscope": "/dashscope/api/v1",
     "openrouter": "/openrouter/api/v1",
@@ -96,6 +121,12 @@ PATHS: Final = {
     "ark": "/ark/api/v3",
     "minimax": "/minimax/v1",
     "xai": "/xai/v1",
+    "fireworks": "/fireworks",
+    "cloudflare": "/cloudflare/ai/run",
+    "huggingface": "/huggingface",
+    "leonardo": "/leonardo/v1",
+    "runware": "/runware/v1",
+    "responses": "/responses/v1",
     "comfyui": "/comfy",
 }
 
@@ -104,11 +135,19 @@ def _token(_: Received) -> Script:
     return json_answer(200, {"access_token": KEY, "expires_in": 3600, "token_type": "Bearer"})
 
 
+@contextmanager
+def quick_looks() -> Iterator[None]:
+    """Looks at a job follow each other at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamproxy.core.conversation.POLLS", (0.02,))
+        yield
+
+
 @asynccontextmanager
 async def wired(wire: str, tmp_path: Path, handler: Handler | None = None, **settings: object) -> AsyncIterator[Setup]:
     async with no_leaks(), serve(handler or wires(0)) as server, serve(_token) as google:
         row: dict[str, object] = {"base_url": server.url + PATHS[wire], "credential": "env:KEY"}
-        if wire in ("gemini", "vertex", "imagen"):
+        if wire in ("gemini", "vertex", "imagen", "fireworks", "responses"):
             row["models"] = ("*",)  # the simulator's faults have models of their own
         if PATHS[wire] == VERTEX:
             (tmp_path / "key.json").write_bytes(orjson.dumps(service_account(f"{google.url}/token")))
@@ -124,7 +163,7 @@ async def wired(wire: str, tmp_path: Path, handler: Handler | None = None, **set
             running_proxy(server.url, environ={"KEY": KEY}, **chosen) as proxy,
             AsyncOpenAI(base_url=f"{proxy.url}/v1", api_key="callers", max_retries=0) as client,
         ):
-            with anyio.fail_after(2 * BOUND):
+            with quick_looks(), anyio.fail_after(2 * BOUND):
                 yield Setup(proxy, server, client)
 
 
@@ -161,7 +200,7 @@ async def test_a_streamed_generation(wire: str, tmp_path: Path) -> None:
         assert len(setup.posts) == 1
 
 
-@WIRES
+@EDITING
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_edit_of_an_uploaded_file(wire: str, stream: bool, tmp_path: Path) -> None:
     async with wired(wire, tmp_path) as setup:
@@ -176,7 +215,7 @@ async def test_an_edit_of_an_uploaded_file(wire: str, stream: bool, tmp_path: Pa
             assert size_of(made.data[0].b64_json)
         assert len([target for target in setup.posts if "assets" not in target]) == 1
         sent = b"".join(received.body for received in setup.server.received if received.method == "POST")
-        assert (PNG if wire in ("comfyui", "mai", "stability") else base64.b64encode(PNG)) in sent
+        assert (PNG if wire in FORMS else base64.b64encode(PNG)) in sent
 
 
 @WIRES
@@ -188,7 +227,12 @@ async def test_the_credential_goes_to_the_providers_own_host_only(wire: str, tmp
             assert any(KEY in value for _, value in received.headers) is not fetched, received.target
 
 
-TOGETHER: Final = ("fal", "imagen", "replicate", "ark", "minimax", "xai", "dashscope", "automatic1111")
+TOGETHER: Final = frozenset(
+    (
+        *("fal", "imagen", "replicate", "ark", "minimax", "xai", "dashscope", "automatic1111", "leonardo", "runware"),
+        *("nova", "ideogram"),
+    )
+)
 
 
 @WIRES
@@ -354,7 +398,7 @@ async def test_faults_of_a_queue(fault: str, stream: bool, tmp_path: Path) -> No
         assert PROMPT not in answer.text
 
 
-async def test_a_look_that_fails_is_repeated_and_nothing_is_paid_twice(tmp_path: Path) -> None:
+async def test_a_failed_poll_is_repeated_at_no_charge(tmp_path: Path) -> None:
     async with wired("fal", tmp_path) as setup:
         made = await setup.client.images.generate(model="fal/fal-ai/fault-poll-503", prompt=PROMPT)
         assert made.data is not None
@@ -461,7 +505,7 @@ async def test_a_result_elsewhere_is_fetched_without_a_key(place: str, stream: b
         assert not any(KEY in value or "callers" in value for value in told)
 
 
-@WIRES
+@EDITING
 async def test_a_streamed_edit_has_previews(wire: str, tmp_path: Path) -> None:
     async with wired(wire, tmp_path) as setup:
         given = ("in.png", PNG, "image/png")
@@ -483,6 +527,10 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "bfl": {"detail": "No."},
     "replicate": {"detail": "No."},
     "stability": {"id": "1", "name": "bad_request", "errors": ["No."]},
+    "bedrock": {"message": "No."},
+    "nova": {"message": "No."},
+    "ideogram": {"error": "No."},
+    "luma": {"detail": "No."},
     "mai": {"error": {"code": "c", "message": "No."}},
     "dashscope": {"code": "InvalidParameter", "message": "No."},
     "openrouter": {"error": {"code": 400, "message": "No."}},
@@ -490,6 +538,12 @@ REFUSALS: Final[dict[str, dict[str, object]]] = {
     "ark": {"error": {"code": "InvalidParameter", "message": "No.", "param": "size"}},
     "minimax": {"error": {"code": "2013", "message": "No.", "http_code": "400"}},
     "xai": {"code": "400", "error": "No."},
+    "fireworks": {"error": {"type": "invalid_request_error", "message": "No."}},
+    "cloudflare": {"success": False, "errors": [{"code": 5006, "message": "No."}], "result": None},
+    "huggingface": {"error": "No."},
+    "leonardo": {"error": "No.", "code": "bad-request", "path": "$"},
+    "runware": {"errors": [{"code": "invalidParameter", "message": "No."}]},
+    "responses": {"error": {"message": "No.", "type": "t", "param": None, "code": "c"}},
     "comfyui": {"error": {"code": "c", "message": "No."}},
 }
 MODELS_OF: Final = {"sim": "sim/gpt-image", **MODELS}

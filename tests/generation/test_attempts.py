@@ -1,4 +1,4 @@
-"""A request's jobs side by side: what each is asked for, and that one's failure is no other one's."""
+"""A request's jobs side by side: the members of each, and failures of one that leave the others alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The driver against a real peer on the loopback: what is sent, how a conversation ends, and that nothing stays behind.
+"""The driver against a real peer on the loopback: its requests, the ends of conversations, and that nothing is left.
 
-The conversations are the adapters' own where their wire matters, and otherwise a few steps written here.
+Conversations are the adapters' own where the wire matters, and a few steps written here otherwise.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ STEP = Frame(PREVIEW, (b"{}",))
 
 @dataclass(slots=True)
 class Outcome:
-    """A sink that notes everything, and wakes whoever waits for the first frame."""
+    """A sink that notes everything, and wakes tasks that wait for the first frame."""
 
     frames: list[Frame] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
@@ -125,7 +125,7 @@ class World:
     async def drive(
         self, conversation: Conversation[None], scenario: Scenario = PLAIN, outcome: Outcome | None = None
     ) -> Outcome:
-        """Carry a conversation out, whatever it ends in."""
+        """Perform a conversation, and note its end."""
         outcome = outcome or Outcome()
         route = self.route(scenario)
         service = Service(route.provider, self.upstream, CredentialSource("none", "", ""), False, ())
@@ -184,7 +184,7 @@ async def test_a_generation_is_one_call_with_the_credential_once() -> None:
         assert dict(outcome.headers)["server"] == "streamproxy-simulator"
 
 
-async def test_the_connection_of_an_answer_that_ended_well_is_used_again() -> None:
+async def test_the_connection_of_a_whole_answer_is_used_again() -> None:
     async with peer(sse((P, C))) as world:
         for _ in range(3):
             assert (await world.generate()).error is None
@@ -227,7 +227,7 @@ async def test_a_failure_after_acceptance_may_have_been_charged() -> None:
         assert world.server.calls == 2
 
 
-async def test_a_refusal_of_streaming_is_asked_again_without_and_no_other() -> None:
+async def test_only_a_refusal_of_streaming_is_tried_again() -> None:
     async with peer(REFUSES_STREAM, JSON_ANSWER) as world:
         outcome = await world.generate()
         assert (outcome.types, outcome.error) == ([COMPLETED], None)
@@ -354,7 +354,7 @@ async def test_a_cancellation_at_any_moment_closes_the_connection(script: Script
         assert world.server.calls == 1
 
 
-async def test_a_provider_that_does_not_listen_cannot_hold_a_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_provider_cannot_delay_a_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamproxy.generation.driver.UNDO_SECONDS", SHORT)
 
     def deaf(received: Received) -> Script:
@@ -371,7 +371,7 @@ async def test_a_provider_that_does_not_listen_cannot_hold_a_cancellation(monkey
         assert asked(world.server)[-1] == "PUT /jobs/1/cancel"
 
 
-async def test_a_credential_goes_to_no_other_host_and_to_no_fetched_image() -> None:
+async def test_a_credential_goes_to_no_other_host() -> None:
     def elsewhere(url: str) -> Conversation[None]:
         yield from send(get(url))
 
@@ -421,7 +421,7 @@ def _misused() -> Iterator[Conversation[None]]:
     yield from (unsent(), early())
 
 
-async def test_an_answer_that_was_not_asked_for_is_our_own_mistake() -> None:
+async def test_an_unexpected_answer_is_an_internal_error() -> None:
     async with peer(json_answer(200, {})) as world:
         for conversation in _misused():
             outcome = await world.drive(conversation)

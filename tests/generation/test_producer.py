@@ -1,4 +1,4 @@
-"""A stream's producer from its start to its end: what it leaves behind on every way out, and who tells of a failure."""
+"""A stream's producer from its start to its end: cleanup at every end, and the one report of a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every store of uploaded files must do, one row per store."""
+"""The contract of stores of uploaded files, one row per store."""
 
 from __future__ import annotations
 

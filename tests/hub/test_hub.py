@@ -1,4 +1,4 @@
-"""All streams of a process: who finds them, who ends them, and what a store that fails changes."""
+"""The registry of a process's streams: finding them, ending them, and a store that fails."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ async def test_a_stream_is_found_live_then_kept_then_gone() -> None:
         assert await refused(place.hub, "never") is Failure.NOT_FOUND
 
 
-async def test_a_stream_is_found_while_the_store_still_learns_of_it() -> None:
+async def test_a_stream_is_found_before_it_is_stored() -> None:
     async with hubs() as [place], anyio.create_task_group() as tasks:
         generation = place.hub.prepare(Record("s"), policy=OnDisconnect.CANCEL, names=Names("body"))
 
@@ -309,10 +309,10 @@ async def test_viewers_have_a_limit_per_stream_and_per_owner() -> None:
         assert not one.subscribers | two.subscribers
 
 
-# When nobody follows.
+# Without readers.
 
 
-async def test_a_stream_without_readers_is_cancelled_after_its_grace() -> None:
+async def test_without_readers_it_is_cancelled_after_the_grace() -> None:
     async with hubs() as [place]:
         generation = await place.create()
         with generation.scope:
@@ -378,7 +378,7 @@ async def _produce(place: Place, generation: Generation) -> None:
     await place.hub.conclude(generation)
 
 
-async def test_ending_a_stream_cancels_it_for_everybody_and_then_forgets_it() -> None:
+async def test_ending_a_stream_cancels_it_then_forgets_it() -> None:
     async with hubs() as [place], anyio.create_task_group() as tasks:
         generation = await place.create()
         reader = generation.stream.subscribe()
@@ -408,7 +408,7 @@ async def test_a_drain_waits_for_what_runs_and_takes_nothing_new() -> None:
     assert generation.ending is None
 
 
-async def test_at_the_drain_s_deadline_streams_end_with_server_shutdown() -> None:
+async def test_at_the_drains_deadline_streams_end() -> None:
     async with hubs() as [place], anyio.create_task_group() as tasks:
         generations = [await place.create(str(number)) for number in range(3)]
         readers = [generation.stream.subscribe() for generation in generations]
@@ -474,7 +474,7 @@ async def test_readers_who_come_at_once_follow_the_same_mirror() -> None:
         assert here.store.follows == 1
 
 
-async def test_looking_at_another_process_s_stream_does_not_follow_it() -> None:
+async def test_a_find_elsewhere_does_not_follow_the_stream() -> None:
     async with hubs(2, shared=True) as [here, there]:
         generation = await there.create()
         await generation.append(preview("a0"))
@@ -503,7 +503,7 @@ async def test_the_last_reader_here_ends_the_following() -> None:
         assert await rest(second) == ["A"]
 
 
-async def test_a_reader_who_comes_as_the_mirror_ends_misses_nothing() -> None:
+async def test_a_reader_at_a_mirrors_end_misses_nothing() -> None:
     async with hubs(2, shared=True) as [here, there]:
         generation = await there.create()
         first = (await here.hub.find("s")).subscribe()
@@ -547,7 +547,7 @@ async def test_viewers_elsewhere_keep_a_stream_alive(monkeypatch: pytest.MonkeyP
 # A store that fails.
 
 
-async def test_without_its_store_a_stream_goes_on_for_its_readers_here() -> None:
+async def test_without_its_store_a_stream_goes_on_here() -> None:
     with capture_logs() as logs:
         async with hubs() as [place]:
             generation = await place.create()
@@ -561,7 +561,9 @@ async def test_without_its_store_a_stream_goes_on_for_its_readers_here() -> None
             await place.hub.conclude(generation)
             assert await rest(reader) == ["A", "B"]
             assert place.hub.running == 0
-            assert await refused(place.hub, "other") is Failure.OVERLOADED  # nobody can say that it never was
+            assert (
+                await refused(place.hub, "other") is Failure.OVERLOADED
+            )  # without the store, NOT_FOUND would be a guess
             with pytest.raises(ProxyError) as unknown:  # a key that cannot be kept would not keep from paying twice
                 await place.hub.keys.reserve("k", "f", "id")
             assert unknown.value.failure is Failure.OVERLOADED

@@ -1,4 +1,4 @@
-"""Hubs of several processes on one Valkey store: what one produces, another's readers follow, and who ends what."""
+"""Hubs of several processes on one Valkey store: readers follow streams of another process, and can end them."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ async def test_a_preview_in_an_outage_is_no_recovery(own_server: ValkeyServer) -
         assert one.hub.health.failed
 
 
-async def test_who_only_looks_is_no_viewer_and_who_follows_is_one(server: ValkeyServer) -> None:
+async def test_a_find_is_no_viewer_a_reader_is(server: ValkeyServer) -> None:
     async with replica(server, "one") as one, replica(server, "two") as two:
         await one.begin("looked at")
         await two.hub.find("looked at")
@@ -204,7 +204,7 @@ async def test_who_only_looks_is_no_viewer_and_who_follows_is_one(server: Valkey
         await until(lambda: server.command("CLIENT", "LIST").count(b"cmd=xread") == 2)
 
 
-async def test_viewers_elsewhere_keep_a_generation_that_nobody_reads_here(server: ValkeyServer) -> None:
+async def test_viewers_elsewhere_keep_a_generation(server: ValkeyServer) -> None:
     async with replica(server, "one") as one, replica(server, "two") as two:
         generations = [await one.begin(id, OnDisconnect.CANCEL) for id in ("watched", "forsaken")]
         (await two.hub.find("watched")).subscribe()
@@ -252,7 +252,7 @@ async def test_a_producer_that_was_taken_for_dead_stops(server: ValkeyServer) ->
     ("n", "type", "complete"),
     [(1, COMPLETED, True), (2, COMPLETED, False), (2, ANSWER, True), (2, ERROR, True)],
 )
-async def test_a_dead_producer_is_only_told_where_something_is_missing(
+async def test_a_dead_producer_is_told_if_an_image_is_missing(
     server: ValkeyServer, n: int, type: str, complete: bool
 ) -> None:
     last = Frame(type, (b'{"error":{"code":"own"}}',), 0, final=True)

@@ -1,7 +1,7 @@
-"""Any order of events: frames, readers who join, lag, leave and come back, ends of every kind, time, and a full store.
+"""A stateful model: frames, readers that join, lag, leave and come back, ends of every kind, time, and a full store.
 
-A model keeps what each stream has been given. Whatever happens, a reader who follows by ids gets every outcome behind
-its cursor once and in order, its cursor only grows, and the store accounts for exactly the bytes that it retains.
+The model knows the frames of each stream. In any order of events, a reader that follows by ids gets every outcome after
+its cursor once and in order, its cursor only grows, and the store counts exactly the bytes that it retains.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Streams(RuleBasedStateMachine):
         frame = Frame(COMPLETED if final else PREVIEW, (b"x" * size,), image, final)
         self.run(lambda: model.generation.append(frame))
         if image in model.done:
-            return  # a preview that is nobody's
+            return  # a preview that no reader gets
         model.previews.pop(image, None)
         if final:
             model.done.add(image)
@@ -156,7 +156,7 @@ class Streams(RuleBasedStateMachine):
             model.previews[image] = model.stream.log.last
 
     def _makes_room(self, model: Model, size: int) -> bool:
-        """Whether the preview just appended goes: it is over the cap what lives, and nobody has yet to be given it."""
+        """Whether the new preview is dropped: the live streams are over the cap, and every reader has received it."""
         live = sum(other.stream.log.bytes for other in self.all if other.live)
         spared = all(entry.cursor.seq != model.stream.log.last for entry in model.stream.log.retained())
         return live + spared * size > CAP and not any(follower.model is model for follower in self.connected)

@@ -1,4 +1,4 @@
-"""The store of one process: its byte cap, what goes first, what is known of what has gone, and how long claims hold."""
+"""The store of one process: its byte cap, the order of purges, the memory of purged streams, and the time of claims."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_a_live_stream_takes_the_place_of_finished_ones(store: MemoryStore
     assert len(found.entries) == 2
 
 
-async def test_one_that_is_over_the_cap_alone_is_gone_with_its_end(store: MemoryStore) -> None:
+async def test_a_stream_over_the_cap_is_purged_at_its_end(store: MemoryStore) -> None:
     await finished(store, "huge", CAP + 1)
     assert await kinds(store, "huge") == ["gone"]
     assert store.bytes == 0
@@ -112,7 +112,7 @@ async def test_superseded_previews_take_no_room(store: MemoryStore) -> None:
     assert store.bytes == 20
 
 
-async def test_a_live_preview_goes_only_while_there_is_no_room_for_it(store: MemoryStore) -> None:
+async def test_a_live_preview_is_dropped_only_without_room(store: MemoryStore) -> None:
     for id in ("a", "b"):
         await store.create(Record(id, None, 0, 1))
         await store.append(id, preview(1, 50))

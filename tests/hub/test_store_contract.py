@@ -1,4 +1,4 @@
-"""What every store must do, one row per store: what Log retains in a process is what a store gives back."""
+"""The contract of stores of streams, one row per store: a store returns the entries that a Log retains."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def open_valkey(url: str, linger: float) -> Open:
     async def opened() -> AsyncIterator[Row]:
         @asynccontextmanager
         async def pass_linger() -> AsyncIterator[None]:
-            yield  # nobody here can turn the server's clock
+            yield  # the server's clock cannot be set
 
         with anyio.fail_after(BOUND):
             async with ValkeyStore(url, linger=linger, replica="one").open() as store:
@@ -340,7 +340,7 @@ async def test_the_newest_of_what_was_left_is_adopted_first(opened: Open) -> Non
         assert (await row.marks.ask(f"{ask.mark}-other", "x", 1.0, Asking.RETRY)) == NEW
 
 
-async def test_what_many_ask_at_once_is_adopted_by_each_of_as_many_retries(opened: Open) -> None:
+async def test_each_retry_adopts_another_of_many_generations(opened: Open) -> None:
     async with opened() as row:
         ask = Asker(row.marks, f"mark-{next(ids)}")
         names = [f"s{number}" for number in range(20)]

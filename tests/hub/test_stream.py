@@ -1,4 +1,4 @@
-"""One stream in a process: what it retains, whom its producer waits for, and what readers get who lag or come back."""
+"""One stream in a process: its retained entries, its producer's pace, and readers that lag or come back."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_the_newest_previews_and_every_outcome_are_retained() -> None:
     assert stream.log.bytes == 2
 
 
-async def test_a_preview_makes_room_once_every_reader_has_been_given_it() -> None:
+async def test_a_preview_makes_room_once_every_reader_has_it() -> None:
     stream = Stream(Record("s"))
     asked: list[int] = []
 
@@ -122,7 +122,7 @@ async def test_a_preview_makes_room_once_every_reader_has_been_given_it() -> Non
     assert (asked, texts(stream), stream.log.bytes) == ([1, 3], ["A"], 1)
 
 
-async def test_what_the_last_reader_was_given_goes_once_nobody_can_join() -> None:
+async def test_entries_of_the_last_reader_are_freed() -> None:
     stream = Stream(Record("s", n=2))
     generation = Generation(stream)
     for frame in (completed("A"), completed("B", 1)):
@@ -162,7 +162,7 @@ async def test_readers_share_the_very_frame_that_was_appended() -> None:
         assert entry.frame is frame
 
 
-async def test_a_reader_who_lags_skips_previews_and_misses_no_outcome() -> None:
+async def test_a_lagging_reader_skips_previews_only() -> None:
     stream = Stream(Record("s", n=2))
     generation = Generation(stream)
     reader = stream.subscribe()
@@ -230,10 +230,10 @@ async def test_the_producer_waits_until_the_preview_has_been_sent() -> None:
                 assert appended == list(range(sent))
             assert text(await asker.next()) == "A"
             await _settle()
-            assert appended == [0, 1, 2, 3]  # an outcome waits for nobody
+            assert appended == [0, 1, 2, 3]  # an outcome waits for no reader
 
 
-async def test_other_readers_do_not_pace_and_do_not_wake_each_other() -> None:
+async def test_other_readers_do_not_pace_or_wake_each_other() -> None:
     stream = Stream(Record("s"))
     generation = Generation(stream)
     readers = [stream.subscribe() for _ in range(3)]

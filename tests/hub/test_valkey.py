@@ -1,4 +1,4 @@
-"""What a store that processes share must do beyond the contract: follow, fence, cancel, and leave nothing."""
+"""A shared store, beyond the contract: it follows, fences, cancels, and leaves no key behind."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def is_producer_lost(entry: Entry) -> bool:
     joins=st.lists(st.integers(0, 25), min_size=1, max_size=3),
     seed=st.integers(0, 2**16),
 )
-async def test_followers_elsewhere_get_past_and_live_once_and_in_order(
+async def test_followers_elsewhere_get_entries_once_in_order(
     server: ValkeyServer, plan: list[tuple[int, bool]], joins: list[int], seed: int
 ) -> None:
     pace = random.Random(seed)
@@ -119,7 +119,7 @@ async def test_a_follower_skips_previews_whose_bytes_are_gone(server: ValkeyServ
         assert got == [completed(3, 1)]
 
 
-async def test_a_vanished_preview_is_skipped_and_a_vanished_image_said(server: ValkeyServer) -> None:
+async def test_a_lost_preview_is_skipped_a_lost_image_raises(server: ValkeyServer) -> None:
     got: list[Entry] = []
     async with store(server, "one", lease=5.0) as producer, store(server, "two", lease=5.0) as other:
         await producer.create(record("torn"))
@@ -136,7 +136,7 @@ async def test_a_vanished_preview_is_skipped_and_a_vanished_image_said(server: V
         assert got == []
 
 
-async def test_what_another_version_wrote_is_an_error_and_no_crash(server: ValkeyServer) -> None:
+async def test_data_of_another_version_is_an_error(server: ValkeyServer) -> None:
     async with store(server) as one:
         for id, command in (
             ("newer", ("HSET", "sp:{newer}:meta", "created", "yesterday")),
@@ -187,7 +187,7 @@ async def test_each_follower_has_one_connection_and_gives_it_back(server: Valkey
 # Producers that die.
 
 
-async def test_a_lost_producer_is_said_exactly_once_to_two_followers(server: ValkeyServer) -> None:
+async def test_two_followers_get_one_lost_producer_event(server: ValkeyServer) -> None:
     await abandoned(server, "lost")
     first: list[Entry] = []
     second: list[Entry] = []
@@ -206,7 +206,7 @@ async def test_a_lost_producer_is_said_exactly_once_to_two_followers(server: Val
         assert found.entries == (completed(1, 1), last)
 
 
-async def test_a_producer_lost_while_nobody_followed_is_found_by_load(server: ValkeyServer) -> None:
+async def test_load_finds_a_lost_producer(server: ValkeyServer) -> None:
     await abandoned(server, "unseen")
     async with store(server, "two") as two, store(server, "three") as three:
         await in_touch(two)
@@ -226,7 +226,7 @@ async def test_a_producer_lost_while_nobody_followed_is_found_by_load(server: Va
             assert is_producer_lost(each.entries[-1])
 
 
-async def test_nobody_judges_who_has_not_been_in_touch_for_a_lease(server: ValkeyServer) -> None:
+async def test_a_process_judges_after_a_whole_lease_only(server: ValkeyServer) -> None:
     await abandoned(server, "doubtful")
     await anyio.sleep(LEASE + 0.05)
     async with store(server, "two", lease=30.0) as newcomer:
@@ -302,7 +302,7 @@ async def test_cancel_reaches_the_process_that_produces(server: ValkeyServer) ->
             await one.cancel("other")
             await until(lambda: heard == {"one": ["early", "late"], "two": ["other"]})
             tasks.cancel_scope.cancel()
-        await two.cancel("late")  # while nobody listens, as after an outage
+        await two.cancel("late")  # without a listener, as after an outage
         async with aclosing(one.cancelled()) as again:
             assert await anext(again) == "late"
 

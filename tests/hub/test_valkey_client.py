@@ -1,4 +1,4 @@
-"""How the server is reached: URLs, TLS, a user with few rights, connections, and what is said when it fails."""
+"""Connections to the server: URLs, TLS, a user with few rights, reuse, and error messages."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_an_error_that_quotes_arguments_is_not_passed_on() -> None:
         "redis://user:hidden-word@[::1",
     ],
 )
-def test_a_url_that_cannot_be_meant_is_refused_without_being_quoted(url: str) -> None:
+def test_a_wrong_url_is_refused_without_quoting_it(url: str) -> None:
     with pytest.raises(ValueError, match="store's URL") as refused:
         ValkeyStore(url, linger=1, replica="r")
     assert "hidden-word" not in str(refused.value)

@@ -46,7 +46,7 @@ async def failing(call: Callable[[], Awaitable[object]]) -> None:
 
 
 @pytest.mark.parametrize("how", ["killed", "hung"])
-async def test_a_server_that_dies_is_noticed_quickly_by_everybody(own_server: ValkeyServer, how: str) -> None:
+async def test_a_dead_server_is_noticed_by_every_call(own_server: ValkeyServer, how: str) -> None:
     async with store(own_server) as one, anyio.create_task_group() as tasks:
         await one.create(record("known"))
         for name, call in calls(one).items():
@@ -96,13 +96,13 @@ async def test_everything_works_again_when_the_server_is_back(own_server: Valkey
         assert found.entries == (completed(1),)
 
 
-async def test_nobody_notices_a_server_that_was_away_between_two_calls(own_server: ValkeyServer) -> None:
+async def test_an_outage_between_two_calls_is_not_noticed(own_server: ValkeyServer) -> None:
     async with store(own_server, lease=30.0) as one:
         await one.create(record("spared"))
         async with anyio.create_task_group() as tasks:
             for _ in range(4):
                 tasks.start_soon(one.load, "spared")
-        own_server.kill()  # nothing runs here meanwhile: several connections are dead, and nobody knows
+        own_server.kill()  # several connections are dead, and this process has not noticed
         own_server.start()
         for seq in (1, 2, 3):
             await one.append("spared", completed(seq, seq))
@@ -129,7 +129,7 @@ async def test_the_end_of_a_stream_is_kept_when_the_server_is_back(own_server: V
         assert found.entries == (completed(1),)
 
 
-async def test_a_server_that_has_lost_everything_fails_the_streams_it_had(own_server: ValkeyServer) -> None:
+async def test_a_server_that_lost_its_data_fails_its_streams(own_server: ValkeyServer) -> None:
     async with store(own_server, "one") as one:
         await one.create(record("forgotten"))
         own_server.command("FLUSHALL")
@@ -145,7 +145,7 @@ async def test_a_server_that_has_lost_everything_fails_the_streams_it_had(own_se
         assert await one.load("forgotten") is None
 
 
-async def test_a_server_that_is_away_at_the_start_is_used_when_it_comes(own_server: ValkeyServer) -> None:
+async def test_a_server_that_starts_later_is_used(own_server: ValkeyServer) -> None:
     own_server.kill()
     async with store(own_server) as one:
         with pytest.raises(StoreError):

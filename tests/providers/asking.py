@@ -1,4 +1,4 @@
-"""What an adapter asks for, and says of what it does not: for the tests of one provider's wire each."""
+"""Requests and not-applied members of an adapter, for the tests of one provider's wire each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Ark: what each version of Seedream is asked, what is said not to be, what a group cost."""
+"""Ark: the request to each version of Seedream, members that are not applied, the cost of a group."""
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 
 import pytest
@@ -153,7 +154,21 @@ def test_a_cut_behind_the_last_picture() -> None:
 def test_fewer_pictures_than_asked_for() -> None:
     run = Scenario("ark", "two", n=4).play()
     assert run.error is None
-    assert [frame.image for frame in run.frames] == [0, 1]
+    assert [frame.image for frame in run.frames if not frame.sums] == [0, 1]
+
+
+def test_a_smaller_group_says_what_it_cost() -> None:
+    """Every picture has gone on when the provider says that there will be no more."""
+    first, second, last = Scenario("ark", "two", n=4, about=CENTS).play().frames
+    assert (first.type, second.type, last.type) == (*["image_generation.completed"] * 2, "image_generation.usage")
+    assert (last.image, last.final, last.cost) == (2, True, 0.08)
+    said = json.loads(b"".join(last.data))
+    assert (said["missing"], said["image_index"], said["cost"], said["provider"]) == (2, 2, 0.08, "ark")
+    assert said["usage"]["total_tokens"] == 32448
+    assert "b64_json" not in said
+    [*_, unpriced] = Scenario("minimax", "two", n=3, first=3, of=6).play().frames
+    told = json.loads(b"".join(unpriced.data))
+    assert (told["image_index"], told["cost"], "no price" in told["cost_unknown"]) == (5, None, True)
 
 
 def test_an_event_of_another_kind() -> None:

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111: what it is asked, what is said not to be, whose drafts are shown, and when it is interrupted."""
+"""AUTOMATIC1111: the request, members that are not applied, drafts of one's own task, and interruptions."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_it_is_interrupted_only_while_it_runs() -> None:
     assert not any(isinstance(step, Undo | Progress) for step in others)
 
 
-def test_what_comes_before_and_behind_the_pictures_is_none_of_them() -> None:
+def test_grids_and_extensions_pictures_are_left_out() -> None:
     made = Scenario("automatic1111", "two", n=2).play().frames
     whole = Scenario("automatic1111", "two", n=2).exchanges[0].body
     _, first, second = (text.strip(b'"') for text in whole[len(b'{"images":[') : whole.index(b"]")].split(b","))

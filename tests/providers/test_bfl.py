@@ -1,4 +1,4 @@
-"""Black Forest Labs: what each family of models is asked, what is said not to be, how far the work is, what it cost."""
+"""Black Forest Labs: the request to each family of models, members that are not applied, progress, cost."""
 
 from __future__ import annotations
 

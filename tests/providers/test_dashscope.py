@@ -1,4 +1,4 @@
-"""DashScope: what each family of models is asked, what is said not to be, when a task can be cancelled."""
+"""DashScope: the request to each family of models, members that are not applied, cancellation of a task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fal: what each kind of app is asked, by which of fal's three ways, and what is said not to be."""
+"""fal: the request to each kind of app by each of fal's three routes, and members that are not applied."""
 
 from __future__ import annotations
 

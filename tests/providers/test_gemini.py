@@ -1,4 +1,4 @@
-"""Gemini's wire: what is asked for each member, which picture is the result, and what every reason to end means."""
+"""Gemini's wire: the request for each member, the choice of the result, and the failure for each finish reason."""
 
 from __future__ import annotations
 

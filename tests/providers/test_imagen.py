@@ -1,4 +1,4 @@
-"""Imagen's wire: what is asked for on either host, and what became of the pictures."""
+"""Imagen's wire: the request to either host, and the pictures of an answer."""
 
 from __future__ import annotations
 

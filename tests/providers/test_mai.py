@@ -88,3 +88,18 @@ def test_usage_and_the_id_of_the_request() -> None:
     told = b"".join(run.frames[-1].data)
     assert b'"total_tokens":1036,"input_tokens":12,"output_tokens":1024' in told
     assert b'"cost":null,"cost_unknown"' in told
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("content-filter", "contentFilter"),
+        ("content-filter-event", "content_filter"),
+        ("content-filter-json", "contentFilter"),
+    ],
+)
+def test_azures_filter_is_moderation(name: str, code: str) -> None:
+    """Whether its refusal comes by its status, as an event, or as JSON under 200."""
+    error = Scenario("openai", name, stream=name != "content-filter-json").play().error
+    assert error is not None
+    assert (error.code, error.status, error.details.members) == ("moderation_blocked", 400, {"provider_code": code})

@@ -1,4 +1,4 @@
-"""MiniMax: what H3-Image is asked, what is said not to be, what it cost."""
+"""MiniMax: the request to H3-Image, members that are not applied, cost."""
 
 from __future__ import annotations
 

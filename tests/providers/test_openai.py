@@ -1,4 +1,4 @@
-"""What OpenAI-compatible providers are sent: the caller's own bytes, and nothing that is not theirs."""
+"""Requests to OpenAI-compatible providers: the caller's own bytes, without members meant for this proxy."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def refused(job: Job) -> tuple[Failure, str | None]:
 ODD = b'"z":1E2,"a":0.1000,"big":123456789012345678901234567890,"\\u0065":"\\u00e4\\/","nested" : { "x" : [ 1.0 ] }'
 
 
-def test_members_nobody_knows_reach_the_provider_byte_for_byte() -> None:
+def test_unknown_members_keep_their_bytes() -> None:
     raw = b'{"model":"gpt-image-2","prompt":"p",' + ODD + b',"stream":true,"partial_images":2}'
     assert body(wanted(raw)) == raw
 
@@ -62,7 +62,7 @@ def test_a_model_that_is_written_otherwise_is_rewritten() -> None:
 
 
 @pytest.mark.parametrize("ask", [True, False])
-def test_stream_and_partial_images_go_only_where_they_are_asked_for(ask: bool) -> None:
+def test_stream_members_go_only_to_models_that_stream(ask: bool) -> None:
     raw = b'{"model":"gpt-image-2","stream":true,"partial_images":3}'
     assert body(wanted(raw, asks=ask)) == (raw if ask else b'{"model":"gpt-image-2"}')
     headers = dict(sent(wanted(raw, asks=ask)).headers)
@@ -107,7 +107,7 @@ def test_paths(name: str, operation: Operation, path: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["../../x", "a/b?c=d#e", "%2e%2e", "a b", "\u00e4", "...", "x\r\ny"])
-def test_a_deployment_is_one_segment_of_the_path_whatever_its_name(model: str) -> None:
+def test_a_deployment_is_one_segment_of_the_path(model: str) -> None:
     url = sent(wanted(upstream_model=model, host="azure")).url
     row = provider("azure")
     path, _, query = url.removeprefix(row.base_url).partition("?")
@@ -120,7 +120,7 @@ def test_a_deployment_is_one_segment_of_the_path_whatever_its_name(model: str) -
 
 
 @pytest.mark.parametrize("model", [".", ".."])
-def test_a_deployment_that_would_be_a_step_in_the_path_is_refused(model: str) -> None:
+def test_a_deployment_of_dots_is_refused(model: str) -> None:
     assert refused(wanted(upstream_model=model, host="azure")) == (Failure.MODEL_NOT_FOUND, "model")
 
 
@@ -133,7 +133,7 @@ def edit(members: object, *, via: bool, model: Model = GPT, host: str = "openai"
 
 
 @pytest.mark.parametrize("images", [PICTURE.decode(), [PICTURE.decode()], [DATA_URL, PICTURE.decode()]])
-def test_a_generation_with_an_image_becomes_an_edit_of_openais(images: object) -> None:
+def test_a_generation_with_an_image_becomes_an_edit(images: object) -> None:
     said = orjson.loads(body(edit({"image": images, "mask": PICTURE.decode(), "seed": 1}, via=True)))
     count = len(images) if isinstance(images, list) else 1
     assert said == {
@@ -144,7 +144,7 @@ def test_a_generation_with_an_image_becomes_an_edit_of_openais(images: object) -
     }
 
 
-def test_an_edit_of_openais_becomes_a_generation_with_an_image() -> None:
+def test_an_edit_becomes_a_generation_with_an_image() -> None:
     images = [{"image_url": DATA_URL}, {"image_url": "data:,x"}]
     said = orjson.loads(body(edit({"images": images, "mask": {"image_url": DATA_URL}}, via=False, host="octen")))
     assert said == {"model": "gpt-image-2", "mask": DATA_URL, "image": [DATA_URL, "data:,x"]}
@@ -175,7 +175,7 @@ def test_the_format_of_bare_base64_is_read_from_its_bytes() -> None:
         ({"images": [{"image_url": DATA_URL}], "image": "x"}, False, "image"),
     ],
 )
-def test_what_a_host_that_takes_strings_cannot_be_told(members: object, via: bool, param: str) -> None:
+def test_file_ids_for_a_host_that_takes_strings(members: object, via: bool, param: str) -> None:
     assert refused(edit(members, via=via, host="octen")) == (Failure.UNSUPPORTED_PARAMETER, param)
 
 
@@ -195,7 +195,7 @@ def test_input_images_in_both_forms_at_once_are_refused() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["openai", "octen"])
-def test_remote_images_are_refused_for_models_that_take_none(members: object, via: bool, param: str, name: str) -> None:
+def test_remote_images_are_refused_where_not_taken(members: object, via: bool, param: str, name: str) -> None:
     assert refused(edit(members, via=via, host=name)) == (Failure.UNSUPPORTED_PARAMETER, param)
     assert b"//h/p" in body(edit(members, via=via, model=REMOTE, host=name))
 
@@ -298,8 +298,7 @@ def test_no_name_breaks_out_of_its_header(name: str, filename: str, kind: str) -
 
 @pytest.mark.parametrize("name", sorted(row.name for row in CATALOGUE.providers.values() if row.adapter == "openai"))
 def test_every_row_of_the_catalogue_can_be_built_for(name: str) -> None:
-    quirks = provider(name).quirks
-    edits = quirks is None or quirks.edit != "none"
+    edits = provider(name).quirks.edit != "none"
     for operation in Operation if edits else [Operation.GENERATION]:
         shown = b',"images":[{"image_url":"data:,x"}]' if edits else b""
         raw = b'{"model":"gpt-image-2"%b}' % shown

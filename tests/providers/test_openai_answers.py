@@ -1,4 +1,4 @@
-"""Answers of OpenAI-compatible providers, in both forms, for callers who stream and callers who do not."""
+"""Answers of OpenAI-compatible providers, in both forms, for callers with and without `stream`."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_type_that_only_the_event_line_says_is_filled_in(member: bytes) -> Non
     assert orjson.loads(raw)["b64_json"] == PICTURE.decode()
 
 
-def test_what_sdks_would_take_for_an_image_event_stays_here() -> None:
+def test_odd_events_that_sdks_would_misread_stay_here() -> None:
     noise = (
         named(b'{"type":"keepalive"}', b"keepalive")
         + named(b"{}", b"ping")
@@ -296,7 +296,7 @@ def test_what_is_neither_is_refused_before_it_is_accepted(kind: str, step: int, 
 
 
 @pytest.mark.parametrize("kind", [*OTHER_TYPES, "text/event-stream"])
-def test_an_answer_is_accepted_with_its_first_event_but_an_error(kind: str) -> None:
+def test_accepted_with_the_first_event_unless_an_error(kind: str) -> None:
     answer = answering(wanted(), {"content-type": kind})
     for chunk in (b"\n", b" dat", b"a:", b" {}\n\n", unnamed(b'{"type":"keepalive"}'), P[:-1]):
         assert [step for step in answer.feed(chunk) if step is not None] == []
@@ -333,7 +333,7 @@ def test_noise_that_may_have_been_the_image_is_the_failure(name: str) -> None:
     assert failed(NOISE[name] + unnamed(b"[DONE]") + C) == ([], Failure.BAD_JSON)
 
 
-def test_an_unreadable_completed_event_ends_the_stream_at_once() -> None:
+def test_an_unreadable_completed_event_ends_the_stream() -> None:
     answer = answering(wanted())
     with pytest.raises(ProxyError) as caught:
         list(answer.feed(P + named(COMPLETED[:-9], b"image_generation.completed")))

@@ -1,4 +1,4 @@
-"""What providers mean by an error, in every shape they write it."""
+"""Providers' errors, in every shape in which they send them."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_path_that_is_not_there_is_told() -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_credential_is_a_401_only_if_it_is_the_callers(status: int) -> None:
+def test_a_refused_credential_is_401_if_the_callers(status: int) -> None:
     body = {"error": {"message": f"Incorrect API key provided: {KEY}.", "code": "invalid_api_key"}}
     ours = refused(status, body)
     assert (ours.status, ours.code) == (502, "provider_auth")
@@ -183,7 +183,7 @@ def test_details_over_the_limits_do_not_go_along(details: object) -> None:
     assert (error.message, error.details.members) == ("m", {})
 
 
-def test_a_key_in_an_error_event_is_found_however_it_is_written() -> None:
+def test_a_key_in_an_error_event_is_found() -> None:
     body = '{"type":"error","error":{"message":"m","type":"t","param":null,"code":"c"},"more":["%s"]%s}'
     escaped = KEY.replace("k", "\\u006b", 1)
     for raw in (body % ("fine", ""), body % (KEY, ""), body % (escaped, ""), body % (KEY, ',"more":[]')):

@@ -1,4 +1,4 @@
-"""OpenAI-shaped hosts with quirks: what each is asked, from JSON and from a form, and what is said not to be."""
+"""OpenAI-shaped hosts with quirks: the request to each, from JSON and from a form, and the members left out of it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamproxy.core.catalogue import Model
+from streamproxy.core.catalogue import Model, Quirks
 from streamproxy.core.conversation import Job, Send
-from streamproxy.core.requests import Decoded, Input, Part, Remote, UpstreamRequest
+from streamproxy.core.rawjson import JsonObject, parse
+from streamproxy.core.requests import Decoded, Encoded, Input, Part, Remote, Segment, UpstreamRequest
 from streamproxy.errors import ErrorDetails, Failure, ProxyError
 from streamproxy.providers import ADAPTERS
-from streamproxy.providers.openai.rewriting import blocked
+from streamproxy.providers.openai.errors import blocked
 from tests.contract.scenarios import FILES, PROMPT, Scenario
 from tests.providers.asking import PNG
 from tests.providers.making import CATALOGUE, provider
@@ -22,8 +23,9 @@ from tests.providers.making import CATALOGUE, provider
 OPENAI = ADAPTERS["openai"]
 MODEL = "some/model"
 PLAIN = {"model": MODEL, "prompt": PROMPT}
+ONE = {"n": 1}
 DATA_URL = f"data:image/png;base64,{bytes(PNG.base64).decode()}"
-HOSTS = [name for name, row in CATALOGUE.providers.items() if row.quirks is not None]
+HOSTS = [name for name, row in CATALOGUE.providers.items() if row.quirks != Quirks()]
 
 
 def job(
@@ -62,11 +64,22 @@ def told(given: Job) -> dict[str, object]:
 
 
 def posted(given: Job) -> bytes:
-    """The form that is sent, images as base64."""
+    """The form that is sent, inline images as base64 and uploads as their bytes."""
     request = sent(given)
     assert request.headers[0] == ("content-type", f"multipart/form-data; boundary=streamproxy-{given.token}")
-    pieces = (part.base64 if isinstance(part, Decoded) else part for part in request.body)
-    return b"".join(piece if isinstance(piece, bytes) else bytes(piece) for piece in pieces)  # type: ignore[arg-type]
+    return b"".join(map(_flat, request.body))
+
+
+def _flat(piece: Segment) -> bytes:
+    match piece:
+        case bytes() | memoryview():
+            return bytes(piece)
+        case Decoded():
+            return bytes(piece.base64)
+        case Encoded():
+            raise AssertionError("a form has no base64")
+        case upload:
+            return upload.read(0, upload.size)
 
 
 def refused(given: Job) -> ProxyError:
@@ -78,7 +91,6 @@ def refused(given: Job) -> ProxyError:
 @pytest.mark.parametrize("host", HOSTS)
 def test_every_host(host: str) -> None:
     row, quirks = provider(host), provider(host).quirks
-    assert quirks is not None
     assert not row.streams
     given = job(host, {"style_of_tomorrow": 1}, n=quirks.max_n, stream=True)
     names = OPENAI.not_applied(given)
@@ -121,8 +133,46 @@ def test_every_host(host: str) -> None:
 def test_members(host: str, members: dict[str, object], said: dict[str, object], names: tuple[str, ...]) -> None:
     given = job(host, members)
     adds = {"response_format": "base64"} if host == "together" else {}
-    assert told(given) == {**PLAIN, **adds, **said}
+    counted = {} if provider(host).quirks.max_n == 1 else ONE
+    assert told(given) == {**PLAIN, **counted, **adds, **said}
     assert OPENAI.not_applied(given) == names
+
+
+def test_members_that_it_takes_keep_their_bytes() -> None:
+    raw = b'{"model":"some/model" , "seed":1E2,"prompt":"p","style":"\\u00e4"}\n'
+    given = job("localai")
+    given = replace(given, request=replace(given.request, body=parse(raw)))
+    body = b"".join(bytes(piece) for piece in sent(given).body)  # type: ignore[arg-type]
+    assert body == raw.rstrip()[:-1] + b',"response_format":"b64_json"}'
+
+
+def test_members_for_images_are_not_sent_without_any() -> None:
+    assert "image" not in told(job("together", {"image": None}))
+    assert told(job("localai", {"seed": None}))["seed"] is None
+
+
+def test_a_size_does_not_replace_its_edges() -> None:
+    given = job("together", {"size": "1536x1024", "width": 64, "height": 32})
+    assert told(given).items() >= {"width": 64, "height": 32}.items()
+    assert OPENAI.not_applied(given) == ("size",)
+
+
+def test_a_generation_with_an_image() -> None:
+    given = job("together", {"image": bytes(PNG.base64).decode()}, images=(PNG,))
+    body = given.request.body
+    assert isinstance(body, JsonObject)
+    request = replace(given.request, via_generations=True, body=parse(body.edited(drop=("images",))))
+    value = told(replace(given, request=request))
+    assert value["image_url"] == DATA_URL
+    assert not value.keys() & {"image", "images"}
+
+
+def test_a_form_stays_a_form() -> None:
+    one = posted(job("deepinfra", {"seed": 1}, images=FILES[:1], form=True))
+    assert (one.count(b'name="image"; filename="in.png"'), one.count(b"image[]"), one.count(b'"seed"')) == (1, 0, 0)
+    assert posted(job("sd-cpp", images=FILES, form=True)).count(b'name="image[]"; filename="in.png"') == 2
+    added = posted(job("sglang", images=FILES[:1], form=True))
+    assert added.count(b'name="response_format"\r\n\r\nb64_json\r\n') == 1
 
 
 def test_a_forms_numbers_are_numbers() -> None:

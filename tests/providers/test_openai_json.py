@@ -75,7 +75,7 @@ def test_an_answer_need_not_have_usage_and_an_event_must(usage: bytes) -> None:
 
 
 @pytest.mark.parametrize("edit", [True, False])
-def test_every_image_is_an_event_and_the_last_has_what_holds_for_all(edit: bool) -> None:
+def test_every_image_is_an_event_the_last_with_the_rest(edit: bool) -> None:
     images = [picture("PNG"), picture("JPEG"), picture("WEBP")]
     answer = {
         "id": "img-1",
@@ -108,7 +108,7 @@ def test_one_image_has_no_index() -> None:
     assert "image_index" not in event
 
 
-def test_items_without_an_image_are_no_events_and_cost_nothing() -> None:
+def test_items_without_an_image_are_no_events() -> None:
     body = b'{"data":[{"b64_json":""},{"b64_json":"%b"},{"b64_json":null,"url":""},{"b64_json":{}}]}' % PICTURE
     [event] = read(body, stream=True)
     assert event["cost"] == 0.02
@@ -190,7 +190,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_an_answer_with_its_picture_elsewhere_goes_on_as_it_came(name: str) -> None:
+def test_an_unreadable_answer_is_passed_on(name: str) -> None:
     body = UNREADABLE[name]
     frames, error = decoded(wanted(stream=False), [body], JSON)
     assert error is None, error.message
@@ -206,7 +206,7 @@ def test_an_array_becomes_the_data_of_an_object() -> None:
     assert (answer["data"], answer["streamproxy_unread"]) == (["https://host/p"], True)
 
 
-def test_a_readable_answer_is_not_marked_whatever_the_provider_says() -> None:
+def test_a_readable_answer_is_not_marked_unread() -> None:
     [answer] = read(b'{"data":[{"url":"u"}],"streamproxy_unread":true}', stream=False)
     assert "streamproxy_unread" not in answer
 
@@ -269,7 +269,7 @@ def test_millions_of_items_are_refused_before_they_are_made() -> None:
 
 
 @pytest.mark.parametrize("written", [f"data:image/png;base64,{P}", f"data:image\\/png;base64,{P}", f"data:,{P}"])
-def test_the_prefix_of_a_data_url_comes_off_in_the_answer_too(written: str) -> None:
+def test_a_data_urls_prefix_is_removed_in_answers(written: str) -> None:
     body = b'{"x":1E2,"data":[{"a":1, "b64_json": "%b"},{"b64_json":"%b","b":[2]}]}' % (written.encode(), PICTURE)
     frames, error = decoded(wanted(stream=False, n=2), [body], JSON)
     assert error is None

@@ -1,4 +1,4 @@
-"""OpenRouter: what its two endpoints are asked, what is said not to be, what it cost."""
+"""OpenRouter: the requests to its two endpoints, members that are not applied, cost."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _members(steps: list[Step]) -> dict[str, object]:
     return found
 
 
-def test_a_chat_where_the_images_endpoint_knows_no_such_model() -> None:
+def test_a_chat_whose_model_the_images_endpoint_lacks() -> None:
     steps = Scenario("openrouter", "chat", members={"quality": "high"}).play().steps
     urls = [step.request.url.rpartition("v1")[2] for step in steps if isinstance(step, Send)]
     assert urls == ["/images", "/chat/completions"]

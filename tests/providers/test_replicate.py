@@ -1,4 +1,4 @@
-"""Replicate: what each family of models is asked, where, how its outputs are read, and what is said not to be asked."""
+"""Replicate: path and input for each family of models, its outputs, and members that are not applied."""
 
 from __future__ import annotations
 

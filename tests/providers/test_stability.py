@@ -1,4 +1,4 @@
-"""Stability AI: what each route is asked, what is said not to be, what comes later."""
+"""Stability AI: the request to each route, members that are not applied, later results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""xAI: what Grok Imagine is asked, what is said not to be, what it cost."""
+"""xAI: the request to Grok Imagine, members that are not applied, cost."""
 
 from __future__ import annotations
 

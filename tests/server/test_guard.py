@@ -1,4 +1,4 @@
-"""What one connection may do to another, and to itself: over sockets, through the whole proxy, and behind nginx."""
+"""Isolation and bounds of connections: over sockets, through the whole proxy, and behind nginx."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ async def test_no_body_is_read_as_a_request(name: str) -> None:
             for cut in cuts:
                 tasks.start_soon(attack, cut)
         assert all(b"hidden" not in received.body for received in server.received), server.received
-        async with calling(proxy.port) as innocent:  # whoever comes next is served as ever
+        async with calling(proxy.port) as innocent:  # the next caller is served as usual
             await innocent.send(post(BODY))
             assert await innocent.head() == 200
             await innocent.rest()
@@ -235,7 +235,7 @@ async def test_a_refused_body_does_not_spoil_the_next_request(status: int) -> No
 
 
 @pytest.mark.parametrize("status", REFUSALS)
-async def test_an_early_refusal_reaches_a_caller_who_goes_on_sending(status: int) -> None:
+async def test_an_early_refusal_reaches_a_sending_caller(status: int) -> None:
     path, kind = REFUSALS[status]
     async with proxied() as (_, proxy):
         for _ in range(50):
@@ -248,7 +248,7 @@ async def test_an_early_refusal_reaches_a_caller_who_goes_on_sending(status: int
                 assert b"error" in await caller.rest()
 
 
-async def test_a_refused_request_whose_body_never_ends_is_closed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refused_endless_body_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "LINGER_SECONDS", 0.2)
     async with proxied() as (_, proxy), calling(proxy.port) as caller:
         await caller.send(post(b"x", path="/nope", length=1_000_000))
@@ -268,14 +268,14 @@ async def test_a_broken_body_is_answered_at_once() -> None:
         assert server.calls == 0
 
 
-async def test_garbage_behind_pipelined_requests_loses_none_of_them() -> None:
+async def test_garbage_after_pipelined_requests_loses_none() -> None:
     live = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
     async with proxied() as (_, proxy), calling(proxy.port) as caller:
         answer = await everything(caller, live + live + b"garbage\r\n\r\n")
         assert [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", answer)] == [200, 200, 400]
 
 
-async def test_many_pipelined_requests_are_answered_in_their_order() -> None:
+async def test_pipelined_requests_are_answered_in_order() -> None:
     lines = b"".join(b"GET /v1/models/m%d HTTP/1.1\r\nHost: a\r\n\r\n" % number for number in range(1000))
     async with proxied() as (_, proxy), calling(proxy.port) as caller:
         answer = await everything(caller, lines)

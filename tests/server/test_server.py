@@ -1,4 +1,4 @@
-"""The process's edge, over real sockets: heads are bounded, ports are said to be busy, stopping drains."""
+"""The server over real sockets: bounded heads, errors for busy ports, and the drain."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ HEADS = {
 @pytest.mark.parametrize("piece", [1000, 2**20])
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("before", [b"", GET])
-async def test_a_head_over_32_kib_is_refused_and_never_reaches_the_app(before: bytes, head: str, piece: int) -> None:
+async def test_a_head_over_32_kib_never_reaches_the_app(before: bytes, head: str, piece: int) -> None:
     app = App()
     async with serving(app) as connect, await connect() as stream:
         answer = b""
@@ -245,7 +245,7 @@ async def test_a_second_head_is_timed_too(monkeypatch: pytest.MonkeyPatch) -> No
     assert app.calls == 1
 
 
-async def test_a_connection_without_a_byte_is_closed_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_without_a_byte_is_closed_silently(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "HEAD_SECONDS", 0.05)
     async with serving(App()) as connect:
         assert await exchange(connect) == b""
@@ -362,7 +362,7 @@ async def draining(*, within: float = SECONDS, leash: socket.socket | None = Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-async def test_a_signal_drains_once_and_is_hidden_from_sse_starlette(number: signal.Signals) -> None:
+async def test_a_signal_is_hidden_from_sse_starlette(number: signal.Signals) -> None:
     """What sse-starlette puts in the place of uvicorn's handler would tell it to end every stream."""
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     async with draining() as state:
@@ -438,7 +438,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_connections_have_the_options_of_the_listening_socket(host: str) -> None:
+def test_connections_inherit_the_sockets_options(host: str) -> None:
     try:
         sock = listen(host, 0)
     except ConfigurationError:
@@ -476,7 +476,7 @@ def test_a_busy_port_is_a_configuration_error() -> None:
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "host.invalid"])
-def test_a_host_that_is_not_this_machine_is_a_configuration_error(host: str) -> None:
+def test_a_foreign_host_is_a_configuration_error(host: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         listen(host, 0)
     [problem] = caught.value.problems
@@ -525,7 +525,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
-def test_large_objects_fault_less_when_the_allocator_is_tuned() -> None:
+def test_a_tuned_allocator_has_fewer_page_faults() -> None:
     def faults(mode: str) -> int:
         run = subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, timeout=60, check=True)
         return int(run.stdout)

@@ -78,7 +78,7 @@ class Stage:
     go: anyio.Event
 
     async def later(self) -> str:
-        """A stream that nobody reads; its URL."""
+        """Begin a stream without readers, and return its URL."""
         body = {"model": "sim/gpt-image", "prompt": f"{PROMPT} {uuid4()}", "stream": True}
         answer = await self.client.post(f"{self.proxy.url}/v1/images/generations", json=body, headers=LATER)
         assert answer.status_code == 202, answer.text
@@ -154,7 +154,7 @@ async def test_all_serve_and_any_follows_the_streams_of_any(store: str) -> None:
         assert not any(SECRET in line for line in stage.proxy.log)
 
 
-async def test_a_killed_worker_is_missed_by_nobody_and_comes_back(store: str) -> None:
+async def test_a_killed_worker_is_replaced_unnoticed(store: str) -> None:
     async with staged(store) as stage:
         for _ in range(2):
             killed = stage.proxy.workers()[0]
@@ -214,7 +214,7 @@ async def test_a_signal_lets_the_streams_of_all_end(store: str, number: signal.S
         stage.go.set()
         assert await stage.proxy.exited(BOUND) == 0
         assert not any(alive(pid) for pid in workers)
-    async with staged(store, workers=1) as stage:  # the store has it, whoever asks
+    async with staged(store, workers=1) as stage:  # from the store
         path = url.removeprefix("http://").partition("/")[2]
         [event] = followed((await stage.client.get(f"{stage.proxy.url}/{path}", headers=EVENTS)).content)
         assert event.event == COMPLETED
@@ -247,7 +247,7 @@ async def test_workers_do_not_outlive_their_parent(store: str) -> None:
         workers = stage.proxy.workers()
         stage.proxy.signal(signal.SIGKILL)
         with anyio.fail_after(DRAIN + 2 + SLACK):
-            while any(alive(pid) for pid in workers):  # noqa: ASYNC110  they are nobody's children now
+            while any(alive(pid) for pid in workers):  # noqa: ASYNC110  their parent has ended
                 await anyio.sleep(0.05)
 
 
@@ -262,7 +262,7 @@ async def test_a_parent_whose_workers_cannot_start_gives_up(store: str, machine:
 
 
 @pytest.mark.soak
-async def test_workers_that_die_at_once_are_started_ever_more_rarely(store: str, machine: Machine) -> None:
+async def test_workers_that_die_at_once_restart_more_slowly(store: str, machine: Machine) -> None:
     """While one serves; the parent gives up when none does and none can be started."""
     async with staged(store, environ=machine.environ) as stage:
         first, second = stage.proxy.workers()
@@ -296,7 +296,7 @@ async def test_a_lone_process_needs_no_parent(store: str) -> None:
         assert stage.proxy.workers() == []
 
 
-async def test_several_with_the_memory_store_are_refused_with_the_fix() -> None:
+async def test_workers_with_the_memory_store_are_refused() -> None:
     async with started(configuration("http://127.0.0.1:1"), "--workers", "2", serves=False) as proxy:
         assert await proxy.exited(BOUND) == 1
         [line] = await proxy.logged("workers (STREAMPROXY_WORKERS)")

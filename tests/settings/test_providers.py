@@ -1,4 +1,4 @@
-"""Where settings, catalogue and environment come together: providers, credentials, and what is refused at start."""
+"""Settings, catalogue and environment together: providers, credentials, and refusals at the start."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_each_known_host_comes_with_its_variable(name: str) -> None:
     assert credential == Credential(row.auth_header, row.auth_scheme + CANARY)
 
 
-def test_configured_providers_exclude_those_of_the_environment() -> None:
+def test_configured_providers_exclude_the_environments() -> None:
     sim = ProviderSettings(base_url="http://127.0.0.1:1/v1")
     assert [row.name for row in configured(provider("sim", sim), OPENAI).providers] == ["sim"]
     assert [row.name for row in configured(Settings(upstream="http://gateway/v1"), OPENAI).providers] == ["upstream"]
@@ -77,7 +77,7 @@ def test_the_upstream_setting_passes_the_callers_own_key() -> None:
     assert result.credentials["upstream"].kind == "caller"
 
 
-def test_configuration_replaces_fields_of_the_row_and_only_those() -> None:
+def test_configuration_replaces_only_given_fields() -> None:
     row = ProviderSettings(
         base_url="https://mine.example",
         auth_header="X-Key",
@@ -120,7 +120,7 @@ def test_credentials_from_every_place(tmp_path: Path) -> None:
         assert (source.kind, source.present([])) == (kind, Credential("authorization", f"Bearer {CANARY}-{kind}"))
 
 
-def test_the_environment_comes_before_the_credentials_directory(tmp_path: Path) -> None:
+def test_the_environment_precedes_credential_files(tmp_path: Path) -> None:
     (tmp_path / "OPENAI_API_KEY").write_text("other")
     environ = {**OPENAI, "CREDENTIALS_DIRECTORY": str(tmp_path)}
     assert configured(provider("openai", ProviderSettings()), environ).credentials["openai"].kind == "environment"
@@ -159,7 +159,7 @@ def test_a_missing_credential_is_a_problem(reference: str | None, environ: dict[
 @pytest.mark.parametrize(
     "key", ["AKIAIOSFODNN7EXAMPLE", "A1B2C3D4E5F6A7B8", "ABCDEFGHIJKLMNOPQRSTUVWX", "akey", "A" * 65]
 )
-def test_what_may_be_a_misplaced_key_is_not_said_as_a_variables_name(key: str) -> None:
+def test_a_misplaced_key_is_not_repeated(key: str) -> None:
     [problem] = problems(provider("openai", ProviderSettings(credential=f"env:{key}")), {})
     assert key not in str(problem)
 
@@ -193,7 +193,7 @@ def test_without_a_configured_credential_any_host_is_fine(credential: str) -> No
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_on_loopback_a_configured_credential_needs_no_caller_keys(host: str) -> None:
+def test_a_credential_on_loopback_needs_no_caller_keys(host: str) -> None:
     assert configured(Settings(host=host), OPENAI)
 
 
@@ -213,7 +213,7 @@ def test_a_credential_does_not_cross_a_network_in_the_clear() -> None:
             assert configured(settings, OPENAI)
 
 
-def test_a_header_that_may_carry_a_credential_cannot_be_let_through() -> None:
+def test_a_credential_header_cannot_be_allowed() -> None:
     assert configured(provider("openai", ProviderSettings(allow_headers=("openai-organization",))), OPENAI)
     for header in ("authorization", "cookie", "x-api-key", "transfer-encoding", "host", "no header"):
         [problem] = problems(provider("openai", ProviderSettings(allow_headers=(header,))), OPENAI)
@@ -267,7 +267,7 @@ def test_an_unusable_store_is_refused_and_not_shown(store: str) -> None:
     assert "Canary" not in str(problem)
 
 
-def test_a_store_without_its_client_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_client_library_says_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "streamproxy.hub.valkey.client", raising=False)
@@ -304,7 +304,7 @@ def warned(settings: Settings, environ: dict[str, str], *flags: str) -> list[str
 
 
 @pytest.mark.parametrize("row", [row for row in FIXED if urlsplit(row.base_url).path], ids=lambda row: row.name)
-def test_a_known_host_without_the_path_of_its_api_is_warned_of(row: Provider) -> None:
+def test_a_known_host_without_its_path_is_warned_of(row: Provider) -> None:
     bare = shown_origin(row.base_url)
     [line] = warned(Settings(upstream=bare), {})
     assert line.startswith(f"upstream: this host's API is at {row.base_url};")
@@ -312,6 +312,11 @@ def test_a_known_host_without_the_path_of_its_api_is_warned_of(row: Provider) ->
     assert line.startswith("providers.mine.base_url: ")
     for url in (row.base_url, f"{row.base_url}/", "https://gateway.example"):
         assert warned(Settings(upstream=url), {}) == []
+
+
+def test_a_path_below_the_hosts_own_is_not_warned_of() -> None:
+    routed = ProviderSettings(base_url="https://router.huggingface.co/together/v1", credential="none")
+    assert warned(provider("together", routed), {}) == []
 
 
 def test_a_secret_on_the_command_line_is_warned_of() -> None:
@@ -324,7 +329,7 @@ def test_a_secret_on_the_command_line_is_warned_of() -> None:
 
 
 @pytest.mark.parametrize("path", ["/images/generations", "/images/edits"])
-def test_the_address_of_an_endpoint_is_read_as_that_of_its_api(path: str) -> None:
+def test_an_endpoints_address_is_its_apis(path: str) -> None:
     for settings in (
         Settings(upstream=f"https://gateway/v1{path}/"),
         provider("mine", ProviderSettings(base_url=f"https://gateway/v1{path}", credential="none")),
@@ -434,6 +439,77 @@ def test_a_key_in_a_variable_and_adc() -> None:
 def test_what_is_no_credential_of_googles(name: str, credential: str, environ: dict[str, str], word: str) -> None:
     [problem] = problems(provider(name, ProviderSettings(credential=credential)), environ)
     assert (problem.setting, word in problem.happened) == (f"providers.{name}.credential", True), problem.happened
+
+
+SIGNED = ProviderSettings(signing="aws")
+AWS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": f"{CANARY}/+="}
+
+
+@pytest.mark.parametrize(
+    ("row", "environ", "location"),
+    [
+        ({}, {}, "us-west-2"),
+        ({}, {"AWS_DEFAULT_REGION": "eu-west-1"}, "eu-west-1"),
+        ({}, {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "eu-west-1"}, "us-east-1"),
+        ({"location": "us-east-2"}, {"AWS_REGION": "us-east-1"}, "us-east-2"),
+    ],
+)
+@pytest.mark.parametrize("signing", ["key", "aws"])
+def test_where_bedrock_is(row: dict[str, str], environ: dict[str, str], location: str, signing: str) -> None:
+    chosen = provider("bedrock", ProviderSettings(**row, signing=signing))  # type: ignore[arg-type]
+    [found] = configured(chosen, {**AWS, "AWS_BEARER_TOKEN_BEDROCK": CANARY, **environ}).providers
+    assert (found.location, found.base_url) == (location, f"https://bedrock-runtime.{location}.amazonaws.com")
+
+
+def test_an_address_of_its_own_has_a_location_to_sign_for() -> None:
+    row = replace(SIGNED, base_url="https://vpce.example", location="eu-west-1")
+    [found] = configured(provider("bedrock", row), AWS).providers
+    assert (found.location, found.base_url) == ("eu-west-1", "https://vpce.example")
+
+
+def test_one_key_of_bedrocks_serves_both_wires() -> None:
+    found = configured(Settings(), {"AWS_BEARER_TOKEN_BEDROCK": CANARY})
+    assert [row.name for row in found.providers] == ["bedrock", "nova"]
+    assert {source.credential for source in found.credentials.values()} == {
+        Credential("authorization", f"Bearer {CANARY}")
+    }
+
+
+@pytest.mark.parametrize(
+    ("credential", "environ", "key"),
+    [
+        (None, AWS, f"AKIDEXAMPLE:{CANARY}/+="),
+        (None, {**AWS, "AWS_SESSION_TOKEN": "token"}, f"AKIDEXAMPLE:{CANARY}/+=:token"),
+        ("env:KEY", {"KEY": f"AKID:{CANARY}", "AWS_SESSION_TOKEN": "another's"}, f"AKID:{CANARY}"),
+        ("env:KEY", {"KEY": f"AKID:{CANARY}:token"}, f"AKID:{CANARY}:token"),
+        ("adc", {}, ""),
+    ],
+)
+def test_a_signing_key_of_aws(credential: str | None, environ: dict[str, str], key: str) -> None:
+    result = configured(provider("bedrock", replace(SIGNED, credential=credential)), environ)
+    source = result.credentials["bedrock"]
+    assert (source.signing_key, source.credential, source.configured) == (key, None, True)
+    assert CANARY not in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("credential", "environ", "word"),
+    [
+        (None, {}, "AWS_ACCESS_KEY_ID is not set"),
+        (None, {"AWS_ACCESS_KEY_ID": CANARY}, "no signing key of AWS"),
+        ("env:KEY", {"KEY": f"{CANARY}::x"}, "no signing key of AWS"),
+        ("env:KEY", {"KEY": f"a b:{CANARY}"}, "no signing key of AWS"),
+    ],
+)
+def test_what_is_no_signing_key(credential: str | None, environ: dict[str, str], word: str) -> None:
+    [problem] = problems(provider("bedrock", replace(SIGNED, credential=credential)), environ)
+    assert (problem.setting, word in problem.happened) == ("providers.bedrock.credential", True), problem.happened
+
+
+def test_without_botocore_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamproxy.settings.providers.find_spec", lambda name: None)
+    [problem] = problems(provider("nova", SIGNED), AWS)
+    assert "pip install '.[aws]'" in problem.fix
 
 
 def test_vertex_wants_callers_to_have_keys_too(account: dict[str, str]) -> None:

@@ -89,7 +89,7 @@ def test_layers_are_joined_setting_by_setting(tmp_path: Path) -> None:
     assert (settings.port, settings.heartbeat, settings.idle_timeout) == (1, 2.0, 3.0)
 
 
-def test_providers_are_merged_member_by_member_across_layers(tmp_path: Path) -> None:
+def test_providers_are_merged_by_member_across_layers(tmp_path: Path) -> None:
     """Only TOML can say them today; a caller of `load` may give them as flags."""
     below = """
         [providers.a]
@@ -151,7 +151,7 @@ def test_a_mapping_gives_what_its_members_give() -> None:
         ({CANARY: ProviderSettings()}, ["providers"]),
     ],
 )
-def test_providers_that_are_no_tables_or_have_no_usable_name(providers: object, settings: list[str]) -> None:
+def test_providers_that_are_no_tables_or_misnamed(providers: object, settings: list[str]) -> None:
     kept, problems = loaded(flags={"providers": providers})
     assert [problem.setting for problem in problems] == settings
     assert all(problem.happened.endswith("from a flag") for problem in problems)
@@ -236,7 +236,7 @@ def test_a_misspelt_provider_setting_is_told_the_right_one(tmp_path: Path, name:
     assert (problem.setting, problem.fix.split("?")[0]) == (f"providers.azure.{wrong}", f"did you mean {name}")
 
 
-def test_a_misspelt_secret_file_and_a_lower_case_variable_are_refused(tmp_path: Path) -> None:
+def test_misspelt_files_and_variables_are_refused(tmp_path: Path) -> None:
     problems = refused(tmp_path, secrets={"STREAMPROXY_CALLER_KEY": ""}, environ={"streamproxy_port": "1"})
     assert [problem.fix.split("?")[0] for problem in problems] == [
         "did you mean STREAMPROXY_PORT",
@@ -266,7 +266,7 @@ def test_what_is_sound_survives_what_is_not(tmp_path: Path) -> None:
     assert settings == Settings(heartbeat=9, providers={"b": ProviderSettings(streams=True)})
 
 
-def test_a_problem_comes_from_the_highest_layer_that_says_the_setting(tmp_path: Path) -> None:
+def test_a_problem_comes_from_the_highest_layer(tmp_path: Path) -> None:
     problems = refused(
         tmp_path,
         flags={"port": "x", "stream": "x"},
@@ -285,7 +285,7 @@ def test_a_problem_comes_from_the_highest_layer_that_says_the_setting(tmp_path: 
     }
 
 
-def test_each_problem_names_the_setting_twice_its_layer_and_a_fix() -> None:
+def test_each_problem_names_setting_layer_and_fix() -> None:
     text = said(refused(environ={"STREAMPROXY_IDLE_TIMEOUT": "-1"}))
     assert re.search(r"^idle_timeout \(STREAMPROXY_IDLE_TIMEOUT\): .*environment\n  fix: .*seconds.*300", text)
 
@@ -413,7 +413,7 @@ def test_a_described_default_is_what_the_setting_takes(row: Described) -> None:
     assert load_with(environ={row.env: row.default}) == Settings()
 
 
-def test_the_example_says_every_setting_and_no_other_default(tmp_path: Path) -> None:
+def test_the_example_has_every_setting_and_default(tmp_path: Path) -> None:
     text = EXAMPLE.read_text()
     assert load({}, {}, EXAMPLE) == (Settings(), [])
     for row in TOP:

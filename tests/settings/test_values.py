@@ -182,7 +182,7 @@ def test_other_hosts_are_refused(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["stra\u00dfe.example", "a\u200db.example", "\u1e9e.example", "ü" * 64 + ".example"])
-def test_a_host_that_two_standards_read_differently_is_refused(host: str) -> None:
+def test_a_host_with_two_readings_is_refused(host: str) -> None:
     for hint, value in ((Url, f"https://{host}/v1"), (Host, host), (Origins, f"https://{host}")):
         with pytest.raises(Refused) as caught:
             converted(value, hint)
@@ -190,7 +190,7 @@ def test_a_host_that_two_standards_read_differently_is_refused(host: str) -> Non
         assert caught.value.__context__ is None
 
 
-def test_a_host_that_is_not_ascii_becomes_what_dns_and_browsers_say() -> None:
+def test_a_host_in_unicode_becomes_punycode() -> None:
     assert converted("bücher.example", Host) == "xn--bcher-kva.example"
     assert converted("https://bücher.example:8443", Origins) == ("https://xn--bcher-kva.example:8443",)
     for value in ("http://a\uff0fb.example", "http://a\uff20b.example"):  # a full-width slash and at
@@ -206,7 +206,7 @@ def test_a_host_that_is_not_ascii_becomes_what_dns_and_browsers_say() -> None:
         ("http://a.example/v1", "http://a.example"),
     ],
 )
-def test_an_origin_is_shown_without_secrets_and_with_brackets(url: str, shown: str) -> None:
+def test_an_origin_is_shown_without_secrets(url: str, shown: str) -> None:
     assert shown_origin(url) == shown
 
 

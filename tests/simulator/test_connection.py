@@ -78,7 +78,7 @@ async def test_where_a_request_is_cut_changes_nothing(cut: int) -> None:
 
 
 async def test_two_requests_in_one_write_get_two_answers_or_one() -> None:
-    # Nobody pipelines; what must not happen is a crash or half of an answer.
+    # Pipelining is not supported, but it must not cause a crash or half of an answer.
     async with serve(lambda _: GOOD) as server:
         last = request(headers=("Connection: close",))
         assert Parsed(await exchange(server, request(headers=("Connection: close",)) + last)).complete
@@ -104,7 +104,7 @@ async def test_a_peer_that_leaves_ends_a_pause_at_once(step: Stall | Wait) -> No
         assert server.disconnects[0] - left < AT_ONCE
 
 
-async def test_a_peer_that_leaves_after_the_answer_is_no_disconnect() -> None:
+async def test_leaving_after_the_answer_is_no_disconnect() -> None:
     async with serve(lambda _: GOOD) as server:
         async with await anyio.connect_tcp("127.0.0.1", server.port) as stream:
             await stream.send(request())

@@ -141,7 +141,7 @@ def test_framing_is_complete_only_where_it_should_be() -> None:
         body("bad-chunk-header")
 
 
-def test_a_firehose_counts_its_previews_and_shares_their_picture() -> None:
+def test_a_firehose_numbers_previews_of_one_picture() -> None:
     script = FAULTS["firehose"](good())
     sends = [step for step in script if isinstance(step, Send)]
     assert sum(len(step.data) for step in sends) > 60 * 1024 * 1024

@@ -21,11 +21,11 @@ def test_every_part_comes_back(content: list[tuple[str, bytes]]) -> None:
     assert [(part.name, part.data) for part in parts(body, kind)] == content
 
 
-@pytest.mark.parametrize("cut", range(len(BODY) - 3))
-def test_a_form_that_is_cut_anywhere_is_refused(cut: int) -> None:
-    with pytest.raises(ProxyError) as caught:
-        parts(BODY[:cut], KIND)
-    assert caught.value.failure is Failure.INVALID_MULTIPART
+def test_a_form_that_is_cut_anywhere_is_refused() -> None:
+    for cut in range(len(BODY) - 3):
+        with pytest.raises(ProxyError) as caught:
+            pytest.fail(f"{cut} bytes are a form: {parts(BODY[:cut], KIND)}")
+        assert caught.value.failure is Failure.INVALID_MULTIPART, cut
 
 
 def test_too_many_parts_are_refused() -> None:

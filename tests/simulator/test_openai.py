@@ -101,7 +101,7 @@ async def test_json_has_n_different_pictures(model: str) -> None:
     assert {picture(b64) for b64 in pictures} == {((96, 64), "PNG")}
 
 
-async def test_the_first_picture_of_a_prompt_is_the_same_in_json_and_stream() -> None:
+async def test_json_and_stream_have_the_same_first_picture() -> None:
     async with running(pace=0) as server:
         [(_, streamed)] = events(await post(server, GENERATIONS, {"stream": True}))
         body = orjson.loads((await post(server, GENERATIONS, {"n": 2})).body)

@@ -167,7 +167,7 @@ GENERATE: Final = parameters(*get_args(ImageGenerateParams))
 EDIT: Final = parameters(*get_args(ImageEditParams))
 
 
-def test_every_parameter_of_the_sdk_is_known_and_hardly_any_other() -> None:
+def test_every_parameter_of_the_sdk_is_known() -> None:
     assert set(Fields.__struct_fields__) == GENERATE
     assert set(EditFields.__struct_fields__) - {"images", "moderation", "style"} == EDIT  # "images": JSON edits
 
@@ -175,7 +175,7 @@ def test_every_parameter_of_the_sdk_is_known_and_hardly_any_other() -> None:
 SVG: Final = {"model": "x", "reasoning": {"effort": "none"}}
 
 
-def test_an_order_says_which_conditional_parameters_were_given() -> None:
+def test_an_order_has_the_given_conditional_parameters() -> None:
     order = read({"prompt": "x", "frame_count": 2, "frame_duration_ms": 20, "svg": SVG, "style": None})
     assert order.given == {"frame_count", "frame_duration_ms", "svg"}
     texts = {"prompt": b"x", "frame_count": b"16", "svg[model]": b"x", "svg[reasoning][effort]": b"none"}

@@ -1,4 +1,4 @@
-"""A server keeps what it received within limits, hides what is private, and wakes who waits."""
+"""A server keeps received requests within limits, hides private values, and wakes waiting tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rows before the first byte of a body promise; that each plays to its end is tested with all the others."""
+"""The rows of faults before the first byte of a body. test_faults plays each of them to its end."""
 
 from __future__ import annotations
 

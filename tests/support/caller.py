@@ -1,4 +1,4 @@
-"""A caller on a raw socket: it reads only when asked to, and leaves in every way there is."""
+"""A caller on a raw socket: it reads only on demand, and can disconnect in every way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EDITS: Final = "/v1/images/edits"
 
 
 def post(body: bytes, *, path: str = GENERATIONS, kind: str = "application/json", length: int | None = None) -> bytes:
-    """A whole POST; `length` is what its head says, by default the truth."""
+    """A whole POST. `length`: its Content-Length, by default the right one."""
     size = len(body) if length is None else length
     head = f"POST {path} HTTP/1.1\r\nHost: proxy.test\r\nContent-Type: {kind}\r\nContent-Length: {size}\r\n\r\n"
     return head.encode() + body
@@ -35,7 +35,7 @@ def generation(**members: object) -> bytes:
 
 @dataclass(slots=True)
 class Caller:
-    """One connection. What was received and not yet asked for waits in `_buffer`."""
+    """One connection. Received bytes that were not asked for yet are in `_buffer`."""
 
     sock: socket.socket
     status: int = 0
@@ -47,7 +47,7 @@ class Caller:
             await asyncio.get_running_loop().sock_sendall(self.sock, data)
 
     async def head(self) -> int:
-        """Read the response head; its status."""
+        """Read the response head, and return its status."""
         lines = (await self._until(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         self.status = int(lines[0].split(" ")[1])
         self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
@@ -63,7 +63,7 @@ class Caller:
         return data
 
     async def rest(self) -> bytes:
-        """What is left of the body: all chunks, or as many bytes as the head says."""
+        """The rest of the body: all chunks, or the bytes of its Content-Length."""
         if self.headers.get("transfer-encoding") == "chunked":
             parts: list[bytes] = []
             while data := await self.chunk():
@@ -77,7 +77,7 @@ class Caller:
         return body
 
     async def ended(self) -> bool:
-        """Wait for the end of the connection; whether it was a clean end and not a reset."""
+        """Wait for the end of the connection. Returns whether it was clean and not a reset."""
         try:
             while True:
                 await self._more()
@@ -116,7 +116,7 @@ class Caller:
 
 @asynccontextmanager
 async def calling(port: int, *, receive_buffer: int | None = None) -> AsyncIterator[Caller]:
-    """A connection to the proxy, closed with the block. `receive_buffer`: bytes the kernel takes for us unasked."""
+    """A connection to the proxy, closed with the block. `receive_buffer`: bytes of the kernel's receive buffer."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         if receive_buffer is not None:

@@ -74,7 +74,7 @@ def _address(process: subprocess.Popen[bytes], file: Path) -> str:
         lines = file.read_text().splitlines() if file.is_file() else []
         if len(lines) == 2:
             return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
-        time.sleep(0.02)  # a file tells nobody that it has been written
+        time.sleep(0.02)  # there is no event for a written file
     raise TimeoutError("chromium does not listen")
 
 

@@ -1,4 +1,4 @@
-"""ComfyUI's own server in a box, as far as one prompt needs it."""
+"""A simulated ComfyUI server, with the routes that one prompt needs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ PREVIEWS = 4
 
 @dataclass(slots=True)
 class Comfy:
-    """What it has been asked, and when (`asked`, `told` to cancel).
+    """The server's requests (`asked`), and cancellations (`told`).
 
-    `breaks`: its WebSocket closes after two previews; `fails`: the job does; `holds`: it ends late.
+    `breaks`: its WebSocket closes after two previews. `fails`: the job fails. `holds`: the job ends late.
     """
 
     breaks: bool = False

@@ -1,4 +1,4 @@
-"""Callers who connect, leave, come back and cancel at random. Every scene checks what its own callers see."""
+"""Callers that connect, leave, come back and cancel at random. Every scene checks the answers of its own callers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.streams import followed, generation_with
 
 FRAMES: Final = (preview(0), preview(1), completed())
 SLOW: Final = "slow"
-"""Begins the prompts of generations that only end because somebody ends them."""
+"""The beginning of the prompts of generations that run until they are cancelled."""
 
 Leave = Callable[[Caller], None]
 LEAVE: Final[tuple[Leave, ...]] = (Caller.close, Caller.reset)
@@ -27,7 +27,7 @@ LEAVE: Final[tuple[Leave, ...]] = (Caller.close, Caller.reset)
 
 @dataclass(slots=True)
 class Crowd:
-    """The callers of one proxy: `left` more connections shall be made."""
+    """The callers of one proxy. `left`: connections still to be made."""
 
     port: int
     left: int
@@ -36,7 +36,7 @@ class Crowd:
     prompts: itertools.count[int] = field(default_factory=itertools.count)
     accepted: set[str] = field(default_factory=set)
     urls: dict[str, str] = field(default_factory=dict)
-    """Where streams are, with the URL that ends each."""
+    """URLs of streams, each with the URL that ends it."""
     ends: Counter[str] = field(default_factory=Counter)
 
     @asynccontextmanager
@@ -70,7 +70,7 @@ class Crowd:
 
 
 async def _whole(crowd: Crowd, chance: random.Random) -> None:
-    """The OpenAI surface, to the end."""
+    """Read an answer of the OpenAI surface to its end."""
     prompt = crowd.prompt()
     async with crowd.caller() as caller:
         await crowd.post(caller, prompt)
@@ -80,7 +80,7 @@ async def _whole(crowd: Crowd, chance: random.Random) -> None:
 
 
 async def _leaving(crowd: Crowd, chance: random.Random) -> None:
-    """As far as chance wants, then gone."""
+    """Read a random part of an answer, then disconnect."""
     prompt = crowd.prompt(chance.choice(("fast", SLOW)))
     async with crowd.caller() as caller:
         await crowd.post(caller, prompt)
@@ -93,7 +93,7 @@ async def _leaving(crowd: Crowd, chance: random.Random) -> None:
 
 
 async def _resuming(crowd: Crowd, chance: random.Random) -> None:
-    """Follows a stream in pieces, by the ids that came: no event twice, one outcome, whoever cancels meanwhile."""
+    """Follow a stream in pieces, by event ids: no event twice, and one outcome, also if it is cancelled meanwhile."""
     url = await crowd.later()
     outcomes: list[str] = []
     ids: list[str] = [""]
@@ -129,7 +129,7 @@ async def _resuming(crowd: Crowd, chance: random.Random) -> None:
 
 
 async def _cancelling(crowd: Crowd, chance: random.Random) -> None:
-    """Begins a stream, perhaps reads of it, cancels it."""
+    """Begin a stream, perhaps read a part of it, then cancel it."""
     url = await crowd.later(SLOW)
     async with crowd.caller() as reader:
         if reads := chance.random() < 0.5:
@@ -143,7 +143,7 @@ async def _cancelling(crowd: Crowd, chance: random.Random) -> None:
 
 
 async def _repeating(crowd: Crowd, chance: random.Random) -> None:
-    """The same request with the same key, side by side: one generation."""
+    """Send the same request with the same key side by side: one generation."""
     prompt = crowd.prompt()
 
     async def once() -> None:
@@ -159,7 +159,7 @@ async def _repeating(crowd: Crowd, chance: random.Random) -> None:
 
 
 async def _looking(crowd: Crowd, chance: random.Random) -> None:
-    """Any stream that there is or was, in any form."""
+    """Get any present or past stream, in any form."""
     if not crowd.urls:
         return
     url = chance.choice([*crowd.urls][-50:])
@@ -175,7 +175,7 @@ async def _looking(crowd: Crowd, chance: random.Random) -> None:
 
 
 async def _knocking(crowd: Crowd, chance: random.Random) -> None:
-    """Connects, says half a request or nothing, and is gone."""
+    """Connect, send half a request or nothing, and disconnect."""
     async with crowd.caller() as caller:
         whole = generation_with({}, prompt="never", stream=True)
         await caller.send(whole[: chance.randrange(len(whole) - 1)])
@@ -189,7 +189,7 @@ SCENES: Final[tuple[Callable[[Crowd, random.Random], Awaitable[None]], ...]] = (
 
 
 async def acting(crowd: Crowd, seed: int) -> None:
-    """One of its callers at a time, in one scene after the other."""
+    """Run one caller: one scene after the other."""
     chance = random.Random(seed)
     while crowd.left > 0:
         await chance.choice(SCENES)(crowd, chance)

@@ -1,9 +1,9 @@
 """Thousands of callers and their provider, in a process beside the proxy: `python -m tests.support.crowd_process`.
 
-The proxy's process then does nothing but the proxy's work, and the two share the machine's cores. The crowd says where
-the provider is, is told the proxy's port, lets its callers connect, leave, come back and cancel at random until all
-connections have been made, and reports what was asked and what ended how. Every scene checks what its own callers see;
-the process ends with status 0 only when none failed, and when all connections, its own and the provider's, are closed.
+So the proxy's process does only the proxy's work, and the two processes share the machine's cores. The crowd prints its
+provider's address and reads the proxy's port. Its callers connect, leave, come back and cancel at random until all
+connections have been made. Then it reports the requests and how they ended. The exit status is 0 only if no scene
+failed, and if all connections, its own and the provider's, are closed.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from tests.support.proxy import BOUND, NO_TRUST, Proxy, no_leaks
 ACTORS: Final = 40
 SEED: Final = 7
 WAITS: Final = (0.0, 0.005, 0.03, 0.3)
-"""Seconds before a frame; the longest, so that who comes back finds streams that still run."""
+"""Seconds before a frame. The longest one is for readers that come back: their streams still run."""
 
 ROOT: Final = Path(__file__).parents[2]
 LINE_BYTES: Final = 1024 * 1024
-"""Of a report: far over what one has, unless thousands of prompts are in it."""
+"""Most bytes of a report: far more than one has, unless it holds thousands of prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class CrowdProcess:
     _lines: BufferedByteReceiveStream
 
     async def at(self, proxy: Proxy) -> Report:
-        """Let it loose on the proxy; returns when all of it have come and gone, and no generation runs any more."""
+        """Start it at the proxy. Returns when all callers are done, and no generation runs."""
         assert self._process.stdin is not None
         await self._process.stdin.send(b"%d\n" % proxy.port)
         return msgspec.json.decode(await _line(self._lines), type=Report)
@@ -79,7 +79,7 @@ class CrowdProcess:
 
 @asynccontextmanager
 async def crowd_process(connections: int) -> AsyncIterator[CrowdProcess]:
-    """A crowd that will make so many connections. It must have ended well soon after the block, else AssertionError."""
+    """A crowd of so many connections. Raises AssertionError unless it ends with status 0 soon after the block."""
     command = [sys.executable, "-W", "error", "-m", __name__, str(connections)]
     async with await anyio.open_process(command, stdin=subprocess.PIPE, stderr=None, cwd=ROOT) as process:
         assert process.stdout is not None

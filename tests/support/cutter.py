@@ -1,7 +1,7 @@
 """A TCP relay in front of the proxy that cuts or holds a connection at a chosen place of the response.
 
-A place is found by bytes that stand in the response, so nothing here depends on how the network cuts it. Places are
-taken in order and each once; what is asked through the relay is recorded, Last-Event-ID included.
+A place is found by bytes of the response, so it does not depend on the network's chunks. Places are used in order, each
+once. The requests through the relay are recorded, with their Last-Event-ID.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.proxy import BOUND
 
 READ: Final = 64 * 1024
 RECEIVE_BUFFER: Final = 64 * 1024
-"""Bytes that the kernel takes for a held connection unasked; the proxy has to stand still soon after."""
+"""Bytes that the kernel takes for a held connection. Soon after them the proxy has to wait."""
 
 KEPT: Final = 1024 * 1024
 """Bytes kept of each connection's response."""
@@ -37,7 +37,7 @@ _STATUS: Final = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
 class Then(Enum):
-    """What happens at a place."""
+    """The action at a place."""
 
     RST = auto()
     FIN = auto()
@@ -46,7 +46,7 @@ class Then(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """`beyond` bytes behind the first `mark` in a connection's responses."""
+    """The place `beyond` bytes after the first `mark` in a connection's responses."""
 
     mark: bytes
     then: Then
@@ -67,9 +67,9 @@ class Asked:
 
 @dataclass(slots=True)
 class Cutter:
-    """The running relay. `held` says that a connection stands still; setting `go` lets it go on.
+    """The running relay. `held` is set when a connection is held; setting `go` releases it.
 
-    `answers` and `ended` are by connection, which counts from 1: what it was sent, and when it was over.
+    `answers` and `ended` are by connection, counted from 1: the bytes sent to it, and the time of its end.
     """
 
     url: str
@@ -88,13 +88,13 @@ class Cutter:
         return [one for one in self.asked if one.method == "GET" and "/images/" not in one.target]
 
     async def until(self, reached: Callable[[], bool]) -> None:
-        """Return as soon as it holds; raises TimeoutError."""
+        """Return as soon as the condition holds. Raises TimeoutError."""
         with anyio.fail_after(BOUND):
             while not reached():
                 await self._changed.wait()
 
     def change(self) -> None:
-        """Wake everybody who waits."""
+        """Wake all waiting tasks."""
         self._changed.set()
 
 
@@ -136,7 +136,7 @@ async def _relay(cutter: Cutter, client: socket.socket, port: int, number: int) 
 
 
 class _Heads:
-    """What httptools calls: each request's head becomes an Asked."""
+    """The callbacks of httptools: each request's head becomes an Asked."""
 
     def __init__(self, cutter: Cutter, connection: int) -> None:
         self._cutter = cutter
@@ -206,7 +206,7 @@ async def _responses(cutter: Cutter, client: socket.socket, proxy: socket.socket
 
 
 def _answered(cutter: Cutter, number: int, data: bytes) -> None:
-    """A response's head begins a piece of its own: nobody here sends a request before the last answer is over."""
+    """Read the status of a response at the start of a chunk: no caller here pipelines requests."""
     found = _STATUS.match(data)
     if found is not None:
         one = next(one for one in cutter.asked if one.connection == number and one.status == 0)

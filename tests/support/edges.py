@@ -1,7 +1,7 @@
-"""Real edges before the proxy, as operators have them.
+"""Real edges in front of the proxy.
 
-EDGES are stock: one line, a read timeout, and room for a picture in a request. POOLED keep connections to the proxy
-that all callers share, and pass `Upgrade` on, with the lines of nginx's documentation for WebSockets.
+EDGES have stock configurations: the upstream, a read timeout, and room for a picture in a request. POOLED keep
+connections to the proxy that all callers share, and pass `Upgrade` on as in nginx's documentation of WebSockets.
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ POOLED: Final[Mapping[str, Edge]] = {
         f"{_POOL} {_MAP_KEPT}",
     ),
 }
-"""By the value of `Connection` towards the proxy. Unbuffered, a body comes in the packets that its caller made."""
+"""Edges by the value of `Connection` towards the proxy. Unbuffered, a body comes in the caller's packets."""
 
 
 @asynccontextmanager
 async def edge(kind: Edge, origin: int, *, timeout: float) -> AsyncIterator[str]:
-    """An edge before this port until the block ends, which waits `timeout` seconds for an answer; its URL."""
+    """Run an edge in front of this port, and yield its URL. It waits `timeout` seconds for an answer."""
     binary = shutil.which(kind.program, path=SBIN)
     if binary is None:
         pytest.skip(f"{kind.program} is not installed")

@@ -1,4 +1,4 @@
-"""What a caller, an operator and the provider must see of one upstream fault before our head."""
+"""Checks of one upstream fault before our head: the caller's answer, the operator's log, the provider's calls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Held(tuple[Step, ...]):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A fault's HTTP form. `charged`: the provider may have charged. `token`: Proxy-Status' where `code` is another."""
+    """A fault's HTTP form. `charged`: the provider may have charged. `token`: of Proxy-Status, where `code` differs."""
 
     status: int
     code: str

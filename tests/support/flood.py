@@ -1,4 +1,4 @@
-"""A provider in a process of its own that never stops sending, and never waits for ours to do its work."""
+"""A provider in its own process that never stops sending, and does not share our event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service account as Google gives out its key, made for one test."""
+"""A service account's key in Google's form, made for one test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _private() -> rsa.RSAPrivateKey:
 
 
 def service_account(token_uri: str) -> dict[str, str]:
-    """The key of an account whose tokens are to be had at `token_uri`."""
+    """The key of an account whose tokens come from `token_uri`."""
     private = _private().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return {
         "type": "service_account",
@@ -28,6 +28,6 @@ def service_account(token_uri: str) -> dict[str, str]:
 
 
 def public_key(key: dict[str, str]) -> bytes:
-    """What checks an account's signatures."""
+    """The public key for an account's signatures."""
     private = serialization.load_pem_private_key(key["private_key"].encode(), None)
     return private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

@@ -1,4 +1,4 @@
-"""Streams in a store that processes share: stores under several names, entries to keep there, what to wait for."""
+"""Stores of several processes on one server, entries for them, and waits for their state."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ async def following(store: ValkeyStore, id: str, after: int, into: list[Entry]) 
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Returns when it holds; the test's own bound ends the wait."""
+    """Return when the condition holds. The test's own bound ends the wait."""
     while not condition():  # noqa: ASYNC110  # it comes true in another process
         await anyio.sleep(0.005)
 
 
 async def in_touch(store: ValkeyStore, lease: float = LEASE) -> None:
-    """Returns when this store may judge producers."""
+    """Return when this store may end streams of dead producers."""
     await store.load("nothing")
     await anyio.sleep(lease + 0.05)

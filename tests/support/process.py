@@ -76,7 +76,7 @@ class Process:
     async def no_files(self, directory: Path) -> None:
         """Wait until neither the process nor the directory has a file there."""
         with anyio.fail_after(5):
-            while self.open_files(directory) or os.listdir(directory):  # noqa: ASYNC110  it closes them and tells nobody
+            while self.open_files(directory) or os.listdir(directory):  # noqa: ASYNC110  there is no event for it
                 await anyio.sleep(0.01)
 
     def _status(self, name: str) -> int:

@@ -1,5 +1,5 @@
-"""What a scripted provider sends: small frames with known bytes, the data that callers must get of them, and a second
-stream that must not notice what happens to the first.
+"""Frames of a scripted provider with known bytes, the data that callers must get of them, and a second stream that must
+not be affected by the first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ USAGE: Final = {
     "input_tokens_details": {"text_tokens": 1, "image_tokens": 0},
 }
 ADDED: Final = b',"cost":null,"provider":"sim"}'
-"""What the proxy puts in the place of a completed event's last brace."""
+"""The proxy's bytes in place of a completed event's last brace."""
 
 OTHER: Final = "the other stream"
 OTHER_SECONDS: Final = 0.1
@@ -66,7 +66,7 @@ _OTHERS: Final = (preview(0), completed())
 
 
 def provider(script: Script) -> Handler:
-    """Plays `script`, and for the other stream a good one that takes its time."""
+    """A provider that plays `script`, and a slow, correct one for the other stream."""
 
     def handle(received: Received) -> Script:
         return sse(_OTHERS, waits=(0, OTHER_SECONDS)) if OTHER.encode() in received.body else script
@@ -89,7 +89,7 @@ async def other_stream(proxy: Proxy) -> AsyncIterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """How a request failed, in whichever of the two forms: an HTTP status, or a final `error` event."""
+    """A failed request, as an HTTP status or as a final `error` event."""
 
     frames: list[Sent]
     status: object
@@ -120,7 +120,7 @@ def failed(response: httpx.Response) -> Failed:
 
 @asynccontextmanager
 async def one_failure(failure: Failure) -> AsyncIterator[None]:
-    """The block logs exactly one failure, which is this one: in the line of its request, or of its stream."""
+    """Assert that the block logs exactly this failure, in the line of its request or of its stream."""
     with capture_logs() as logs:
         yield
         await until(lambda: any("failure" in line for line in logs))  # it is written when the answer has been sent
@@ -130,5 +130,5 @@ async def one_failure(failure: Failure) -> AsyncIterator[None]:
 async def idle(proxy: Proxy) -> None:
     """Wait until no generation runs, so that its connection is either closed or free again."""
     with anyio.fail_after(BOUND):
-        while await proxy.metric("streamproxy_streams"):  # noqa: ASYNC110  it tells nobody
+        while await proxy.metric("streamproxy_streams"):  # noqa: ASYNC110  there is no event for it
             await anyio.sleep(0.01)

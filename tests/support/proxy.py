@@ -1,4 +1,4 @@
-"""A real proxy on a real socket, in the test's own event loop, and what tests ask of it."""
+"""A real proxy on a real socket in the test's own event loop, and helpers for its metrics and answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from streamproxy.settings import Settings
 from streamproxy.upstream import Resolver
 
 BOUND = 30.0
-"""Seconds that any one test step may take: far over what it needs, far under a hung CI."""
+"""Most seconds of one test step: far more than it needs, far less than the time limit of CI."""
 
 PROMPT = "a lighthouse at dusk"
 
@@ -60,7 +60,7 @@ class Proxy:
         return await self.metric("streamproxy_failures_total", label=label)
 
     async def tolerated(self) -> dict[str, float]:
-        """How often which fault of a provider has been tolerated, by label."""
+        """Counts of tolerated faults by label."""
         text = (await self.client.get(f"{self.url}/metrics")).text
         found = re.findall(r'^streamproxy_tolerated_total\{label="(\w+)"\} (\S+)$', text, re.MULTILINE)
         return {label: float(value) for label, value in found}
@@ -83,7 +83,7 @@ async def running_proxy(
 ) -> AsyncIterator[Proxy]:
     """A proxy whose provider `sim` is at `upstream` (an origin; /v1 is added). `settings` replace the defaults.
 
-    A generation that nobody follows ends at once, so that tests need not wait for the grace, and no failure is held.
+    A generation without readers ends at once, so that tests need not wait for the grace, and no failure is held.
     """
     row = {"base_url": f"{upstream}/v1", "credential": "none", **(provider or {})}
     chosen = Settings.of({"port": 0, "disconnect_grace": 0, "failure_hold": 0, "providers": {"sim": row}, **settings})
@@ -142,7 +142,7 @@ def events(body: bytes) -> list[Sent]:
 
 @asynccontextmanager
 async def no_leaks() -> AsyncIterator[None]:
-    """Tasks, sockets and temporary files are back to what they were at most 2 s after the block."""
+    """Assert that tasks, sockets and temporary files are as before, at most 2 s after the block."""
     gc.collect()
     tasks, files = len(_tasks()), _open_files()
     yield
@@ -155,7 +155,7 @@ async def no_leaks() -> AsyncIterator[None]:
 
 
 async def until(reached: Callable[[], object]) -> None:
-    """Return when `reached()` is true: for what no event announces, like a log line after an answer."""
+    """Return when `reached()` is true, for conditions without an event, like a log line after an answer."""
     with anyio.fail_after(BOUND):
         while not reached():  # noqa: ASYNC110
             await anyio.sleep(0.005)
@@ -167,7 +167,7 @@ def _tasks() -> set[asyncio.Task[object]]:
 
 
 def _open_files() -> int:
-    """Sockets and temporary files; what else a process holds open, libraries open once and keep."""
+    """Open sockets and temporary files. Other files are opened once by libraries, and kept open."""
     count = 0
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

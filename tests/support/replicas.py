@@ -1,7 +1,7 @@
 """Two replicas of the proxy as operators run them: processes that share a Valkey server, before one provider.
 
-The provider is in the test's own process, so that what was paid for can be counted. Each scene has a prompt of its own,
-by which the provider knows what to play.
+The provider is in the test's own process, so that paid calls can be counted. Each scene has its own prompt, by which
+the provider finds its frames.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support.valkey import ValkeyServer
 
 HIDDEN: Final = ("hidden-user", "hidden-word")
 USER: Final = ("--user", HIDDEN[0], "on", f">{HIDDEN[1]}", "~sp:*", "+@all", "-@dangerous")
-"""Options of a server that knows a user who may touch our keys only."""
+"""Options of a server with a user that can access our keys only."""
 
 SECRET: Final = "one-secret-for-all-of-the-replicas"
 GRACE: Final = 1.0
@@ -45,7 +45,7 @@ class Scene:
 
     @property
     def calls(self) -> int:
-        """How often it was asked for, and paid."""
+        """How often the provider was called, and paid, for it."""
         return sum(_prompt(received) == self.prompt for received in self.server.received)
 
     async def asked(self) -> None:
@@ -84,7 +84,7 @@ class Cluster:
         return await self.client.post(url, json=body, headers=headers)
 
     async def later(self, at: Process, scene: Scene, **headers: str) -> str:
-        """POST a generation with `Prefer: respond-async`; where its stream is, without the replica."""
+        """POST a generation with `Prefer: respond-async`. Returns the path of its stream."""
         return (await self.ordered(at, scene, **headers))["location"]
 
     async def ordered(self, at: Process, scene: Scene, **headers: str) -> httpx.Headers:
@@ -121,7 +121,7 @@ class Cluster:
         return value
 
     async def store_is(self, state: str, *replicas: Process) -> None:
-        """Wait until these replicas say so of their store; they take new work all the while."""
+        """Wait until these replicas report this state of their store. They take new work meanwhile."""
         with anyio.fail_after(BOUND):
             for replica in replicas:
                 while (answer := await self.get(replica, "/readyz")).json()["store"] != state:
@@ -129,7 +129,7 @@ class Cluster:
                     await anyio.sleep(0.05)
 
     async def until(self, at: Process, location: str, status: str) -> None:
-        """Wait until a replica says that the stream has this status, however it does meanwhile."""
+        """Wait until a replica reports this status of the stream."""
         with anyio.fail_after(BOUND):
             while True:
                 answer = await self.get(at, location, JSON)
@@ -138,7 +138,7 @@ class Cluster:
                 await anyio.sleep(0.05)
 
     async def drains(self, replica: Process) -> None:
-        """Wait until a replica says that it takes no new work."""
+        """Wait until a replica reports that it takes no new work."""
         with anyio.fail_after(BOUND):
             while (answer := await self.get(replica, "/readyz")).status_code == 200:  # noqa: ASYNC110
                 await anyio.sleep(0.02)
@@ -169,7 +169,7 @@ def _prompt(received: Received) -> str:
 
 @asynccontextmanager
 async def replicas(valkey: ValkeyServer, *, status: int = 0, **settings: float) -> AsyncIterator[Cluster]:
-    """Two replicas on this server, whose options hold USER. `status`: how `a` ends. Nothing they log may be secret."""
+    """Two replicas on this server, whose options hold USER. `status`: the exit status of `a`. Logs are checked."""
     chosen = {"disconnect_grace": GRACE, "drain_timeout": 5.0, "heartbeat": 60.0, **settings}
     lines = [f"{name} = {value}" for name, value in chosen.items()]
     lines += [f'secret = "{SECRET}"', f'store = "redis://{":".join(HIDDEN)}@127.0.0.1:{valkey.port}/0"']

@@ -1,7 +1,7 @@
-"""What a follower of a stream must live through, whichever client it is: cuts, an overloaded proxy, a failure.
+"""Scenes for every client that follows a stream: cuts, an overloaded proxy, a failure.
 
-A provider whose frames wait until the scene lets them go stands behind a real proxy, and a cutter before it. A client
-is a `Follow`: it follows one stream URL and reports what its user would see. No scene takes a time for an order.
+The chain is a client, a cutter, a real proxy, and a provider whose frames wait until the scene releases them. A client
+is a `Follow`: it follows one stream URL and reports the events that its user would see. No scene depends on time.
 
     {"kind": "open"}    {"kind": "event", "type", "id", "index", "size"}
     {"kind": "lost", "state"}           an `error` without data: the connection has ended, or has stopped for good
@@ -39,10 +39,10 @@ SIZE: Final = 300_000
 INSIDE: Final = 100_000
 CLOSED: Final = 2
 QUIET_SECONDS: Final = 1.5
-"""How long after the end nothing may be asked; the scenes' retries are a third of that or less."""
+"""Seconds after the end without any request. The scenes' retries are a third of that or less."""
 
 CLOCK_SECONDS: Final = 0.05
-"""By how much two processes' clocks and wake-ups may differ: a quarter of the shortest retry."""
+"""Most difference of two processes' clocks and wake-ups: a quarter of the shortest retry."""
 
 Report: TypeAlias = dict[str, Any]
 
@@ -66,7 +66,7 @@ class Reports:
         return [(report["type"], report["id"]) for report in self.of("event")]
 
     async def until(self, reached: Callable[[], object]) -> None:
-        """Return as soon as it holds; raises TimeoutError with what was reported instead."""
+        """Return as soon as the condition holds. Raises TimeoutError with the reports so far."""
         try:
             with anyio.fail_after(BOUND):
                 while not reached():
@@ -75,7 +75,7 @@ class Reports:
             raise TimeoutError(f"reported so far: {self.all}") from None
 
     async def stopped(self) -> None:
-        """Wait until the client says that it will not come back."""
+        """Wait until the client reports that it will not reconnect."""
         await self.until(lambda: any(report.get("state") == CLOSED for report in self.of("lost")))
 
 
@@ -83,7 +83,7 @@ Follow: TypeAlias = Callable[[str], AbstractAsyncContextManager[Reports]]
 
 
 class _HeldScript(tuple[Step, ...]):
-    """A script made while it plays: before each frame it waits until that frame may go."""
+    """A script that waits, before each frame, until that frame is released."""
 
     frames: tuple[bytes, ...]
     held: Held
@@ -101,7 +101,7 @@ class _HeldScript(tuple[Step, ...]):
 
 @dataclass(slots=True)
 class Held:
-    """A provider's frames, and how many of them may go. `cut_short`: after the last one it just leaves."""
+    """A provider's frames, and how many of them are released. `cut_short`: after the last one it disconnects."""
 
     frames: tuple[bytes, ...]
     cut_short: bool = False
@@ -113,13 +113,13 @@ class Held:
         return script
 
     def let(self, count: int) -> None:
-        """The first `count` frames may go; one more than there are is the end."""
+        """Release the first `count` frames. One more than there are is the end."""
         self.allowed = count
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Everything that a scene plays on."""
+    """The client's chain to the provider."""
 
     held: Held
     upstream: Server
@@ -144,7 +144,7 @@ class Stage:
         return await self.proxy.client.get(url, headers={"accept": "application/json"})
 
     async def quiet(self) -> None:
-        """Nothing is asked any more."""
+        """Assert that no request comes any more."""
         count = len(self.cutter.asked)
         with anyio.move_on_after(QUIET_SECONDS):
             await self.cutter.until(lambda: len(self.cutter.asked) > count)
@@ -159,7 +159,7 @@ async def staged(
     origins: tuple[str, ...] = (),
     caller_keys: tuple[str, ...] = (),
 ) -> AsyncIterator[Stage]:
-    """A provider, a proxy, and a cutter with these places; exactly one upstream call was made at the end."""
+    """A provider, a proxy, and a cutter with these places. At the end there was exactly one upstream call."""
     held = Held(frames, cut_short)
     handler: Handler = held
     async with serve(handler) as upstream:
@@ -203,7 +203,7 @@ async def survives_cuts(follow: Follow, origins: tuple[str, ...] = ()) -> None:
 
 
 def _when_told(cutter: Cutter) -> None:
-    """Whoever was cut off came back when the answer had said, not before."""
+    """Assert that each reconnect came after the answer's `retry`, not before."""
     follows = cutter.follows()
     for cut, back in pairwise(follows[:4]):
         said = re.search(rb"\nretry: (\d+)\n:\n", cutter.answers[cut.connection])
@@ -258,7 +258,7 @@ async def tells_a_failure_from_a_cut(follow: Follow, origins: tuple[str, ...] = 
 
 
 async def is_spared_a_stale_preview(follow: Follow, origins: tuple[str, ...] = ()) -> None:
-    """A half-written preview whose picture is done ends as an event nobody hears, and moves no cursor."""
+    """A half-written preview of a completed picture ends as an event that is not dispatched, and moves no cursor."""
     big = 8_000_000
     places = (Place(b"id: 1.1\n\n", Then.HOLD, INSIDE), Place(b"event: superseded\n\n", Then.RST, INSIDE))
     frames = (preview(0), preview(1, size=big), completed(size=2 * SIZE))
@@ -283,7 +283,7 @@ async def is_spared_a_stale_preview(follow: Follow, origins: tuple[str, ...] = (
 
 
 async def _completed(stage: Stage, url: str) -> None:
-    """Wait until the stream has its picture, whoever has read it."""
+    """Wait until the stream has its picture."""
     with anyio.fail_after(BOUND):
         while orjson.loads((await stage.status(url)).content)["status"] != "completed":  # noqa: ASYNC110
             await anyio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The server's side of one response, and a reader, for tests of what is sent and of what a reader is told."""
+"""The server's side of one response, and a reader that notes its calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streamproxy.web.writing import Cutoff
 
 
 class Sending:
-    """The server's side of one answer: what was sent, and a caller who takes nothing after `takes` messages."""
+    """The server's side of one answer: its messages, and a caller that takes nothing after `takes` of them."""
 
     def __init__(self, takes: int = 1000) -> None:
         self.sent: list[Message] = []
@@ -55,7 +55,7 @@ async def cutting(grace: float) -> AsyncIterator[Cutoff]:
 
 
 class Following(Reader):
-    """A reader that notes what it is told."""
+    """A reader that notes the calls of the writer."""
 
     def __init__(self, subscriber: Subscriber) -> None:
         self.subscriber = subscriber

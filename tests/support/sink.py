@@ -36,7 +36,7 @@ class Taken:
 
 @dataclass(slots=True)
 class Sink:
-    """What has been taken so far. `answers` are given in turn, the last again and again."""
+    """The requests so far. `answers` are given in turn, and the last one is repeated."""
 
     answers: list[bytes]
     hold_at: int | None
@@ -92,7 +92,7 @@ class Sink:
 
 @asynccontextmanager
 async def sinking(*answers: bytes, hold_at: int | None = None, answer_at: int | None = None) -> AsyncIterator[Sink]:
-    """Listen on a free loopback port until the block ends. `answer_at`: the first is given after so many bytes."""
+    """Listen on a free loopback port until the block ends. `answer_at`: the first answer comes after so many bytes."""
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     sink = Sink(list(answers) or [ANSWER], hold_at, answer_at)
     sink.url = f"http://127.0.0.1:{listener.extra(SocketAttribute.local_port)}"

@@ -1,4 +1,4 @@
-"""The proxy as operators start and stop it: a process whose signals, exit status and time to end are what is tested."""
+"""The proxy as a process, for tests of its signals, its exit status and the time that it takes to end."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Running:
     changed: Signal = field(default_factory=Signal)
 
     def signal(self, number: signal.Signals) -> float:
-        """Send it; the time."""
+        """Send a signal, and return the time."""
         os.kill(self.child.pid, number)
         return time.monotonic()
 
     async def exited(self, within: float) -> int:
-        """Wait for its end; its exit status."""
+        """Wait for its end, and return its exit status."""
         with anyio.fail_after(within):
             return await self.child.wait()
 
@@ -68,7 +68,7 @@ class Running:
 async def started(
     config: str, *words: str, environ: Mapping[str, str] | None = None, serves: bool = True
 ) -> AsyncIterator[Running]:
-    """`serve` on a free loopback port with this TOML, killed with the block. `serves`: it will say its address."""
+    """Run `serve` on a free loopback port with this TOML, killed with the block. `serves`: wait for its address."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROXY_", "OPENAI_"))}
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**kept, "PYTHONPATH": os.pathsep.join(path), **(environ or {})}

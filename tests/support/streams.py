@@ -1,4 +1,4 @@
-"""A proxy before a provider that goes on when told to, and readers that follow a stream at GET streams/{id}."""
+"""A proxy in front of a provider that continues on demand, and readers that follow a stream at GET streams/{id}."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class Followed:
 
 
 def retry_of(body: bytes) -> int:
-    """What the opening words of a GET stream say, in milliseconds."""
+    """The `retry` at the beginning of a GET stream, in milliseconds."""
     found = RETRY.match(body)
     assert found is not None, body[:80]
     return int(found[1])
@@ -169,7 +169,7 @@ def followed(body: bytes, ids: re.Pattern[str] = ID) -> list[Followed]:
 
 
 class Reading:
-    """An answer that is still coming. `body` is what has come."""
+    """An answer that is still coming. `body`: its bytes so far."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response

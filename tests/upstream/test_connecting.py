@@ -90,7 +90,7 @@ async def provider(context: ssl.SSLContext | None = None) -> AsyncIterator[Serve
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["refuses", "is silent"])
-async def test_an_address_that_does_not_answer_does_not_hold_up_the_next(silent: bool) -> None:
+async def test_a_silent_address_does_not_delay_the_next(silent: bool) -> None:
     async with provider() as server, upstream_of(Known("127.0.0.2", "127.0.0.1")) as upstream:
         with socket.socket() as dead:
             dead.bind(("127.0.0.2", server.port))
@@ -188,7 +188,7 @@ def environment(patch: pytest.MonkeyPatch, url: str, no_proxy: str = "") -> None
 BASIC = "Proxy-Authorization: Basic bWU6cEBzcw==\r\n"
 
 
-async def test_plain_requests_go_through_a_proxy_with_their_whole_url(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_plain_requests_to_a_proxy_have_the_whole_url(monkeypatch: pytest.MonkeyPatch) -> None:
     async with provider() as server, way(server.port) as proxy:
         environment(monkeypatch, f"http://me:p%40ss@127.0.0.1:{proxy.port}")
         async with upstream_of(Known(), trust_env=True) as upstream:
@@ -197,7 +197,7 @@ async def test_plain_requests_go_through_a_proxy_with_their_whole_url(monkeypatc
         assert BASIC in proxy.heads[0]
 
 
-async def test_tls_goes_through_a_tunnel_that_learns_nothing_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tls_goes_through_a_blind_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
     authority = trustme.CA()
     served, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.issue_cert(HOST).configure_cert(served)
@@ -226,7 +226,7 @@ async def test_a_proxy_that_opens_no_way_is_a_refused_connection(
         assert server.calls == 0
 
 
-async def test_a_proxy_is_used_where_environment_and_setting_say_so(
+async def test_a_proxy_needs_environment_and_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with provider() as server, way(server.port) as proxy:
@@ -247,7 +247,7 @@ async def test_a_proxy_is_used_where_environment_and_setting_say_so(
         assert server.calls == 2
 
 
-async def test_a_machine_out_of_descriptors_is_not_a_provider_that_refuses() -> None:
+async def test_no_descriptors_is_not_a_refusing_provider() -> None:
     async with provider() as server, upstream_of() as upstream:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         lowest = os.dup(0)  # the lowest number that is free
@@ -271,7 +271,7 @@ async def test_a_refused_connection_notes_its_errno() -> None:
     assert (error.failure, error.details.noted) == (Failure.CONNECTION_REFUSED, {"errno": "ECONNREFUSED"})
 
 
-async def test_an_answer_before_the_request_has_ended_cuts_neither_off() -> None:
+async def test_an_early_answer_cuts_neither_side_off() -> None:
     size = 8 << 20
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -309,7 +309,7 @@ async def test_any_client_of_httpx_can_use_the_transport() -> None:
         assert server.received[0].header("x-two") == "2"
 
 
-async def test_idle_connections_count_among_those_that_are_allowed() -> None:
+async def test_idle_connections_count_as_connections() -> None:
     async with provider() as one, provider() as other:
         transport = Transport(
             deadlines=LIMITS,

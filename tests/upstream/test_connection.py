@@ -1,4 +1,4 @@
-"""One connection by itself: bytes out of turn close it, and are told of once."""
+"""One connection by itself: bytes out of turn close it, and are counted once."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def delivered(connection: Connection, sock: Any) -> None:
         await checkpoint()
 
 
-async def test_an_answer_before_the_request_was_sent_is_to_no_request() -> None:
+async def test_bytes_before_the_request_are_no_answer() -> None:
     async with wire() as (connection, sock, provider):
         provider.write(ANSWER)
         await delivered(connection, sock)
@@ -109,7 +109,7 @@ async def test_the_end_of_an_idle_connection_is_told_once(case: str) -> None:
         assert told == [label]
 
 
-async def test_the_end_between_the_answer_and_the_next_request_is_told_too() -> None:
+async def test_an_end_between_two_requests_is_counted() -> None:
     told: list[str] = []
     async with wire(told.append) as (connection, _, provider):
         await answered(connection, provider)

@@ -1,6 +1,6 @@
-"""Fetching by URL against real servers: where a fetch may go, what comes back, and every way it ends without an image.
+"""Fetches by URL against real servers: allowed destinations, results, and every end without an image.
 
-Public addresses lead to the test's own server: the transport notes what would have been dialled and dials that instead.
+Public addresses lead to the test's own server: the transport notes the address, and dials that server instead.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ async def test_a_name_that_changes_its_address_is_resolved_once() -> None:
         assert setup.server.calls == 3
 
 
-async def test_the_next_address_is_dialled_where_one_takes_no_connection() -> None:
+async def test_the_next_address_is_tried_after_a_refusal() -> None:
     async with fetching(image(), names=Names(["127.0.0.2", "127.0.0.1"])) as setup:
         assert whole(await setup.fetcher.fetch(setup.url)) == PNG
         assert setup.transport.dialled == ["127.0.0.2", "127.0.0.1"]
@@ -379,13 +379,13 @@ async def test_base64_comes_in_pieces_of_one_size(over: int) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "it is empty, or no image"),
-        (PNG[:11], "it is empty, or no image"),
-        (b"<!doctype html><html>", "it is no PNG"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is no PNG"),
-        (b"RIFF\0\0\0\0WAVEfmt ", "it is no PNG"),
-        (b"\0\0\0\x1cftypisom" + bytes(20), "it is no PNG"),
-        (b'{"error": "expired"}', "it is no PNG"),
+        (b"", "it is empty, or not an image"),
+        (PNG[:11], "it is empty, or not an image"),
+        (b"<!doctype html><html>", "it is not a PNG"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is not a PNG"),
+        (b"RIFF\0\0\0\0WAVEfmt ", "it is not a PNG"),
+        (b"\0\0\0\x1cftypisom" + bytes(20), "it is not a PNG"),
+        (b'{"error": "expired"}', "it is not a PNG"),
     ],
 )
 async def test_what_is_no_image(data: bytes, reason: str) -> None:
@@ -396,7 +396,7 @@ async def test_what_is_no_image(data: bytes, reason: str) -> None:
 
 async def test_what_is_no_image_is_given_up_at_its_first_bytes() -> None:
     async with fetching((Send(head(200, length=10_000)), Send(b"<!doctype html>"), Stall())) as setup:
-        await setup.failed(setup.url, "it is no PNG")
+        await setup.failed(setup.url, "it is not a PNG")
         await setup.server.wait_closed_connections(BOUND)
 
 
@@ -561,13 +561,13 @@ async def test_a_data_url_of_any_size(size: int) -> None:
         (f"data:{'a' * 2000};base64,{ENCODED}", "not marked as base64"),
         ("data:image/png;base64,", "it is empty"),
         ("data:image/png;base64,====", "it is empty"),
-        (f"data:image/png;base64,{ENCODED[:40]}=={ENCODED}", "it is no base64"),
-        (f"data:image/png;base64,{ENCODED[:16]}{'A' * (SLICE // 3 * 4 - 18)}==AAAA", "it is no base64"),
-        (f"data:image/png;base64,{ENCODED[:41]}", "it is no base64"),
-        (f"data:image/png;base64,{ENCODED[:40]}%2B{ENCODED}", "it is no base64"),
-        (f"data:image/png;base64,{ENCODED[:40]}-_", "it is no base64"),
-        (f"data:image/png;base64,{ENCODED[:40]}é", "it is no base64"),
-        (f"data:image/png;base64,{'A' * 100}", "it is no PNG"),
+        (f"data:image/png;base64,{ENCODED[:40]}=={ENCODED}", "it is not base64"),
+        (f"data:image/png;base64,{ENCODED[:16]}{'A' * (SLICE // 3 * 4 - 18)}==AAAA", "it is not base64"),
+        (f"data:image/png;base64,{ENCODED[:41]}", "it is not base64"),
+        (f"data:image/png;base64,{ENCODED[:40]}%2B{ENCODED}", "it is not base64"),
+        (f"data:image/png;base64,{ENCODED[:40]}-_", "it is not base64"),
+        (f"data:image/png;base64,{ENCODED[:40]}é", "it is not base64"),
+        (f"data:image/png;base64,{'A' * 100}", "it is not a PNG"),
         (f"data:image/png;base64,{ENCODED[:16]}{'A' * 200_000}", "it is over 100000 bytes"),
     ],
 )
@@ -578,7 +578,7 @@ async def test_a_data_url_without_an_image(url: str, reason: str) -> None:
 
 
 async def test_the_loop_turns_between_slices() -> None:
-    """A large picture, by network or as `data:`, and one in thousands of tiny chunks hold up nobody else."""
+    """A large picture, by network or as `data:`, and one in thousands of tiny chunks, do not block other tasks."""
     data = PNG + bytes(40 * SLICE)
     tiny = (Send(head(200, chunked=True)), Send(b"".join(chunk(bytes([byte])) for byte in PNG[:4000]) + LAST_CHUNK))
     turns = 0

@@ -80,7 +80,7 @@ def test_where_bytes_are_cut_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("extra", [b"H", b"HTTP/1.1 200 OK\r\n\r\n", b"\0\1 garbage\r\n\r\n"])
 @pytest.mark.parametrize("name", SOUND)
-def test_bytes_behind_the_end_are_told_apart_wherever_they_are_cut(name: str, extra: bytes) -> None:
+def test_bytes_after_the_end_are_told_apart(name: str, extra: bytes) -> None:
     data, body, _ = SOUND[name]
     both = data + extra
     for pieces in [[both], *([both[:at], both[at:]] for at in range(1, len(both)))]:
@@ -148,6 +148,6 @@ def test_a_body_in_many_small_chunks_is_not_beside_itself() -> None:
     assert (len(got.body), got.ended, whole) == (MAX_HEAD_BYTES, 1, True)
 
 
-def test_a_body_with_a_length_is_handed_on_in_pieces_of_one_size() -> None:
+def test_a_body_with_a_length_has_pieces_of_one_size() -> None:
     got, _, _ = parsed(OK + b"content-length: 200000\r\n\r\n" + bytes(200_000))
     assert [len(piece) for piece in got.pieces] == [PIECE, PIECE, PIECE, 200_000 - 3 * PIECE]

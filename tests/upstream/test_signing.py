@@ -1,10 +1,12 @@
-"""What authorizes a request: a key in a header, AWS's signature as botocore makes it, Google's token."""
+"""Signers of requests: a key in a header, AWS's signature as botocore makes it, Google's token."""
 
 from __future__ import annotations
 
 import base64
 import datetime
+import hashlib
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,10 +27,12 @@ from streamproxy.simulator.server import Server, serve
 from streamproxy.upstream import default_ssl_context
 from streamproxy.upstream.signing import (
     SCOPES,
+    TURN,
     AwsSigner,
     GoogleSigner,
     KeySigner,
     TokenTransport,
+    aws_credentials,
     google_credentials,
 )
 from tests.support.google import public_key, service_account
@@ -60,11 +64,11 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("token", [None, "session-token"])
-async def test_an_aws_signature_is_botocores_own_for_the_same_bytes(token: str | None) -> None:
+async def test_an_aws_signature_is_botocores(token: str | None) -> None:
     credentials = Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", token)
     body = (b'{"image":"', Encoded(File(b"picture" * 20_000)), b'"}')
     request = UpstreamRequest("POST", URL, (("content-type", "application/json"),), body)
-    made = dict(await AwsSigner(credentials, "bedrock", "us-east-1").sign(request))
+    made = dict(await AwsSigner(lambda: credentials, "bedrock", "us-east-1").sign(request))
     whole = b'{"image":"' + base64.b64encode(b"picture" * 20_000) + b'"}'
     theirs = AWSRequest("POST", URL, data=whole, headers={"x-amz-content-sha256": made["x-amz-content-sha256"]})
     SigV4Auth(credentials.get_frozen_credentials(), "bedrock", "us-east-1").add_auth(theirs)
@@ -76,11 +80,57 @@ async def test_an_aws_signature_is_botocores_own_for_the_same_bytes(token: str |
 
 
 async def test_the_names_and_secrets_of_a_signature_are_known() -> None:
-    signer = AwsSigner(Credentials("AKIDEXAMPLE", "secret-key-of-aws", "session-token"), "bedrock", "us-east-1")
+    signer = AwsSigner(lambda: aws_credentials("AKIDEXAMPLE:secret-key-of-aws:session-token"), "bedrock", "us-east-1")
     made = await signer.sign(UpstreamRequest("GET", URL))
     assert tuple(name for name, _ in made) == signer.names
     assert signer.secrets == ("secret-key-of-aws", "session-token")
     assert "secret-key-of-aws" not in repr(signer)
+
+
+async def test_credentials_of_aws_are_loaded_once() -> None:
+    loads: list[str] = []
+
+    def load() -> Credentials:
+        loads.append(threading.current_thread().name)
+        return aws_credentials("AKIDEXAMPLE:secret-key-of-aws")
+
+    signer = AwsSigner(load, "bedrock", "us-east-1")
+    for _ in range(2):
+        assert tuple(name for name, _ in await signer.sign(UpstreamRequest("GET", URL))) == signer.names
+    assert len(loads) == 1
+    assert loads != [threading.current_thread().name]
+    assert (signer.secrets, "x-amz-security-token" in signer.names) == (("secret-key-of-aws",), False)
+
+
+async def test_other_tasks_have_turns_while_a_body_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = 0
+
+    async def checkpoint() -> None:
+        nonlocal turns
+        turns += 1
+
+    monkeypatch.setattr("anyio.lowlevel.checkpoint", checkpoint)
+    signer = AwsSigner(lambda: aws_credentials("AKIDEXAMPLE:secret-key-of-aws"), "bedrock", "us-east-1")
+    made = dict(await signer.sign(UpstreamRequest("POST", URL, (), (memoryview(bytes(3 * TURN)), b"x"))))
+    assert made["x-amz-content-sha256"] == hashlib.sha256(bytes(3 * TURN) + b"x").hexdigest()
+    assert turns >= 3
+
+
+async def test_credentials_that_are_not_to_be_had() -> None:
+    def load() -> Credentials:
+        raise ValueError("what the machine said: secret")
+
+    with pytest.raises(ProxyError) as caught:
+        await AwsSigner(load, "bedrock", "us-east-1").sign(UpstreamRequest("GET", URL))
+    assert caught.value.failure is Failure.PROVIDER_AUTH
+    assert "secret" not in caught.value.message
+
+
+def test_the_machines_credentials_of_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("AWS_ACCESS_KEY_ID", "AKID"), ("AWS_SECRET_ACCESS_KEY", "secret"), ("AWS_SESSION_TOKEN", "t")):
+        monkeypatch.setenv(name, value)
+    found = aws_credentials("").get_frozen_credentials()
+    assert (found.access_key, found.secret_key, found.token) == ("AKID", "secret", "t")
 
 
 class Token:

@@ -1,4 +1,4 @@
-"""The WebSocket seam against real servers: messages both ways, and every way one does not open or does not last."""
+"""The WebSocket seam against real servers: messages both ways, and every failure to open and every end."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ async def send_no_frame(connection: ServerConnection) -> None:
         (cut, Failure.STREAM_RESET, "broke"),
         (send_too_much, Failure.EVENT_TOO_LARGE, "over 100000 bytes"),
         (send_too_much_in_fragments, Failure.EVENT_TOO_LARGE, "over 100000 bytes"),
-        (send_no_text, Failure.STREAM_PROTOCOL, "no UTF-8"),
+        (send_no_text, Failure.STREAM_PROTOCOL, "not UTF-8"),
         (send_no_frame, Failure.STREAM_PROTOCOL, "breaks the protocol"),
     ],
 )
@@ -304,7 +304,7 @@ async def test_a_handshake_that_takes_too_long() -> None:
 
 async def test_a_refused_connection() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening
         url = f"ws://127.0.0.1:{taken.getsockname()[1]}/"
         assert (await failure(url)).failure is Failure.CONNECTION_REFUSED
 

@@ -99,7 +99,7 @@ async def test_a_media_type_is_without_parameters_and_case(kind: str, expected: 
 
 
 @pytest.mark.parametrize("length", [None, "10", "0", "x", "²"])
-async def test_a_body_may_have_just_the_limit_whatever_its_head_says(length: str | None) -> None:
+async def test_a_body_of_exactly_the_limit(length: str | None) -> None:
     assert await read_json(request([b"01234", b"", b"56789"], length=length), 10) == b"0123456789"
     with pytest.raises(ProxyError) as caught:
         await read_json(request([b"01234", b"56789x"], length=length), 10)
@@ -108,7 +108,7 @@ async def test_a_body_may_have_just_the_limit_whatever_its_head_says(length: str
 
 
 @pytest.mark.parametrize("announced", [None, 0, -1, 1, LARGE])
-async def test_a_large_body_is_what_was_sent_whatever_its_head_says(announced: int | None) -> None:
+async def test_a_large_body_with_a_wrong_length(announced: int | None) -> None:
     """`announced`: so many bytes more than come."""
     body = bytes(range(256)) * 3 * (LARGE // 256)
     chunks = [body[at : at + 100_000] for at in range(0, len(body), 100_000)]
@@ -158,11 +158,11 @@ async def test_a_caller_who_leaves_is_not_an_empty_body() -> None:
 # Forms.
 
 
-@pytest.mark.parametrize("cut", range(1, len(FORM)))
-async def test_where_a_form_is_cut_changes_nothing(cut: int) -> None:
-    form = await read_form(request([FORM[:cut], FORM[cut:]]), len(FORM))
-    assert shown(form.parts) == PARTS
-    form.close()
+async def test_where_a_form_is_cut_changes_nothing() -> None:
+    for cut in range(1, len(FORM)):
+        form = await read_form(request([FORM[:cut], FORM[cut:]]), len(FORM))
+        assert shown(form.parts) == PARTS, cut
+        form.close()
 
 
 async def test_a_form_may_come_byte_by_byte_and_have_an_epilogue() -> None:
@@ -177,7 +177,7 @@ async def test_no_beginning_of_a_form_is_a_form() -> None:
         assert await failure(request([FORM[:end]])) is Failure.INVALID_MULTIPART, end
 
 
-async def test_a_form_over_the_limit_is_too_large_though_its_head_lies() -> None:
+async def test_a_form_over_the_limit_with_a_wrong_length() -> None:
     assert await failure(request([FORM[:100], FORM[100:]]), len(FORM) - 1) is Failure.BODY_TOO_LARGE
     assert await failure(request([FORM], length="3"), len(FORM) - 1) is Failure.BODY_TOO_LARGE
 

@@ -78,7 +78,7 @@ async def test_an_upstreams_own_models_are_listed() -> None:
         assert (asked.method, asked.target, asked.body) == ("GET", "/v1/models", b"")
 
 
-async def test_a_list_is_kept_for_its_own_credential_and_never_for_another() -> None:
+async def test_a_list_is_kept_for_its_own_credential() -> None:
     async with serve(by_key) as server, sidecar(server) as proxy:
         for _ in range(2):
             for key in ("one", "two", None):
@@ -122,7 +122,7 @@ async def test_a_configured_key_asks_and_not_the_callers() -> None:
         ((Stall(),), "did not answer"),
     ],
 )
-async def test_the_catalogue_stands_in_where_an_upstream_has_no_list(
+async def test_the_catalogue_replaces_a_missing_list(
     script: Script, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if words == "did not answer":

@@ -1,4 +1,4 @@
-"""The bytes of several streams for one reader: whose turn it is, what is conflated, and what breaks a preview off."""
+"""The bytes of several streams for one reader: turns, conflation, and preempted previews."""
 
 from __future__ import annotations
 

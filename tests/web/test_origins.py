@@ -1,4 +1,4 @@
-"""Which names and pages may call, as values; over sockets and in a browser see e2e/test_origins.py."""
+"""The rules for host names and pages, as values. e2e/test_origins.py has them over sockets and in a browser."""
 
 from __future__ import annotations
 

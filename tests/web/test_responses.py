@@ -43,7 +43,7 @@ def _error(failure: Failure, **more: object) -> tuple[int, dict[str, str], dict[
 
 
 @pytest.mark.parametrize("failure", Failure, ids=lambda failure: failure.name.lower())
-def test_an_error_is_a_status_a_body_and_what_a_client_may_do_next(failure: Failure) -> None:
+def test_an_error_has_status_body_and_retry_headers(failure: Failure) -> None:
     row = failure.value
     status, head, body = _error(failure)
     assert status == row.status

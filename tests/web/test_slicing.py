@@ -1,4 +1,4 @@
-"""Slices: the same bytes in order, in pieces that nobody copies, as large as the reader takes them."""
+"""Slices: the same bytes in order, without copies, in sizes that suit the reader."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
             assert hosts <= {"proxy.example", "127.0.0.1"}, path
 
 
-def test_the_package_holds_the_modules_and_the_proxys_version() -> None:
+def test_the_package_has_the_proxys_version() -> None:
     files = read_files()
     with tarfile.open(fileobj=io.BytesIO(files[f"/{PACKAGE}"].body)) as archive:
         held = {member.name: archive.extractfile(member) for member in archive}

@@ -115,7 +115,7 @@ async def test_when_to_come_back_is_drawn_anew(bounds: tuple[int, int], least: i
     assert len(drawn) > 50
 
 
-async def test_to_come_back_later_is_all_that_an_overloaded_proxy_says() -> None:
+async def test_an_overloaded_proxy_only_sends_retry() -> None:
     said = [piece async for piece in joined(come_back())]
     assert re.fullmatch(rb"retry: [2-8][0-9]{3}\n:\n", b"".join(said))
 
@@ -168,7 +168,7 @@ async def test_a_preview_behind_another_end_is_superseded() -> None:
     assert rest.endswith(b"\nevent: superseded\n\ndata: {}\nevent: error\nid: 1.2\n\n")
 
 
-async def test_silence_is_filled_with_a_comment_line_between_frames() -> None:
+async def test_silence_is_filled_with_comments() -> None:
     stream = Stream(Record("s"))
     reader = followed(stream.subscribe(), heartbeat=0.01)
     await anext(reader)
@@ -204,12 +204,12 @@ async def test_what_has_been_sent_is_freed_before_the_rest_is() -> None:
     assert len(set(left)) >= COUNT * SLICE // LARGEST
 
 
-def test_the_layout_is_one_event_line_one_data_line_and_a_blank_line() -> None:
+def test_the_layout_of_an_event() -> None:
     frame = Frame("image_edit.completed", (b'{"a":', memoryview(b"1"), b"}"))
     assert b"".join(layout(frame)) == b'event: image_edit.completed\ndata: {"a":1}\n\n'
 
 
-async def test_a_caller_who_stops_at_the_end_of_a_stream_is_aborted_too() -> None:
+async def test_a_caller_stuck_at_the_end_is_aborted() -> None:
     """The last message has no frame: it is the one that ends the body."""
     stream = Stream(Record("s"))
     subscriber = stream.subscribe()
@@ -229,7 +229,7 @@ async def test_a_caller_who_stops_at_the_end_of_a_stream_is_aborted_too() -> Non
 
 
 @pytest.mark.parametrize("takes_pieces", [True, False])
-async def test_pieces_are_joined_only_for_a_server_that_wants_bytes(takes_pieces: bool) -> None:
+async def test_pieces_are_joined_only_if_needed(takes_pieces: bool) -> None:
     data = (bytes(SLICE), memoryview(bytes(2 * SLICE)))
     stream = Stream(Record("s"))
     await Generation(stream).append(Frame(COMPLETED, data, final=True))

@@ -1,1 +1,1 @@
-"""The store that processes share: `store` keeps streams, `scripts` change them, `client` talks to the server."""
+"""The store that processes share: `store` has the streams, `files` the uploads, `scripts` Lua, `client` connections."""

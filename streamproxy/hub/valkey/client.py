@@ -1,9 +1,9 @@
-"""The seam to redis-py: connections to one Valkey or Redis server, exchanges that are bounded in time, one error.
+"""The seam to redis-py: connections to one Valkey or Redis server, with one deadline per exchange and one error.
 
-It works with redis-py's connections rather than its client. A cancelled exchange then costs exactly its own connection
-(nothing is left to a pool's bookkeeping while a task is being cancelled), replies arrive as the server sent them, and
-one deadline holds for connecting, sending and reading together. A connection that the server has closed while it was
-idle is replaced once, in silence: every command that is sent here may be sent twice.
+It uses redis-py's connections, not its client. So a cancelled exchange costs its own connection and nothing else, since
+no pool has to be told; replies arrive as the server sent them; and one deadline covers connecting, sending and reading.
+When the server has closed an idle connection, the exchange is repeated once on a new one. So every command may run
+twice.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from streamproxy.core.sse import Piece
 from streamproxy.hub.store import StoreError
 
 COMMAND_SECONDS: Final = 2.0
-"""For one exchange, connecting included: 4 MB take milliseconds, and a hung store must not hold up a stream."""
+"""For one exchange, connecting included. 4 MB take milliseconds, and a store that hangs must not hold up a stream."""
 
 CONNECT_SECONDS: Final = 1.0
 
 BLOCK_SECONDS: Final = 1.0
-"""How long one blocking read waits in the server: between two of them a reader looks whether the producer lives."""
+"""How long one blocking read waits in the server. Between two reads, a reader checks that the producer lives."""
 
 CONNECTIONS: Final = 32
-"""At most, beside one per followed stream. The server takes commands one by one: more would only wait there."""
+"""Most connections, beside one per followed stream. The server runs one command at a time, so more would only wait."""
 
 ROWS: Final = 32
-"""Descriptors that one read of a log returns at most, some 100 bytes each."""
+"""Most descriptors that one read of a log returns, about 100 bytes each."""
 
 SCHEMES: Final = {"redis": False, "valkey": False, "rediss": True, "valkeys": True}
 """Whether a URL's scheme means TLS."""
@@ -48,11 +48,11 @@ KEEPALIVE: Final = {
         "TCP_KEEPIDLE": 15,
         "TCP_KEEPINTVL": 5,
         "TCP_KEEPCNT": 3,
-        "TCP_USER_TIMEOUT": 10_000,  # also ends closed connections whose last bytes a hung server does not take
+        "TCP_USER_TIMEOUT": 10_000,  # also ends closed connections whose last bytes the server never takes
     }.items()
     if hasattr(socket, name)
 }
-"""How soon a dead peer is noticed: seconds, a count, milliseconds."""
+"""Socket options by which a dead peer is noticed: seconds, a count, milliseconds."""
 
 Argument = str | int | Piece
 LogEntry = tuple[bytes, dict[bytes, bytes]]
@@ -68,12 +68,12 @@ class Script:
 
     def __post_init__(self) -> None:
         sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
-        object.__setattr__(self, "sha", sha)  # once, not with each of the commands that name it
+        object.__setattr__(self, "sha", sha)  # computed once, not for each command
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What a store's URL says; the password hides."""
+    """The parts of a store's URL. The password is not in its repr."""
 
     host: str
     port: int
@@ -85,7 +85,7 @@ class Address:
 
 
 def parse_address(url: str) -> Address:
-    """`redis[s]://` or `valkey[s]://` `[user:password@]host[:port][/db][?ssl_ca_certs=file]`.
+    """Parse `redis[s]://` or `valkey[s]://` `[user:password@]host[:port][/db][?ssl_ca_certs=file]`.
 
     Raises ValueError, whose text never holds the URL.
     """
@@ -98,12 +98,12 @@ def parse_address(url: str) -> Address:
     db = parts.path.strip("/") or "0"
     if parts.scheme not in SCHEMES or not parts.hostname:
         raise ValueError(f"The store's URL needs one of the schemes {', '.join(SCHEMES)}, and a host.")
-    if query.keys() - {"ssl_ca_certs"} or parts.fragment:  # not said which: may be the rest of an unquoted password
+    if query.keys() - {"ssl_ca_certs"} or parts.fragment:  # not named: it may be the rest of an unquoted password
         raise ValueError("The store's URL has a parameter that is not ssl_ca_certs, or an unquoted ? or # in it.")
     if query and not SCHEMES[parts.scheme]:
         raise ValueError("The store's URL has ssl_ca_certs but a scheme without TLS.")
     if not (db.isascii() and db.isdigit()):
-        raise ValueError("The store's URL has a path that is no database number.")
+        raise ValueError("The store's URL has a path that is not a database number.")
     username, password = (unquote(part) if part else None for part in (parts.username, parts.password))
     return Address(
         parts.hostname, port, int(db), username, password, SCHEMES[parts.scheme], query.get("ssl_ca_certs") or None
@@ -111,14 +111,14 @@ def parse_address(url: str) -> Address:
 
 
 class ValkeyClient:
-    """See the module's text. `since`: when, on anyio's clock, contact began that has not been lost; None without it.
+    """See the module's text. `since`: the time on anyio's clock since which the server has answered; None if it fails.
 
-    It is a circuit breaker: after one timeout every command fails at once until a `probe` succeeds.
+    A circuit breaker: after one timeout every command fails at once until a `probe` succeeds.
     """
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self._limit = anyio.Semaphore(CONNECTIONS, fast_acquire=True)  # an exchange gives way to others anyway
+        self._limit = anyio.Semaphore(CONNECTIONS, fast_acquire=True)  # the exchange itself yields to other tasks
         self._idle: list[Connection] = []
         self._lines: set[Connection] = set()
         self._tls: Any = None
@@ -131,12 +131,12 @@ class ValkeyClient:
         return (await self.ask_all([command]))[0]
 
     async def ask_all(self, commands: Sequence[tuple[Argument, ...]], *, probe: bool = False) -> list[Any]:
-        """The replies to commands that travel together."""
+        """The replies to commands that are sent together."""
         with self.translated():
             return await self._ask_all(commands, probe=probe)
 
     async def run(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
-        """What a script returns; its text is sent only where the server does not know it."""
+        """The result of a script. Its text is sent only if the server does not know it."""
         rest = (len(keys), *keys, *arguments)
         with self.translated():
             try:
@@ -146,7 +146,7 @@ class ValkeyClient:
 
     @asynccontextmanager
     async def line(self) -> AsyncIterator[Line]:
-        """A connection of one's own, for reads that block."""
+        """A separate connection, for reads that block."""
         connection = self._new()
         self._lines.add(connection)
         try:
@@ -156,7 +156,7 @@ class ValkeyClient:
             await _close(connection)
 
     async def aclose(self) -> None:
-        """Close all connections; whoever waits on one gets StoreError."""
+        """Close all connections. Exchanges in progress raise StoreError."""
         self._closed = True
         for connection in (*self._idle, *self._lines):
             await _close(connection)
@@ -211,7 +211,7 @@ class ValkeyClient:
             if self._idle:
                 try:
                     return await self._exchange(self._idle.pop(), commands)
-                except Disconnected:  # the others are as old as this one
+                except Disconnected:  # the other idle ones are probably closed too
                     idle, self._idle = self._idle, []
                     for connection in idle:
                         await _close(connection)
@@ -240,7 +240,7 @@ class ValkeyClient:
         return replies
 
     def check(self) -> None:
-        """Raises StoreError after `aclose`."""
+        """Raise StoreError after `aclose`."""
         if self._closed:
             raise StoreError("The store is closed.")
 
@@ -252,15 +252,15 @@ class ValkeyClient:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Raise StoreError for all that fails. It names what and where; redis-py's own texts can quote arguments."""
+        """Raise StoreError for every failure. It has the type only, since redis-py's texts can quote arguments."""
         try:
             yield
-        except (RedisError, OSError, ValueError) as error:  # ValueError: what answers speaks another protocol
+        except (RedisError, OSError, ValueError) as error:  # ValueError: the server speaks another protocol
             cause = error.__cause__ or error.__context__
             detail = type(cause).__name__ if isinstance(cause, OSError) else ""
             if isinstance(error, ResponseError):
                 word = str(error).partition(" ")[0]
-                detail = word if word.isupper() else detail  # the server's code for it, like MISCONF
+                detail = word if word.isupper() else detail  # the server's code, like MISCONF
             else:
                 self.since = None
             what = f"{type(error).__name__} {detail}".strip()
@@ -275,7 +275,7 @@ class Line:
         self._connection = connection
 
     async def read(self, log: str, after: bytes) -> list[LogEntry]:
-        """Entries behind the id `after`, in order; none after BLOCK_SECONDS without any."""
+        """Entries after the id `after`, in order; [] where none comes within BLOCK_SECONDS."""
         block = int(BLOCK_SECONDS * 1000)
         with self._client.translated(), anyio.fail_after(BLOCK_SECONDS + COMMAND_SECONDS):
             self._client.check()
@@ -287,7 +287,7 @@ class Line:
 
 
 def entry_of(reply: Any) -> LogEntry:
-    """An entry of a log as XREAD and XRANGE reply it: its id, and names and values in turn."""
+    """Read an entry of a log from a reply of XREAD or XRANGE: its id, and a flat list of names and values."""
     id, fields = reply
     return id, dict(zip(fields[::2], fields[1::2], strict=True))
 

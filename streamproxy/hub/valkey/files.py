@@ -1,10 +1,11 @@
-"""The files of many processes, in the Valkey or Redis server that keeps their streams.
+"""The uploaded files of all processes, in the Valkey or Redis server that has their streams.
 
-    sp:files            sorted set: `<bytes that it counts> <id> <owner or ->` of every file, by its expiry
-    sp:{id}:file        a file's record, as JSON; there once all of its parts are
+    sp:files            sorted set: `<charged bytes> <id> <owner or ->` of every file; the score is its expiry
+    sp:{id}:file        a file's record, as JSON; written after all of its parts
     sp:{id}:part:<n>    its bytes, PIECE each
 
-Everything expires by itself. Room is taken first, in one script, so that all processes together stay under the cap.
+All keys expire by themselves. A script reserves the room before the bytes are written, so that all processes together
+stay under the cap.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from streamproxy.hub.valkey.client import Argument, Script, ValkeyClient, parse_
 ALL: Final = "sp:files"
 
 REMOVE_SECONDS: Final = 5.0
-"""What letting go of a file that could not be kept may take."""
+"""Seconds to remove the parts of a file that could not be kept."""
 
 RESERVE: Final = Script(
     """
@@ -46,7 +47,7 @@ redis.call('EXPIREAT', KEYS[1], redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORE
 return 'kept'
 """
 )
-"""Take room for a file, unless it would be too much with all the others. May run twice, when a reply was lost."""
+"""Reserve room for a file, unless all files together would be over the cap. May run twice, when a reply was lost."""
 
 
 class ValkeyFiles:
@@ -58,7 +59,7 @@ class ValkeyFiles:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Self]:
-        """Close the connections with the block. The server need not be there yet."""
+        """Close the connections when the block ends. The server need not be reachable yet."""
         try:
             yield self
         finally:
@@ -101,7 +102,7 @@ class ValkeyFiles:
                 part = await self._client.ask("GET", _part(record, offset))
                 if part is None or len(part) != min(PIECE, record.size - offset):
                     file.close()
-                    return None  # expired just now, removed, or evicted
+                    return None  # just expired, removed, or evicted
                 await to_thread.run_sync(file.write, part)
         except OSError as error:
             file.close()
@@ -142,7 +143,7 @@ def _record(raw: bytes | None) -> FileRecord | None:
     try:
         return FileRecord(**json.loads(raw))
     except (ValueError, TypeError):
-        raise StoreError("The store holds a file's record that this version cannot read.") from None
+        raise StoreError("The store has a file's record that this version cannot read.") from None
 
 
 def _failed(error: OSError) -> ProxyError:

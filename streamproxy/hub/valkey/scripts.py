@@ -1,26 +1,26 @@
-"""The Lua scripts of the Valkey store: everything that must happen to one stream at once, or not at all.
+"""The Lua scripts of the Valkey store: each changes one stream atomically.
 
 The keys of a stream `id`, all in one slot of a cluster because of the braces:
 
     sp:{id}:meta      hash: owner, created, n, replica, epoch, last (seq), finished, p:<image> (seq of its last preview)
-    sp:{id}:log       stream: a descriptor per retained entry, its id is `<seq>-0`; `<last>-1` says that no more follow
-    sp:{id}:lease     there while the producer's process lives
-    sp:{id}:gone      outlives the others, to tell a stream that was kept from one that never was
+    sp:{id}:log       stream: a descriptor of each retained entry, with the id `<seq>-0`; `<last>-1` marks the end
+    sp:{id}:lease     exists while the producer's process lives
+    sp:{id}:gone      outlives the others, so that a purged stream differs from one that never existed
     sp:{id}:data:<n>  the bytes of the entry with seq n
-    sp:{id}:viewed    there while a process has viewers
-    sp:{id}:shown     there while the producer's process writes previews, because another one has asked for them
+    sp:{id}:viewed    exists while a process has viewers
+    sp:{id}:shown     exists while the producer's process writes previews, because another one has asked for them
 
-Of what was asked for, by its mark:
+The keys of a mark (see `hub.store.Marks`):
 
-    sp:{mark}:asked   sorted set: generations by their place (hub.store.Marks), how many follow and how new it is
-    sp:{mark}:failed  event data of a failure that every request of this mark gets, as long as it is there
+    sp:{mark}:asked   sorted set: ids of its generations, by their scores (`hub.store.SPAN`)
+    sp:{mark}:failed  data of the error event that every request of this mark gets while the key exists
 
-Of an owner, by the hash of the key that asked:
+The key of an owner, which is the hash of a caller's key:
 
-    sp:{owner}:owned  sorted set: ids of its streams, by when they began, in microseconds
+    sp:{owner}:owned  sorted set: ids of its streams, by the time of their creation in microseconds
 
-A script gets the first four as KEYS. The names of `data` keys depend on what is found, so scripts derive them from a
-prefix; they lie in the same slot. Each script may run twice for one request, when a reply was lost.
+A script gets the first four as KEYS. It builds the names of `data` keys from a prefix, since they depend on the log;
+they are in the same slot. Each script may run twice for one request, when a reply was lost.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SHARED: Final = """
 local meta, log, lease, gone = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local data, lease_ms, live_ms, linger_ms, gone_ms = unpack(ARGV, 1, 5)
 
--- An entry, in place of the preview that it supersedes: what Log.add does in a process.
+-- Store an entry, and remove the preview that it supersedes, as Log.add does in a process.
 local function keep(epoch, seq, type, image, final, bytes)
   local preview = 'p:' .. image
   local older = redis.call('HGET', meta, preview)
@@ -50,7 +50,7 @@ local function keep(epoch, seq, type, image, final, bytes)
   redis.call('PEXPIRE', gone, live_ms + gone_ms)
 end
 
--- No entry will follow: previews go, the rest lingers.
+-- End the stream: previews are removed, and the rest lingers.
 local function finish(last)
   local fields = redis.call('HGETALL', meta)
   for at = 1, #fields, 2 do
@@ -86,7 +86,7 @@ end
 return 'kept'
 """
 )
-"""Arguments: created, n, replica, epoch, and owner where there is one."""
+"""Begin a stream. Arguments: created, n, replica, epoch, and the owner if there is one."""
 
 APPEND: Final = Script(
     _SHARED
@@ -99,7 +99,7 @@ if tonumber(seq) > tonumber(state[2]) then keep(epoch, seq, type, image, final, 
 return 'kept'
 """
 )
-"""Arguments: epoch, seq, type, image, final (0 or 1), bytes."""
+"""Append an entry. Arguments: epoch, seq, type, image, final (0 or 1), bytes."""
 
 FINISH: Final = Script(
     _SHARED
@@ -110,12 +110,12 @@ if not state[2] then finish(state[1]) end
 return 'kept'
 """
 )
-"""Takes no arguments: whoever ended the stream before, it has one end."""
+"""End a stream. No arguments. Another process may have ended it before: a stream has one end."""
 
 BURY: Final = Script(
     _SHARED
     + """
--- Whether all is there that was asked for, and the producer died just before it could say so.
+-- Whether every image has its outcome, and the producer died just before it could end the stream.
 local function complete()
   local images = 0
   for _, row in ipairs(redis.call('XRANGE', log, '-', '+')) do
@@ -141,7 +141,7 @@ finish(seq)
 return 'ended'
 """
 )
-"""Ends a stream whose producer is dead. Arguments: type and bytes of the final frame that says so where something is
+"""End a stream whose producer is dead. Arguments: type and bytes of the error event to append where an image is
 missing, and the type of a frame that holds all images.
 """
 
@@ -153,7 +153,7 @@ if not state[1] then return redis.call('EXISTS', gone) end
 return {state[1], state[2], state[3], state[4], redis.call('EXISTS', lease), redis.call('XRANGE', log, '-', '+')}
 """
 )
-"""created, n, finished, owner, whether the lease is there, the log; or whether there once was such a stream."""
+"""Returns created, n, finished, owner, whether the lease exists, the log; without a stream, whether there was one."""
 
 TELL: Final = Script(
     """
@@ -162,7 +162,8 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 'kept'
 """
 )
-"""Key: a replica's control stream. Arguments: the stream's id, what is asked, how long the message is kept."""
+"""Send a message to a process. Key: its control stream. Arguments: a stream's id, the request, milliseconds to keep it.
+"""
 
 FORGET: Final = Script(
     _SHARED
@@ -179,7 +180,7 @@ end
 return ''
 """
 )
-"""Takes no arguments: a finished stream is gone at once. Gives its owner, where it has one."""
+"""Purge a finished stream. No arguments. Returns its owner, or an empty string."""
 
 ASK: Final = Script(
     """
@@ -209,6 +210,6 @@ redis.call('PEXPIRE', asked, ms)
 return {'new', ''}
 """
 )
-"""Keys: of the places of one mark's generations, and of how one failed. Arguments: a new generation's id, its time, how
-the request comes, and the constants OWN, SPAN, SAME and how long all this is known, in milliseconds.
+"""Decide on a request: `hub.store.Marks.ask`. Keys: `asked` and `failed` of its mark. Arguments: a new generation's id,
+the request's time, its `Asking`, the constants OWN, SPAN and SAME, and milliseconds for which the mark is known.
 """

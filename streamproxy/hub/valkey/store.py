@@ -1,20 +1,21 @@
 """The store that any number of processes and machines share, in a Valkey or Redis (7 or later) server.
 
-A stream has one producer, and its process says so with a lease. Whoever finds the lease gone ends the stream with
-`producer_lost` under the next epoch, once, by script; a producer that comes back after all is refused from then on.
-Only a process that has itself been in touch with the server for a whole lease may do so: after an outage of the server
-every lease is gone, and producers need the time to renew theirs.
+Lease. A stream has one producer, whose process holds a lease and renews it. A process that finds the lease expired ends
+the stream with `producer_lost` under the next epoch, once, by script. Writes of the old producer are refused from then
+on. Only a process that has been connected to the server for a whole lease may end a stream like this: after an outage
+of the server every lease has expired, and producers need time to renew theirs.
 
-A completed image is stored before it is announced. A preview is not stored at all while no other process asks for it:
-most streams are read where they are produced, and each is 1 MB or more that would be sent only to be superseded. It is
-held here by reference instead. Loading or following a live stream tells its producer's process, by way of its control
-stream, which then writes the newest previews and says so with the key `shown`; from then on every preview is written
-at once, until no process has asked for SHOWN_SECONDS. A reader elsewhere so begins with the newest preview, a round
-trip later. It begins with the critical frames alone where the producer's process does not answer in time, or has
-stored an outcome of another image since. A preview that only a dead process held is lost, and so is its generation.
+Previews. A completed image is stored before it is delivered. A preview is not stored while no other process asks for
+it: most streams are read in the process that produces them, and a preview is 1 MB or more that a newer one replaces.
+The newest one is held in this process instead. A process that loads or follows a live stream asks the producer's
+process for previews, through that process's control stream. The producer's process then writes the newest previews and
+sets the key `shown`. It writes every preview at once until it has not been asked for SHOWN_SECONDS. So a reader in
+another process begins with the newest preview, one round trip later. It begins with the critical frames alone if the
+producer's process does not answer in time, or has stored an outcome of another image since. A preview in the memory of
+a dead process is lost, and so is its generation.
 
-Nothing stays for ever: all keys expire, those of live streams after hours, in case everybody dies. What could not be
-kept while the server was away is kept when it is back, as long as its stream is still produced here.
+Expiry. All keys expire, those of live streams after hours, even if every process dies. Entries that could not be stored
+while the server was away are stored when it is back, as long as their stream is produced here.
 """
 
 from __future__ import annotations
@@ -54,52 +55,55 @@ from streamproxy.hub.valkey.client import Argument, LogEntry, Script, ValkeyClie
 from streamproxy.hub.valkey.scripts import APPEND, ASK, BURY, CREATE, FINISH, FORGET, LOOK, TELL
 
 LEASE_SECONDS: Final = 5.0
-"""A producer's process renews three times in this; its streams are taken for lost when it has not for so long."""
+"""A process renews its leases three times in this. Its streams count as lost once a lease has expired."""
 
 LIVE_SECONDS: Final = 6 * 3600.0
-"""A live stream's keys, from its last entry: far over what a provider may take."""
+"""Expiry of a live stream's keys, counted from its last entry: far longer than a generation takes."""
 
 GONE_SECONDS: Final = 24 * 3600.0
-"""How long it is remembered that a stream was kept; some 100 bytes each."""
+"""How long the id of a purged stream is remembered, about 100 bytes each."""
 
 CLAIM_SECONDS: Final = 24 * 3600.0
 
 CONTROL_SECONDS: Final = 3600.0
-"""How long a request to cancel waits for its process; no generation takes longer."""
+"""How long a message to a process is kept. No generation takes longer."""
 
 VIEWED_SECONDS: Final = 15.0
-"""Processes say every 5 s that they have viewers; two of these may get lost."""
+"""How long a note of viewers holds. Processes repeat it every 5 s, and two notes may be lost."""
 
 LISTED: Final = 1000
-"""Streams of one owner that are listed, some 100 bytes each; the oldest are left out first."""
+"""Most streams in one owner's list, about 100 bytes each. The oldest are removed first."""
+
 SHOWN_SECONDS: Final = 15.0
-"""For so long after it was asked, a producer's process writes previews. Followers ask every 5 s; two may get lost."""
+"""How long a process writes previews after a request for them. Followers ask every 5 s, and two may be lost."""
 
 SHOW_SECONDS: Final = 1.0
-"""How long a reader waits for previews to be written; a process that is well takes a few milliseconds."""
+"""How long a reader waits for previews to be written. A healthy process takes a few milliseconds."""
 
 LOOK_SECONDS: Final = 0.005
 
 HELD_BYTES: Final = 256 * 1024 * 1024
-"""Ended streams whose end the store has not taken yet, over all; the oldest are given up first."""
+"""Most bytes of ended streams that could not be stored yet. The oldest streams are given up first."""
 
 
 class Wanted(Enum):
-    """What one process asks of the one that produces a stream."""
+    """A request of one process to the process that produces a stream."""
 
     END = "end"
     PREVIEWS = "previews"
 
 
 class Lost(StoreError):
-    """The server has forgotten what it was told: it was emptied, or evicted keys for want of memory."""
+    """The server has lost keys: it was emptied, or evicted them for lack of memory."""
 
 
 @dataclass(slots=True)
 class Unwritten:
-    """What the store does not know of a stream of this process: `created` once it knows that there is one, the critical
-    entries that it lacks, and `ended` when all that is left is to tell it. `previews` are deferred, by image;
-    `shown_until`, on anyio's clock, they are not.
+    """The state of a stream of this process that is not in the server yet.
+
+    `created`: whether CREATE has run. `lacking`: critical entries to be written. `ended`: the stream has ended, and the
+    server is still to be told. `previews`: deferred ones, by image. `shown_until`: on anyio's clock, the time until
+    which previews are written at once.
     """
 
     record: Record
@@ -111,9 +115,9 @@ class Unwritten:
 
 
 class ValkeyStore:
-    """See the module's text. `replica` names this process among all; `linger` and `lease` are in seconds.
+    """See the module's text. `replica`: a unique name of this process; `linger` and `lease` are in seconds.
 
-    Raises ValueError for a URL that is none of the forms in `client.parse_address`.
+    Raises ValueError for a URL that `client.parse_address` does not take.
     """
 
     def __init__(self, url: str, *, linger: float, replica: str, lease: float = LEASE_SECONDS) -> None:
@@ -127,7 +131,7 @@ class ValkeyStore:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Self]:
-        """Renew leases until the block ends, then close. The server need not be there yet."""
+        """Renew leases until the block ends, then close. The server need not be reachable yet."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._renew)
@@ -141,7 +145,7 @@ class ValkeyStore:
             renewals: list[tuple[Argument, ...]] = [
                 ("SET", _key(id, "lease"), self._replica, "PX", self._spans[0]) for id in self._produced
             ]
-            with suppress(StoreError):  # whoever uses the store next learns it
+            with suppress(StoreError):  # the next operation reports it
                 await self._client.ask_all(renewals or [("PING",)], probe=True)
             await anyio.sleep(self._lease / 3)
 
@@ -196,11 +200,11 @@ class ValkeyStore:
             if entry is not None:
                 entries.append(entry)
             elif row[1].get(b"final") == b"1":
-                return Gone()  # expired just now, or evicted
+                return Gone()  # just expired, or evicted
         return Stored(record, tuple(entries), finished)
 
     async def _look(self, id: str, *, previews: bool = False) -> object:
-        """What LOOK says, once a stream whose producer is dead has been ended; with the `previews` of one that runs."""
+        """The result of LOOK. Ends a stream whose producer is dead first; `previews`: asks for those of a live one."""
         looked = await self._run(LOOK, id)
         if isinstance(looked, list) and not looked[2]:
             ended = not looked[4] and await self._bury(id)
@@ -210,13 +214,13 @@ class ValkeyStore:
 
     async def forget(self, id: str) -> None:
         if (produced := self._produced.get(id)) is not None and produced.ended:
-            del self._produced[id]  # the store does not know yet that it has ended, and need not
+            del self._produced[id]  # its end is not written yet, and need not be
         owner = await self._run(FORGET, id)
         if isinstance(owner, bytes) and owner:
             await self._client.ask("ZREM", _key(owner.decode(), "owned"), id)
 
     async def sweep(self) -> None:
-        """Keys expire by themselves: this ends what could not be ended while the server was away, if it is back."""
+        """End streams whose end could not be written while the server was away. Keys expire by themselves."""
         await self._client.ask("PING")
         ended = [produced for produced in self._produced.values() if produced.ended]
         held = sum(entry.frame.size for produced in ended for entry in produced.lacking)
@@ -228,7 +232,7 @@ class ValkeyStore:
                 await self._finish(produced)
 
     async def _catch_up(self, produced: Unwritten) -> None:
-        """Bring the store to what it should know already."""
+        """Write what could not be written before."""
         record = produced.record
         if not produced.created:
             owner = () if record.owner is None else (record.owner,)
@@ -251,32 +255,35 @@ class ValkeyStore:
             await self._catch_up(produced)
             _judge(await self._run(FINISH, id))
         except Fenced:
-            pass  # it has an end already
+            pass  # another process has ended it
         except Lost:
             del self._produced[id]
             raise
         del self._produced[id]
 
     async def show(self, id: str) -> None:
-        """Write the newest previews of a stream of this process, and from now on every one."""
+        """Write the newest previews of a stream of this process, and every one for SHOWN_SECONDS from now."""
         produced = self._produced.get(id)
         now = anyio.current_time()
         if produced is None or produced.shown_until > now + SHOWN_SECONDS:
-            return  # it was asked just now, as when many readers come at once
+            return  # asked a moment ago: many readers may come at once
         produced.shown_until = now + SHOWN_SECONDS + 1
         deferred = sorted(produced.previews.values(), key=lambda entry: entry.cursor.seq)
         produced.previews.clear()
-        with suppress(StoreError, Fenced):  # the stream's own entries find this out too
+        with suppress(StoreError, Fenced):  # the stream's next entry reports it
             for entry in deferred:
                 await self._append(id, entry)
             await self._client.ask("SET", _key(id, "shown"), self._replica, "PX", int(SHOWN_SECONDS * 1000))
 
     async def _ask_previews(self, id: str) -> bool:
-        """Have another process write the newest previews, if it does not do so; return when it has, or in time."""
+        """Ask the producer's process to write previews, and wait until it has, at most SHOW_SECONDS.
+
+        Returns False where there is nothing to ask: it writes them already, or it is this process.
+        """
         shown = _key(id, "shown")
         if id in self._produced or await self._client.ask("EXISTS", shown):
             return False
-        if (asked := self._asked.get(id)) is not None:  # readers who come at once ask once
+        if (asked := self._asked.get(id)) is not None:  # one request for all readers that come at once
             await asked.wait()
             return True
         self._asked[id] = anyio.Event()
@@ -290,14 +297,14 @@ class ValkeyStore:
         return True
 
     async def _tell(self, id: str, wanted: Wanted) -> None:
-        """Ask something of the process that produces this stream, if there is one."""
+        """Send a request to the process that produces this stream, if there is one."""
         replica = await self._client.ask("HGET", _key(id, "meta"), "replica")
         if replica is not None:
             span = int(CONTROL_SECONDS * 1000)
             await self._client.run(TELL, [_control(replica.decode())], id, wanted.value, span)
 
     async def _entry(self, id: str, row: LogEntry) -> Entry | None:
-        """A row of a log with its bytes; None where these have been superseded or have expired meanwhile."""
+        """The entry of a log's row, with its bytes; None where these are superseded or have expired meanwhile."""
         position, fields = row
         seq = int(position.partition(b"-")[0])
         data = await self._client.ask("GET", _key(id, f"data:{seq}"))
@@ -308,13 +315,14 @@ class ValkeyStore:
             return Entry(Cursor(int(fields[b"epoch"]), seq), frame)
 
     async def _bury(self, id: str) -> bool:
-        """End the stream if its producer is dead, as far as this process may judge; whether it has ended."""
+        """End the stream if its producer is dead and this process may do so. Returns whether the stream has ended."""
         since = self._client.since
         if since is None or anyio.current_time() - since < self._lease:
             return False
         lost = ProxyError(
             Failure.PRODUCER_LOST,
-            "The process that ran this generation was lost. It is not run again by itself: it may have been paid for.",
+            "The process that ran this generation was lost. It is not run again by itself, because the provider may "
+            "have charged for it.",
         )
         frame = error_frame(lost, id)
         verdict = await self._run(BURY, id, frame.type, b"".join(frame.data), ANSWER)
@@ -354,7 +362,7 @@ class ValkeyStore:
         return Summary(record, finished, b"" if entry is None else b"".join(entry.frame.data))
 
     async def _list(self, record: Record) -> None:
-        """Put a new stream into its owner's list. Microseconds: several are created within one second."""
+        """Add a new stream to its owner's list. Scores are in microseconds: one second may have several streams."""
         if record.owner is None:
             return
         key = _key(record.owner, "owned")
@@ -423,7 +431,7 @@ class ValkeyStore:
         await self._tell(id, Wanted.END)
 
     async def cancelled(self) -> AsyncGenerator[str, None]:
-        """Goes on where an earlier iteration ended, so that nothing said meanwhile is missed."""
+        """Ids to cancel. Continues after the last message of an earlier iteration, so that none is missed."""
         async with self._client.line() as line:
             while True:
                 for position, fields in await line.read(_control(self._replica), self._heard):
@@ -447,7 +455,7 @@ class ValkeyStore:
 
 
 def _read(id: str, looked: list[Any]) -> tuple[Record, bool, list[Any]]:
-    """What LOOK says of a stream that is kept: its record, whether it has finished, and its log."""
+    """Read LOOK's result for a stream: its record, whether it has finished, and its log."""
     created, n, finished, owner, _, log = looked
     with _readable():
         record = Record(id, None if owner is None else owner.decode(), int(created), int(n))
@@ -463,11 +471,11 @@ def _judge(verdict: object) -> None:
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """While versions are changed, one may keep what another cannot read."""
+    """Raise StoreError for values of another version: during an upgrade, processes of both versions share the store."""
     try:
         yield
     except (KeyError, ValueError, TypeError):
-        raise StoreError("The store holds something of this stream that this version cannot read.") from None
+        raise StoreError("The store has data of this stream that this version cannot read.") from None
 
 
 def _key(id: str, name: str) -> str:
@@ -475,5 +483,5 @@ def _key(id: str, name: str) -> str:
 
 
 def _control(replica: str) -> str:
-    """The key of what other processes ask of this one."""
+    """The key of a process's control stream: requests of other processes to it."""
     return f"sp:r:{replica}"

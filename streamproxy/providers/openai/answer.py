@@ -37,7 +37,7 @@ from streamproxy.core.rawjson import (
 from streamproxy.core.schema import MAX_IMAGES
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.providers.openai.errors import Scrub, error_in_answer, error_of, verdict, words
+from streamproxy.providers.openai.errors import Scrub, blocked, error_in_answer, error_of, verdict, words
 
 UNREAD: Final = "streamproxy_unread"
 """The member, true, that marks an answer whose picture was not found."""
@@ -125,7 +125,7 @@ def answer_frame(raw: bytes, job: Job) -> Iterator[Frame | Inlining]:
     if data is not None:
         changed["data"] = data
     added = read.ending(job) | ({} if read.items else {UNREAD: True})
-    if job.provider.quirks is not None and read.items and not bytes(read.answer.created):
+    if job.provider.quirks.undated and read.items and not bytes(read.answer.created):
         added["created"] = job.now  # SDK types require it
     append = {name: msgspec.json.encode(value) for name, value in added.items()}
     whole = body.edited(replace=changed, drop=(UNREAD,), append=append)
@@ -271,7 +271,7 @@ def _read(raw: bytes, job: Job) -> _Read:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _bad_json() from None
     if says_error(answer.error):
-        raise error_in_answer(raw, job.scrub)
+        raise blocked(job, error_in_answer(raw, job.scrub))
     listed = _listed(answer.data)
     items = tuple(item for item in listed if item and any(holds_text(item.get(key, _ABSENT)) for key in _PICTURE))
     if not items:

@@ -18,9 +18,11 @@ from typing import Final
 
 import msgspec
 
+from streamproxy.core.conversation import Job
 from streamproxy.core.requests import Head
 from streamproxy.core.sse import Piece
 from streamproxy.errors import ErrorDetails, Failure, Problem, ProxyError
+from streamproxy.providers.refusals import moderated
 
 MESSAGE_LIMIT: Final = 4096
 """Characters of a provider's text that are forwarded."""
@@ -58,6 +60,8 @@ _STREAMING: Final = re.compile(r"['\"`](?:stream|partial_images)['\"`]|\bpartial
 _STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "moderation_blocked": 400,
     "content_policy_violation": 400,
+    "contentFilter": 400,
+    "content_filter": 400,
     "invalid_request_error": 400,
     "image_generation_user_error": 400,
     "model_not_found": 404,
@@ -71,6 +75,9 @@ _STATUS_OF_CODE: Final[Mapping[str, int]] = {
 """HTTP statuses for codes inside a 200, and for types where the code is unknown."""
 
 Scrub = Callable[[str], str]
+
+FILTERED: Final = frozenset({"contentFilter", "content_filter"})
+"""Azure's codes for what its filters refuse. Source: its reference of content filtering, November 2026."""
 
 
 def refusal(head: Head, body: bytes, *, path: str, callers_credential: bool, scrub: Scrub) -> ProxyError:
@@ -98,6 +105,13 @@ def refusal(head: Head, body: bytes, *, path: str, callers_credential: bool, scr
         message = said.message or f"The provider failed with status {status}."
         return said.error(Failure.PROVIDER_FAILED, message, status if status in (502, 503, 504) else 502, retry_after)
     return ProxyError(Failure.NO_IMAGE, f"The provider answered with status {status}, which carries no image.")
+
+
+def blocked(job: Job, error: ProxyError) -> ProxyError:
+    """The same error, or MODERATION_BLOCKED where its code is one of FILTERED or of `Quirks.blocked`."""
+    code = error.details.code
+    known = FILTERED.union(job.provider.quirks.blocked)
+    return moderated(job, error.message, code) if code is not None and code in known else error
 
 
 def _retry_after(value: str) -> str | None:

@@ -37,7 +37,7 @@ from streamproxy.providers.openai.answer import (
     url_of,
     with_picture,
 )
-from streamproxy.providers.openai.errors import error_in_answer, error_in_words
+from streamproxy.providers.openai.errors import blocked, error_in_answer, error_in_words
 
 IDLE_BYTES: Final = 1024 * 1024
 """Bytes in a row without a frame: white space before an answer, comments, events of no use. A keepalive event of 100
@@ -189,8 +189,8 @@ class _Events:
             return
         kind = KINDS.get(said.type) or KINDS.get(event.name)
         if said.failed or ERROR in (event.name, said.type) or (kind is not None and kind.role is Role.FAILED):
-            raise error_in_answer(event.joined(), self._job.scrub, event.data)
-        if kind is None:
+            raise blocked(self._job, error_in_answer(event.joined(), self._job.scrub, event.data))
+        if kind is None or kind.role is Role.USAGE:
             return
         right = type_of(self._request.operation, kind.role)
         self._mended = self._mended or not said.utf8

@@ -5,28 +5,28 @@
  *     for await (const event of follow(streamUrl)) picture.src = URL.createObjectURL(event.image);
  *
  * An event of 3 MB is one line of base64. `Cutter` decodes it as it arrives and never makes a string of it, so no task
- * on the page takes long and the memory is that of the picture. Types and meanings are in client.d.ts.
+ * on the page takes long, and the memory is that of the picture. Types and their docs are in client.d.ts.
  *
  *     Base64, Cutter      bytes -> events
  *     Feed, Line          one stream of a page; the connection that up to 64 of them share
  *     follow, order       what a page calls
  *
- * It is long because a page is to import one file.
+ * It is long so that a page has to import only one file.
  */
 
-/** What a lost connection waits for at the least and at the most, in milliseconds, unless the server says `retry`. */
+/** Least and most milliseconds before a lost connection is opened again, unless the server sends `retry`. */
 const RETRY = { first: 1000, most: 15000 };
 
-/** Milliseconds without a byte after which a connection counts as lost: six heartbeats of the default. */
+/** Milliseconds without a byte after which a connection counts as lost: six default heartbeats. */
 const SILENCE = 30000;
 
-/** Milliseconds in which streams that begin to be followed are gathered for one connection. */
+/** Milliseconds in which new streams are gathered for one connection. */
 const GATHER = 30;
 
-/** Streams of one connection, as many as the proxy takes. */
+/** Most streams of one connection: the proxy's limit. */
 const TOGETHER = 64;
 
-/** Bytes of an event besides its picture; one that is longer is not ours. */
+/** Most bytes of an event besides its picture. A longer one is not from the proxy. */
 const TEXT_LIMIT = 1 << 20;
 
 const LF = 10;
@@ -34,7 +34,7 @@ const CR = 13;
 const BACKSLASH = 92;
 const SLASH = 47;
 
-/** Six bits by character code; 64 and more is no base64. */
+/** Six bits by character code; 64 and more is not base64. */
 const SEXTET = new Uint8Array(256).fill(64);
 for (const [at, character] of [..."ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"].entries()) {
   SEXTET[character.charCodeAt(0)] = at;
@@ -42,7 +42,7 @@ for (const [at, character] of [..."ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrs
 SEXTET["-".charCodeAt(0)] = 62;
 SEXTET["_".charCodeAt(0)] = 63;
 
-/** Twelve bits by two characters' codes; 4096 and more is no base64. Half of the lookups, so half of the time. */
+/** Twelve bits by two characters' codes; 4096 and more is not base64. Half of the lookups take half of the time. */
 const PAIR = new Uint16Array(65536).fill(4096);
 for (let one = 0; one < 256; one++) {
   for (let two = 0; two < 256; two++) {
@@ -79,7 +79,7 @@ class Base64 {
         continue;
       }
       if (native) {
-        native = false; // what it does not take is odd in some way, and the rest of this chunk is taken slowly
+        native = false; // it refuses unusual base64, so the rest of this chunk is decoded the slow way
         const taken = decoded(text.slice(at - start), made.subarray(size));
         at += taken.read;
         size += taken.written;
@@ -127,11 +127,11 @@ class Base64 {
 
 const NOTHING = { read: 0, written: 0 };
 
-/** What the engine decodes by itself, all or none: it knows no escapes. */
+/** Decode with the engine, all or nothing: it knows no escapes. */
 function decoded(text, into) {
   if (Node) {
     const read = text.length & ~3;
-    const written = buffer(into).write(text.slice(0, read), "base64"); // it skips what it does not know
+    const written = buffer(into).write(text.slice(0, read), "base64"); // it skips unknown characters
     return written === (read / 4) * 3 ? { read, written } : NOTHING;
   }
   if (!into.setFromBase64) return NOTHING;
@@ -147,7 +147,7 @@ const MARK = /"b64_json"\s*:\s*"/;
 const MARK_MOST = 256;
 
 /**
- * Cuts bytes into events, by WHATWG's rules: `feed` gives those that a chunk ends.
+ * Cuts bytes into events, by WHATWG's rules: `feed` yields the events that a chunk completes.
  *
  * An event is `{name, id, data, image}`: `data` is its JSON without the picture, `image` the picture's bytes in pieces.
  */
@@ -155,9 +155,9 @@ export class Cutter {
   retry = undefined;
   lastId = "";
   #decoder = new TextDecoder();
-  #text = []; // pieces of the line that has not ended yet, but for its picture
+  #text = []; // pieces of the open line, without its picture
   #size = 0;
-  #base64 = null; // where the picture's characters go, while they come
+  #base64 = null; // the decoder of the open picture
   #image = null;
   #tail = ""; // the last characters before a chunk's end, in which a mark may have begun
   #name = "";
@@ -192,9 +192,9 @@ export class Cutter {
     }
   }
 
-  /** Take the picture's characters. It ends with the quote, or with the line: an event that was broken off. */
+  /** Take the picture's characters. It ends with the quote, or, if the event is incomplete, with the line. */
   #picture(chunk, start) {
-    const text = latin1(chunk, start, chunk.length); // engines search strings several times as fast as bytes
+    const text = latin1(chunk, start, chunk.length); // engines search strings several times faster than bytes
     const found = until(until(until(text, '"'), "\n"), "\r");
     this.#base64.feed(chunk, start, found);
     if (found.length < text.length) {
@@ -208,7 +208,7 @@ export class Cutter {
   #markEnd(chunk, start, end) {
     if (this.#image || end === start) return -1;
     const before = this.#tail;
-    // Latin-1 on purpose: one character for each byte, so that places are the bytes' places.
+    // Latin-1 has one character for each byte, so that offsets in the text are offsets of bytes.
     const text = before + latin1(chunk, start, end);
     this.#tail = end === chunk.length ? text.slice(-MARK_MOST) : "";
     const found = MARK.exec(text);
@@ -237,7 +237,7 @@ export class Cutter {
     else if (field === "event") this.#name = value;
     else if (field === "id" && !value.includes("\0")) this.lastId = value;
     else if (field === "retry" && /^\d+$/.test(value)) this.retry = Number(value);
-    if (!this.#data.length) this.#size = 0; // comments may come for ever
+    if (!this.#data.length) this.#size = 0; // the number of comments is not limited
     return undefined;
   }
 
@@ -271,7 +271,7 @@ function lineEnd(chunk, start, end) {
 /**
  * A generation that failed, an answer that refuses, or a stream that cannot be followed.
  *
- * `code` and `status` are the error body's. `charged`: whether the picture may have cost money all the same.
+ * `code` and `status` are the error body's. `charged`: whether the provider may have charged for the picture.
  */
 export class StreamError extends Error {
   constructor(message, { code, status, param, charged = false, body } = {}) {
@@ -290,7 +290,7 @@ async function refusal(response) {
   try {
     body = await response.json();
   } catch {
-    // An answer of something between: its status is all that it says.
+    // The answer of an edge between: only its status is known.
   }
   const error = body?.error ?? {};
   return new StreamError(error.message ?? `The answer is ${response.status} ${response.statusText}`, {
@@ -302,7 +302,7 @@ async function refusal(response) {
   });
 }
 
-/** What a stream's event says, with the picture as a Blob: `StreamEvent` in client.d.ts. Noise is undefined. */
+/** The `StreamEvent` of client.d.ts for a stream's event, with the picture as a Blob; undefined for other events. */
 function read(cut) {
   const kind = /(?:^|\.)(partial_image|completed|error)$/.exec(cut.name)?.[1];
   if (kind === undefined) return undefined;
@@ -329,13 +329,13 @@ const FORM = ["preview", "preview_format"];
 const FETCH = (...request) => globalThis.fetch(...request);
 const QUIET = { cache: "no-store", referrerPolicy: "no-referrer" }; // stream URLs hold tokens
 
-/** One stream of a line, and all that read it on this page. What it has brought so far is there for a later reader. */
+/** One stream of a line, and its readers on this page. Its events so far are kept for later readers. */
 class Feed {
   cursor = "";
-  over = false; // its end is known; the readers may still have to be told
+  over = false; // its end is known, but readers may not have it yet
   readers = new Set();
   #fetch;
-  #newest = new Map(); // the last event of each image, delivered or not
+  #newest = new Map(); // the newest event of each image, delivered or not
   #delivered = new Map();
   #chain = Promise.resolve();
   #ended;
@@ -395,7 +395,7 @@ class Feed {
     for (const reader of this.readers) reader.onend(error);
   }
 
-  /** A picture that an event only refers to: those that are large, where several streams share a connection. */
+  /** Fetch the picture of an event that only has its URL: a large one, where several streams share a connection. */
   async #picture(url, attempts) {
     for (let attempt = 1; ; attempt++) {
       let failure;
@@ -468,7 +468,7 @@ class Line {
     let pause = RETRY.first;
     this.#connection = new AbortController();
     while (this.#feeds.size) {
-      await undefined; // what begins to be followed in this turn is on the same connection
+      await undefined; // streams that are followed in this turn share the connection
       clearTimeout(this.#gathering);
       this.#gathering = undefined;
       const feeds = [...this.#feeds.values()];
@@ -489,13 +489,13 @@ class Line {
     Line.#lines.delete(this);
   }
 
-  /** The whole connection was refused, or one of its streams, which the error then names. */
+  /** Handle the refusal of the whole connection, or of one stream, which the error then names. */
   #refused(feeds, error) {
     const named = feeds.filter((feed) => error.param === `stream=${feed.id}`);
     for (const feed of named.length ? named : feeds) this.#end(feed, error);
   }
 
-  /** One connection, to its end; in how many milliseconds to come back. */
+  /** Read one connection to its end. Returns the milliseconds until the next one. */
   async #follow(feeds, connection, onevent) {
     const watch = new Watch(() => connection.abort("silent"));
     try {
@@ -525,7 +525,7 @@ class Line {
     try {
       for (;;) {
         const { done, value } = await bytes.read();
-        if (done) return heard ? 0 : cutter.retry; // perhaps that was all: asked again, the server says so
+        if (done) return heard ? 0 : cutter.retry; // if that was all, the next request is answered with 204
         watch.alive();
         for (const cut of cutter.feed(value)) {
           heard = true;
@@ -538,7 +538,7 @@ class Line {
     }
   }
 
-  /** With one stream, its own URL: an event is then whole, however large. No header: it would cost a preflight. */
+  /** With one stream, its own URL, so that events have their pictures. No header, which would cost a preflight. */
   #url(feeds) {
     const url = feeds.length === 1 ? new URL(feeds[0].url) : new URL(`${this.#base}/streams`);
     if (feeds.length > 1) {
@@ -561,7 +561,7 @@ class Line {
     else if (event.kind === "completed" && feeds.length > 1) this.#settle(feed);
   }
 
-  /** Among several streams, the end of one with several images is silence: its status says it. */
+  /** Among several streams, the end of one with several images is not sent. Its status has it. */
   async #settle(feed) {
     const url = new URL(`${this.#base}/streams/${feed.id}/status`);
     url.searchParams.set("token", feed.token);
@@ -584,7 +584,7 @@ function formOf(url) {
   return new URLSearchParams([...url.searchParams].filter(([name]) => FORM.includes(name)).sort());
 }
 
-/** Calls `onsilence` where SILENCE passes without `alive`. */
+/** Calls `onsilence` after SILENCE without a call of `alive`. */
 class Watch {
   #heard = Date.now();
   #timer;
@@ -602,7 +602,7 @@ class Watch {
   }
 }
 
-/** Waits, but not on when the signal says so, or the machine is online again. */
+/** Waits for a time, at most until the signal aborts or the machine is online again. */
 function sleep(milliseconds, signal) {
   return new Promise((resolve) => {
     const timer = setTimeout(end, milliseconds);
@@ -618,10 +618,10 @@ function sleep(milliseconds, signal) {
 }
 
 /**
- * Follow a stream by its URL, or by what `order` gave: the events as an async iterator, and `final`, a promise of the
- * completed ones.
+ * Follow a stream by its URL, or by the result of `order`. It is an async iterator of events; `final` is a promise of
+ * the completed ones.
  *
- * A lost connection is resumed, and a reader that is slow gets the newest preview only. Leaving is no cancelling.
+ * A lost connection is resumed, and a slow reader gets only the newest preview. `leave` does not cancel the generation.
  */
 export function follow(stream, options) {
   return new Following(stream, options);
@@ -647,7 +647,7 @@ class Following {
     for (const [at, value] of [preview, previewFormat].entries()) if (value) url.searchParams.set(FORM[at], value);
     this.#fetch = fetch;
     this.final = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
-    this.final.catch(() => {}); // a page that only iterates has the error from there
+    this.final.catch(() => {}); // a page that only iterates gets the error from the iterator
     if (signal?.aborted) {
       this.leave();
       return;
@@ -660,7 +660,7 @@ class Following {
     signal?.addEventListener("abort", () => this.leave(), { once: true });
   }
 
-  /** Stop following. The generation goes on, or not, as its order said. */
+  /** Stop following. The order decides whether the generation goes on. */
   leave() {
     this.#leave?.();
     this.#onend(new DOMException("This stream is not followed any more.", "AbortError"));
@@ -705,10 +705,10 @@ class Following {
 }
 
 /**
- * Order pictures from the page's own backend; `follow` takes what it gives.
+ * Order pictures from the page's own backend. `follow` takes the result.
  *
  * `request` is the body of POST images/generations. One call is one generation: each POST carries the same
- * Idempotency-Key, so that neither a lost answer nor a reload with the same key pays twice.
+ * Idempotency-Key, so that no lost answer, and no reload with the same key, pays twice.
  */
 export async function order(request, options = {}) {
   const { baseUrl = "/v1", idempotencyKey = unique(), headers, signal, fetch = FETCH } = options;
@@ -730,12 +730,12 @@ export async function order(request, options = {}) {
   if (!response.ok) throw await refusal(response);
   const ordered = await response.json();
   for (const name of ["stream_url", "status_url", "cancel_url"]) {
-    ordered[name] = new URL(ordered[name], response.url).href; // so that they are good on any page
+    ordered[name] = new URL(ordered[name], response.url).href; // absolute, for any page
   }
   return ordered;
 }
 
-/** Three times where there is no answer at all. */
+/** Send up to three times while there is no answer. */
 async function persistently(send, signal) {
   for (let attempt = 1; ; attempt++) {
     try {
@@ -747,7 +747,7 @@ async function persistently(send, signal) {
   }
 }
 
-/** A UUID. `crypto.randomUUID` is there in secure contexts only. */
+/** A UUID. `crypto.randomUUID` exists in secure contexts only. */
 function unique() {
   if (crypto.randomUUID) return crypto.randomUUID();
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -785,7 +785,7 @@ export function orderOnce(name, request, options = {}) {
   return ordering;
 }
 
-/** Let go of the order under this name. Its generation goes on, or is kept, as the proxy does with any. */
+/** Forget the order under this name. Its generation goes on. */
 export function forget(name, storage = globalThis.sessionStorage) {
   running.delete(`streamproxy:${name}`);
   storage.removeItem(`streamproxy:${name}`);

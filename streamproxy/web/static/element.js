@@ -1,10 +1,10 @@
 /**
- * <progressive-image src="STREAM_URL" alt="A lighthouse">: a picture that forms while it is made.
+ * <progressive-image src="STREAM_URL" alt="A lighthouse">: shows a stream's previews, then its picture.
  *
  * It only follows: no attribute orders anything. Attributes, events and parts are in element.d.ts. Two pictures lie on
- * each other, the one that is shown and the one that fades in; each is decoded before it is seen, and its Blob's URL is
- * revoked when the next has taken its place. Styles are a constructed sheet and properties, so that a strict
- * Content-Security-Policy has nothing to allow but `img-src blob:`.
+ * each other: the one that is shown, and the one that fades in. Each is decoded before it is shown. Its Blob's URL is
+ * revoked when the next one has replaced it. Styles are a constructed sheet and properties, so that a strict
+ * Content-Security-Policy only has to allow `img-src blob:`.
  */
 
 import { follow } from "./client.js";
@@ -47,10 +47,10 @@ export class ProgressiveImage extends Base {
 
   #parts;
   #following;
-  #source; // what is followed
-  #shown; // {img, url}: the picture that is seen
-  #next; // the newest event that waits for the one before to be there
-  #busy = false; // whether a picture is on its way to be seen
+  #source; // the stream
+  #shown; // {img, url}: the picture that is shown
+  #next; // the newest event, which waits until the picture before it is shown
+  #busy = false; // whether a picture is being decoded or fades in
   #began = 0;
   #clock;
 
@@ -67,7 +67,7 @@ export class ProgressiveImage extends Base {
     const status = made("div", { part: "status" });
     const message = made("span", { part: "message", role: "status" });
     const again = made("button", { part: "again", type: "button", hidden: "" });
-    const elapsed = made("span", { part: "elapsed", "aria-hidden": "true" }); // a second's count is no news
+    const elapsed = made("span", { part: "elapsed", "aria-hidden": "true" }); // not to be read out each second
     again.textContent = "Try again";
     again.addEventListener(
       "click",
@@ -90,7 +90,7 @@ export class ProgressiveImage extends Base {
   }
 
   disconnectedCallback() {
-    // An element that is only moved is connected again in this same turn.
+    // An element that is only moved is connected again in the same turn.
     queueMicrotask(() => this.isConnected || this.#stop());
   }
 
@@ -101,7 +101,7 @@ export class ProgressiveImage extends Base {
     else this.#size(this.getAttribute("width"), this.getAttribute("height"));
   }
 
-  /** Follow what `src` says, and show the last picture until there is another. */
+  /** Follow the stream of `src`, and show the last picture until there is another. */
   #follow() {
     this.#following?.leave();
     clearInterval(this.#clock);
@@ -145,7 +145,7 @@ export class ProgressiveImage extends Base {
     if (!this.#busy) this.#show();
   }
 
-  /** Show the newest picture, and then what has come meanwhile. */
+  /** Show the newest picture, and then any newer one. */
   async #show() {
     this.#busy = true;
     while (this.#next) {
@@ -162,7 +162,7 @@ export class ProgressiveImage extends Base {
         continue;
       }
       if (!this.#source) {
-        release(url); // the element was left meanwhile
+        release(url); // the source has changed meanwhile
         break;
       }
       await this.#replace({ img, url }, event);
@@ -213,7 +213,7 @@ export class ProgressiveImage extends Base {
     const seconds = Math.floor((Date.now() - this.#began) / 1000);
     const usual = Number(this.getAttribute("usual"));
     this.#parts.elapsed.textContent = usual ? `${seconds} s of about ${usual} s` : `${seconds} s`;
-    // It slows down, and is never full before the picture is there.
+    // The bar slows down, and is never full before the picture is there.
     const share = usual ? 1 - Math.exp((-1.5 * seconds) / usual) : 0;
     this.#parts.progress.style.transform = `scaleX(${share})`;
   }
@@ -223,7 +223,7 @@ export class ProgressiveImage extends Base {
     this.#parts.frame.style.setProperty("--progressive-image-ratio", `${Number(width)} / ${Number(height)}`);
   }
 
-  /** Only the picture that is seen has a description. */
+  /** Only the picture that is shown has a description. */
   #describe() {
     for (const img of this.#parts.frame.querySelectorAll("img")) img.alt = "";
     if (this.#shown) this.#shown.img.alt = this.getAttribute("alt") ?? "";

@@ -1,4 +1,4 @@
-// The page at /: orders pictures from the proxy that serves it, and shows them as they form.
+// The page at /: orders pictures from the proxy that serves it, and shows them with their previews.
 
 import { forget, orderOnce, StreamError } from "./client.js";
 import "./element.js";
@@ -104,12 +104,12 @@ picture.addEventListener("preview", row);
 picture.addEventListener("completed", row);
 picture.addEventListener("failed", ({ detail: error }) => {
   if (!restored || ![401, 404, 410].includes(error.status)) return;
-  forget(NAME); // what this tab remembers is not kept any more
+  forget(NAME); // the proxy no longer keeps this tab's order
   restored = false;
   if (model.value.startsWith(SIMULATED)) draw();
 });
 
 writeSnippets();
 await showModels();
-// A simulated picture costs nothing, so there is one at once. Any other waits for the button.
+// A simulated picture costs nothing, so one is ordered at once. Others wait for the button.
 if (model.value.startsWith(SIMULATED) || restored) draw();

@@ -4,8 +4,8 @@
  *     const { order } = useImageOrder("hero", { model: "openai/gpt-image-2", prompt, partial_images: 3 });
  *     return <ProgressiveImage src={order?.stream_url} alt={prompt} />;
  *
- * Effects run twice under StrictMode, and again after a reload. The name in `useImageOrder` stands for one order, which
- * sessionStorage keeps, so none of that orders or pays a second time. Types are in react.d.ts.
+ * Effects run twice under StrictMode, and again after a reload. The name in `useImageOrder` stands for one order in
+ * sessionStorage, so neither orders or pays a second time. Types are in react.d.ts.
  */
 
 import { createElement, useEffect, useRef, useState } from "react";
