@@ -194,7 +194,7 @@ class _Wiring:
                 row.strict_headers,
                 tuple(row.allow_headers),
                 signer,
-                Breaker(changed=partial(_breaker, self.observer, provider.name)),
+                Breaker(changed=partial(_breaker, self.observer, provider.name), opens=row.breaker),
             )
         return services
 

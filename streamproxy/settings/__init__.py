@@ -108,6 +108,7 @@ class ProviderSettings:
     workflows: Annotated[dict[str, str] | None, "ComfyUI: the file of a workflow in API format, by model"] = None
     strict_headers: Annotated[bool, "only allowed extra_headers pass, instead of all but refused ones"] = False
     allow_headers: Annotated[Names, "extra_headers to let through that are refused otherwise"] = ()
+    breaker: Annotated[bool, "whether it is not asked for a while after repeated failures"] = True
 
     def __post_init__(self) -> None:
         """Convert and check. Raises ConfigurationError with every problem."""

@@ -113,11 +113,15 @@ class Breaker:
     """One provider's. `changed` is told each new state.
 
     Only what says that the provider does not work counts as a failure, see `errors.Blame`. A refusal counts as nothing.
+    `opens` false: it stays closed.
     """
 
-    def __init__(self, clock: Clock = anyio.current_time, changed: Callable[[State], None] = _unheard) -> None:
+    def __init__(
+        self, clock: Clock = anyio.current_time, changed: Callable[[State], None] = _unheard, *, opens: bool = True
+    ) -> None:
         self._clock = clock
         self._changed = changed
+        self._opens = opens
         self._window = _Window(clock)
         self._in_a_row = 0
         self._openings = 0
@@ -188,7 +192,7 @@ class Breaker:
             return
         failed = self._window.count(_Kind.FAILED)
         total = failed + self._window.count(_Kind.WORKED)
-        if self._in_a_row >= IN_A_ROW or (total >= LEAST and failed >= SHARE * total):
+        if self._opens and (self._in_a_row >= IN_A_ROW or (total >= LEAST and failed >= SHARE * total)):
             self._open()
 
     def _open(self) -> None:

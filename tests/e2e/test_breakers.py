@@ -57,6 +57,12 @@ async def test_an_open_breaker_falls_over_at_once() -> None:
         assert await sent(scene) == IN_A_ROW + 1
 
 
+async def test_a_breaker_may_be_switched_off() -> None:
+    async with stage(always(FAILED), rows={"one": {"breaker": False}}) as scene:
+        statuses = [(await scene.ask()).status_code for _ in range(2 * LEAST)]
+        assert (statuses, scene.calls) == ([502] * 2 * LEAST, (2 * LEAST,))
+
+
 async def test_refusals_open_no_breaker() -> None:
     async with stage(playing(*[REFUSED] * 10, *[LIMITED] * 10, good)) as scene:
         statuses = [(await scene.ask()).status_code for _ in range(21)]
