@@ -36,7 +36,7 @@ from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router, Service
 from streamproxy.hub import FILE_STORES, STORES
-from streamproxy.hub.files import Files
+from streamproxy.hub.files import Files, Room
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.limits import HubLimits
 from streamproxy.observe import Observer
@@ -223,9 +223,10 @@ class _Wiring:
 
     async def _open_files(self, running: AsyncExitStack, hub: Hub) -> Files:
         settings = self.settings
+        room = Room(settings.file_bytes, settings.file_bytes_per_caller)
         open_store = FILE_STORES[settings.store.partition(":")[0]]
-        store = await running.enter_async_context(open_store(settings.store, settings.file_bytes))
-        return Files(store, hub.health, settings.file_bytes, settings.file_seconds, tenants=bool(settings.caller_keys))
+        store = await running.enter_async_context(open_store(settings.store, room))
+        return Files(store, hub.health, room, settings.file_seconds, tenants=bool(settings.caller_keys))
 
     def _attempts(self, running: AsyncExitStack, trust: ssl.SSLContext, threads: anyio.CapacityLimiter) -> Attempts:
         settings = self.settings

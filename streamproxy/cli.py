@@ -217,8 +217,11 @@ def check(ctx: click.Context, config: Path | None) -> None:
 @CONFIG
 @click.pass_context
 def models(ctx: click.Context, config: Path | None) -> None:
-    """List the models that the configured providers serve."""
+    """List the models that the configured providers serve, and what each of them can do."""
     from datetime import UTC, datetime
+
+    from streamproxy.generation.abilities import abilities, in_words
+    from streamproxy.providers import ADAPTERS
 
     _, catalogue, configured = _checked(ctx, config)
     for provider in configured.providers:
@@ -226,7 +229,9 @@ def models(ctx: click.Context, config: Path | None) -> None:
             click.echo(f"{provider.name}: every name is passed on; GET /v1/models asks it for its own list", err=True)
     named = [provider.only_named() for provider in configured.providers]
     for model, served in catalogue.listed(named, datetime.now(UTC).date()):
-        click.echo(f"{served:45} {'previews' if model.streams and model.partial_images else 'completed only'}")
+        route = catalogue.resolve(served, configured.providers)
+        words = in_words(model, abilities(ADAPTERS[route.provider.adapter], route))
+        click.echo(f"{served:45} {words}".rstrip())
 
 
 @cli.command(cls=_SettingsCommand)

@@ -87,7 +87,12 @@ async def demo(options: Options, say: Say) -> None:
     async with simulator.running(pace=options.pace) as upstream:
         sim = ProviderSettings(base_url=f"{upstream.url}/v1", credential="none")
         sock, taken = _listen(options.port)
-        settings = Settings(providers={"sim": sim}, playground=True, cors_origins=OWN_MACHINE)
+        settings = Settings(
+            providers={"sim": sim},
+            playground=True,
+            cors_origins=OWN_MACHINE,
+            fetch_hosts=(f"127.0.0.1:{upstream.port}",),  # of sim/url, which answers with a link
+        )
 
         async def picture(url: str) -> bool:
             say(f"{url}/   <- open this: a page where a picture forms")

@@ -86,6 +86,7 @@ class Failure(Enum):
     READ_ONLY_TOKEN = FailureRow("read_only_token", 403, INVALID, "stream_token")
     FILE_NOT_FOUND = FailureRow("file_not_found", 404, INVALID, "not_found")
     FILE_EXPIRED = FailureRow("file_expired", 410, INVALID, "not_found")
+    FILES_OF_CALLER = FailureRow("caller_files_full", 413, INVALID, "files")
     GONE = FailureRow("stream_gone", 410, INVALID, "not_found")
     IDEMPOTENCY_MISMATCH = FailureRow("idempotency_key_reused", 422, INVALID, "idempotency")
     TOO_MANY_VIEWERS = FailureRow("too_many_viewers", 429, INVALID, "viewers")

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -123,12 +123,12 @@ class Observer:
         counter.inc()
 
     def unexpected(self, error: BaseException, request_id: str) -> ProxyError:
-        """Log an unforeseen exception: its type and place, but not its text, which may hold anything."""
-        place = error.__traceback__
-        while place is not None and place.tb_next is not None:
-            place = place.tb_next
-        where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else ""
-        self.log.error("unexpected", exception=type(error).__name__, where=where, request_id=request_id)
+        """Log an unforeseen exception: its type and place, but not its text, which may hold anything.
+
+        Of a group, each of its exceptions: the place of the group itself is the task group's.
+        """
+        for one in _flattened(error):
+            self.log.error("unexpected", exception=type(one).__name__, where=_place(one), request_id=request_id)
         return ProxyError(Failure.INTERNAL, "The proxy failed. Its log has the details under this request_id.")
 
     def tolerated(self, provider: str, label: str) -> None:
@@ -181,6 +181,23 @@ class Observer:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def _flattened(error: BaseException) -> Iterator[BaseException]:
+    """The exception, or all those of a group and of groups in it."""
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for one in error.exceptions:
+        yield from _flattened(one)
+
+
+def _place(error: BaseException) -> str:
+    """The file and the line that raised it."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else ""
 
 
 def worker_ended(pid: int, directory: str) -> None:

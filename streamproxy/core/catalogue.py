@@ -299,10 +299,10 @@ def parse(text: str) -> Catalogue:
 
 
 def model_object(model: Model, served_id: str) -> dict[str, object]:
-    """One entry of GET /v1/models in OpenAI's shape, plus `streams` and, where known, the owner's last day."""
+    """One entry of GET /v1/models in OpenAI's shape, plus, where known, the owner's last day."""
     entry = {"id": served_id, "object": "model", "created": model.created, "owned_by": model.owner}
     last_day = {"retired": model.retired.isoformat()} if model.retired is not None else {}
-    return {**entry, "streams": model.streams, **last_day}
+    return {**entry, **last_day}
 
 
 def _model_row(id: str, row: Fields, families: Mapping[str, Fields]) -> Model:

@@ -445,13 +445,14 @@ def first_of(made: Sequence[Result], job: Job) -> Conversation[Sequence[Result]]
 
 
 def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled]:
-    """An input image with its bytes. Fetches a caller's URL where the setting fetch_images allows it."""
+    """An input image with its bytes. A caller's URL is fetched if the model takes URLs, or fetch_images allows it."""
     if isinstance(image, Inline | Spooled):
         return image
+    param = job.request.told(param)
     if isinstance(image, FileId):
         message = "This provider knows no file ids of its own. POST /v1/files uploads an image to this proxy."
         raise ProxyError(Failure.UNSUPPORTED_PARAMETER, message, param=param)
-    if not (job.limits.fetch_images or job.request.fetches):
+    if not (job.limits.fetch_images or job.model.remote_image_urls):
         raise ProxyError(
             Failure.UNSUPPORTED_PARAMETER,
             "This model takes no image URLs: send the image as a data: URL, or upload it as a file. The setting "
@@ -459,7 +460,7 @@ def inlined(image: Input, job: Job, param: str) -> Conversation[Inline | Spooled
             param=param,
         )
     found = cast(Picture, (yield Fetch(image.url)))
-    return Inline(memoryview(b"".join(found.base64)), found.media_type)
+    return Inline(memoryview(b"".join(found.base64)), found.media_type, in_body=False)
 
 
 def mask(job: Job, marks: Literal["white", "black"]) -> Conversation[Inline | None]:
@@ -470,7 +471,7 @@ def mask(job: Job, marks: Literal["white", "black"]) -> Conversation[Inline | No
     try:
         made = cast(Picture, (yield Convert(given, "white mask" if marks == "white" else "black mask")))
     except ProxyError as error:
-        error.param = "mask"
+        error.param = job.request.told("mask")
         raise
     return Inline(memoryview(b"".join(made.base64)), made.media_type)
 
@@ -606,9 +607,10 @@ class Events:
                 )
             self._json.append(chunk)
 
-    def gather(self, chunk: bytes) -> bool:
-        """As Cutter.gather."""
-        return self._cutter is not None and self._cutter.gather(chunk)
+    @property
+    def gather(self) -> Callable[[bytes], bool] | None:
+        """Cutter.gather, where the answer is events."""
+        return None if self._cutter is None else self._cutter.gather
 
     def finish(self) -> Iterator[Event]:
         """Take the answer's end, and yield the rest as the last event. Raises ProxyError(BAD_JSON) if it is not whole.

@@ -86,9 +86,9 @@ class Outline:
         return self.has_b64 or self.has_url
 
 
-def outline(data: tuple[Piece, ...]) -> Outline | None:
-    """Read one event's data; None when it is not a JSON object."""
-    raw = _without_image(data)
+def outline(data: tuple[Piece, ...], quoted: Sequence[int] | None = None) -> Outline | None:
+    """Read one event's data; None when it is not a JSON object. `quoted`: see Event."""
+    raw = _without_image(data, quoted)
     found = _members(raw)
     if raw is None or found is None or bytes(memoryview(found.b64_json)[:3]) != _MARK:
         raw = b"".join(data)  # another member's string was cut out
@@ -206,9 +206,9 @@ class _Span:
     end: int
 
 
-def _without_image(data: tuple[Piece, ...]) -> bytes | None:
+def _without_image(data: tuple[Piece, ...], quoted: Sequence[int] | None = None) -> bytes | None:
     """The event's JSON with _MARK for its base64 string; None where the shortcut is not certain."""
-    span = _image_span(data)
+    span = _image_span(data, quoted)
     return None if span is None else _marked(data, span)
 
 
@@ -226,7 +226,7 @@ def _between(data: tuple[Piece, ...], span: _Span) -> Iterator[Piece]:
         yield piece[start:end]
 
 
-def _image_span(data: tuple[Piece, ...]) -> _Span | None:
+def _image_span(data: tuple[Piece, ...], quoted: Sequence[int] | None = None) -> _Span | None:
     """Where the image lies; None where the shortcut is not certain."""
     if not data:
         return None
@@ -235,16 +235,13 @@ def _image_span(data: tuple[Piece, ...]) -> _Span | None:
     if found is None:
         return None
     start = found.end()
-    before = b""
-    for number, piece in enumerate(data):
-        whole = piece if isinstance(piece, bytes) else bytes(piece)
-        end = whole.find(b'"', start)
+    for number in range(len(data)) if quoted is None else quoted:
+        whole = bytes(data[number])
+        end = whole.find(b'"', start if number == 0 else 0)
         if end < 0:
-            start, before = 0, whole[-1:]
             continue
-        if (whole[end - 1 : end] if end else before) == b'"':
-            return None  # empty
-        return _Span(found.end(), number, end)
+        before = whole[end - 1 : end] if end else bytes(data[number - 1][-1:])
+        return None if before == b'"' else _Span(start, number, end)  # None: it is empty
     return None
 
 

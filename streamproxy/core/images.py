@@ -57,7 +57,6 @@ _ENCODED: Final = 48 * 1024
 
 _PREFIX: Final = re.compile(rb"data:[^,]{0,256}; {0,9}base64 {0,9},", re.IGNORECASE)
 """Fetch Standard, "data: URL processor". Real prefixes have under 40 bytes."""
-_LONGEST_SCHEME: Final = 16
 _LONGEST_ESCAPE: Final = 6
 _ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _SPACE: Final = b" \t\n\f\r"
@@ -102,13 +101,12 @@ def probe_base64(text: bytes | memoryview) -> ImageInfo | None:
     return None if start is None else _probe(_decoded(text, start))
 
 
-def is_readable(raw: bytes, start: int, end: int, *, bare: bool = False) -> bool:
-    """Whether raw[start:end], the inside of a JSON string, may be an image as far as its base64 shows.
+def is_readable(raw: bytes, start: int, end: int) -> bool:
+    """Whether raw[start:end], the inside of a JSON string, may be an image as far as its text shows.
 
-    True for every URL but `data:` ones. `bare`: text without a scheme is base64 itself.
+    True for http and https URLs. Text without a scheme is base64 itself. No other scheme is fetched by anything here.
     """
-    scheme = raw[start : min(end, start + _LONGEST_SCHEME)]
-    if scheme[:5].lower() != b"data:" and (not bare or b":" in scheme):
+    if raw[start : min(end, start + len("https:"))].lower().startswith((b"http:", b"https:")):
         return True
     begin = _base64_start(raw, start, end)
     return begin is not None and _is_base64(raw, begin, end)

@@ -71,10 +71,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Inline:
-    """An input image as base64 text in the caller's JSON body. `media_type` comes from its bytes."""
+    """An input image as base64 text. `media_type` comes from its bytes. `in_body`: it is part of the caller's JSON."""
 
     base64: memoryview = field(repr=False)
     media_type: str
+    in_body: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ class ImageRequest:
     an edit that came as a generation with an `image` member. `later`: its readers come later, and always read events.
     `variation`: an edit that came as a variation.
     A surface of another wire writes `body` itself; then `options` are wishes that have no member in it, `unheard` the
-    caller's members that no provider is asked for, and `fetches` says that image URLs are fetched in any case.
+    caller's members that no provider is asked for, and `places` says where the caller's body has an image.
     `fallbacks`: other models, in order; None where the caller says nothing of them. `fallback_after_charge`: also after
     a failure that may have been charged. `names_model`: its results say which model made them: there is a choice.
     """
@@ -154,10 +155,16 @@ class ImageRequest:
     variation: Variation | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     unheard: tuple[str, ...] = ()
-    fetches: bool = False
     fallbacks: tuple[str, ...] | None = None
     fallback_after_charge: bool = False
     names_model: bool = False
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    def told(self, param: str) -> str:
+        """A member of the images API's body, like `images[0].file_id`, as the caller's own body has it."""
+        image, dot, rest = param.partition(".")
+        place = self.places.get(image, image)
+        return f"{place}{dot}{rest}" if place == image or image == "mask" else place
 
     @property
     def as_events(self) -> bool:

@@ -400,11 +400,12 @@ class _JsonReader:
 
     def inline_image(self, loc: Loc, span: tuple[int, int]) -> None:
         if self.string(loc, span, 1, _ANY_LENGTH):
-            self.readable(loc, span, bare=True)
+            self.readable(loc, span)
 
-    def readable(self, loc: Loc, span: tuple[int, int], *, bare: bool = False) -> None:
-        if not is_readable(self.raw, span[0] + 1, span[1] - 1, bare=bare):
-            self.checks.problem(loc, "Value error, the image is not valid base64", "value_error")
+    def readable(self, loc: Loc, span: tuple[int, int]) -> None:
+        if not is_readable(self.raw, span[0] + 1, span[1] - 1):
+            msg = "Value error, the image is not valid base64, nor an https URL"
+            self.checks.problem(loc, msg, "value_error")
 
     def references(self) -> None:
         """`images`: an array of references; `mask`: one."""

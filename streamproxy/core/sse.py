@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -59,15 +59,20 @@ class Event:
 
     Several data lines are joined with a space instead of WHATWG's LF: inside JSON both are white space, and a space
     lets the data go out again as one line.
+
+    `quoted`: the numbers of the pieces that may hold a quote, None where that is not known. In JSON, a string that
+    spans pieces ends in one of these. Pieces are searched as they come, while they are in the processor's cache: at the
+    end of an event of 2 MB it would take five times as long.
     """
 
     name: str
     data: tuple[Piece, ...]
+    quoted: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> int:
         """Bytes of data."""
-        return sum(len(piece) for piece in self.data)
+        return sum(map(len, self.data))
 
     def joined(self) -> bytes:
         """The data as one object: a copy, for the few events that must be parsed whole."""
@@ -83,6 +88,22 @@ class _Line(Enum):
     IGNORED = 4  # a comment
 
 
+class _Data:
+    """The data of the event that has not ended yet: its pieces, and which of them may hold a quote."""
+
+    __slots__ = ("pieces", "quoted")
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.quoted: list[int] = []
+
+    def add(self, piece: Piece) -> None:
+        """Add a piece. A view is not searched: that would copy it."""
+        if not isinstance(piece, bytes) or b'"' in piece:
+            self.quoted.append(len(self.pieces))
+        self.pieces.append(piece)
+
+
 class Cutter:
     """The incremental parser of one stream. `feed` raises ProxyError for an event over `max_event_bytes`."""
 
@@ -91,7 +112,7 @@ class Cutter:
         self._line = _Line.START
         self._head = bytearray()
         self._name = ""
-        self._pieces: list[Piece] = []
+        self._data = _Data()
         self._small = bytearray()
         self._size = 0
         self._has_data = False
@@ -152,7 +173,12 @@ class Cutter:
         """
         if self._line is not _Line.DATA or not chunk or b"\n" in chunk or b"\r" in chunk:
             return False
-        self._keep(chunk, 0, len(chunk))
+        size = len(chunk)
+        if size < SMALL or self._small or self._strip_space or self._size + size > self._max:
+            self._keep(chunk, 0, size)
+        else:  # the same without the calls, which take longer than all else
+            self._size += size
+            self._data.add(chunk)
         return True
 
     def finish(self) -> Event | None:
@@ -259,11 +285,12 @@ class Cutter:
         if length < SMALL:
             self._small += memoryview(chunk)[start:end]
             if len(self._small) >= GATHERED:
-                self._pieces.append(bytes(memoryview(self._small)[:GATHERED]))
+                self._data.add(bytes(memoryview(self._small)[:GATHERED]))
                 del self._small[:GATHERED]
             return
-        self._flush()
-        self._pieces.append(chunk if length == len(chunk) else memoryview(chunk)[start:end])
+        if self._small:
+            self._flush()
+        self._data.add(chunk if length == len(chunk) else memoryview(chunk)[start:end])
 
     def _grow(self, by: int) -> None:
         self._size += by
@@ -275,7 +302,7 @@ class Cutter:
 
     def _flush(self) -> None:
         if self._small:
-            self._pieces.append(bytes(self._small))
+            self._data.add(bytes(self._small))
             self._small.clear()
 
     def _end_line(self) -> Event | None:
@@ -295,9 +322,10 @@ class Cutter:
 
     def _dispatch(self) -> Event | None:
         self._flush()
-        event = Event(self._name, tuple(self._pieces)) if self._has_data else None
+        data = self._data
+        event = Event(self._name, tuple(data.pieces), tuple(data.quoted)) if self._has_data else None
         self._name = ""
-        self._pieces = []
+        self._data = _Data()
         self._size = 0
         self._has_data = False
         return event

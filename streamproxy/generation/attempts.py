@@ -184,21 +184,26 @@ class Attempts:
             again = again or failed.asked
 
     async def _side_by_side(self, work: _Work, shares: Sequence[range], plans: Sequence[Plan], *, again: bool) -> None:
-        """Make the images by a job for each share. Raises ProxyError.
+        """Make the images by a job for each share. Raises ProxyError; an ExceptionGroup where jobs met anything else.
 
         One failure takes no other image with it. One that may have been charged decides about retries.
         """
         failures: list[ProxyError] = []
+        unforeseen: list[Exception] = []
 
         async def one(share: range) -> None:
             try:
                 await self._make(work, share, plans, again=again)
             except ProxyError as error:
                 failures.append(error)
+            except Exception as error:
+                unforeseen.append(error)
 
         async with anyio.create_task_group() as tasks:
             for share in shares:
                 tasks.start_soon(one, share)
+        if unforeseen:
+            raise ExceptionGroup("jobs of one request", unforeseen)
         if failures:  # the other images stay; if one failure may have been charged, the request must not be repeated
             raise next((error for error in failures if not error.retryable), failures[0])
 

@@ -409,6 +409,8 @@ def _converted(image: Inline | Spooled | Picture, form: str) -> Picture:
 
 async def _trailing(answer: Answer) -> str | None:
     """Read an answer to its end, so that its connection can be used again. Returns the label of a fault."""
+    if answer.at_end:
+        return None
     room = TRAILING_BYTES
     try:
         with anyio.move_on_after(TRAILING_SECONDS):
@@ -424,6 +426,8 @@ async def _trailing(answer: Answer) -> str | None:
 
 def is_own(provider: Provider, url: str) -> bool:
     """Whether a URL is on the provider's own hosts: the base_url's origin, or https on one of `hosts`."""
+    if url.startswith(f"{provider.base_url}/"):
+        return True  # as nearly always, without taking it apart
     there, base = urlsplit(url), urlsplit(provider.base_url)
     websocket = {"ws": "http", "wss": "https"}
     origin = (websocket.get(there.scheme, there.scheme), there.hostname, there.port)

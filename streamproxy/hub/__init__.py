@@ -18,7 +18,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from streamproxy.hub.disk import DiskFiles
-from streamproxy.hub.files import FileStore
+from streamproxy.hub.files import FileStore, Room
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
 from streamproxy.hub.store import StoreBackend
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def _memory(url: str, max_bytes: int, linger: float) -> AsyncIterator[StoreBackend]:
     store = MemoryStore(max_bytes=max_bytes, linger=linger, now=time.monotonic)
-    yield StoreBackend(store, store, MemoryMarks(now=time.monotonic), listing=store)
+    yield StoreBackend(store, store, MemoryMarks(now=time.monotonic), listing=store, waits=False)
 
 
 @asynccontextmanager
@@ -41,16 +41,16 @@ async def _valkey(url: str, max_bytes: int, linger: float) -> AsyncIterator[Stor
 
 
 @asynccontextmanager
-async def _disk_files(url: str, max_bytes: int) -> AsyncIterator[FileStore]:
-    async with DiskFiles(max_bytes=max_bytes, now=time.time).open() as files:
+async def _disk_files(url: str, room: Room) -> AsyncIterator[FileStore]:
+    async with DiskFiles(room=room, now=time.time).open() as files:
         yield files
 
 
 @asynccontextmanager
-async def _valkey_files(url: str, max_bytes: int) -> AsyncIterator[FileStore]:
+async def _valkey_files(url: str, room: Room) -> AsyncIterator[FileStore]:
     from streamproxy.hub.valkey.files import ValkeyFiles  # needs the extra `valkey`
 
-    async with ValkeyFiles(url, max_bytes=max_bytes).open() as files:
+    async with ValkeyFiles(url, room=room).open() as files:
         yield files
 
 
@@ -62,10 +62,10 @@ STORES: Final[dict[str, StoreFactory]] = {
 }
 """Opens the store of the setting `store`, by the URL's scheme. Arguments: URL, most bytes, seconds of linger."""
 
-FileStoreFactory = Callable[[str, int], AbstractAsyncContextManager[FileStore]]
+FileStoreFactory = Callable[[str, Room], AbstractAsyncContextManager[FileStore]]
 
 FILE_STORES: Final[dict[str, FileStoreFactory]] = {
     "memory": _disk_files,
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_files),
 }
-"""Opens the store of files, by the same scheme. Arguments: URL, most bytes of all files together."""
+"""Opens the store of files, by the same scheme. Arguments: URL, and the room that the files may take."""

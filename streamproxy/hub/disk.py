@@ -1,4 +1,4 @@
-"""The uploaded files of one process: in a temporary folder, which is removed with the process, under a byte cap."""
+"""The uploaded files of one process: in a temporary folder, which is removed with the process, under caps in bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anyio import to_thread
 from streamproxy.core.files import FileRecord
 from streamproxy.core.requests import Upload
 from streamproxy.errors import Failure, ProxyError, descriptors_exhausted
-from streamproxy.hub.files import PIECE, charge_of, full
+from streamproxy.hub.files import PIECE, Room, charge_of
 
 SWEEP_SECONDS: Final = 60.0
 """Longest time that an expired file stays on disk. It cannot be found meanwhile."""
@@ -24,10 +24,11 @@ SWEEP_SECONDS: Final = 60.0
 class DiskFiles:
     """See the module's text: `hub.files.FileStore`. `now` gives Unix seconds."""
 
-    def __init__(self, *, max_bytes: int, now: Callable[[], float]) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, *, room: Room, now: Callable[[], float]) -> None:
+        self._room = room
         self._now = now
         self._records: dict[str, FileRecord] = {}
+        self._owned: dict[str | None, int] = {}
         self._folder: TemporaryDirectory[str] | None = None
         self.bytes = 0
 
@@ -55,14 +56,12 @@ class DiskFiles:
 
     async def keep(self, record: FileRecord, upload: Upload) -> None:
         await self._sweep()
-        charge = charge_of(record.size)
-        if self.bytes + charge > self._max_bytes:
-            raise full(self._max_bytes)
-        self.bytes += charge
+        self._room.check(charge_of(record.size), self.bytes, self._owned.get(record.owner, 0))
+        self._count(record, 1)
         try:
             await to_thread.run_sync(_write, self._path(record), upload)
         except BaseException as error:
-            self.bytes -= charge
+            self._count(record, -1)
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(_unlink, self._path(record))
             if isinstance(error, OSError):
@@ -91,8 +90,17 @@ class DiskFiles:
 
     async def remove(self, record: FileRecord) -> None:
         if self._records.pop(record.id, None) is not None:
-            self.bytes -= charge_of(record.size)
+            self._count(record, -1)
             await to_thread.run_sync(_unlink, self._path(record))
+
+    def _count(self, record: FileRecord, times: int) -> None:
+        charge = times * charge_of(record.size)
+        self.bytes += charge
+        owned = self._owned.get(record.owner, 0) + charge
+        if owned:
+            self._owned[record.owner] = owned
+        else:
+            del self._owned[record.owner]
 
     def _path(self, record: FileRecord) -> Path:
         if self._folder is None:  # made for the first file: a proxy without uploads needs no disk

@@ -30,11 +30,31 @@ PIECE: Final = 1024 * 1024
 """Bytes that are read and written at a time."""
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes for files: of all callers together, and of each one. Callers without a key are one caller."""
+
+    total: int
+    each: int
+
+    @property
+    def largest(self) -> int:
+        """Bytes that one file may have."""
+        return min(self.total, self.each)
+
+    def check(self, charge: int, held: int, owned: int) -> None:
+        """Raises ProxyError where a file finds no room beside what all callers, and its own, hold already."""
+        if held + charge > self.total:
+            raise full(self.total)
+        if owned + charge > self.each:
+            raise share_used_up(self.each)
+
+
 class FileStore(Protocol):
     """See the module's text. Every method may raise StoreError. One contract suite holds every store to this."""
 
     async def keep(self, record: FileRecord, upload: Upload) -> None:
-        """Keep a file until it expires. Raises ProxyError(FILES_FULL) where there is no room for it."""
+        """Keep a file until it expires. Raises ProxyError(FILES_FULL) or (FILES_OF_CALLER) where it finds no room."""
         ...
 
     async def find(self, id: str) -> FileRecord | None:
@@ -68,22 +88,33 @@ def full(limit: int) -> ProxyError:
     )
 
 
+def share_used_up(limit: int) -> ProxyError:
+    """The error for a file that would take room of other callers."""
+    return ProxyError(
+        Failure.FILES_OF_CALLER,
+        f"There is no room for this file: the uploads of one caller may have {limit} bytes together, and each counts "
+        f"{LEAST >> 10} KiB at least. Delete files that are not needed any more. The setting is file_bytes_per_caller.",
+        param="file",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Files:
-    """See the module's text. `limit`: bytes of all files; `tenants`: whether `caller_keys` tell callers apart."""
+    """See the module's text. `tenants`: whether `caller_keys` tell callers apart."""
 
     store: FileStore
     health: StoreHealth
-    limit: int
+    room: Room
     seconds: float
     tenants: bool
 
     async def keep(self, new: NewFile, owner: str | None) -> FileRecord:
         """Keep an upload for `new.seconds`, at most for the setting `file_seconds`."""
-        if new.upload.size > self.limit:
+        if new.upload.size > self.room.largest:
+            setting = "file_bytes_per_caller" if self.room.each < self.room.total else "file_bytes"
             raise ProxyError(
                 Failure.BODY_TOO_LARGE,
-                f"The file is over {self.limit} bytes, which all uploads together may have. The setting is file_bytes.",
+                f"The file is over {self.room.largest} bytes, which uploads may have. The setting is {setting}.",
                 param="file",
             )
         created = int(time.time())

@@ -7,6 +7,7 @@ keeps it anyway: a slow caller, or one that leaves, must not fail a generation w
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import Final, Protocol
 
@@ -19,7 +20,7 @@ from streamproxy.hub.health import StoreHealth
 from streamproxy.hub.keys import Names
 from streamproxy.hub.log import Entry
 from streamproxy.hub.repeats import Repeats
-from streamproxy.hub.store import Fenced, Previews, Store
+from streamproxy.hub.store import Fenced, StoreBackend
 from streamproxy.hub.stream import Ending, Stream
 
 KEEP_SECONDS: Final = 0.5
@@ -34,7 +35,10 @@ class OnDisconnect(Enum):
 
 
 class Keeper(Protocol):
-    """Stores the entries of generations."""
+    """Stores the entries of generations. `waits`: as StoreBackend's."""
+
+    @property
+    def waits(self) -> bool: ...
 
     async def keep(self, generation: Generation, entry: Entry) -> None:
         """Store an entry. Raises Fenced."""
@@ -90,7 +94,7 @@ class Generation:
             if entry.critical:
                 # Stored before it is delivered, so that no frame is lost that a reader has seen. Shielded, so that both
                 # happen or neither: a seq is given once.
-                with anyio.CancelScope(shield=True):
+                with self._shield():
                     await self._keep(entry)
                 stream.add(entry)
             else:
@@ -109,6 +113,11 @@ class Generation:
         except ProxyError as lost:  # the store has another end already
             self.stream.error = lost
             await self.append(error_frame(lost, self.stream.request_id))
+
+    def _shield(self) -> AbstractContextManager[object]:
+        """Keep cancellation out of the block, at the price of a scope only where one could come in."""
+        waits = self._keeper is not None and self._keeper.waits
+        return anyio.CancelScope(shield=True) if waits else nullcontext()
 
     async def _keep(self, entry: Entry) -> None:
         if self._keeper is None:
@@ -129,9 +138,10 @@ class Generation:
 class StoreKeeper:
     """Keeps entries in the hub's store, and failures in `Repeats`, for retries."""
 
-    def __init__(self, store: Store, previews: Previews | None, health: StoreHealth, repeats: Repeats) -> None:
-        self._store = store
-        self._previews = previews
+    def __init__(self, backend: StoreBackend, health: StoreHealth, repeats: Repeats) -> None:
+        self.waits = backend.waits
+        self._store = backend.store
+        self._previews = backend.previews
         self._health = health
         self._repeats = repeats
 

@@ -12,6 +12,7 @@ When the last reader leaves, the generation's policy decides. `finish`: it runs 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Final
 
 import anyio
@@ -50,7 +51,7 @@ class Hub:
         self.admission = Admission(limits)
         self.keys = Keys(backend.claims, self.health, self.find)
         self.repeats = Repeats(backend.marks, health=self.health, find=self.find, tasks=tasks, hold=limits.hold)
-        self._keeper = StoreKeeper(backend.store, backend.previews, self.health, self.repeats)
+        self._keeper = StoreKeeper(backend, self.health, self.repeats)
         self._mirrors = None if backend.shared is None else Mirrors(backend.shared, tasks, self.health)
         self._grace = Grace(limits.grace, tasks=tasks, viewed=self._viewed_elsewhere, forget=self._unlist)
 
@@ -78,7 +79,7 @@ class Hub:
             return
         stream.finish()
         try:
-            with anyio.move_on_after(CONCLUDE_SECONDS, shield=True):
+            with anyio.move_on_after(CONCLUDE_SECONDS, shield=True) if self._backend.waits else nullcontext():
                 await self.health.attempt(self._backend.store.finish(stream.id))
         finally:
             self._generations.pop(stream.id, None)

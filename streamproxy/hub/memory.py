@@ -189,7 +189,7 @@ class MemoryMarks:
         if id in places:
             places[id] -= followers * SPAN
 
-    async def over(self, mark: str, id: str) -> None:
+    def over(self, mark: str, id: str) -> None:
         places = self._places.get(mark, (0.0, {}))[1]
         places.pop(id, None)
         if not places:

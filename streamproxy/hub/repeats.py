@@ -95,11 +95,13 @@ class Repeats:
 
     def finished(self, mark: str, id: str) -> None:
         """Note that a caller has received all of the stream, or that it was abandoned."""
-        self._tasks.start_soon(self.over, mark, id)
+        if (rest := self._marks.over(mark, id)) is not None:
+            self._tasks.start_soon(self._health.attempt, rest)
 
     async def over(self, mark: str, id: str) -> None:
         """Hide the generation from retries."""
-        await self._health.attempt(self._marks.over(mark, id))
+        if (rest := self._marks.over(mark, id)) is not None:
+            await self._health.attempt(rest)
 
     async def hold(self, mark: str, error: ProxyError, frame: Frame) -> None:
         """Hold a failure for retries, before it is reported. A cancellation, or a failure without cost, is not held."""

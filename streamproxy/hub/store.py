@@ -6,7 +6,7 @@ stream's log retains. Every method may raise StoreError; the generation then goe
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
@@ -170,8 +170,11 @@ class Marks(Protocol):
         """Note that a follower left before it had received all: `followers` is OWN for the caller, 1 for a retry."""
         ...
 
-    async def over(self, mark: str, id: str) -> None:
-        """Forget the generation: its caller has received all of it, or nothing of it was processed."""
+    def over(self, mark: str, id: str) -> Awaitable[None] | None:
+        """Forget the generation: its caller has received all of it, or nothing of it was processed.
+
+        Returns what is left to wait for, None where it is done.
+        """
         ...
 
     async def failed(self, mark: str, failure: bytes, seconds: float) -> None:
@@ -213,7 +216,10 @@ class Previews(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoreBackend:
-    """The abilities of one store. None: it does not have that one."""
+    """The abilities of one store. None: it does not have that one.
+
+    `waits`: whether its operations may wait. Where none does, no cancellation can meet one.
+    """
 
     store: Store
     claims: Claims
@@ -221,3 +227,4 @@ class StoreBackend:
     shared: Shared | None = None
     previews: Previews | None = None
     listing: Listing | None = None
+    waits: bool = True

@@ -7,11 +7,10 @@ that caller misses no preview. All other subscribers follow at their own speed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-
-import anyio
 
 from streamproxy.account import Attempt
 from streamproxy.core.conversation import Progress
@@ -166,14 +165,14 @@ class Stream:
 
     async def opened(self, within: float) -> None:
         """Return when the provider has accepted, or the stream has ended, or after `within` seconds."""
-        until = anyio.current_time() + within
+        until = asyncio.get_running_loop().time() + within
         while not self.acceptance.accepted and self.error is None and not self.finished:
             if not await self.changed.wait(until):
                 return
 
     async def ended(self, within: float) -> None:
         """Return when no frame will follow here, or after `within` seconds."""
-        until = anyio.current_time() + within
+        until = asyncio.get_running_loop().time() + within
         while self.ending is None and await self.changed.wait(until):
             pass
 
@@ -221,7 +220,7 @@ class Subscriber:
             stream.pace.on_taken(self)
         entry = self._available()
         if entry is None and stream.ending is None:
-            until = None if within is None else anyio.current_time() + within
+            until = None if within is None else asyncio.get_running_loop().time() + within
             while entry is None and stream.ending is None:
                 if not await stream.changed.wait(until):
                     raise TimeoutError

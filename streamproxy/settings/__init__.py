@@ -159,6 +159,9 @@ class Settings:
     store_bytes: Annotated[Bytes, "bytes the memory store keeps; the oldest finished go first"] = 256 * MIB
     linger: Annotated[Seconds, "seconds a finished stream is kept"] = 900.0
     file_bytes: Annotated[Bytes, "bytes of all uploaded files together; no more are taken until some go"] = GIB
+    file_bytes_per_caller: Annotated[Bytes, "bytes of one caller's files together; callers without a key are one"] = (
+        256 * MIB
+    )
     file_seconds: Annotated[Lifetime, "seconds an uploaded file is kept, unless it asks for less"] = 86400.0
     disconnect_grace: Annotated[Grace, "seconds until a generation without readers is cancelled"] = 15.0
     failure_hold: Annotated[Grace, "seconds a failure that may have been charged is held for the same request"] = 10.0

@@ -86,7 +86,7 @@ def request(body: JsonObject, model: Model) -> ImageRequest:
     unheard = tuple(
         shown(name, place) for place, name in enumerate(body.members, 1) if name not in READ and reading.given(name)
     )
-    return replace(wanted, response_format="b64_json", unheard=unheard, fetches=True)
+    return replace(wanted, response_format="b64_json", unheard=unheard)
 
 
 def wants_images(body: JsonObject) -> bool:

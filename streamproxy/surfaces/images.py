@@ -4,6 +4,7 @@
     layout(frame)                                 an event's bytes in the answer to a POST
     linked(answer, url)                           a JSON answer with images by URL: `response_format` url
     linked_event(frame, url)                      a `completed` event with the URL of its image
+    filled(answer)                                a JSON answer whose images have every member that programs read
 
 Input images stay where they are: as spans of the JSON body, or in their files. Their first bytes are looked at once.
 """
@@ -11,7 +12,7 @@ Input images stay where they are: as spans of the JSON body, or in their files. 
 from __future__ import annotations
 
 import binascii
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -26,12 +27,16 @@ from streamproxy.core.rawjson import MAX_NODES, JsonObject, Member, elements, me
 from streamproxy.core.requests import FileId, ImageRequest, Inline, Input, Part, Remote, Spooled, Variation
 from streamproxy.core.schema import MAX_IMAGES, Fields
 from streamproxy.core.sse import Piece
+from streamproxy.errors import ProxyError
 
 _SCHEME: Final = 16
 _PREFIX: Final = 512
 """Characters of `data:<media type>[;parameter]*;base64,`."""
 
 _SPACE: Final = b" \t\r\n\f"
+
+ITEM: Final = ("b64_json", "url", "revised_prompt")
+"""Members of every image in a JSON answer: Eden AI's guide reads them without asking whether they are there."""
 
 
 def generation(body: JsonObject, *, max_prompt: int) -> ImageRequest:
@@ -75,6 +80,21 @@ def layout(frame: Frame) -> tuple[Piece, ...]:
 
 def linked(answer: tuple[Piece, ...], url: Callable[[int], str]) -> tuple[Piece, ...]:
     """A JSON answer with `url(position)` in the place of each image's base64. An item without base64 stays as it is."""
+
+    def link(body: JsonObject, image: Mapping[str, Member], number: int) -> Iterable[Piece] | None:
+        b64 = image.get("b64_json")
+        if b64 is None or not body.raw.startswith(b'"', b64.value) or b64.end - b64.value <= len('""'):
+            return None
+        made = msgspec.json.encode(url(number))
+        return JsonObject(body.raw, image).pieces(drop=("b64_json", "url"), append={"url": made})
+
+    return _with_items(answer, link)
+
+
+def _with_items(
+    answer: tuple[Piece, ...], change: Callable[[JsonObject, Mapping[str, Member], int], Iterable[Piece] | None]
+) -> tuple[Piece, ...]:
+    """A JSON answer with each object in `data` changed, where `change` gives it anew."""
     body = parse(b"".join(answer))
     data = body.members.get("data")
     if data is None or not body.raw.startswith(b"[", data.value):
@@ -83,13 +103,25 @@ def linked(answer: tuple[Piece, ...], url: Callable[[int], str]) -> tuple[Piece,
     pieces: list[Piece] = []
     for number, (start, end) in enumerate(elements(body, data.value, limit=MAX_NODES, where="data")):
         image = members(body, start, where="data") if body.raw.startswith(b"{", start) else {}
-        b64 = image.get("b64_json")
-        if b64 is not None and body.raw.startswith(b'"', b64.value) and b64.end - b64.value > len('""'):
-            link = msgspec.json.encode(url(number))
-            pieces += (b",", *JsonObject(body.raw, image).pieces(drop=("b64_json", "url"), append={"url": link}))
-        else:
-            pieces += (b",", view[start:end])
+        changed = change(body, image, number) if image else None
+        pieces += (b",", *((view[start:end],) if changed is None else changed))
     return (view[: data.value], b"[", *pieces[1:], b"]", view[data.end :])
+
+
+def filled(answer: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    """A JSON answer whose images have every member of ITEM, null where the provider says nothing of it.
+
+    An answer that cannot be read stays as it is.
+    """
+    try:
+        return _with_items(answer, _filled)
+    except ProxyError:
+        return answer
+
+
+def _filled(body: JsonObject, image: Mapping[str, Member], number: int) -> Iterable[Piece] | None:
+    absent = {name: b"null" for name in ITEM if name not in image}
+    return JsonObject(body.raw, image).pieces(append=absent) if absent else None
 
 
 def linked_event(frame: Frame, url: str) -> Frame:
@@ -113,7 +145,7 @@ class Images:
         return layout(frame)
 
     def answer(self, answer: tuple[Piece, ...]) -> tuple[Piece, ...]:
-        return answer
+        return filled(answer)
 
 
 def _request(

@@ -136,7 +136,7 @@ def request(body: JsonObject, tool: Tool, model: str, max_prompt: int) -> ImageR
         for place, name in enumerate(body.members, 1)
         if name not in READ and not body.raw.startswith(b"null", body.members[name].value)
     )
-    return replace(wanted, response_format="b64_json", unheard=unheard, fetches=True)
+    return replace(wanted, response_format="b64_json", unheard=unheard)
 
 
 _REFUSED: Final = {

@@ -23,7 +23,7 @@ from streamproxy.core.rawjson import JsonObject, Pieces, parse, present, text
 from streamproxy.core.requests import ImageRequest
 from streamproxy.core.schema import invalid
 from streamproxy.core.sse import Piece
-from streamproxy.errors import Failure, ProxyError
+from streamproxy.errors import Failure, Problem, ProxyError
 from streamproxy.surfaces import images
 
 PROBED: Final = 64 * 1024
@@ -212,9 +212,15 @@ def translated(members: Mapping[str, Pieces], max_prompt: int, places: Places) -
     body: JsonObject = parse(b"".join((b"{", *pieces[1:], b"}")))
     del pieces
     try:
-        return (images.edit if "images" in members else images.generation)(body, max_prompt=max_prompt)
+        found = (images.edit if "images" in members else images.generation)(body, max_prompt=max_prompt)
     except ProxyError as error:
         raise relocated(error, places) from None
+    named = {f"images[{index}]": _path(places(("images", index))) for index in range(len(found.images))}
+    return replace(found, places={**named, "mask": _path(places(("mask",)))})
+
+
+def _path(loc: Loc) -> str:
+    return Problem(("body", *loc), "", "").param
 
 
 def references(members: Sequence[Pieces]) -> Pieces:

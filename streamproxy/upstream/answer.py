@@ -46,8 +46,9 @@ T = TypeVar("T")
 class Decoder(Protocol[T_co]):
     """The receiver of an answer's bytes. Pure and quick, since `feed` runs in a callback of the event loop.
 
-    A decoder with a method `gather(chunk) -> bool` is asked it first: True where it took the chunk as the middle of a
-    frame. Nine tenths of an image's chunks are that, and an iterator for each would cost most of their time.
+    A decoder may have `gather(chunk) -> bool`, or None in its place until it can have one. It is asked before `feed`:
+    True where it took the chunk as the middle of a frame. Nine tenths of an image's chunks are that, and an iterator
+    for each would cost most of their time.
     """
 
     @property
@@ -94,7 +95,7 @@ class Intake:
     @property
     def full(self) -> bool:
         """Whether reading has to stop until the task has taken some of it."""
-        return self.interrupted or (self._held >= WAITING and bool(self.frames or self.chunks))
+        return self._decoding is not None or (self._held >= WAITING and bool(self.frames or self.chunks))
 
     @property
     def interrupted(self) -> bool:
@@ -105,34 +106,31 @@ class Intake:
         """Run the bytes so far, and all later ones, through this decoder until it is done."""
         self._decoder = decoder
         self._decoding = None
-        self._gather = getattr(decoder, "gather", None)
         self.decode()
 
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes."""
+    def feed(self, data: bytes) -> bool:
+        """Take the next bytes; False where they only gather, and nothing waits to be taken."""
         self._held += len(data)
-        if self._gathered(data):
-            return
+        if self._gather is not None:
+            try:
+                if self._gather(data):
+                    return bool(self.frames)
+            except Exception as error:
+                self.undecodable, self._gather = error, None
+                self.wake()
+                return True
         self.chunks.append(data)
-        if not self.interrupted:
+        if self._decoding is None:
             self.decode()
-
-    def _gathered(self, data: bytes) -> bool:
-        """Whether the decoder has taken this chunk as the middle of a frame. Only if it has taken all bytes before."""
-        if self._gather is None or self.chunks or self.interrupted or self.undecodable is not None:
-            return False
-        try:
-            return self._gather(data)
-        except Exception as error:
-            self.undecodable = error
-            self.wake()
-            return True
+        return True
 
     def decode(self) -> None:
         """Decode the bytes so far, up to the next pause for other tasks."""
+        self._gather = None
         while (decoder := self._decoder) is not None and self.undecodable is None:
             if self._decoding is None:
                 if not self.chunks:
+                    self._gather = getattr(decoder, "gather", None)  # it has taken all that came before
                     break
                 self._decoding = decoder.feed(self.chunks.popleft())
             try:
@@ -145,7 +143,7 @@ class Intake:
                 self.undecodable = error
             self._decoding = None
             if decoder.done:
-                self._decoder = self._gather = None
+                self._decoder = None
         if self.frames or self.chunks or self._decoder is None or self.undecodable is not None:
             self.wake()  # else the event gathers
 
@@ -217,6 +215,12 @@ class Answer:
             if self._intake.broken is not None:
                 raise self._intake.broken
             await self._intake.changed()
+
+    @property
+    def at_end(self) -> bool:
+        """Whether all of it has been read, to an end as it should be."""
+        intake = self._intake
+        return intake.over and intake.broken is None and not intake.chunks
 
     async def chunk(self) -> bytes | None:
         """The next bytes of the body; None at its end."""
@@ -354,9 +358,8 @@ class Answer:
 
     def on_body(self, data: bytes) -> None:
         intake = self._intake
-        if intake.over:
-            return  # the answer was given up, and this is the rest of a read
-        intake.feed(data)
+        if intake.over or not intake.feed(data):
+            return  # `over`: the answer was given up, and this is the rest of a read
         if intake.undecodable is not None:
             self._break(intake.undecodable)
         elif intake.full:

@@ -20,6 +20,7 @@ from typing import Final
 import anyio
 import anyio.lowlevel
 import httpx
+from anyio import to_thread
 
 from streamproxy.core.addresses import Destination, destination, prohibited, refusal
 from streamproxy.core.conversation import Picture
@@ -68,12 +69,14 @@ class Fetcher:
         self._hosts = frozenset(hosts)
         self._limits = limits or FetchLimits()
         self._resolve = resolver or _resolve
-        self._transport = transport or default_transport(ssl_context)
+        self._ssl_context = ssl_context
+        self._transport = transport
         self._retries = RetryBudget()
 
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._transport.aclose()
+        if self._transport is not None:
+            await self._transport.aclose()
 
     async def fetch(self, url: str) -> Picture:
         """The image at `url`; a `data:` URL is decoded, without any network.
@@ -131,6 +134,8 @@ class Fetcher:
     async def _got(self, place: Destination, addresses: Sequence[str]) -> Picture | str:
         """Try once: the answer of the first address that takes a connection."""
         fault = _Fault("its name has no address")
+        if self._transport is None:  # with httpcore it takes 1 MB, which few installations need
+            self._transport = await to_thread.run_sync(default_transport, self._ssl_context)
         for address in addresses:
             try:
                 response = await self._transport.handle_async_request(self._request(place, address))

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable
+from functools import lru_cache
 from typing import Final
 
 import anyio
@@ -108,7 +109,7 @@ class Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send, and return once the head is there. The response has its Answer as the extension ANSWER."""
         origin = _origin(request.url)
-        ends_at: float = request.extensions.get(ENDS_AT, anyio.current_time() + self._deadlines.total)
+        ends_at: float = request.extensions.get(ENDS_AT, asyncio.get_running_loop().time() + self._deadlines.total)
         slot = await self._slot()
 
         def release(connection: Connection, reusable: bool) -> None:
@@ -148,7 +149,7 @@ class Transport(httpx.AsyncBaseTransport):
         with contextlib.suppress(anyio.WouldBlock):
             self._slots.acquire_on_behalf_of_nowait(slot)
             return slot
-        with anyio.CancelScope(deadline=anyio.current_time() + self._deadlines.pool) as scope:
+        with anyio.CancelScope(deadline=asyncio.get_running_loop().time() + self._deadlines.pool) as scope:
             await self._slots.acquire_on_behalf_of(slot)
         if scope.cancelled_caught:
             raise ProxyError(
@@ -167,7 +168,7 @@ class Transport(httpx.AsyncBaseTransport):
         release: Callable[[Connection, bool], None],
     ) -> Answer:
         """The answer to a request whose sending has begun. A second connection is tried where the first one broke."""
-        connect_by = min(anyio.current_time() + self._deadlines.connect, ends_at)
+        connect_by = min(asyncio.get_running_loop().time() + self._deadlines.connect, ends_at)
         again = True
         while True:
             try:
@@ -177,7 +178,8 @@ class Transport(httpx.AsyncBaseTransport):
                 return answer
             except ProxyError as error:
                 refused = error.failure is Failure.CONNECTION_REFUSED
-                if not (refused and again) or anyio.current_time() >= connect_by or not self._retries.take():
+                late = asyncio.get_running_loop().time() >= connect_by
+                if not (refused and again) or late or not self._retries.take():
                     raise
                 again = False
 
@@ -194,16 +196,22 @@ class Transport(httpx.AsyncBaseTransport):
         try:
             return await self._connector.connect(origin, connect_by)
         except ProxyError as error:
-            late = connect_by == ends_at and anyio.current_time() >= ends_at
+            late = connect_by == ends_at and asyncio.get_running_loop().time() >= ends_at
             raise took_too_long(self._deadlines.total) if late else error from None
 
 
 def _origin(url: httpx.URL) -> Origin:
     """The origin of a URL. Raises ProxyError(UPSTREAM_REQUEST) where it has none."""
-    origin = Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS.get(url.scheme, 0))
+    return _known_origin(url.scheme, url.raw_host, url.port)
+
+
+@lru_cache(maxsize=64)
+def _known_origin(scheme: str, host: bytes, port: int | None) -> Origin:
+    """The same for a URL's parts: a provider has few, and each request asks."""
+    origin = Origin(scheme, host.decode("ascii"), port or _PORTS.get(scheme, 0))
     try:
         _ = origin.address
-        if url.scheme in _PORTS and origin.host and 0 < origin.port < 1 << 16:
+        if scheme in _PORTS and origin.host and 0 < origin.port < 1 << 16:
             return origin
     except ValueError:
         pass

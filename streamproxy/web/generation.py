@@ -11,7 +11,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
@@ -57,8 +57,8 @@ from streamproxy.web.streams import LOOK_AGAIN, image_urls, status_of, urls
 from streamproxy.web.uploads import at_hand
 from streamproxy.web.writing import EventStream, Posted, unfollowed, written
 
-LINKED_HERE: Final = 4 * 1024 * 1024
-"""Bytes of an answer whose images become URLs at once: at 0.5 to 3 ms per MiB at most 12 ms."""
+READ_HERE: Final = 4 * 1024 * 1024
+"""Bytes of an answer that is read again at once, for its images' members: at 0.5 to 3 ms per MiB at most 12 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,11 +295,11 @@ def _layout(order: _Order, stream: Stream) -> Layout:
 async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
     """The JSON response once it is there; after `json_heartbeat` one that begins without it."""
     stream = reading.stream
-    gathering = _Gathering(reading.subscriber, _layout(order, stream), _links(order, stream))
+    gathering = Gathering(reading.subscriber, _layout(order, stream), _links(order, stream))
     interval = order.context.settings.json_heartbeat
     body = None
-    with anyio.move_on_after(interval or None):
-        body = await unless_gone(order.request.receive, gathering.result)
+    with suppress(TimeoutError):
+        body = await unless_gone(order.request.receive, partial(gathering.result, interval or None))
     headers = _headers(order, reading.stream)
     if body is not None:
         return Response(200, "application/json", body, headers)
@@ -358,7 +358,7 @@ def _links(order: _Order, stream: Stream) -> Callable[[int], str] | None:
     return image_urls(order.request, order.context, stream.id)
 
 
-class _Gathering:
+class Gathering:
     """The JSON answer of a stream: as the provider gave it, or what the stream's images amount to.
 
     `layout` is the surface's; `link` gives the URL of an image, where URLs are wanted.
@@ -372,10 +372,14 @@ class _Gathering:
         self._sums: list[bytes] = []
         self._answer: tuple[Piece, ...] | None = None
 
-    async def result(self) -> tuple[Piece, ...]:
-        """Wait for it. Nothing is lost where a wait is given up and begun again."""
+    async def result(self, within: float | None = None) -> tuple[Piece, ...]:
+        """Wait for it; raises TimeoutError after `within` seconds. Nothing is lost where it is waited for again.
+
+        The clock is asked at each preview: a cancellation would not end a loop of waits that events keep awake.
+        """
         stream = self._subscriber.stream
-        while (entry := await self._subscriber.next()) is not None:
+        until = None if within is None else anyio.current_time() + within
+        while (entry := await self._subscriber.next(_left(until))) is not None:
             if entry.frame.type == ERROR:
                 raise stream.error or read_error(entry.frame)
             if entry.frame.type == ANSWER:
@@ -384,15 +388,21 @@ class _Gathering:
                 self._sums.append(b"".join(entry.frame.data))
             elif entry.critical:
                 self._images.append((entry.frame.image, b"".join(entry.frame.data)))
+            if not entry.critical and _left(until) == 0:
+                raise TimeoutError
         if not self._subscriber.at_end:
             raise unfollowed()
         if self._answer is not None:
-            return self._layout.answer(await self._linked(self._answer, None))
+            return await self._laid_out(await self._linked(self._answer, None))
         if not self._images:
             raise stream.error or ProxyError(Failure.NO_IMAGE, "The provider sent no image.")
         self._images.sort(key=itemgetter(0))
         answer = collected([image for _, image in self._images], int(time.time()), self._sums)
-        return self._layout.answer(await self._linked((answer,), [index for index, _ in self._images]))
+        return await self._laid_out(await self._linked((answer,), [index for index, _ in self._images]))
+
+    async def _laid_out(self, answer: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        laying = partial(self._layout.answer, answer)
+        return laying() if sum(map(len, answer)) <= READ_HERE else await to_thread.run_sync(laying)
 
     async def _linked(self, answer: tuple[Piece, ...], indices: Sequence[int] | None) -> tuple[Piece, ...]:
         """The answer as it is, or with URLs. `indices`: of its images; else they are what the provider listed."""
@@ -400,7 +410,12 @@ class _Gathering:
             return answer
         link = self._link
         linking = partial(linked, answer, link if indices is None else lambda place: link(indices[place]))
-        return linking() if sum(map(len, answer)) <= LINKED_HERE else await to_thread.run_sync(linking)
+        return linking() if sum(map(len, answer)) <= READ_HERE else await to_thread.run_sync(linking)
+
+
+def _left(until: float | None) -> float | None:
+    """Seconds until this time of the loop's clock."""
+    return None if until is None else max(0.0, until - anyio.current_time())
 
 
 def _headers(order: _Order, stream: Stream) -> dict[str, str]:

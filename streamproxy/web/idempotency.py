@@ -38,7 +38,7 @@ def _hash(*parts: str | None) -> str:
 
 async def fingerprint(request: Request, body: JsonObject | tuple[Part, ...]) -> str:
     """A hash of what is asked: the path below the version, and the body, in a form without its boundary."""
-    path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     digest = hashlib.sha256(path.split("/", 2)[2].encode() + b"\n")
     if isinstance(body, JsonObject):
         if len(body.raw) > _PIECE:

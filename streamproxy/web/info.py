@@ -13,8 +13,9 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from streamproxy.core.catalogue import Catalogue, Provider, model_object
+from streamproxy.core.catalogue import Model, Provider, model_object
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.generation.abilities import abilities
 from streamproxy.web.endpoint import Context
 from streamproxy.web.headers import has_version
 from streamproxy.web.model_lists import ListedModel
@@ -30,36 +31,43 @@ class _Listing:
     entries: dict[str, dict[str, object]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, catalogue: Catalogue, providers: list[Provider], today: date) -> None:
+    def add(self, context: Context, providers: list[Provider], today: date) -> None:
         """Add the catalogue's models of these providers."""
-        for model, id in catalogue.listed(providers, today):
-            self.entries.setdefault(id, model_object(model, id))
+        for model, id in context.catalogue.listed(providers, today):
+            self.entries.setdefault(id, _described(context, model, id))
 
 
 async def _listed(request: Request, context: Context) -> _Listing:
     today = datetime.now(UTC).date()
     found = _Listing()
-    found.add(context.catalogue, [provider.only_named() for provider in context.providers], today)
+    found.add(context, [provider.only_named() for provider in context.providers], today)
     for provider in (provider for provider in context.providers if provider.unlisted):
         try:
             for listed in await context.models.of(provider, request.scope["headers"]):
-                found.entries.setdefault(listed.id, _merged(listed, context.catalogue))
+                found.entries.setdefault(listed.id, _merged(listed, context))
         except ProxyError as error:
             if error.status in UNAUTHORIZED:
                 raise  # by the caller's own key: another list would hide that
             found.notes.append(
                 f"{provider.name} does not list its models, so these are the catalogue's. {error.message}"
             )
-            found.add(context.catalogue, [provider], today)
+            found.add(context, [provider], today)
     return found
 
 
-def _merged(listed: ListedModel, catalogue: Catalogue) -> dict[str, object]:
+def _described(context: Context, model: Model, id: str) -> dict[str, object]:
+    """One model of the catalogue, and what it can do where it is served by this name."""
+    route = context.catalogue.resolve(id, context.providers)
+    adapter = context.attempts.adapters[route.provider.adapter]
+    return {**model_object(model, id), **abilities(adapter, route)}
+
+
+def _merged(listed: ListedModel, context: Context) -> dict[str, object]:
     """One model in OpenAI's shape: the host's entry, completed from the catalogue."""
-    known = catalogue.find(listed.id)
-    entry = {"id": listed.id, "object": "model", "created": 0, "owned_by": ""}
+    known = context.catalogue.find(listed.id)
+    entry: dict[str, object] = {"id": listed.id, "object": "model", "created": 0, "owned_by": ""}
     if known is not None:
-        entry = model_object(known, listed.id)
+        entry = _described(context, known, listed.id)
     if isinstance(listed.created, int):
         entry["created"] = listed.created
     if isinstance(listed.owned_by, str):

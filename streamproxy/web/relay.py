@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from math import inf
 from typing import Final
 
 import anyio
@@ -158,19 +159,21 @@ class _Relay:
             raise failure
 
     async def _write(self, source: MemoryObjectReceiveStream[Item], writer: _Writer) -> ProxyError | None:
-        """Write what comes, and something in silence. The failure that it ended with, not raised in a task group."""
-        settings = self.context.settings
-        events = self.kind is _Kind.EVENTS
-        wait = settings.commit_after if events else settings.json_heartbeat
+        """Write what comes, and something in silence. The failure that it ended with, not raised in a task group.
+
+        Silence is the caller's: bytes that are only held end none. The clock is asked each time, for a deadline misses
+        a task that is always awake.
+        """
         try:
             while True:
                 item = None
-                with anyio.move_on_after(wait or None):
-                    item = await source.receive()
+                left = writer.filled_at() - anyio.current_time()
+                if left > 0:
+                    with anyio.move_on_after(left):
+                        item = await source.receive()
                 if isinstance(item, ProxyError):
                     return item
                 await (writer.fill() if item is None else writer.take(item))
-                wait = settings.heartbeat if writer.events else settings.json_heartbeat
         except anyio.EndOfStream:
             return None
         except ProxyError as error:
@@ -188,12 +191,20 @@ class _Writer:
         self._size = 0
         self._between = True
         self._headers: Mapping[str, str] = {}
+        self._written = anyio.current_time()
         self.started = False
 
     @property
     def events(self) -> bool:
         """Whether it is an event stream."""
         return self._kind is _Kind.EVENTS
+
+    def filled_at(self) -> float:
+        """When the caller's silence is to be filled, by the loop's clock."""
+        settings = self._relay.context.settings
+        if not self.events:
+            return self._written + (settings.json_heartbeat or inf)
+        return self._written + (settings.heartbeat if self.started else settings.commit_after)
 
     async def take(self, item: Head | bytes) -> None:
         """The answer's head, or its next bytes. Raises ProxyError for what cannot be passed on."""
@@ -257,9 +268,11 @@ class _Writer:
         given = {**headers, **own, **self._relay.noted}
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given.items()]
         await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+        self._written = anyio.current_time()
 
     async def _body(self, pieces: list[Piece], *, more: bool = True) -> None:
         for part in sliced(pieces):
             await self._send({"type": "http.response.body", "body": part.joined(), "more_body": True})
+        self._written = anyio.current_time()
         if not more:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -126,12 +126,13 @@ class Delivery:
 class PaddedResponse:
     """A JSON answer whose head is sent before there is a body: white space every `interval` seconds, then the body.
 
+    `result` raises TimeoutError where there is none within the seconds that it is given.
     A failure can be no status any more: it is the JSON body of an error, with that status in it.
     """
 
     def __init__(
         self,
-        result: Callable[[], Awaitable[Sequence[Piece]]],
+        result: Callable[[float], Awaitable[Sequence[Piece]]],
         headers: Mapping[str, str],
         *,
         interval: float,
@@ -148,12 +149,13 @@ class PaddedResponse:
         body: Sequence[Piece] | None = None
         while body is None:
             await send({"type": "http.response.body", "body": b"\n", "more_body": True})
-            with anyio.move_on_after(self._interval):
-                try:
-                    body = await self._result()
-                except ProxyError as error:
-                    note_failure(scope, error)
-                    body = (orjson.dumps(error_body(error, self._request_id, status=True)),)
+            try:
+                body = await self._result(self._interval)
+            except TimeoutError:
+                continue
+            except ProxyError as error:
+                note_failure(scope, error)
+                body = (orjson.dumps(error_body(error, self._request_id, status=True)),)
         for part in sliced([*body]):
             await send({"type": "http.response.body", "body": part.joined(), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from streamproxy.web import chat, images, info, many, streams, tool, uploads
 from streamproxy.web.endpoint import Endpoint, Handler
+from streamproxy.web.static import PAGE_FILES, PLAYGROUND
 
 PREFIXES: Final = ("/v1", "/v3")
 """The OpenAI surface is served under both: OpenAI's own version, and Eden AI's."""
@@ -105,7 +106,7 @@ ROUTES: Final[tuple[RouteRow, ...]] = (
 
 PAGE: Final[tuple[RouteRow, ...]] = tuple(
     RouteRow("GET", path, info.file, "The page to try it", surface=False, keys=False)
-    for path in ("/", "/page.js", "/page.css")
+    for path in ("/", *(f"/{PLAYGROUND}/{name}" for name in PAGE_FILES))
 )
 """With the setting `playground` only."""
 

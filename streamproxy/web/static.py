@@ -32,7 +32,22 @@ KINDS: Final = {
 
 MODULES: Final = ("client.js", "client.d.ts", "element.js", "element.d.ts", "react.js", "react.d.ts")
 PACKAGE: Final = "client.tgz"
-PAGE: Final = "page.html"
+PLAYGROUND: Final = "playground"
+PAGE: Final = "index.html"
+PAGE_FILES: Final = (
+    "page.css",
+    "page.js",
+    "gallery.js",
+    "history.js",
+    "inputs.js",
+    "inspector.js",
+    "mask.js",
+    "options.js",
+    "panels.js",
+    "run.js",
+    "snippets.js",
+)
+"""Of the playground, below its name; the page itself is at /."""
 
 ANY_PAGE: Final = {"access-control-allow-origin": "*", "cross-origin-resource-policy": "cross-origin"}
 """Of the modules: they are public, and a page has to be able to import them before it may call anything."""
@@ -60,11 +75,11 @@ def read_files() -> Mapping[str, StaticFile]:
     """All files by their paths, once for all apps of a process."""
     folder = files("streamproxy.web").joinpath("static")
     modules = {name: folder.joinpath(name).read_bytes() for name in MODULES}
-    own = {name: folder.joinpath(name).read_bytes() for name in (PAGE, "page.js", "page.css")}
+    own = {f"{PLAYGROUND}/{name}": folder.joinpath(PLAYGROUND, name).read_bytes() for name in (PAGE, *PAGE_FILES)}
     shared = {**modules, PACKAGE: package(modules)}
     served = {f"/{name}": _file(name, body, ANY_PAGE) for name, body in shared.items()}
     served |= {f"/{name}": _file(name, body, OWN_PAGE) for name, body in own.items()}
-    served["/"] = served.pop(f"/{PAGE}")
+    served["/"] = served.pop(f"/{PLAYGROUND}/{PAGE}")
     return MappingProxyType(served)
 
 

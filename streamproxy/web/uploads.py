@@ -132,7 +132,7 @@ async def at_hand(
             record = await context.uploads.find(image.id, owner)
             upload = SpooledUpload(record.size, await context.uploads.content(record))
         except ProxyError as error:
-            error.param = param
+            error.param = wanted.told(param)
             raise
         opened.callback(upload.close)
         return Spooled(upload, record.media_type)

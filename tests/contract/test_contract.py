@@ -159,6 +159,9 @@ URLS: Final = frozenset(
     ["fal", "bfl", "replicate", "ark", "minimax", "xai", "dashscope", "openrouter", "runware", "responses", "luma"]
 )
 INLINE: Final = tuple(name for name in OTHERS if name not in URLS)
+WORDS_ALONE: Final = ("fireworks", "cloudflare", "leonardo", "comfyui", "comfyui-websocket")
+"""The model or workflow that their scenarios name takes no input image."""
+
 SEVERAL: Final = ("gemini", "ark", "minimax", "xai", "openrouter", "runware", "responses", "nova")
 """Adapters that take several input images with any model."""
 
@@ -172,8 +175,6 @@ CANNOT: Final = (
     *(Scenario(name, "quality", members={"quality": "canary"}) for name in OTHERS if name not in QUALITY),
     *(Scenario(name, "file", images=(FileId("canary"),)) for name in OTHERS),
     *(Scenario(name, "mask", mask=MASK, members={"mask": "canary"}) for name in OTHERS if name != "responses"),
-    *(Scenario(name, "remote", images=(REMOTE,)) for name in INLINE),
-    *(Scenario(name, "remote", images=(INPUT, REMOTE)) for name in INLINE),
     *(
         Scenario(name, "second", images=(INPUT, MASK), model=TAKES_ONE.get(name))
         for name in OTHERS
@@ -194,6 +195,26 @@ def test_what_it_cannot_do_is_said_before_anything_is_sent(scenario: Scenario) -
     assert (run.waits, run.error.failure, run.error.charged) == ([], Failure.UNSUPPORTED_PARAMETER, False)
     assert run.error.param
     assert "canary" not in _everything(run.error)
+
+
+def _first(name: str, *, takes_urls: bool) -> Step | ProxyError:
+    """The first step for an input image at a URL, or the refusal."""
+    job = Scenario(name, "remote", images=(REMOTE,)).job
+    model = replace(job.route.model, remote_image_urls=takes_urls)
+    try:
+        return next(ADAPTERS[name].converse(replace(job, route=replace(job.route, model=model))))
+    except ProxyError as error:
+        return error
+
+
+@pytest.mark.parametrize("name", INLINE)
+def test_an_image_at_a_url_is_fetched_first(name: str) -> None:
+    """The wire needs its bytes. A model that takes no URLs has it fetched only by the setting."""
+    taken, refused = _first(name, takes_urls=True), _first(name, takes_urls=False)
+    assert isinstance(taken, Fetch) or (isinstance(taken, ProxyError) and name in WORDS_ALONE)
+    assert isinstance(refused, ProxyError)
+    assert (refused.failure, refused.charged) == (Failure.UNSUPPORTED_PARAMETER, False)
+    assert "canary" not in _everything(refused)
 
 
 def _proof(scenario: Scenario) -> int | None:

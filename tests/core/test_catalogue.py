@@ -289,7 +289,6 @@ def test_model_object() -> None:
         "object": "model",
         "created": 1788825600,
         "owned_by": "openai",
-        "streams": True,
     }
     assert model_object(CATALOGUE.models["openai/dall-e-3"], "dall-e-3")["retired"] == "2026-05-12"
 

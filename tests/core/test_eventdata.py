@@ -45,8 +45,10 @@ def expected(raw: bytes) -> Outline | None:
 
 
 def found(data: tuple[Piece, ...]) -> Outline | None:
-    """outline, with its raw members in json.dumps's layout."""
+    """outline, with its raw members in json.dumps's layout; the same whether or not it is told where quotes are."""
     said = outline(data)
+    quoted = [number for number, piece in enumerate(data) if not isinstance(piece, bytes) or b'"' in piece]
+    assert outline(data, quoted) == said
     if said is None:
         return None
 

@@ -107,9 +107,9 @@ def test_each_rule_at_both_sides_of_its_bounds(
 REF = {"file_id": "f"}
 REFERENCES: list[tuple[Any, Found]] = [
     ({"image_url": "https://example.com/a.png"}, []),
-    ({"image_url": "x", "file_id": None}, []),
+    ({"image_url": "https://a.test/x", "file_id": None}, []),
     ({"file_id": "x", "image_url": None}, []),
-    ({"image_url": "u", "file_id": "f"}, [("", "value_error")]),
+    ({"image_url": "https://a.test/x", "file_id": "f"}, [("", "value_error")]),
     ({"image_url": None, "file_id": None}, [("", "value_error")]),
     ({}, [("", "value_error")]),
     ({"image_url": ""}, [(".image_url", "string_too_short")]),
@@ -118,6 +118,7 @@ REFERENCES: list[tuple[Any, Found]] = [
     ({"image_url": "data:image/png;base64,AAAA"}, []),
     ({"image_url": "data:image/png;base64,A-_A"}, [(".image_url", "value_error")]),
     ({"image_url": "data:image/png,AAAA"}, [(".image_url", "value_error")]),
+    ({"image_url": "ftp://a.test/x"}, [(".image_url", "value_error")]),
     ({"file_id": "data:image/png;base64,%"}, []),
     ({"file_id": ["f"]}, [(".file_id", "string_type")]),
     ({"file_id": "f" * 1025}, [(".file_id", "string_too_long")]),

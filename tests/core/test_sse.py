@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamproxy.core.sse import FIELD_LIMIT, GATHERED, Cutter, Event
+from streamproxy.core.sse import FIELD_LIMIT, GATHERED, SMALL, Cutter, Event
 from streamproxy.errors import Failure, ProxyError
 
 LARGE = 1 << 30
@@ -208,6 +208,24 @@ def test_only_a_chunk_inside_a_data_line_is_gathered() -> None:
     assert list(cutter.feed(b"\ndata: x")) == []
     with pytest.raises(ProxyError):
         cutter.gather(bytes(100))
+
+
+@pytest.mark.parametrize("size", [7, SMALL - 1, SMALL, GATHERED])
+def test_pieces_with_a_quote_are_told(size: int) -> None:
+    image = b"a" * (5 * GATHERED)
+    document = b'data: {"b":"' + image + b'","c":"' + image + b'"}\n\n'
+    cutter = Cutter(LARGE)
+    events: list[Event] = []
+    for at in range(0, len(document), size):
+        chunk = document[at : at + size]
+        if not cutter.gather(chunk):
+            events += cutter.feed(chunk)
+    [event] = events
+    assert event.joined() == document[6:-2]
+    with_quote = {number for number, piece in enumerate(event.data) if b'"' in bytes(piece)}
+    views = {number for number, piece in enumerate(event.data) if isinstance(piece, memoryview)}
+    assert set(event.quoted or ()) == with_quote | views
+    assert len(with_quote | views) < len(event.data) / 2
 
 
 def test_small_pieces_are_gathered() -> None:

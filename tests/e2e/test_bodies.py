@@ -25,6 +25,7 @@ from streamproxy.simulator.server import Received, serve
 from tests.support.caller import GENERATIONS, post
 from tests.support.faults import IMAGE
 from tests.support.process import Process, caller, configuration, serving_process
+from tests.support.provider import answered_item
 from tests.support.proxy import BOUND, PROMPT, events, no_leaks, running_proxy
 from tests.support.sink import sinking
 
@@ -378,7 +379,7 @@ async def test_the_body_alone_decides_on_a_stream(accept: str | None) -> None:
                 assert [event.event for event in events(answer.content)] == ["image_generation.completed"]
             else:
                 assert answer.headers["content-type"] == "application/json"
-                assert answer.json()["data"] == [{"b64_json": "aW1hZ2U="}]
+                assert answer.json()["data"] == [answered_item("aW1hZ2U=")]
         asked = [received.header("accept") for received in server.received]
         assert asked == ["text/event-stream, application/json", "application/json", "application/json"]
 

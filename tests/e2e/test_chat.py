@@ -240,6 +240,7 @@ async def test_a_lone_turn_is_the_prompt() -> None:
 @pytest.mark.parametrize("model", ["google/gemini-3.1-flash-image", "sim/plain"])
 @pytest.mark.parametrize("allowed", [True, False])
 async def test_a_remote_picture_is_fetched_under_the_guard(model: str, allowed: bool) -> None:
+    """Gemini's models take URLs, so it is fetched for them without a setting."""
     file = encode(draw("a lighthouse", 64, 48), "png")
     simulated = wires(0)
 
@@ -254,6 +255,7 @@ async def test_a_remote_picture_is_fetched_under_the_guard(model: str, allowed: 
         hosts = ("127.0.0.1",) if allowed else ()
         sim = {"base_url": f"{server.url}/v1", "credential": "none"}
         settings: dict[str, Any] = {"providers": {"gemini": row, "sim": sim}, "fetch_hosts": hosts}
+        settings |= {"fetch_images": model == "sim/plain"}
         async with running_proxy(server.url, environ={"KEY": "k" * 20}, **settings) as proxy:
             shown = {"type": "image_url", "image_url": {"url": f"{server.url}/photo.png"}}
             turn = {"role": "user", "content": [{"type": "text", "text": "Watercolour"}, shown]}

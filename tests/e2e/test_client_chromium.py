@@ -1,7 +1,7 @@
-"""client.js, element.js, react.js and the demo's page in a real Chromium.
+"""client.js, element.js and react.js in a real Chromium.
 
 What a page shows is compared, pixel by pixel, with what the simulator draws of the same words, and upstream calls are
-counted. Pages are of another origin than the proxy, but for the demo's own.
+counted. Pages are of another origin than the proxy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import orjson
 import pytest
 
 from streamproxy import simulator
-from streamproxy.demo import Options, demo
 from streamproxy.simulator import Server, pictures
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Script, Send, event, head
@@ -32,7 +31,7 @@ from tests.support import scenes
 from tests.support.chromium import Chromium, Page, chromium, needs_chromium
 from tests.support.cutter import Cutter, Place, Then, cutting
 from tests.support.provider import COMPLETED, PREVIEW, USAGE
-from tests.support.proxy import BOUND, PROMPT, running_proxy
+from tests.support.proxy import PROMPT, running_proxy
 
 pytestmark = [pytest.mark.anyio, needs_chromium]
 
@@ -94,44 +93,6 @@ async def staged(browser: Chromium, *places: Place, pace: float = 0.02) -> Async
     ):
         await page.reports.until(lambda: page.reports.of("ready"))
         yield Stage(upstream, page, cutter)
-
-
-async def test_the_page_of_the_demo(browser: Chromium, tmp_path: Path) -> None:
-    """The URL that is said first is a page that shows previews and the picture, unasked; a reload orders nothing."""
-    said: list[str] = []
-    ready = anyio.Event()
-
-    def say(line: str) -> None:
-        said.append(line)
-        if "Serving until" in line:
-            ready.set()
-
-    options = Options(prompt="a red boat", output=tmp_path / "a.png", port=0, pace=0.4, once=False)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(demo, options, say)
-        with anyio.fail_after(BOUND):
-            await ready.wait()
-        url = said[0].split()[0]
-        async with browser.page(url) as page:
-            state = "document.querySelector('progressive-image').state"
-            await page.run(waits_for(f"{state} === 'completed'"))
-            kinds = await page.run("[...document.querySelectorAll('.log span:first-child')].map((s) => s.textContent)")
-            assert isinstance(kinds, list)
-            assert kinds[-1] == "completed"
-            assert set(kinds[:-1]) <= {"preview 1", "preview 2", "preview 3"}
-            assert len(kinds) > 1, kinds
-            snippets = await page.run("document.querySelector('section').textContent")
-            assert str(snippets).count(url.rstrip("/")) >= 6
-            key = "sessionStorage.getItem('streamproxy:page')"
-            before = await page.run(key)
-            assert before
-            page.loaded = anyio.Event()
-            await page.call("Page.reload")
-            with anyio.fail_after(BOUND):
-                await page.loaded.wait()
-            await page.run(waits_for(f"{state} === 'completed'"))
-            assert await page.run(key) == before
-        tasks.cancel_scope.cancel()
 
 
 def waits_for(test: str) -> str:

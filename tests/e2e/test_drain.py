@@ -20,7 +20,7 @@ from streamproxy.simulator.server import serve
 from tests.support.caller import Caller, calling, generation
 from tests.support.faults import Held
 from tests.support.process import caller, configuration
-from tests.support.provider import COMPLETED, PREVIEW, completed, passed_on, preview
+from tests.support.provider import COMPLETED, PREVIEW, answered_item, completed, passed_on, preview
 from tests.support.proxy import BOUND, PROMPT, events
 from tests.support.stopping import Running, started
 from tests.support.streams import EVENTS, JSON, LATER, Reading, chunks_until, followed, held, holds, retry_of
@@ -133,7 +133,7 @@ async def test_everybody_who_is_served_sees_the_end() -> None:
         assert await stage.proxy.exited(SLACK) == 0
     [answer] = answers
     assert answer.status_code == 200
-    assert answer.json()["data"] == orjson.loads(JSON_ANSWER)["data"]
+    assert answer.json()["data"] == [answered_item(one["b64_json"]) for one in orjson.loads(JSON_ANSWER)["data"]]
 
 
 @SIGNALS

@@ -16,6 +16,7 @@ from streamproxy.simulator.openai import OpenAI
 from streamproxy.simulator.script import Script, Send, Stall
 from streamproxy.simulator.server import Received, serve
 from tests.support.faults import IMAGE, IMAGE_BODY, IMAGE_BYTES, STREAMED, Held, Refusal, provider
+from tests.support.provider import answered_item
 from tests.support.proxy import BOUND, PROMPT, Sent, events, no_leaks, running_proxy, until
 
 pytestmark = pytest.mark.anyio
@@ -173,7 +174,7 @@ async def test_each_deadline_before_the_head_names_its_setting() -> None:
 async def test_a_head_that_comes_slowly_is_fine() -> None:
     pieces = (Send(IMAGE_BYTES[at : at + 1]) for at in range(len(IMAGE_BYTES)))
     async with provider(tuple(pieces)) as (server, proxy):
-        assert (await proxy.generate()).json()["data"] == [{"b64_json": "aW1hZ2U="}]
+        assert (await proxy.generate()).json()["data"] == [answered_item("aW1hZ2U=")]
         assert server.calls == 1
 
 

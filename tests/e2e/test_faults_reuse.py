@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from streamproxy.simulator.script import Fin, Script, Send, Wait, chunk, json_answer, sse
 from streamproxy.simulator.server import Received, serve
 from tests.support.faults import IMAGE, IMAGE_BODY, IMAGE_BYTES, Refusal, provider
+from tests.support.provider import answered_item
 from tests.support.proxy import BOUND, Proxy, events, no_leaks, running_proxy
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +30,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunk(IMAGE
 async def own_answer(proxy: Proxy) -> None:
     answer = await proxy.generate()
     assert answer.status_code == 200, answer.text
-    assert answer.json()["data"] == [{"b64_json": "aW1hZ2U="}]
+    assert answer.json()["data"] == [answered_item("aW1hZ2U=")]
 
 
 @contextmanager
@@ -167,7 +168,7 @@ async def test_callers_never_get_each_others_answers() -> None:
                 prompt = f"p{number}x{turn}"
                 answer = await proxy.generate(prompt=prompt)
                 assert answer.status_code == 200, answer.text
-                assert answer.json()["data"] == [{"b64_json": prompt}]
+                assert answer.json()["data"] == [answered_item(prompt)]
 
         with anyio.fail_after(BOUND):
             async with anyio.create_task_group() as tasks:

@@ -13,6 +13,7 @@ from streamproxy.simulator.script import EVENT_STREAM, JSON, Fin, Reset, Script,
 from streamproxy.simulator.server import serve
 from tests.support.flood import flooding
 from tests.support.provider import (
+    answered_item,
     completed,
     failed,
     idle,
@@ -207,7 +208,7 @@ async def test_whatever_follows_a_whole_completed_is_no_failure(name: str) -> No
         assert passed_on(*BOTH, completed()) == events(streamed.content)
         buffered = await proxy.generate()
         assert buffered.status_code == 200
-        assert orjson.loads(buffered.content)["data"] == [{"b64_json": "B" * 64}]
+        assert orjson.loads(buffered.content)["data"] == [answered_item("B" * 64)]
         assert upstream.calls == 2
         text = (await proxy.client.get(f"{proxy.url}/metrics")).text
         assert "streamproxy_failures_total{" not in text

@@ -19,9 +19,14 @@ from openai import AsyncOpenAI
 
 from streamproxy.core.files import file_id
 from streamproxy.simulator import Server, running
+from streamproxy.simulator.multipart import parts
 from streamproxy.simulator.pictures import draw, encode
+from streamproxy.simulator.received import Received
+from streamproxy.simulator.script import Script, json_answer, sse
+from streamproxy.simulator.server import serve
 from tests.e2e.node.runner import needs_node, run_node
-from tests.e2e.test_wires import EDITORS, WIRES, wired
+from tests.e2e.test_wires import EDITING, EDITORS, wired
+from tests.support.provider import completed
 from tests.support.proxy import BOUND, PROMPT, Proxy, no_leaks, running_proxy
 from tests.support.valkey import ValkeyServer, valkey_server
 
@@ -153,6 +158,54 @@ async def test_references_of_all_kinds_keep_their_order(proxy: Proxy, sim: Serve
     ]
 
 
+LARGE: Final = PNG + bytes(15 * 1024 * 1024 + 800 * 1024)
+"""As base64 it is longer than an `image_url` of OpenAI's may be."""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_large_image_goes_as_a_form(stream: bool) -> None:
+    got: list[Received] = []  # the server itself keeps no body of this size
+
+    def handle(received: Received) -> Script:
+        got.append(received)
+        return sse([completed()]) if stream else json_answer(200, {"created": 1, "data": [{"b64_json": "QUFB"}]})
+
+    async with no_leaks(), serve(handle) as server, running_proxy(server.url) as proxy:
+        id, small = await uploaded(proxy, LARGE), await uploaded(proxy)
+        more: dict[str, Any] = {"stream": stream, "partial_images": 1} if stream else {}
+        answer = await edit(proxy, id, small, mask=small, n=1, quality="low", extra_headers={"x-team": "a"}, **more)
+        assert answer.status_code == 200, answer.text
+        [received] = got
+        found = parts(received.body, received.header("content-type") or "")
+        files = [(part.name, part.data) for part in found if part.name in ("image[]", "mask")]
+        assert files == [("image[]", LARGE), ("image[]", PNG), ("mask", PNG)]
+        form = {part.name: part.data.decode() for part in found if part.name not in ("image[]", "mask")}
+        streamed = {"stream": "true", "partial_images": "1"} if stream else {}
+        assert (
+            form == {"model": "sim/gpt-image", "prompt": PROMPT, "size": "64x64", "n": "1", "quality": "low"} | streamed
+        )
+        assert received.header("x-team") == "a"
+
+
+async def test_a_large_image_beside_a_file_of_the_providers(sim: Server) -> None:
+    """Nothing is sent: a form has no ids."""
+    async with running_proxy(sim.url) as proxy:
+        answer = await edit(proxy, await uploaded(proxy, LARGE), "file-abc")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], sim.calls) == (400, "images[1].image_url", 0)
+        assert "POST /v1/files" in error["message"]
+
+
+async def test_a_large_image_in_json_is_refused(proxy: Proxy, sim: Server) -> None:
+    """OpenAI's limit of one `image_url`; the upload is the way."""
+    url = "data:image/png;base64," + base64.b64encode(LARGE).decode()
+    body = {"model": "sim/gpt-image", "prompt": PROMPT, "images": [{"image_url": url}]}
+    answer = await proxy.client.post(f"{proxy.url}/v1/images/edits", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], sim.calls) == (422, "images[0].image_url", 0)
+    assert "20971520 characters" in error["message"]
+
+
 async def test_a_host_that_takes_strings() -> None:
     async with running(pace=0) as sim, running_proxy(sim.url, provider={"edit_input": "image"}) as proxy:
         answer = await edit(proxy, await uploaded(proxy), mask=await uploaded(proxy))
@@ -161,7 +214,7 @@ async def test_a_host_that_takes_strings() -> None:
         assert (said["image"], said["mask"]) == ([URL], URL)
 
 
-@WIRES
+@EDITING
 async def test_every_wire_takes_a_file(wire: str, tmp_path: Path) -> None:
     async with wired(wire, tmp_path) as setup:
         made = await setup.client.files.create(file=("in.png", PNG), purpose="vision")
@@ -236,6 +289,20 @@ async def test_no_room_is_said_and_nothing_lost(sim: Server) -> None:
             assert (await proxy.client.get(f"{proxy.url}/v1/files/{id}/content")).content == PNG
         assert (await proxy.client.delete(f"{proxy.url}/v1/files/{ids[0]}")).status_code == 200
         assert (await upload(proxy)).status_code == 200
+
+
+async def test_one_caller_cannot_fill_the_room_of_all(sim: Server) -> None:
+    share = 2 * 64 * 1024
+    settings: dict[str, Any] = {"file_bytes": 2 * share, "file_bytes_per_caller": share, "caller_keys": HASHES}
+    async with running_proxy(sim.url, **settings) as proxy:
+        ids = [await uploaded(proxy, key=KEYS[0]) for _ in range(2)]
+        refused = [await upload(proxy, raw, key=KEYS[0]) for raw in (PNG, PNG + bytes(share))]
+        assert [answer.status_code for answer in refused] == [413, 413]
+        assert [answer.json()["error"]["code"] for answer in refused] == ["caller_files_full", "body_too_large"]
+        assert all("file_bytes_per_caller" in answer.json()["error"]["message"] for answer in refused)
+        for _ in range(2):
+            await uploaded(proxy, key=KEYS[1])
+        assert (await edit(proxy, *ids, key=KEYS[0])).status_code == 200
 
 
 @pytest.mark.parametrize(

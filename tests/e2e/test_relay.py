@@ -30,6 +30,7 @@ from streamproxy.simulator.script import (
     sse,
 )
 from streamproxy.simulator.server import serve
+from tests.support.flood import flooding
 from tests.support.provider import one_failure
 from tests.support.proxy import BOUND, Proxy, no_leaks, running_proxy
 
@@ -179,6 +180,33 @@ async def test_white_space_before_a_late_answer() -> None:
         answer = await post(proxy, BODY)
         assert answer.content.startswith(b"\n\n")
         assert answer.json() == orjson.loads(ANSWER)
+
+
+async def test_a_trickle_that_is_gathered_is_silence() -> None:
+    pieces = [step for byte in ANSWER for step in (Wait(0.02), Send(bytes([byte])))]
+    script = (Send(head(200, (("Content-Type", "application/json"),), length=len(ANSWER))), *pieces)
+    settings: dict[str, Any] = {"json_heartbeat": 0.1}
+    async with no_leaks(), serve(lambda _: script) as server, running_proxy(server.url, **settings) as proxy:
+        answer = await post(proxy, BODY)
+        assert answer.content.startswith(b"\n\n")
+        assert answer.json() == orjson.loads(ANSWER)
+
+
+@pytest.mark.parametrize("begun", [b"", text("a")])
+async def test_a_flood_that_is_held_is_silence(begun: bytes) -> None:
+    """A line without an end comes without a pause: comments go out all the same, and leaving ends it."""
+    settings: dict[str, Any] = {"heartbeat": 1, "max_event_bytes": 1 << 28}
+    async with no_leaks():
+        with flooding(b"x", begun) as origin:
+            async with (
+                running_proxy(origin, **settings) as proxy,
+                proxy.client.stream("POST", proxy.url + CHAT, content=STREAMED, headers=JSON_TYPE) as answer,
+            ):
+                came, raw = b"", answer.aiter_raw()
+                with anyio.fail_after(BOUND):
+                    while came.count(b":\n") < 2:
+                        came += await anext(raw)
+                assert uncommented(came) == begun
 
 
 async def test_a_caller_that_leaves_ends_it() -> None:

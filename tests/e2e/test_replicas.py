@@ -17,7 +17,7 @@ from streamproxy.hub.mirrors import PRESENCE_SECONDS
 from streamproxy.hub.valkey.store import VIEWED_SECONDS
 from tests.support import previews
 from tests.support.process import Process
-from tests.support.provider import COMPLETED, PREVIEW, USAGE, completed, passed_on, preview
+from tests.support.provider import COMPLETED, PREVIEW, USAGE, answered_item, completed, passed_on, preview
 from tests.support.proxy import BOUND, events
 from tests.support.replicas import GRACE, USER, Cluster, replicas
 from tests.support.streams import EVENTS, IDS, KEY, Followed, followed, holds, retry_of
@@ -261,7 +261,7 @@ async def test_a_retry_at_another_replica_follows_the_lost_one(cluster: Cluster,
     if stream:
         assert events(got[0].content)[-1] == passed_on(completed())[0]
     else:
-        assert got[0].json()["data"] == [{"b64_json": "aW1hZ2U="}]
+        assert got[0].json()["data"] == [answered_item("aW1hZ2U=")]
     assert scene.calls == 1
     assert len(cluster.server.disconnects) == left
 

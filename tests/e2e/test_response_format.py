@@ -91,7 +91,7 @@ async def test_base64_that_is_asked_for_comes_alone(form: str, stream: bool) -> 
     async with provided(Files(form), inline_urls="asked") as stage:
         item = await answered(stage, stream=stream, response_format="b64_json")
         assert item["b64_json"] == TEXT
-        assert "url" not in item
+        assert not item.get("url")
 
 
 @pytest.mark.parametrize(("setting", "asked"), [("never", "b64_json"), ("never", None), ("asked", None)])

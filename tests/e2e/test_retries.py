@@ -16,7 +16,7 @@ from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Fin, Reset, Script, Send, error_answer, head, json_answer, sse
 from tests.support.caller import Caller, calling, post
 from tests.support.faults import IMAGE_BODY, Held
-from tests.support.provider import completed, idle, passed_on, preview
+from tests.support.provider import answered_item, completed, idle, passed_on, preview
 from tests.support.proxy import BOUND, PROMPT, events
 from tests.support.streams import KEY, LATER, Stage, form, generation_with, held, playing, staged
 
@@ -56,7 +56,7 @@ def whole(kind: str, got: httpx.Response) -> None:
     if kind == "stream":
         assert events(got.content)[-1] == passed_on(completed())[0]
     else:
-        assert got.json()["data"] == [{"b64_json": "aW1hZ2U="}]
+        assert got.json()["data"] == [answered_item("aW1hZ2U=")]
 
 
 @asynccontextmanager
@@ -367,7 +367,7 @@ async def test_a_late_json_answer_begins_with_white_space() -> None:
         assert caller.headers["content-type"] == "application/json"
         assert [await caller.chunk() for _ in range(3)] == [b"\n"] * 3
         go.set()
-        assert orjson.loads(await caller.rest())["data"] == [{"b64_json": "aW1hZ2U="}]
+        assert orjson.loads(await caller.rest())["data"] == [answered_item("aW1hZ2U=")]
         assert stage.server.calls == 1
 
 

@@ -19,7 +19,7 @@ from streamproxy.simulator.script import Fin, Reset, Script, Send, error_answer,
 from streamproxy.simulator.server import serve
 from tests.support.caller import calling
 from tests.support.faults import IMAGE_BODY, Held
-from tests.support.provider import completed, data_of, idle, passed_on, preview
+from tests.support.provider import answered_item, completed, data_of, idle, passed_on, preview
 from tests.support.proxy import BOUND, PROMPT, events, running_proxy
 from tests.support.streams import (
     EVENTS,
@@ -94,7 +94,7 @@ async def test_identical_json_requests_are_one_generation() -> None:
         assert {answer.status_code for answer in answers} == {200}
         assert {answer.content for answer in answers} == {answers[0].content}
         assert {answer.headers["content-type"] for answer in answers} == {"application/json"}
-        assert answers[0].json()["data"] == [{"b64_json": "aW1hZ2U="}]
+        assert answers[0].json()["data"] == [answered_item("aW1hZ2U=")]
         assert stage.server.calls == 1
 
 
@@ -248,7 +248,7 @@ async def test_the_key_stands_though_its_first_caller_has_left(stream: bool) -> 
         if stream:
             assert events(answer.content)[-1] == passed_on(completed())[0]
         else:
-            assert answer.json()["data"] == [{"b64_json": "aW1hZ2U="}]
+            assert answer.json()["data"] == [answered_item("aW1hZ2U=")]
         assert stage.server.calls == 1
         assert not stage.server.disconnects
 

@@ -11,7 +11,7 @@ import pytest
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import Fin, Script, error_answer, event, json_answer, sse
 from tests.support.faults import Held
-from tests.support.provider import COMPLETED, PREVIEW
+from tests.support.provider import COMPLETED, PREVIEW, answered_item
 from tests.support.proxy import Sent, events
 from tests.support.streams import EVENTS, KEY, LATER, followed, following, held, holds, playing
 
@@ -84,7 +84,7 @@ async def test_without_a_stream_it_is_asked_for_all_at_once() -> None:
     data = [{"b64_json": image} for image in ("YzA=", "YzE=")]
     async with playing(lambda _: json_answer(200, {"created": 1, "data": data})) as stage:
         answer = await stage.post(n=2)
-        assert answer.json()["data"] == data
+        assert answer.json()["data"] == [answered_item(one["b64_json"]) for one in data]
         url = await stage.later(n=2, stream=False)
         await stage.until(url, "completed")
         got = followed((await stage.get(url, EVENTS)).content)

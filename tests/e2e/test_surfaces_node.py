@@ -12,7 +12,8 @@ import pytest
 
 from streamproxy.core.images import probe
 from streamproxy.simulator import Server, running
-from streamproxy.simulator.script import Script, event, sse
+from streamproxy.simulator.pictures import draw, encode
+from streamproxy.simulator.script import Script, Send, event, head, json_answer, sse
 from streamproxy.simulator.server import Received, serve
 from tests.e2e.node.runner import BOUND, HERE, Call, needs_node, run_node
 from tests.support.provider import preview
@@ -79,9 +80,9 @@ async def test_openai_node_sees_refusals_and_failures() -> None:
         assert server.calls == 2
 
 
-async def run_ai(url: str, model: str, how: str) -> dict[str, Any]:
+async def run_ai(url: str, model: str, *more: str, program: str = "tool.mjs") -> dict[str, Any]:
     with anyio.fail_after(BOUND):
-        ran = await anyio.run_process(["node", str(HERE / "tool.mjs"), f"{url}/v1", model, how], check=False)
+        ran = await anyio.run_process(["node", str(HERE / program), f"{url}/v1", model, *more], check=False)
     assert ran.returncode == 0, ran.stderr.decode()
     found = orjson.loads(ran.stdout)
     assert isinstance(found, dict)
@@ -115,3 +116,30 @@ async def test_the_ai_sdk_sees_a_failure() -> None:
         seen = await run_ai(proxy.url, "sim/gpt-image", "stream")
         assert any("No." in error for error in seen["errors"]), seen["errors"]
         assert server.calls == 1
+
+
+PNG: Final = encode(draw("a lighthouse", 64, 48), "png")
+
+
+@needs_ai
+@pytest.mark.parametrize("model", ["sim/gpt-image", "gpt-image-1"])
+@pytest.mark.parametrize("edit", [False, True])
+async def test_the_ai_sdk_reads_pictures_at_urls(model: str, edit: bool) -> None:
+    """It reads base64 alone. For names of GPT image models it does not ask for that, for others it does."""
+
+    def handle(received: Received) -> Script:
+        if received.method == "GET":
+            return (Send(head(200, (("Content-Type", "image/png"),), length=len(PNG))), Send(PNG))
+        return json_answer(200, {"created": 1, "data": [{"url": f"{server.url}/lighthouse.png?signature=s"}]})
+
+    row = {"models": ["gpt-image-1", "sim/gpt-image"]}
+    async with (
+        serve(handle) as server,
+        running_proxy(server.url, provider=row, fetch_hosts=("127.0.0.1",)) as proxy,
+    ):
+        shown = (base64.b64encode(PNG).decode(),) if edit else ()
+        seen = await run_ai(proxy.url, model, *shown, program="generate.mjs")
+        assert [base64.b64decode(one["base64"]) for one in seen["images"]] == [PNG]
+        assert seen["images"][0]["mediaType"] == "image/png"
+        posts = [one for one in server.received if one.method == "POST"]
+        assert [one.target for one in posts] == [f"/v1/images/{'edits' if edit else 'generations'}"]

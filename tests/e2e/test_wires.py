@@ -341,7 +341,7 @@ async def test_what_a_filter_left_is_delivered(tmp_path: Path) -> None:
         body = {"model": "imagen/imagen-fault-some-filtered", "prompt": PROMPT, "n": 2}
         url = f"{setup.proxy.url}/v1/images/generations"
         whole = (await setup.proxy.client.post(url, json=body)).json()
-        assert [sorted(image) for image in whole["data"]] == [["b64_json", "warning"]]
+        assert [sorted(image) for image in whole["data"]] == [["b64_json", "revised_prompt", "url", "warning"]]
         streamed = events((await setup.proxy.client.post(url, json={**body, "stream": True})).content)
         assert [event.event for event in streamed] == ["image_generation.completed"]
         assert "filtered out 1" in str(streamed[0].json["warning"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from streamproxy.account import Attempt
 from streamproxy.auth import CredentialSource
@@ -19,12 +21,14 @@ from streamproxy.core.requests import ImageRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.router import Plan, Service
+from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
 from streamproxy.simulator.script import Fin, Stall, error_answer, json_answer, sse
 from streamproxy.upstream.signing import KeySigner
 from tests.contract.scenarios import KEY, Scenario
 from tests.generation.test_driver import BOUND, Outcome, World, peer
 from tests.golden.shapes import PICTURE, C, P
+from tests.support.proxy import PROMPT
 
 pytestmark = pytest.mark.anyio
 
@@ -193,6 +197,29 @@ async def test_jobs_cover_every_image_and_have_own_tokens() -> None:
         assert len({job.token for job in adapter.jobs}) == 3
         assert images(outcome) == [0, 1, 2, 3, 4]
         assert world.server.calls == 0
+
+
+class Broken(Noting):
+    """An adapter with a mistake in some of its jobs."""
+
+    def converse(self, job: Job) -> Conversation[None]:
+        yield from Noting.converse(self, job)
+        if job.first < 4:
+            raise ZeroDivisionError(job.request.prompt)
+
+
+async def test_a_mistake_takes_no_other_image_with_it() -> None:
+    async with peer(GOOD) as world:
+        row, outcome = one_each(5), Outcome()
+        with pytest.raises(ExceptionGroup) as caught:
+            await attempts(world, adapters={"openai": Broken()}).run(row.request, plan(world, row), outcome)
+        assert images(outcome) == [0, 1, 2, 3, 4]
+        with capture_logs() as logs:
+            Observer().unexpected(caught.value, "req_1")
+        assert [line["exception"] for line in logs] == ["ZeroDivisionError"] * 2
+        line = inspect.getsourcelines(Broken.converse)[1] + 3
+        assert {line["where"].rpartition("/")[2] for line in logs} == {f"test_attempts.py:{line}"}
+        assert PROMPT not in repr(logs)
 
 
 def _fetching(urls: Sequence[str]) -> Conversation[None]:

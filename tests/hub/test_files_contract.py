@@ -19,7 +19,7 @@ import pytest
 from streamproxy.core.files import FileRecord, file_id
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.disk import DiskFiles
-from streamproxy.hub.files import LEAST, PIECE, FileStore
+from streamproxy.hub.files import LEAST, PIECE, FileStore, Room
 from streamproxy.hub.store import StoreError
 from streamproxy.hub.valkey.files import ValkeyFiles
 from tests.support.valkey import ValkeyServer
@@ -28,6 +28,8 @@ pytestmark = pytest.mark.anyio
 
 BOUND: Final = 20.0
 CAP: Final = 4 * PIECE
+ROOM: Final = Room(CAP, CAP)
+SHARES: Final = Room(CAP, CAP // 2)
 NUMBERS: Final[Iterator[int]] = count(1)
 
 
@@ -56,7 +58,7 @@ class Row:
     left: Callable[[], list[str]]
 
 
-Open = Callable[[], AbstractAsyncContextManager[Row]]
+Open = Callable[..., AbstractAsyncContextManager[Row]]
 
 
 @pytest.fixture(params=["disk", "valkey"])
@@ -64,14 +66,14 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     @asynccontextmanager
-    async def disk() -> AsyncIterator[Row]:
-        async with DiskFiles(max_bytes=CAP, now=time.time).open() as store:
+    async def disk(room: Room = ROOM) -> AsyncIterator[Row]:
+        async with DiskFiles(room=room, now=time.time).open() as store:
             yield Row(store, lambda: [path.name for path in tmp_path.rglob("upl_*")])
 
     @asynccontextmanager
-    async def valkey() -> AsyncIterator[Row]:
+    async def valkey(room: Room = ROOM) -> AsyncIterator[Row]:
         server: ValkeyServer = request.getfixturevalue("server")
-        async with ValkeyFiles(server.url, max_bytes=CAP).open() as store:
+        async with ValkeyFiles(server.url, room=room).open() as store:
             yield Row(store, lambda: [key for key in server.lifetimes() if key != "sp:files"])
 
     return disk if request.param == "disk" else valkey
@@ -155,6 +157,23 @@ async def test_an_expired_file_is_gone_and_its_room_free(opened: Open) -> None:
         assert not [name for name in row.left() if first.id in name]
 
 
+@pytest.mark.parametrize("owner", ["a", None])
+async def test_one_caller_leaves_room_for_others(opened: Open, owner: str | None) -> None:
+    async with opened(SHARES) as row:
+        first, second = record(PIECE, owner=owner), record(PIECE, owner=owner)
+        for one in (first, second):
+            await row.store.keep(one, Bytes(bytes(PIECE)))
+        with pytest.raises(ProxyError, match="file_bytes_per_caller") as caught:
+            await row.store.keep(record(1, owner=owner), Bytes(b"1"))
+        assert (caught.value.failure, caught.value.status) == (Failure.FILES_OF_CALLER, 413)
+        await row.store.keep(record(2 * PIECE, owner="b"), Bytes(bytes(2 * PIECE)))
+        with pytest.raises(ProxyError, match="file_bytes") as caught:
+            await row.store.keep(record(1, owner="c"), Bytes(b"1"))
+        assert caught.value.failure is Failure.FILES_FULL
+        await row.store.remove(first)
+        await row.store.keep(record(PIECE, owner=owner), Bytes(bytes(PIECE)))
+
+
 async def test_small_files_count_too(opened: Open) -> None:
     async with opened() as row:
         for _ in range(CAP // LEAST):
@@ -188,7 +207,7 @@ async def test_an_upload_that_cannot_be_read_leaves_nothing(opened: Open) -> Non
 
 async def test_the_folder_is_private_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    async with DiskFiles(max_bytes=CAP, now=time.time).open() as store:
+    async with DiskFiles(room=ROOM, now=time.time).open() as store:
         assert os.listdir(tmp_path) == []
         await store.keep(record(9), Bytes(bytes(9)))
         [folder] = os.scandir(tmp_path)
@@ -197,7 +216,7 @@ async def test_the_folder_is_private_and_goes(tmp_path: Path, monkeypatch: pytes
 
 
 async def test_everything_in_valkey_expires(server: ValkeyServer) -> None:
-    async with ValkeyFiles(server.url, max_bytes=CAP).open() as store:
+    async with ValkeyFiles(server.url, room=ROOM).open() as store:
         await store.keep(record(PIECE + 1, seconds=60), Bytes(bytes(PIECE + 1)))
         await store.keep(record(1, seconds=30), Bytes(b"1"))
     lifetimes = server.lifetimes()
@@ -208,8 +227,8 @@ async def test_everything_in_valkey_expires(server: ValkeyServer) -> None:
 
 async def test_two_processes_share_one_cap(server: ValkeyServer) -> None:
     async with (
-        ValkeyFiles(server.url, max_bytes=CAP).open() as one,
-        ValkeyFiles(server.url, max_bytes=CAP).open() as other,
+        ValkeyFiles(server.url, room=ROOM).open() as one,
+        ValkeyFiles(server.url, room=ROOM).open() as other,
     ):
         kept = record(CAP)
         await one.keep(kept, Bytes(block(CAP)))
@@ -219,7 +238,7 @@ async def test_two_processes_share_one_cap(server: ValkeyServer) -> None:
 
 
 async def test_a_part_that_was_evicted_makes_no_file(server: ValkeyServer) -> None:
-    async with ValkeyFiles(server.url, max_bytes=CAP).open() as store:
+    async with ValkeyFiles(server.url, room=ROOM).open() as store:
         kept = record(PIECE + 1)
         await store.keep(kept, Bytes(bytes(PIECE + 1)))
         server.command("DEL", f"sp:{{{kept.id}}}:part:1")
@@ -227,7 +246,7 @@ async def test_a_part_that_was_evicted_makes_no_file(server: ValkeyServer) -> No
 
 
 async def test_a_store_that_is_away_says_so(own_server: ValkeyServer) -> None:
-    async with ValkeyFiles(own_server.url, max_bytes=CAP).open() as store:
+    async with ValkeyFiles(own_server.url, room=ROOM).open() as store:
         own_server.kill()
         with pytest.raises(StoreError):
             await store.keep(record(1), Bytes(b"1"))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 
 from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import Frame, Operation, Role, type_of
 from streamproxy.hub import memory
+from streamproxy.hub.health import StoreHealth
 from streamproxy.hub.log import EPOCH, Entry, Record
-from streamproxy.hub.memory import MemoryStore
-from streamproxy.hub.store import Claim, Gone, Stored
+from streamproxy.hub.memory import MemoryMarks, MemoryStore
+from streamproxy.hub.repeats import Repeats
+from streamproxy.hub.store import Asking, Claim, Found, Gone, Standing, Stored
+from streamproxy.hub.stream import Stream
+from streamproxy.observe import Observer
 
 pytestmark = pytest.mark.anyio
 
@@ -184,3 +189,15 @@ async def test_too_many_claims_cost_the_oldest(store: MemoryStore, monkeypatch: 
     await store.claim("d", claims["d"])
     assert await store.claim("b", Claim("f", "again")) is claims["b"]
     assert (await store.claim("a", Claim("f", "again"))).stream_id == "again"
+
+
+async def test_what_a_caller_has_had_is_over_at_once(clock: Clock) -> None:
+    async def find(id: str) -> Stream:
+        raise AssertionError(id)
+
+    marks = MemoryMarks(now=clock)
+    async with anyio.create_task_group() as tasks:
+        repeats = Repeats(marks, health=StoreHealth(Observer()), find=find, tasks=tasks, hold=0)
+        assert await marks.ask("mark", "first", 1.0, Asking.FIRST) == Found(Standing.NEW)
+        repeats.finished("mark", "first")
+        assert await marks.ask("mark", "second", 2.0, Asking.RETRY) == Found(Standing.NEW)

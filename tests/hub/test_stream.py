@@ -46,6 +46,8 @@ def text(entry: Entry | None) -> str:
 class Keeping:
     """A keeper that stores, and makes room, as a test says."""
 
+    waits = True
+
     def __init__(
         self,
         store: Callable[[Entry], Awaitable[None]] | None = None,

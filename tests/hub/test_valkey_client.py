@@ -11,10 +11,11 @@ import anyio
 import pytest
 import trustme
 from anyio.abc import SocketAttribute, SocketStream
+from redis.asyncio.connection import Connection
 
 from streamproxy.hub.log import Entry
 from streamproxy.hub.store import Claim, Stored, StoreError
-from streamproxy.hub.valkey.client import CONNECTIONS, parse_address
+from streamproxy.hub.valkey.client import CONNECTIONS, SHORT, packed, parse_address
 from streamproxy.hub.valkey.store import ValkeyStore
 from tests.support.kept import BOUND, LEASE, completed, following, in_touch, record, store, until
 from tests.support.valkey import ValkeyServer, tls_front, valkey_server
@@ -22,6 +23,20 @@ from tests.support.valkey import ValkeyServer, tls_front, valkey_server
 pytestmark = pytest.mark.anyio
 
 ALLOWED: Final = ("~sp:*", "+@read", "+@write", "+@scripting", "+@connection", "-@dangerous")
+
+
+def test_commands_are_packed_as_redis_py_does() -> None:
+    words = ("SET", "sp:é", 17, b"\r\n", memoryview(b"view"), b"", b"x" * SHORT)
+    commands = [(*words, *words[1:]), ("PING",)]
+    assert b"".join(packed(commands)) == b"".join(Connection().pack_commands(commands))
+
+
+def test_a_string_in_pieces_is_sent_in_pieces() -> None:
+    image = (b"small", b"a" * SHORT, memoryview(b"b" * SHORT), b"small")
+    wire = packed([("SET", "key", image, 1)])
+    assert b"".join(wire) == b"".join(Connection().pack_command("SET", "key", b"".join(image), 1))
+    assert [piece for piece in wire if len(piece) >= SHORT] == list(image[1:3])
+    assert wire[1] is image[1]
 
 
 async def test_tls_and_a_user_with_few_rights(server: ValkeyServer, tmp_path: Path) -> None:

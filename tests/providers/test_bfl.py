@@ -6,11 +6,12 @@ from decimal import Decimal
 
 import pytest
 
-from streamproxy.core.conversation import Progress, Wait
+from streamproxy.core.conversation import Fetch, Progress, Wait
 from streamproxy.core.cost import Price
 from streamproxy.core.requests import Remote
 from streamproxy.errors import Failure
 from streamproxy.generation.driver import is_own
+from streamproxy.providers import ADAPTERS
 from tests.contract.peer import Exchange
 from tests.contract.scenarios import PROMPT, Scenario
 from tests.providers.asking import MADE, PNG, job, not_applied, paid, refused, told
@@ -66,7 +67,8 @@ def test_fill_and_expand() -> None:
     assert value == {"prompt": PROMPT, "guidance": 60, "image": BARE, "mask": mask}
     sides = {"top": 64, "bottom": 0, "left": 0, "right": 128}
     assert told(job("bfl", "flux-pro-1.0-expand", sides, images=(PNG,))) == {"prompt": PROMPT, "image": BARE, **sides}
-    assert refused(job("bfl", "flux-pro-1.0-fill", images=(URL,))).param == "images[0]"
+    conversation = ADAPTERS["bfl"].converse(job("bfl", "flux-pro-1.0-fill", images=(URL,)))
+    assert next(conversation) == Fetch(URL.url)  # this endpoint has no member for a URL
 
 
 @pytest.mark.parametrize(

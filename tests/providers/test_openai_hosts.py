@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from streamproxy.core.catalogue import Model, Quirks
-from streamproxy.core.conversation import Job, Send
+from streamproxy.core.conversation import Fetch, Job, Send
 from streamproxy.core.rawjson import JsonObject, parse
 from streamproxy.core.requests import Decoded, Encoded, Input, Part, Remote, Segment, UpstreamRequest
 from streamproxy.errors import ErrorDetails, Failure, ProxyError
@@ -217,13 +217,18 @@ def test_a_mask_that_is_not_taken_is_named() -> None:
     [
         ("zai", (PNG,), "image"),
         ("recraft", (PNG, PNG), "images[1]"),
-        ("deepinfra", (Remote("https://a.test"),), "images[0]"),
     ],
 )
 def test_inputs_that_it_does_not_take(host: str, images: tuple[Input, ...], param: str) -> None:
     given = job(host)
     error = refused(replace(given, request=replace(given.request, images=images)))
     assert (error.failure, error.param) == (Failure.UNSUPPORTED_PARAMETER, param)
+
+
+def test_a_form_has_what_is_at_a_url() -> None:
+    given = job("deepinfra")
+    conversation = OPENAI.converse(replace(given, request=replace(given.request, images=(Remote("https://a.test"),))))
+    assert next(conversation) == Fetch("https://a.test")
 
 
 def test_names_in_a_form_cannot_break_out() -> None:

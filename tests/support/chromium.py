@@ -99,6 +99,7 @@ class Chromium:
             await page.call("Page.enable")
             await page.call("Runtime.enable")
             await page.call("Runtime.addBinding", name="report")
+            await page.call("Log.enable")
             await page.call("Page.navigate", url=url)
             with anyio.fail_after(BOUND):
                 await page.loaded.wait()
@@ -121,6 +122,7 @@ class Page:
     session: str = ""
     reports: Reports = field(default_factory=Reports)
     thrown: list[object] = field(default_factory=list)
+    logged: list[dict[str, Any]] = field(default_factory=list)  # entries of its console that the browser makes
     loaded: anyio.Event = field(default_factory=anyio.Event)
     _sent: int = 0
     _answers: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -146,6 +148,60 @@ class Page:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
+    async def reload(self) -> None:
+        """Load it again, and wait for that."""
+        self.loaded = anyio.Event()
+        await self.call("Page.reload")
+        with anyio.fail_after(BOUND):
+            await self.loaded.wait()
+
+    async def until(self, test: str) -> None:
+        """Wait until this expression is true in the page."""
+        found = await self.run(
+            f"""(async () => {{
+              for (let count = 0; count < 1000; count++) {{
+                if ({test}) return "";
+                await new Promise((resolve) => setTimeout(resolve, 20));
+              }}
+              return document.body.innerText;
+            }})()"""
+        )
+        assert found == "", f"never {test}: {found}"
+
+    async def press(self, key: str, text: str = "", *, modifiers: int = 0) -> None:
+        """Press a key and let it go. `modifiers`: 2 is Ctrl, 8 is Shift."""
+        code = {"Tab": 9, "Enter": 13, " ": 32}.get(key, 0)
+        common = {"key": key, "modifiers": modifiers, "windowsVirtualKeyCode": code}
+        await self.call("Input.dispatchKeyEvent", type="keyDown", **common, **({"text": text} if text else {}))
+        await self.call("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    async def drag(self, *points: tuple[float, float]) -> None:
+        """Press the mouse at the first of these points, move it through the others, and let it go."""
+        common = {"button": "left", "clickCount": 1}
+        x, y = points[0]
+        await self.call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, **common)
+        for x, y in points[1:]:
+            await self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, buttons=1, **common)
+        await self.call("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, **common)
+
+    async def box(self, selector: str) -> tuple[float, float, float, float]:
+        """Where an element is, scrolled into view: left, top, width, height."""
+        found: Any = await self.run(
+            f"""(() => {{
+              const element = document.querySelector({orjson.dumps(selector).decode()});
+              element.scrollIntoView({{ block: "center", behavior: "instant" }});
+              const {{ left, top, width, height }} = element.getBoundingClientRect();
+              return [left, top, width, height];
+            }})()"""
+        )
+        left, top, width, height = found
+        return left, top, width, height
+
+    async def click(self, selector: str) -> None:
+        """Click the middle of an element with the mouse."""
+        left, top, width, height = await self.box(selector)
+        await self.drag((left + width / 2, top + height / 2))
+
     async def listen(self) -> None:
         """Sort what the browser sends: answers, reports, and what scripts throw."""
         async for message in self.socket:
@@ -159,5 +215,7 @@ class Page:
                     self.reports.add(orjson.loads(said["params"]["payload"]))
                 case "Runtime.exceptionThrown":
                     self.thrown.append(said["params"]["exceptionDetails"])
+                case "Log.entryAdded":
+                    self.logged.append(said["params"]["entry"])
                 case "Page.loadEventFired":
                     self.loaded.set()

@@ -12,21 +12,21 @@ from tests.support.proxy import BOUND
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 PROGRAM = """
 import socket, sys
-piece = bytes.fromhex(sys.stdin.readline())
+piece, first = (bytes.fromhex(sys.stdin.readline()) for _ in range(2))
 listener = socket.create_server(("127.0.0.1", 0))
 print(listener.getsockname()[1], flush=True)
 client, _ = listener.accept()
 client.settimeout({bound})
 client.recv(65536)
-client.sendall({head})
+client.sendall({head} + first)
 while True:
     client.sendall(piece)
 """
 
 
 @contextmanager
-def flooding(piece: bytes) -> Iterator[str]:
-    """Its origin. It answers one request, with a head of events and then `piece` again and again."""
+def flooding(piece: bytes, first: bytes = b"") -> Iterator[str]:
+    """Its origin. It answers one request: a head of events, `first` once, and then `piece` again and again."""
     program = PROGRAM.format(bound=BOUND, head=HEAD)
     with subprocess.Popen(
         [sys.executable, "-c", program],
@@ -38,7 +38,7 @@ def flooding(piece: bytes) -> Iterator[str]:
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.write(piece.hex() + "\n")
+            process.stdin.write(f"{piece.hex()}\n{first.hex()}\n")
             process.stdin.flush()
             yield f"http://127.0.0.1:{int(process.stdout.readline())}"
         finally:

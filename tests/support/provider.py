@@ -47,6 +47,11 @@ def completed(*, size: int = 64) -> bytes:
     return event(COMPLETED, orjson.dumps(members))
 
 
+def answered_item(base64: str) -> dict[str, object]:
+    """The image with this base64 as a JSON answer has it, where the provider says nothing else of it."""
+    return {"b64_json": base64, "url": None, "revised_prompt": None}
+
+
 def data_of(frame: bytes) -> bytes:
     """The data of a frame as the provider sent it."""
     return frame.partition(b"data: ")[2].removesuffix(b"\n\n")

@@ -84,6 +84,15 @@ async def test_an_idle_connection_with_nothing_to_read_is_fit() -> None:
             await answered(connection, provider)
 
 
+async def test_a_fit_connection_waits_for_no_turn_of_the_loop() -> None:
+    turns: list[int] = []
+    async with wire() as (connection, _, provider):
+        await answered(connection, provider)
+        asyncio.get_running_loop().call_soon(turns.append, 1)
+        assert await connection.fit()
+        assert turns == []
+
+
 FAREWELLS: dict[str, tuple[bytes, str]] = {
     "the end": (b"", "stale_conn"),
     "bytes": (b"H", "upstream_extra_bytes"),

@@ -66,7 +66,8 @@ async def test_an_upstreams_own_models_are_listed() -> None:
         found = {model["id"]: model for model in (await listed(proxy, "one")).json()["data"]}
         assert list(found) == ["for/Bearer one", *(str(model["id"]) for model in THEIRS)]
         known = found["openai/gpt-image-2"]
-        assert {**known, "streams": True} == known
+        assert (known["streams"], known["masks"], known["formats"]) == (True, True, ["png", "jpeg", "webp"])
+        assert (known["surfaces"], known["price"]["image_output"]) == (["images", "responses"], 30.0)
         assert (known["created"], known["owned_by"]) == (7, "gateway")
         assert found["lab/new-model"] == {"id": "lab/new-model", "object": "model", "created": 8, "owned_by": "lab"}
         assert found["bare"] == {"id": "bare", "object": "model", "created": 0, "owned_by": ""}

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import anyio
+import anyio.lowlevel
 import orjson
 import pytest
 
+from streamproxy.core.cursor import Cursor
+from streamproxy.core.events import ANSWER, Frame
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.hub.log import Record
+from streamproxy.hub.log import Entry, Record
 from streamproxy.hub.stream import Stream
+from streamproxy.surfaces.images import Images
+from streamproxy.web.generation import Gathering
 from streamproxy.web.outcome import failure_of
-from streamproxy.web.responses import Delivery, Response, deliver, error_response, json_response
+from streamproxy.web.responses import Delivery, PaddedResponse, Response, deliver, error_response, json_response
 from streamproxy.web.slicing import SLICE
 from tests.support.sending import Following, Sending
 
@@ -80,6 +85,30 @@ async def test_a_caller_that_takes_nothing_is_aborted(takes: int) -> None:
     noted = failure_of(sending.scope)
     assert noted is not None
     assert noted.failure is Failure.CALLER_STALLED
+
+
+@pytest.mark.anyio
+async def test_white_space_in_a_flood_of_previews() -> None:
+    """Each preview wakes the task that gathers, so that a cancellation never finds it asleep."""
+    stream, sending = Stream(Record("s")), Sending()
+    gathering = Gathering(stream.subscribe(), Images(), None)
+    filled = PaddedResponse(gathering.result, {}, interval=0.05, request_id="req_1")
+    preview = Frame("image_generation.partial_image", (b"{}",))
+
+    async def flood() -> None:
+        until = anyio.current_time() + 5
+        while sending.body.count(b"\n") < 4 and anyio.current_time() < until:
+            stream.add(Entry(Cursor(1, stream.log.last + 1), preview))
+            await anyio.lowlevel.checkpoint()
+        stream.add(Entry(Cursor(1, stream.log.last + 1), Frame(ANSWER, (b'{"data":[]}',), final=True)))
+        stream.finish()
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(flood)
+            await filled(sending.scope, sending.receive, sending.send)
+    assert sending.body.startswith(b"\n" * 4)
+    assert sending.body.endswith(b'{"data":[]}')
 
 
 @pytest.mark.anyio

@@ -24,7 +24,7 @@ from anyio import to_thread
 from streamproxy.core.files import FileRecord
 from streamproxy.core.requests import Upload
 from streamproxy.errors import Failure, ProxyError, descriptors_exhausted
-from streamproxy.hub.files import PIECE, charge_of, full
+from streamproxy.hub.files import PIECE, Room, charge_of, full, share_used_up
 from streamproxy.hub.store import StoreError
 from streamproxy.hub.valkey.client import Argument, Script, ValkeyClient, parse_address
 
@@ -35,27 +35,33 @@ REMOVE_SECONDS: Final = 5.0
 
 RESERVE: Final = Script(
     """
-local now, expires, member, charge, cap = unpack(ARGV)
+local now, expires, member, charge, cap, share = unpack(ARGV)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-local held = 0
+local owner = string.match(member, '%S+$')
+local held, owned = tonumber(charge), tonumber(charge)
 for _, other in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  if other ~= member then held = held + tonumber(string.match(other, '^%d+')) end
+  if other ~= member then
+    local bytes = tonumber(string.match(other, '^%d+'))
+    held = held + bytes
+    if string.match(other, '%S+$') == owner then owned = owned + bytes end
+  end
 end
-if held + tonumber(charge) > tonumber(cap) then return 'full' end
+if held > tonumber(cap) then return 'full' end
+if owned > tonumber(share) then return 'share' end
 redis.call('ZADD', KEYS[1], expires, member)
 redis.call('EXPIREAT', KEYS[1], redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2])
 return 'kept'
 """
 )
-"""Reserve room for a file, unless all files together would be over the cap. May run twice, when a reply was lost."""
+"""Reserve room for a file under the cap of all files and that of its owner. May run twice, when a reply was lost."""
 
 
 class ValkeyFiles:
     """See the module's text: `hub.files.FileStore`."""
 
-    def __init__(self, url: str, *, max_bytes: int) -> None:
+    def __init__(self, url: str, *, room: Room) -> None:
         self._client = ValkeyClient(parse_address(url))
-        self._max_bytes = max_bytes
+        self._room = room
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Self]:
@@ -66,9 +72,13 @@ class ValkeyFiles:
             await self._client.aclose()
 
     async def keep(self, record: FileRecord, upload: Upload) -> None:
-        room = (int(time.time()), record.expires, _member(record), charge_of(record.size), self._max_bytes)
-        if await self._client.run(RESERVE, [ALL], *room) != b"kept":
-            raise full(self._max_bytes)
+        room, charge = self._room, charge_of(record.size)
+        asked = (int(time.time()), record.expires, _member(record), charge, room.total, room.each)
+        match await self._client.run(RESERVE, [ALL], *asked):
+            case b"full":
+                raise full(room.total)
+            case b"share":
+                raise share_used_up(room.each)
         try:
             for offset in range(0, record.size, PIECE):
                 await self._set(_part(record, offset), await _read(upload, offset), record)

@@ -33,7 +33,6 @@ import anyio
 
 from streamproxy.core.cursor import Cursor
 from streamproxy.core.events import ANSWER, ERROR, Frame, error_frame
-from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.log import EPOCH, Entry, Record
 from streamproxy.hub.store import (
@@ -245,9 +244,8 @@ class ValkeyStore:
 
     async def _append(self, id: str, entry: Entry) -> None:
         frame = entry.frame
-        data: Piece = frame.data[0] if len(frame.data) == 1 else b"".join(frame.data)
         where = (entry.cursor.epoch, entry.cursor.seq, frame.type, frame.image, int(frame.final))
-        _judge(await self._run(APPEND, id, *where, data))
+        _judge(await self._run(APPEND, id, *where, frame.data))
 
     async def _finish(self, produced: Unwritten) -> None:
         id = produced.record.id

@@ -11,11 +11,10 @@ from urllib.parse import urlsplit
 
 from streamproxy.core.catalogue import Route
 from streamproxy.core.conversation import Conversation, Job, NotApplied, inlined, pour, refusal_body, send
-from streamproxy.core.rawjson import JsonObject, parse
-from streamproxy.core.requests import ImageRequest, Inline, Input, Remote, Variation
+from streamproxy.core.requests import ImageRequest, Input, Remote, Variation
 from streamproxy.providers.openai import errors
 from streamproxy.providers.openai.events import Answer
-from streamproxy.providers.openai.request import build, not_applied, spans
+from streamproxy.providers.openai.request import build, mask_place, not_applied, place
 
 
 class OpenAI:
@@ -47,26 +46,16 @@ class OpenAI:
 
 
 def _with_fetched(job: Job) -> Conversation[Job]:
-    """The job with its images as data URLs that are at URLs, where the model takes none and they may be fetched."""
-    request, body = job.request, job.request.body
-    allowed = job.limits.fetch_images or request.fetches
-    remote = any(isinstance(image, Remote) for image in request.images)
-    if job.model.remote_image_urls or not allowed or not remote or "images" not in request.given:
+    """The job with the images that are at URLs, where the model takes none and they may be fetched."""
+    request = job.request
+    if job.model.remote_image_urls or not job.limits.fetch_images:
         return job
-    if not isinstance(body, JsonObject):
-        return job
-    items: list[bytes | memoryview] = []
     images: list[Input] = []
-    for index, (image, (start, end)) in enumerate(zip(request.images, spans(body, "images"), strict=True)):
-        shown = image if not isinstance(image, Remote) else (yield from inlined(image, job, f"images[{index}]"))
-        images.append(shown)
-        if shown is not image and isinstance(shown, Inline):
-            prefix = b'{"image_url":"data:' + shown.media_type.encode() + b";base64,"
-            items += (b",", prefix, shown.base64, b'"}')
-        else:
-            items += (b",", memoryview(body.raw)[start:end])
-    whole = parse(body.edited(drop=("images",), append={"images": (b"[", *items[1:], b"]")}))
-    return replace(job, request=replace(request, body=whole, images=tuple(images)))
+    for index, image in enumerate(request.images):
+        images.append((yield from inlined(image, job, place(request, index))) if isinstance(image, Remote) else image)
+    mask = request.mask
+    masked = (yield from inlined(mask, job, mask_place(request))) if isinstance(mask, Remote) else mask
+    return replace(job, request=replace(request, images=tuple(images), mask=masked))
 
 
 def asks_to_stream(request: ImageRequest, route: Route) -> bool:

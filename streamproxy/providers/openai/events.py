@@ -12,7 +12,7 @@ as text/event-stream, and either as text/plain.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -93,9 +93,10 @@ class Answer:
             self._lead.clear()
         yield from self._inner.feed(chunk)
 
-    def gather(self, chunk: bytes) -> bool:
-        """As Cutter.gather."""
-        return isinstance(self._inner, _Events) and self._inner.gather(chunk)
+    @property
+    def gather(self) -> Callable[[bytes], bool] | None:
+        """Cutter.gather, where the answer is events."""
+        return self._inner.gather if isinstance(self._inner, _Events) else None
 
     def finish(self) -> Iterator[Said]:
         if self._inner is None and not self._known:
@@ -131,6 +132,7 @@ class _Events:
         self._job = job
         self._request = job.request
         self._cutter = Cutter(job.limits.event)
+        self._held = 0
         self._images = 0
         self._size = 0
         self._idle = 0
@@ -147,7 +149,7 @@ class _Events:
             yield Tolerated("sse_noise")
 
     def feed(self, chunk: bytes) -> Iterator[Said | None]:
-        self._idle += len(chunk)
+        self._idle += self._cutter.held - self._held + len(chunk)  # what was gathered since, and this
         for number, event in enumerate(self._cutter.feed(chunk), 1):
             size = event.size
             self._idle -= size - min(size, IDLE_EVENT)
@@ -158,14 +160,13 @@ class _Events:
                 return
             if number % STEP == 0:
                 yield None
-        if self._idle - self._cutter.held > IDLE_BYTES:
+        self._held = self._cutter.held
+        if self._idle - self._held > IDLE_BYTES:
             raise _idle()
 
-    def gather(self, chunk: bytes) -> bool:
-        gathered = self._cutter.gather(chunk)
-        if gathered:
-            self._idle += len(chunk)
-        return gathered
+    @property
+    def gather(self) -> Callable[[bytes], bool]:
+        return self._cutter.gather
 
     def finish(self) -> Iterator[Said]:
         last = None if self.done else self._cutter.finish()
@@ -183,7 +184,7 @@ class _Events:
                 raise self._unfinished()
             self.done = True  # perhaps with fewer images than asked for, as in a JSON answer
             return
-        said = outline(event.data) if _may_be_ours(event) else None
+        said = outline(event.data, event.quoted) if _may_be_ours(event) else None
         if said is None:
             self._skip(event)
             return

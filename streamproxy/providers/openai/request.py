@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeGuard
 from urllib.parse import quote
 
 import msgspec
@@ -25,6 +25,7 @@ from streamproxy.core.forms import is_image_part
 from streamproxy.core.images import media_type, probe_base64
 from streamproxy.core.rawjson import JsonObject, Member, Pieces, elements, members
 from streamproxy.core.requests import (
+    ImageRequest,
     Inline,
     Input,
     Part,
@@ -36,9 +37,10 @@ from streamproxy.core.requests import (
     as_base64,
     as_bytes,
     json_segments,
+    size_of,
     url_of,
 )
-from streamproxy.core.schema import CHOICE, MAX_IMAGES
+from streamproxy.core.schema import CHOICE, MAX_IMAGE_URL, MAX_IMAGES
 from streamproxy.core.sizes import nearest_ratio
 from streamproxy.errors import Failure, ProxyError
 
@@ -73,6 +75,8 @@ def build(job: Job, *, streams: bool) -> Conversation[UpstreamRequest]:
     """The request as the host takes it. Raises ProxyError: UNSUPPORTED_PARAMETER, MODEL_NOT_FOUND."""
     _check_images(job)
     changes, body, edit = _changes(job, streams=streams), job.request.body, job.provider.quirks.edit
+    if edit == "written" and _is_too_large_for_json(job):
+        edit = "form"
     boundary = f"streamproxy-{job.token}"
     content_type = f"multipart/form-data; boundary={boundary}"
     content: Segments
@@ -207,19 +211,30 @@ def _refuse_remote(job: Job) -> None:
     if job.model.remote_image_urls:
         return
     request = job.request
-    lone = len(request.images) == 1 and request.via_generations
     for index, image in enumerate(request.images):
         if isinstance(image, Remote):
-            where = "image" if lone else f"image[{index}]" if request.via_generations else f"images[{index}].image_url"
-            raise _remote(where)
+            raise _remote(place(request, index))
     if isinstance(request.mask, Remote):
-        raise _remote("mask" if request.via_generations else "mask.image_url")
+        raise _remote(mask_place(request))
+
+
+def place(request: ImageRequest, index: int) -> str:
+    """The member of the caller's body that has the URL of an input image."""
+    if not request.via_generations:
+        return request.told(f"images[{index}].image_url")
+    return "image" if len(request.images) == 1 else f"image[{index}]"
+
+
+def mask_place(request: ImageRequest) -> str:
+    """The member of the caller's body that has the URL of the mask."""
+    return "mask" if request.via_generations else request.told("mask.image_url")
 
 
 def _remote(param: str) -> ProxyError:
     return ProxyError(
         Failure.UNSUPPORTED_PARAMETER,
-        "This model takes no remote image URLs: send the image as a data: URL, or upload it as a file.",
+        "This model takes no remote image URLs: send the image as a data: URL, or upload it as a file. The setting "
+        "fetch_images lets the proxy fetch them.",
         param=param,
     )
 
@@ -262,7 +277,7 @@ def _converted_images(job: Job, body: JsonObject) -> dict[str, Segments]:
         raise ProxyError(
             Failure.UNSUPPORTED_PARAMETER, f"Send the input images as {given} only.", param=", ".join(others)
         )
-    if given == name and not any(isinstance(image, Spooled) for image in job.request.images):
+    if given == name and not any(_is_apart(image) for image in job.request.images):
         return {}
     images = list(_images(job, body))
     return {name: images[0] if _image_name(job) and len(images) == 1 else _array(images)}
@@ -274,10 +289,10 @@ def _converted_mask(job: Job, body: JsonObject, changes: _Changes) -> dict[str, 
     renamed = _given(job) != _image_member(job)
     if request.operation is not Operation.EDIT or mask is None or "mask" in changes.drop:
         return {}
-    if body.raw.startswith(b"null", mask.value) or not (renamed or isinstance(request.mask, Spooled)):
+    if body.raw.startswith(b"null", mask.value) or not (renamed or _is_apart(request.mask)):
         return {}
     if request.via_generations:
-        return {"mask": _from_string(job, memoryview(body.raw)[mask.value : mask.end])}
+        return {"mask": _from_string(job, request.mask, memoryview(body.raw)[mask.value : mask.end])}
     return {"mask": _from_reference(job, body, request.mask, mask)}
 
 
@@ -293,32 +308,56 @@ def _takes_strings(job: Job) -> bool:
 def _images(job: Job, body: JsonObject) -> Iterator[Segments]:
     """Each input image as the host takes it: a reference, or a string."""
     if job.request.via_generations:
-        for string in _strings(body, "image"):
-            yield _from_string(job, string)
+        for image, string in zip(job.request.images, _strings(body, "image"), strict=True):
+            yield _from_string(job, image, string)
         return
     for index, (start, end) in enumerate(spans(body, "images")):
-        image = job.request.images[index] if index < len(job.request.images) else None
-        yield _from_reference(job, body, image, Member(f"images[{index}]", start, start, end))
+        shown = job.request.images[index] if index < len(job.request.images) else None
+        yield _from_reference(job, body, shown, Member(f"images[{index}]", start, start, end))
 
 
 def _from_reference(job: Job, body: JsonObject, image: Input | None, where: Member) -> Segments:
-    """A reference, `{"image_url": ...}`, as the host takes it. An uploaded file of ours goes with its bytes."""
-    if isinstance(image, Spooled):
-        url = (b'"data:%b;base64,' % image.media_type.encode(), as_base64(image), b'"')
-        return url if _takes_strings(job) else (b'{"image_url":', *url, b"}")
+    """A reference, `{"image_url": ...}`, as the host takes it. Files of ours and fetched images go with their bytes."""
+    if _is_apart(image):
+        return _written(job, image)
     if _takes_strings(job):
         return (_needed_url(body, where.value, where.key),)
     return (memoryview(body.raw)[where.value : where.end],)
 
 
-def _from_string(job: Job, image: memoryview) -> Segments:
+def _from_string(job: Job, image: Input | None, string: memoryview) -> Segments:
     """A raw JSON string, a URL or base64, as the host takes it."""
-    url: Segments = (image,)
-    if bytes(image[1:6]).lower() != b"data:" and not _is_remote(image):
-        info = probe_base64(image[1:-1])
+    if _is_apart(image):
+        return _written(job, image)
+    url: Segments = (string,)
+    if bytes(string[1:6]).lower() != b"data:" and not _is_remote(string):
+        info = probe_base64(string[1:-1])
         kind = media_type(info.format) if info else "image/png"
-        url = (b'"data:' + kind.encode() + b";base64,", image[1:])
+        url = (b'"data:' + kind.encode() + b";base64,", string[1:])
     return url if _takes_strings(job) else (b'{"image_url":', *url, b"}")
+
+
+def _is_apart(image: Input | None) -> TypeGuard[Inline | Spooled]:
+    """Whether its bytes are here, and not in the caller's body."""
+    return isinstance(image, Spooled) or (isinstance(image, Inline) and not image.in_body)
+
+
+def _written(job: Job, image: Inline | Spooled) -> Segments:
+    url = (b'"' + _data_url(image), as_base64(image), b'"')
+    return url if _takes_strings(job) else (b'{"image_url":', *url, b"}")
+
+
+def _data_url(image: Inline | Spooled) -> bytes:
+    """The beginning of an image's data URL."""
+    return b"data:%b;base64," % image.media_type.encode()
+
+
+def _is_too_large_for_json(job: Job) -> bool:
+    """Whether an image is longer, as a data URL, than `image_url` may be. Files of a form may have 50 MB."""
+    if job.provider.edit_input != "images":
+        return False
+    here = [image for image in (*job.request.images, job.request.mask) if isinstance(image, Inline | Spooled)]
+    return any(len(_data_url(image)) + size_of(as_base64(image)) > MAX_IMAGE_URL for image in here)
 
 
 def _is_remote(image: memoryview) -> bool:
@@ -405,11 +444,12 @@ def _form_from_json(job: Job, body: JsonObject, changes: _Changes, boundary: byt
     """The caller's members as texts, then the input images and the mask as files."""
     names = [name for name in body.members if name not in changes.drop | IMAGES | {"mask"}]
     values = {name: body.decode(name) for name in names} | dict(changes.put)
+    name = _image_name(job) or ("image" if len(job.request.images) == 1 else "image[]")
     files = []
     for index, image in enumerate(job.request.images):
-        files.append((_image_name(job), (yield from inlined(image, job, f"images[{index}]"))))
+        files.append((name, (yield from inlined(image, job, place(job.request, index)))))
     if job.request.mask is not None and job.provider.quirks.masks:
-        files.append(("mask", (yield from inlined(job.request.mask, job, "mask"))))
+        files.append(("mask", (yield from inlined(job.request.mask, job, mask_place(job.request)))))
     return _form(values, files, boundary)
 
 

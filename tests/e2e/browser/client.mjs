@@ -92,15 +92,42 @@ window.until = async (test) => {
   }
 };
 
+// The live `img`s of the one element, and whether each is animated now.
+window.layers = () =>
+  [...root.querySelector('progressive-image').shadowRoot.querySelectorAll('img')].map((img) => ({
+    ready: img.complete && img.naturalWidth > 0,
+    fading: img.getAnimations().some(({ effect }) => effect.getKeyframes().some(({ opacity }) => opacity === '0')),
+  }));
+
+// Watches the element while its stream runs: every set of pictures that it had, at once when it changed.
+window.layered = (url, attributes) => {
+  window.placed(url, attributes);
+  const seen = (window.layersSeen = []);
+  const { shadowRoot } = root.querySelector('progressive-image');
+  new MutationObserver(() => seen.push(window.layers())).observe(shadowRoot, { childList: true, subtree: true });
+};
+
+// The page's tasks of over 50 ms while the element shows what comes, in milliseconds.
+window.longTasks = async (url) => {
+  const tasks = [];
+  const observer = new PerformanceObserver((list) => tasks.push(...list.getEntries().map(({ duration }) => duration)));
+  observer.observe({ type: 'longtask' });
+  window.placed(url);
+  await window.until(() => root.querySelector('progressive-image').state === 'completed');
+  await new Promise((resolve) => setTimeout(resolve, 200)); // entries come in a later task
+  observer.disconnect();
+  return tasks;
+};
+
 // One element, one picture after the other; the most Blobs that were held at a time, and those held at the end.
-window.oneAfterTheOther = async (count) => {
+window.oneAfterTheOther = async (count, edge = 64) => {
   let most = 0;
   const element = document.createElement('progressive-image');
   element.style.setProperty('--progressive-image-fade', '1');
   root.append(element);
   for (let number = 0; number < count; number++) {
     const done = new Promise((resolve) => element.addEventListener('completed', resolve, { once: true }));
-    element.setAttribute('src', await window.ordered({ size: '64x64', prompt: `picture ${number}` }));
+    element.setAttribute('src', await window.ordered({ size: `${edge}x${edge}`, prompt: `picture ${number}` }));
     await done;
     most = Math.max(most, live.size);
   }

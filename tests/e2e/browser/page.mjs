@@ -58,6 +58,20 @@ window.observed = () => {
   window.alert = (text) => say({ kind: 'told', text });
 };
 
+// The same without a stream: show these pictures at once, each as a data URL or by its URL. How long the slowest took.
+window.bare = async (sources) => {
+  const began = performance.now();
+  const one = async (source) => {
+    const picture = document.body.appendChild(document.createElement('img'));
+    picture.src = source;
+    await picture.decode();
+    await new Promise(requestAnimationFrame);
+    picture.remove();
+    return performance.now() - began;
+  };
+  return Math.max(...(await Promise.all(sources.map(one))));
+};
+
 // Follow several streams on one EventSource, each in an <img> of its own; when a picture is on the screen, say so.
 window.together = (origin, url) => {
   const pictures = new Map();
