@@ -157,6 +157,7 @@ class _Wiring:
             providers=self.configured.providers,
             router=router,
             chooser=Chooser(router, attempts, self.settings.auto, self.settings.fallbacks),
+            attempts=attempts,
             producer=Producer(attempts=attempts, hub=hub, observer=self.observer, tasks=tasks),
             previews=PreviewMaker(tasks, threads),
             observer=self.observer,

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from streamproxy.auth import Caller, StreamTokens, authenticate, has_key
 from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.choosing import Chooser
 from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
@@ -41,6 +42,7 @@ class Context:
     providers: tuple[Provider, ...]
     router: Router
     chooser: Chooser
+    attempts: Attempts
     producer: Producer
     previews: PreviewMaker
     observer: Observer

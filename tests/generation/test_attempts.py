@@ -210,9 +210,9 @@ class Broken(Noting):
 
 async def test_a_mistake_takes_no_other_image_with_it() -> None:
     async with peer(GOOD) as world:
-        row, outcome = one_each(5), Outcome()
+        row, outcome = one_each(5), Told()
         with pytest.raises(ExceptionGroup) as caught:
-            await attempts(world, adapters={"openai": Broken()}).run(row.request, plan(world, row), outcome)
+            await attempts(world, adapters={"openai": Broken()}).run(row.request, (plan(world, row),), outcome)
         assert images(outcome) == [0, 1, 2, 3, 4]
         with capture_logs() as logs:
             Observer().unexpected(caught.value, "req_1")
