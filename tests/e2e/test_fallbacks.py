@@ -114,7 +114,11 @@ async def test_a_caller_may_allow_it_after_a_charge(how: str) -> None:
     async with stage(always(CHARGED[how]), good, rows=STREAMING) as scene:
         answer = await scene.ask(THREE, stream=True, fallback_after_charge=True)
         assert types(answer.content) == [PREVIEW] * (1 + (how == "cut")) + [COMPLETED]
-        assert events(answer.content)[-1].json["provider"] == "two"
+        said = events(answer.content)[-1].json
+        assert said["provider"] == "two"
+        attempts = said["attempts"]
+        assert isinstance(attempts, list)
+        assert [attempt["failure"] is None for attempt in attempts] == [False, True]
         assert scene.calls == (1, 1)
 
 
@@ -272,6 +276,32 @@ async def test_a_fallback_has_what_the_request_needs(what: str) -> None:
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "fallbacks[0]"), answer.text
         assert next(iter(LACKING[what])) in answer.json()["error"]["message"]
         assert scene.calls == (0, 0)
+
+
+async def test_several_images_of_one_job_are_within_the_models_limit() -> None:
+    async with stage(good, good, stream_n=True) as scene:
+        answer = await scene.ask(TWO, n=2)  # this host makes as many at once as it is asked for, Gemini's models one
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "fallbacks[0]")
+        assert scene.calls == (0, 0)
+
+
+async def test_what_an_adapter_refuses_is_refused_before_anything_is_paid() -> None:
+    rows = {"one": {"models": ["x/y"]}, **STREAMING}
+    async with stage(always(BUSY), good, rows=rows) as scene:
+        images = [{"image_url": "https://images.example/a.png"}]
+        order = {"model": "x/y", "prompt": PROMPT, "images": images, "fallbacks": [THREE]}
+        answer = await scene.post("images/edits", order)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], "remote" in error["message"]) == (400, "fallbacks[0]", True)
+        assert scene.calls == (0, 0)
+
+
+async def test_what_the_fallback_does_not_get_is_told() -> None:
+    async with stage(always(BUSY), wires(0), rows=GEMINI) as scene:
+        answer = await scene.ask(TWO, moderation="low")
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["streamproxy-not-applied"] == "moderation"
+        assert (await scene.ask(moderation="low")).headers.get("streamproxy-not-applied") is None
 
 
 async def test_headers_must_suit_each_provider() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -24,6 +25,8 @@ from streamproxy.generation.router import Plan, Service
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
 from streamproxy.simulator.script import Fin, Stall, error_answer, json_answer, sse
+from streamproxy.upstream import Deadlines, Upstream, default_ssl_context
+from streamproxy.upstream.breaker import FLOOR
 from streamproxy.upstream.signing import KeySigner
 from tests.contract.scenarios import KEY, Scenario
 from tests.generation.test_driver import BOUND, Outcome, World, peer
@@ -220,6 +223,46 @@ async def test_a_mistake_takes_no_other_image_with_it() -> None:
         line = inspect.getsourcelines(Broken.converse)[1] + 3
         assert {line["where"].rpartition("/")[2] for line in logs} == {f"test_attempts.py:{line}"}
         assert PROMPT not in repr(logs)
+
+
+@asynccontextmanager
+async def second(world: World) -> AsyncIterator[World]:
+    """Another provider at the same server."""
+    limits = Deadlines(connect=BOUND, first_byte=BOUND, idle=BOUND, total=BOUND, pool=BOUND)
+    trust = default_ssl_context()
+    other = Upstream(deadlines=limits, max_connections=4, ssl_context=trust, tolerated=lambda _: None)
+    yield replace(world, upstream=other)
+    await other.aclose()
+
+
+async def fall_over(world: World, other: World, stage: Told) -> None:
+    """One request with a plan at each of two providers."""
+    row = one_each(1)
+    with anyio.fail_after(BOUND):
+        await attempts(world).run(row.request, (plan(world, row), plan(other, row)), stage)
+
+
+async def test_a_spent_budget_leaves_the_failure() -> None:
+    async with peer(LIMITED) as world, second(world) as other:
+        while world.upstream.retries.take():
+            pass
+        stage = Told()
+        with pytest.raises(ProxyError) as failed:
+            await fall_over(world, other, stage)
+        assert failed.value.failure is Failure.PROVIDER_LIMIT
+        assert (stage.fallen, len(stage.tries), world.server.calls) == ([False], 1, 1)
+
+
+async def test_a_fallback_adds_nothing_to_the_budget_there() -> None:
+    """Otherwise a chain of providers that fail would send more at each of them."""
+    async with peer(*[LIMITED, GOOD] * 6 * FLOOR) as world, second(world) as other:
+        for _ in range(1000):
+            world.upstream.retries.sent()
+        for _ in range(6 * FLOOR):
+            stage = Told()
+            await fall_over(world, other, stage)
+            assert [attempt.failure for attempt in stage.tries] == ["rate_limit_exceeded", None]
+        assert [other.upstream.retries.take() for _ in range(FLOOR + 1)] == [True] * FLOOR + [False]
 
 
 def _fetching(urls: Sequence[str]) -> Conversation[None]:
