@@ -4,8 +4,8 @@ It has names, numbers and times, but neither prompts nor images, so that logs, m
 
     Account     the figures
     Attempt     one try at a provider
-    told        all tries, as one header says them
-    shown       all tries, as JSON says them
+    told        attempts as a header
+    shown       attempts as JSON
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at a provider. `model`: None for one in the caller's words. `failure`: its code, None where it did it."""
+    """One try at a provider. `model`: None for an unknown one. `failure`: its code, None for success."""
 
     provider: str
     model: str | None
@@ -84,7 +84,7 @@ _TOKEN: Final = re.compile(r"[A-Za-z*][!#$%&'*+.^_`|~0-9A-Za-z:/-]*")
 
 @dataclass(slots=True)
 class Account:
-    """One generation's figures. `tried`: who was asked, in order; `order` names the last of them.
+    """One generation's figures. `tried`: the attempts, in order. `order` names the last provider and model.
 
     `attempts`: requests that were sent to providers for it. `first_preview`: seconds from the beginning. `bytes`: event
     data of all frames. `cost`: USD of all that stated one, None where none did. `provider_request_id`: the provider's.

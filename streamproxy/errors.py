@@ -173,7 +173,7 @@ class ErrorDetails:
 
     `code`, `type` and `status` replace the row's where the provider said better ones. `problems` are the rejected
     fields, `members` further members of the provider's error object, `as_sent` its own error event where that can go
-    on, and `noted` is for the log only. `attempts`: who was asked, as account.told tells it.
+    on, and `noted` is for the log only. `attempts`: those that led to it, as `account.told` writes them.
     """
 
     code: str | None = None

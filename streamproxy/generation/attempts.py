@@ -2,10 +2,10 @@
 
     run(request, plans, stage)      every image, by the first plan that makes it
 
-A job that fails falls over to the next plan if the failure is not the request's own (errors.Blame), nothing of the job
-can have been charged, and the provider that failed has budget left for what is sent again. A caller may allow it where
-the job may have been charged, as long as none of its images is complete. A provider whose breaker is open is passed
-over without a word to it, and one that has just answered 429 is asked last. Of several jobs each falls over by itself.
+A job that fails falls over to the next plan if the request is not to blame (errors.Blame), nothing of the job can have
+been charged, and the failed provider's budget for what is sent again is not spent. A caller may allow it where the job
+may have been charged, as long as none of its images is complete. A provider whose breaker is open is passed over, and
+one that has just answered 429 is asked last. Of several jobs each falls over by itself.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Which models a request may be given to: the one that it names, or `auto`, and those that it falls over to.
+"""The models that a request may be given to: the one that it names, or `auto`, and its fallbacks.
 
-choose      names -> plans, before its images are looked at
-fitting     those whose adapters take its images
+    choose      the names in a request, and in the settings -> candidates
+    fitting     the candidates that take the request's images, once these are here
 
-All of it is before anything is paid. What a caller names and what cannot do it is refused, with its place in the
-request. What the settings or `auto` name and cannot do it is left out.
+Both run before anything is sent. A model that lacks what the request needs is refused where the caller names it, with
+its place in the request. It is left out where the settings or `auto` name it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One model that a request may be given to. `param`: where the caller names it, "" where another one does."""
+    """One model that a request may be given to. `param`: its place in the request, "" where it is not named there."""
 
     plan: Plan
     param: str = ""
 
     @property
     def place(self) -> tuple[str, str]:
-        """The provider and the model: two candidates with the same ones are one."""
+        """The provider and the model. Two candidates with the same place are one."""
         return self.plan.route.provider.name, self.plan.model or self.plan.route.upstream_model
 
 
@@ -53,7 +53,7 @@ class Choice:
 
     @property
     def is_open(self) -> bool:
-        """Whether the model that the caller named may be another one in the end."""
+        """Whether the model that makes the images may be another one than the caller's."""
         return self.auto or len(self.candidates) > 1
 
 
@@ -67,7 +67,7 @@ class Chooser:
     fallbacks: Mapping[str, tuple[str, ...]]
 
     def choose(self, request: ImageRequest, headers: Headers, trace: tuple[tuple[str, str], ...]) -> Choice:
-        """The candidates of a request. Raises ProxyError for what its caller names and nothing serves, or not so."""
+        """The candidates of a request. Raises ProxyError where a model that its caller names cannot be asked for it."""
 
         def plan(name: str) -> Plan:
             found = self.router.plan(name, headers).with_headers(request.extra_headers, trace)
@@ -92,7 +92,7 @@ class Chooser:
     def fitting(self, choice: Choice, request: ImageRequest) -> Choice:
         """The candidates that take the request's images, which are here by now. Raises ProxyError as `choose`.
 
-        The model that a caller names is left to its provider, but for kinds of images.
+        Of the request's own `model` only the kinds of images are checked. Its provider checks the rest.
         """
         fit: list[Candidate] = []
         refused: ProxyError | None = None
@@ -112,7 +112,7 @@ class Chooser:
         return Choice(tuple(fit), auto=choice.auto)
 
     def _by_capability(self, request: ImageRequest, plan: Callable[[str], Plan]) -> Iterator[Plan]:
-        """The models of the setting that can do it; without it, each provider's cheapest one, the cheapest first."""
+        """The models of the setting that have what is needed. Without it: the cheapest one of each provider."""
         found: dict[object, Plan] = {}
         for name in self.auto or self.router.by_price():
             candidate = self._able(request, name, plan)
@@ -134,7 +134,7 @@ class Chooser:
                 yield candidate
 
     def _able(self, request: ImageRequest, name: str, plan: Callable[[str], Plan]) -> Candidate | None:
-        """The model of this name if it can do it."""
+        """The model of this name, if it has what the request needs."""
         try:
             found = plan(name)
         except ProxyError:
@@ -144,7 +144,7 @@ class Chooser:
     def _named(
         self, request: ImageRequest, before: Iterable[Candidate], plan: Callable[[str], Plan]
     ) -> Iterator[Candidate]:
-        """The fallbacks that the caller names. Raises ProxyError for one that is none, or cannot do it."""
+        """The fallbacks that the caller names. Raises ProxyError for one that is no fallback for this request."""
         seen = {candidate.place for candidate in before}
         for index, name in enumerate(request.fallbacks or ()):
             param = f"fallbacks[{index}]"
@@ -193,7 +193,7 @@ def _needs(request: ImageRequest) -> frozenset[str]:
 
 
 def _check_files(request: ImageRequest, plan: Plan, first: Plan) -> None:
-    """Raises ProxyError for a file of the first provider's own, which no other one knows."""
+    """Raise ProxyError for a file of the first provider's own, which no other provider has."""
     files = any(isinstance(image, FileId) for image in (*request.images, request.mask))
     if files and plan.route.provider.name != first.route.provider.name:
         message = "The file's id is that of another provider. POST /v1/files uploads an image to this proxy."

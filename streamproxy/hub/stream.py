@@ -38,7 +38,7 @@ class Acceptance:
     """What is known before the first frame. `accepted`: the provider works on it.
 
     `committed`: a head is about to be sent, so that a failure can no longer be an HTTP status. `headers` are the
-    provider's that are passed on, `not_applied` the members that it is not asked for, `tried` all who were asked.
+    provider's that are passed on, `not_applied` the members that it is not asked for, `tried` the attempts so far.
     """
 
     accepted: bool = False

@@ -278,14 +278,14 @@ async def test_a_fallback_has_what_the_request_needs(what: str) -> None:
         assert scene.calls == (0, 0)
 
 
-async def test_several_images_of_one_job_are_within_the_models_limit() -> None:
+async def test_a_fallback_makes_as_many_as_one_job_is_for() -> None:
     async with stage(good, good, stream_n=True) as scene:
         answer = await scene.ask(TWO, n=2)  # this host makes as many at once as it is asked for, Gemini's models one
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "fallbacks[0]")
         assert scene.calls == (0, 0)
 
 
-async def test_what_an_adapter_refuses_is_refused_before_anything_is_paid() -> None:
+async def test_what_its_adapter_refuses_is_refused_at_once() -> None:
     rows = {"one": {"models": ["x/y"]}, **STREAMING}
     async with stage(always(BUSY), good, rows=rows) as scene:
         images = [{"image_url": "https://images.example/a.png"}]
@@ -320,7 +320,7 @@ async def test_fallbacks_of_the_settings() -> None:
         assert (answer.status_code, scene.calls) == (503, (2, 1, 1))
 
 
-async def test_one_of_the_settings_that_cannot_do_it_is_passed_over() -> None:
+async def test_a_fallback_of_the_settings_is_passed_over() -> None:
     async with stage(always(BUSY), good, good, rows=IMAGE_ONLY, fallbacks={ONE: [CORE, THREE]}) as scene:
         answer = await scene.edit(ONE, image=PNG)
         assert (answer.status_code, scene.calls) == (200, (1, 0, 1))

@@ -13,10 +13,11 @@ import pytest
 import trustme
 
 from streamproxy.auth import Credential
+from streamproxy.core import schema
 from streamproxy.core.catalogue import Provider
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.providers import ADAPTERS
-from streamproxy.settings import ConfigurationError, ConfigurationProblem, ProviderSettings, Settings
+from streamproxy.settings import ConfigurationError, ConfigurationProblem, ProviderSettings, Settings, values
 from streamproxy.settings.providers import Providers, configure, place_of, read_catalogue, read_secret, warnings
 from streamproxy.settings.values import shown_origin
 from tests.support.google import service_account
@@ -544,6 +545,10 @@ def test_models_to_choose_from_are_served_and_differ(mistake: str) -> None:
     chosen, setting, happened = MISTAKES[mistake]
     [problem] = problems(Settings(providers=SEVERAL, **chosen), {})
     assert (problem.setting, problem.happened[: len(happened)]) == (setting, happened)
+
+
+def test_the_settings_name_as_many_fallbacks_as_a_request() -> None:
+    assert values.MAX_FALLBACKS == schema.MAX_FALLBACKS
 
 
 @pytest.mark.parametrize("others", [(), ("a",) * 6])
