@@ -171,15 +171,14 @@ class Transport(httpx.AsyncBaseTransport):
         connect_by = min(asyncio.get_running_loop().time() + self._deadlines.connect, ends_at)
         again = True
         while True:
+            connection = await self._connection(origin, connect_by, ends_at)
+            answer = Answer(connection, self._deadlines, ends_at, release)
             try:
-                connection = await self._connection(origin, connect_by, ends_at)
-                answer = Answer(connection, self._deadlines, ends_at, release)
                 answer.ask(first, rest)
                 return answer
             except ProxyError as error:
-                refused = error.failure is Failure.CONNECTION_REFUSED
-                late = asyncio.get_running_loop().time() >= connect_by
-                if not (refused and again) or late or not self._retries.take():
+                broke = error.failure is Failure.CONNECTION_REFUSED
+                if not (broke and again and self._retries.take()):
                     raise
                 again = False
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamproxy.core.cost import MAX_IMAGES, MAX_SECONDS, MAX_TOKENS, Price, Work, amount, cost, why_unknown
+from streamproxy.core.cost import MAX_IMAGES, MAX_SECONDS, MAX_TOKENS, Price, Work, amount, cost, typical, why_unknown
 
 GPT_IMAGE_1 = Price(text_input=Decimal(5), image_input=Decimal(10), image_output=Decimal(40))
 EVERY_KIND = Price(Decimal("1.5"), Decimal(2), Decimal("7.5"), Decimal(30))
@@ -187,3 +187,19 @@ def test_what_is_charged_by_size_or_time(price: Price, work: Work, usd: float | 
 )
 def test_a_stated_cost_is_money_or_nothing(said: object, usd: float | None) -> None:
     assert amount(said) == usd
+
+
+TYPICAL = {
+    "none": (None, None),
+    "by picture": (Price(per_image=Decimal("0.04"), image_output=Decimal(30)), Decimal("0.04")),
+    "by first megapixel": (Price(first_megapixel=Decimal("0.03"), per_megapixel=Decimal("0.01")), Decimal("0.03")),
+    "by megapixel": (Price(per_megapixel=Decimal("0.003")), Decimal("0.003")),
+    "by token": (Price(text_input=Decimal(5), image_output=Decimal(30)), Decimal("0.03168")),
+    "by second": (Price(per_second=Decimal("0.001")), None),
+}
+
+
+@pytest.mark.parametrize("how", TYPICAL)
+def test_what_a_typical_picture_costs(how: str) -> None:
+    price, expected = TYPICAL[how]
+    assert typical(price) == expected
