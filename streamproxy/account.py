@@ -33,7 +33,10 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """The request of a generation. `caller`: a short hash of the caller's key; `model`: its name in the catalogue."""
+    """The request of a generation.
+
+    `caller`: the caller's name, or a short hash of its key; `model`: its name in the catalogue.
+    """
 
     stream_id: str
     request_id: str
@@ -107,6 +110,11 @@ class Account:
     def seconds(self) -> float:
         """How long it has run."""
         return time.monotonic() - self._began
+
+    @property
+    def charged(self) -> bool:
+        """Whether a provider may have charged for it."""
+        return self.attempts > 0 and (self.failure is None or self.failure.charged)
 
     def fail(self, error: ProxyError | None, *, abandoned: bool) -> None:
         """Note how it ended, if not by its last image."""

@@ -12,7 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import anyio
 import orjson
@@ -23,7 +23,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from streamproxy.auth import StreamTokens
+from streamproxy.auth import StreamTokens, callers_of
 from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.core.conversation import Limits
 from streamproxy.core.events import error_body
@@ -35,7 +35,8 @@ from streamproxy.generation.driver import CONVERSIONS, Outside
 from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router, Service
-from streamproxy.hub import FILE_STORES, STORES
+from streamproxy.generation.tabs import Tabs
+from streamproxy.hub import FILE_STORES, LEDGERS, STORES
 from streamproxy.hub.files import Files, Room
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.limits import HubLimits
@@ -62,7 +63,7 @@ from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.origins import Origins, hosts_of
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.routes import PREFIXES, ROUTES, routes
-from streamproxy.web.static import StaticFile, read_files
+from streamproxy.web.static import ANY_PAGE, StaticFile, read_files, static_file
 from streamproxy.web.writing import Cutoff
 
 
@@ -145,11 +146,18 @@ class _Wiring:
         """Start everything. What has to be ended is on `running`."""
         trust = self.ssl_context or default_ssl_context()
         services = self._connect(running, trust)
+        open_ledger = LEDGERS[self.settings.store.partition(":")[0]]
+        ledger = await running.enter_async_context(open_ledger(self.settings.store))
+        settling = await running.enter_async_context(AsyncExitStack())  # once all tasks have ended
         tasks = await running.enter_async_context(anyio.create_task_group())
         hub = await self._start_hub(running, tasks)
+        tabs = Tabs(ledger, health=hub.health, observer=self.observer)
+        tasks.start_soon(tabs.tend)
+        settling.push_async_callback(tabs.settle_all)
+        callers = callers_of(self.settings)
         threads = anyio.CapacityLimiter(CONVERSIONS)
         attempts = self._attempts(running, trust, threads)
-        router = Router(self.catalogue, services, self.policy)
+        router = Router(self.catalogue, services, self.policy, callers)
         running.callback(tasks.cancel_scope.cancel)
         return Context(
             settings=self.settings,
@@ -164,12 +172,15 @@ class _Wiring:
             hub=hub,
             uploads=await self._open_files(running, hub),
             tokens=self.tokens,
+            callers=callers,
+            tabs=tabs,
             origins=self.origins,
             intake=_intake(self.settings),
             cutoff=Cutoff(tasks, self.settings.drain_timeout),
             keyed=_keyed(self.configured),
             models=ModelLists(services),
             files=self.files,
+            openapi=cache(self._openapi),
         )
 
     def _connect(self, running: AsyncExitStack, trust: ssl.SSLContext) -> dict[str, Service]:
@@ -207,6 +218,15 @@ class _Wiring:
             return AwsSigner(partial(aws_credentials, key), BEDROCK, provider.location)
         return GoogleSigner(partial(google_credentials, key), TokenTransport(trust, self.settings.trust_env_proxies))
 
+    def _openapi(self) -> StaticFile:
+        """/openapi.json, made when it is first asked for."""
+        from streamproxy.web.openapi import Installation, document  # most processes are never asked
+
+        settings = self.settings
+        keyed = bool(settings.caller_keys) or _keyed(self.configured)
+        installation = Installation(settings.public_url, keyed, settings.max_json_bytes, settings.max_upload_bytes)
+        return static_file(".json", orjson.dumps(document(ROUTES, PREFIXES, installation)), ANY_PAGE)
+
     async def _start_hub(self, running: AsyncExitStack, tasks: TaskGroup) -> Hub:
         settings = self.settings
         open_store = STORES[settings.store.partition(":")[0]]
@@ -227,7 +247,7 @@ class _Wiring:
         room = Room(settings.file_bytes, settings.file_bytes_per_caller)
         open_store = FILE_STORES[settings.store.partition(":")[0]]
         store = await running.enter_async_context(open_store(settings.store, room))
-        return Files(store, hub.health, room, settings.file_seconds, tenants=bool(settings.caller_keys))
+        return Files(store, hub.health, room, settings.file_seconds, tenants=settings.has_callers)
 
     def _attempts(self, running: AsyncExitStack, trust: ssl.SSLContext, threads: anyio.CapacityLimiter) -> Attempts:
         settings = self.settings
@@ -275,7 +295,7 @@ def _keyed(configured: Providers) -> bool:
 
 def _origins(settings: Settings, configured: Providers) -> Origins:
     """The rules for pages and host names. Any name will do unless a configured key can be spent without a caller's."""
-    exposed = not settings.caller_keys and any(source.configured for source in configured.credentials.values())
+    exposed = not settings.has_callers and any(source.configured for source in configured.credentials.values())
     known = hosts_of(settings.host, settings.allowed_hosts)
     return Origins(frozenset(settings.cors_origins), known if exposed else None, known)
 

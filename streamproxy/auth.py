@@ -1,6 +1,7 @@
 """The caller of a request, and the key that we present to a provider. The two never mix.
 
-    authenticate(headers, caller_keys) -> Caller              each request, before anything else
+    callers_of(settings)           -> Callers                 all that have keys, by the hashes of these
+    authenticate(headers, callers) -> Caller                  each request, before anything else
     CredentialSource.present(headers)  -> Credential | None   the provider's: configured, the caller's own, or none
 
 Callers' keys are known by their SHA-256 hashes, so that no configuration file holds one. Only configuration says which
@@ -13,14 +14,15 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from itsdangerous import BadSignature, TimestampSigner
 
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.settings import Settings
 
 KEY_HEADERS: Final = ("authorization", "x-api-key", "api-key")
 """In this order. The latter two are Anthropic's and Azure's."""
@@ -39,11 +41,49 @@ class Credential:
     value: str = field(repr=False)
 
 
+EVERYTHING: Final = ("*",)
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The sender of a request. `key_id`: a short hash of the key, safe to log; None where no keys are configured."""
+    """The sender of a request, and what it may do.
 
-    key_id: str | None = None
+    `label`: its name, or a short hash of its key where it has none; both are safe to log. None where no keys are
+    configured. `models` are patterns, `providers` names. `streams`: generations at a time.
+    """
+
+    label: str | None = None
+    models: tuple[str, ...] = EVERYTHING
+    providers: tuple[str, ...] = EVERYTHING
+    streams: int | None = None
+    usd_per_day: float | None = None
+
+    def may_use(self, provider: str) -> bool:
+        """Whether the provider of this name may serve it."""
+        return self.providers == EVERYTHING or provider in self.providers or "*" in self.providers
+
+    def may_ask_for(self, names: Iterable[str]) -> bool:
+        """Whether it may ask for the model that has these names."""
+        if self.models == EVERYTHING:
+            return True
+        patterns = [re.compile(".*".join(map(re.escape, model.split("*")))) for model in self.models]
+        return any(pattern.fullmatch(name) for name in names for pattern in patterns)
+
+
+Callers: TypeAlias = Mapping[str, Caller]
+"""The callers that have keys, by the hashes of these (`sha256:<hex>`). Where there are none, anybody is a caller."""
+
+
+def callers_of(settings: Settings) -> Callers:
+    """All callers of the settings."""
+    found = {key: Caller(_digits(key)[:ID_DIGITS]) for key in settings.caller_keys}
+    for name, row in settings.callers.items():
+        found[row.key] = Caller(name, row.models, row.providers, row.streams, row.usd_per_day)
+    return found
+
+
+def _digits(key: str) -> str:
+    return key.removeprefix("sha256:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +120,24 @@ class CredentialSource:
         return Credential(self.header, self.scheme + key)
 
 
-def authenticate(headers: Headers, caller_keys: tuple[str, ...]) -> Caller:
-    """The caller with one of these keys (`sha256:<hex>`); without any keys, an unnamed caller.
+def authenticate(headers: Headers, callers: Callers) -> Caller:
+    """The caller whose key these headers bring; where no caller has a key, one without a label.
 
     The key is in `Authorization: Bearer`, `x-api-key` or `api-key`. Every hash is compared, so that the time taken says
     nothing about which. Raises ProxyError(INVALID_API_KEY).
     """
-    if not caller_keys:
+    if not callers:
         return Caller()
     name, value = _presented(headers)
     key = _bearer(value) if name == "authorization" else value
     if not key:
         raise ProxyError(Failure.INVALID_API_KEY, "No API key: send one as `Authorization: Bearer <key>`.")
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    presented = f"sha256:{digest}"
-    if sum([hmac.compare_digest(presented, known) for known in caller_keys]) == 0:
-        message = f"Incorrect API key in the {name} header: the setting caller_keys does not hold its hash."
+    presented = f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+    found = [caller for known, caller in callers.items() if hmac.compare_digest(presented, known)]
+    if not found:
+        message = f"Incorrect API key in the {name} header: neither caller_keys nor callers has its hash."
         raise ProxyError(Failure.INVALID_API_KEY, message)
-    return Caller(digest[:ID_DIGITS])
+    return found[0]
 
 
 def has_key(headers: Headers) -> bool:
@@ -105,12 +145,12 @@ def has_key(headers: Headers) -> bool:
     return bool(_presented(headers)[1])
 
 
-def owner_of(headers: Headers, caller_keys: tuple[str, ...]) -> str | None:
+def owner_of(headers: Headers, callers: Callers) -> str | None:
     """The owner of the streams that these headers may see: a hash of the presented key, None without one.
 
     Raises ProxyError(INVALID_API_KEY) where keys are configured and this is none of them.
     """
-    authenticate(headers, caller_keys)
+    authenticate(headers, callers)
     name, value = _presented(headers)
     bearer = _bearer(value) if name == "authorization" else None
     key = value if bearer is None else bearer

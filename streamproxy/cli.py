@@ -112,7 +112,7 @@ def _setting_options() -> list[click.Option]:
             **(alone if row.takes == SWITCH else {}),
         )
         for row in describe()
-        if row.env  # providers, and their own settings, are for TOML
+        if row.env  # providers and callers, and their own settings, are for TOML
     ]
 
 
@@ -140,17 +140,17 @@ def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalog
     return settings, catalogue, configured
 
 
+CAUSES: Final = {"providers": r"providers|upstream|--config", "caller_keys": r"callers|--config"}
+"""Settings that seem to be missing where one of those was refused."""
+
+
 def _not_caused_by(
     earlier: Sequence[ConfigurationProblem], later: Sequence[ConfigurationProblem]
 ) -> list[ConfigurationProblem]:
     """Without what only follows from a setting that was refused, and so is missing, already."""
     refused = {problem.setting for problem in earlier}
-    unread = any(re.match(r"providers|upstream|--config", setting) for setting in refused)
-    return [
-        problem
-        for problem in later
-        if problem.setting not in refused and not (unread and problem.setting == "providers")
-    ]
+    unread = {name for name, causes in CAUSES.items() if any(re.match(causes, setting) for setting in refused)}
+    return [problem for problem in later if problem.setting not in refused | unread]
 
 
 def _run(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
@@ -202,8 +202,18 @@ def check(ctx: click.Context, config: Path | None) -> None:
     from streamproxy.settings.values import shown_origin
 
     settings, catalogue, configured = _checked(ctx, config)
-    callers = f"{len(settings.caller_keys)} keys" if settings.caller_keys else "anybody who can connect"
+    keys = len(settings.caller_keys) + len(settings.callers)
+    callers = f"{keys} keys" if keys else "anybody who can connect"
     click.echo(f"listening  {settings.host} port {settings.port}\ncallers    {callers}")
+    for name, caller in settings.callers.items():
+        limits = {
+            "models": ",".join(caller.models),
+            "providers": ",".join(caller.providers),
+            "streams": caller.streams,
+            "usd_per_day": caller.usd_per_day,
+        }
+        said = "  ".join(f"{limit}: {value}" for limit, value in limits.items() if value is not None)
+        click.echo(f"caller     {name}  {said}")
     click.echo(f"workers    {settings.workers}\nstore      {place_of(settings.store)}")
     for provider in configured.providers:
         place = shown_origin(provider.base_url)  # without its path: some addresses hold a secret in it

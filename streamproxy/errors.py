@@ -18,6 +18,7 @@ from typing import Final
 
 INVALID: Final = "invalid_request_error"
 AUTHENTICATION: Final = "authentication_error"
+QUOTA: Final = "insufficient_quota"  # OpenAI's, for an account that has spent what it may
 SERVER: Final = "server_error"
 UPSTREAM: Final = "upstream_error"
 
@@ -52,7 +53,7 @@ class FailureRow:
 
 
 class Failure(Enum):
-    """The closed list of failures. A member's value is its FailureRow; the README table is checked against it."""
+    """The closed list of failures. A member's value is its FailureRow. /docs/errors is checked against it."""
 
     # What the caller sent.
     INVALID_REQUEST = FailureRow("invalid_request", 422, INVALID, "bad_request")
@@ -75,6 +76,7 @@ class Failure(Enum):
     HOST_NOT_ALLOWED = FailureRow("host_not_allowed", 421, INVALID, "host")
     NOT_FOUND = FailureRow("not_found", 404, INVALID, "not_found")
     MODEL_NOT_FOUND = FailureRow("model_not_found", 404, INVALID, "not_found")
+    MODEL_NOT_ALLOWED = FailureRow("model_not_allowed", 403, INVALID, "caller_limit")
     METHOD_NOT_ALLOWED = FailureRow("method_not_allowed", 405, INVALID, "bad_request")
     HEAD_TIMEOUT = FailureRow("request_timeout", 408, INVALID, "head_timeout")
     BODY_TIMEOUT = FailureRow("request_body_timeout", 408, INVALID, "client_slow")
@@ -90,6 +92,8 @@ class Failure(Enum):
     GONE = FailureRow("stream_gone", 410, INVALID, "not_found")
     IDEMPOTENCY_MISMATCH = FailureRow("idempotency_key_reused", 422, INVALID, "idempotency")
     TOO_MANY_VIEWERS = FailureRow("too_many_viewers", 429, INVALID, "viewers")
+    CALLER_STREAMS = FailureRow("caller_streams", 429, INVALID, "caller_limit")
+    BUDGET_EXHAUSTED = FailureRow("budget_exhausted", 429, QUOTA, "budget")
     CANCELLED = FailureRow("cancelled", 409, INVALID, "cancelled", charged=True)
     # This process.
     OVERLOADED = FailureRow("overloaded", 503, SERVER, "shed")

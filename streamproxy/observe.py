@@ -30,8 +30,13 @@ METRICS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("streamproxy_frames_total", "Events sent on, by type", ("type",)),
     ("streamproxy_tolerated_total", "Providers' faults that no caller noticed, by label", ("label",)),
     ("streamproxy_fallbacks_total", "Requests that failed over, or did not: over_budget", ("provider", "outcome")),
+    (
+        "streamproxy_cost_usd_total",
+        "US dollars that providers' answers stated, by caller and model; empty where neither is known",
+        ("caller", "model"),
+    ),
 )
-"""Every counter: name, meaning, labels. The README table is checked against it."""
+"""Every counter: name, meaning, labels. A table of the documentation is checked against it."""
 
 GAUGES: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("streamproxy_streams", "Generations running now", ()),
@@ -115,12 +120,16 @@ class Observer:
         log = self.log.info if account.failure is None else self.log.warning
         log("generation", **{name: value for name, value in fields.items() if value is not None})
 
-    def _count(self, name: str, *labels: str) -> None:
-        """One more. Each set of labels is looked up in the library once: it does so under a lock."""
+    def paid(self, caller: str, model: str, usd: float) -> None:
+        """A generation of this caller has cost so much."""
+        self._count("streamproxy_cost_usd_total", caller, model, by=usd)
+
+    def _count(self, name: str, *labels: str, by: float = 1) -> None:
+        """So many more. Each set of labels is looked up in the library once: it does so under a lock."""
         counter = self._labelled.get((name, *labels))
         if counter is None:
             counter = self._labelled[name, *labels] = self._counters[name].labels(*labels)
-        counter.inc()
+        counter.inc(by)
 
     def unexpected(self, error: BaseException, request_id: str) -> ProxyError:
         """Log an unforeseen exception: its type and place, but not its text, which may hold anything.

@@ -12,8 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from itsdangerous import TimestampSigner
 
-from streamproxy.auth import Caller, Credential, CredentialSource, StreamTokens, authenticate, owner_of
+from streamproxy.auth import (
+    Caller,
+    Callers,
+    Credential,
+    CredentialSource,
+    StreamTokens,
+    authenticate,
+    callers_of,
+    owner_of,
+)
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.settings import CallerSettings, Settings
 
 KEY = "caller-key-0123456789"
 OTHERS = ("other-key-1", "other-key-2")
@@ -24,10 +34,14 @@ def hashed(key: str) -> str:
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
 
 
-KEYS = (hashed(OTHERS[0]), hashed(KEY), hashed(OTHERS[1]))
+def known(*keys: str) -> Callers:
+    return {hashed(key): Caller(hashlib.sha256(key.encode()).hexdigest()[:12]) for key in keys}
 
 
-def refused(headers: list[tuple[bytes, bytes]], keys: tuple[str, ...] = KEYS) -> ProxyError:
+KEYS = known(OTHERS[0], KEY, OTHERS[1])
+
+
+def refused(headers: list[tuple[bytes, bytes]], keys: Callers = KEYS) -> ProxyError:
     with pytest.raises(ProxyError) as caught:
         authenticate(headers, keys)
     assert caught.value.failure is Failure.INVALID_API_KEY
@@ -78,8 +92,8 @@ def test_the_refusal_says_the_fix_and_the_setting() -> None:
 
 
 def test_without_configured_keys_anybody_calls_anonymously() -> None:
-    assert authenticate([], ()) == Caller(None)
-    assert authenticate([(b"authorization", b"Bearer " + KEY.encode())], ()) == Caller(None)
+    assert authenticate([], {}) == Caller(None)
+    assert authenticate([(b"authorization", b"Bearer " + KEY.encode())], {}) == Caller(None)
 
 
 @pytest.mark.parametrize("key", [KEY, *OTHERS, "wrong"])
@@ -101,9 +115,9 @@ def test_every_hash_is_compared_whichever_fits(monkeypatch: pytest.MonkeyPatch, 
 
 @given(VISIBLE, VISIBLE)
 def test_only_the_very_key_passes(key: str, other: str) -> None:
-    assert authenticate([(b"authorization", b"Bearer " + key.encode())], (hashed(key),)).key_id
+    assert authenticate([(b"authorization", b"Bearer " + key.encode())], known(key)).label
     if key != other:
-        refused([(b"x-api-key", other.encode())], (hashed(key),))
+        refused([(b"x-api-key", other.encode())], known(key))
 
 
 @given(
@@ -221,7 +235,7 @@ def test_no_changed_bit_of_a_token_is_overlooked() -> None:
 
 def test_the_keys_header_does_not_change_the_owner() -> None:
     owners = {
-        owner_of([header], ())
+        owner_of([header], {})
         for header in (
             (b"authorization", b"Bearer k"),
             (b"authorization", b"bearer  k "),
@@ -233,13 +247,13 @@ def test_the_keys_header_does_not_change_the_owner() -> None:
     [owner] = owners
     assert owner is not None
     assert re.fullmatch(r"[0-9a-f]{24}", owner)
-    assert owner_of([(b"authorization", b"Basic k")], ()) not in (owner, None)
-    assert owner_of([(b"x-api-key", b"K")], ()) != owner
+    assert owner_of([(b"authorization", b"Basic k")], {}) not in (owner, None)
+    assert owner_of([(b"x-api-key", b"K")], {}) != owner
 
 
 @pytest.mark.parametrize("headers", [[], [(b"authorization", b"")], [(b"authorization", b"Bearer ")]])
 def test_without_a_key_a_stream_is_nobodys(headers: list[tuple[bytes, bytes]]) -> None:
-    assert owner_of(headers, ()) is None
+    assert owner_of(headers, {}) is None
 
 
 def test_with_configured_keys_a_stream_is_one_of_theirs() -> None:
@@ -247,3 +261,36 @@ def test_with_configured_keys_a_stream_is_one_of_theirs() -> None:
     with pytest.raises(ProxyError) as caught:
         owner_of([(b"x-api-key", b"wrong")], KEYS)
     assert caught.value.failure is Failure.INVALID_API_KEY
+
+
+def test_callers_have_names_or_short_hashes() -> None:
+    row = CallerSettings(key=hashed("b"), models=("x/*",), providers=("p",), streams=2, usd_per_day=0.5)
+    callers = callers_of(Settings(caller_keys=(hashed("a"),), callers={"team": row}))
+    assert authenticate([(b"x-api-key", b"a")], callers) == Caller(hashed("a")[7:19])
+    assert authenticate([(b"x-api-key", b"b")], callers) == Caller("team", ("x/*",), ("p",), 2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "allowed"),
+    [
+        (("*",), True),
+        (("openai/*",), True),
+        (("other", "openai/gpt-image-2"), True),
+        (("gpt-*-2",), True),
+        (("*image*",), True),
+        (("openai/gpt-image",), False),
+        (("openai/gpt-image-.",), False),
+        (("openai/gpt-image-?",), False),
+        (("google/*",), False),
+        ((), False),
+    ],
+)
+def test_patterns_of_models(patterns: tuple[str, ...], allowed: bool) -> None:
+    assert Caller(models=patterns).may_ask_for(("openai/gpt-image-2", "gpt-image-2")) is allowed
+
+
+def test_names_of_providers() -> None:
+    assert Caller().may_use("a")
+    assert Caller(providers=("a", "b")).may_use("b")
+    assert not Caller(providers=("a",)).may_use("b")
+    assert not Caller(providers=("a",)).may_use("*")

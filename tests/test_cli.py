@@ -253,6 +253,28 @@ def test_all_problems_come_at_once_without_followers(tmp_path: Path) -> None:
     )
 
 
+def test_callers_and_their_limits_are_shown(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    digits = "0123456789abcdef" * 4
+    config.write_text(f'[callers.app]\nkey = "sha256:{digits}"\nmodels = ["a/*", "b"]\nusd_per_day = 2.5\n')
+    result = call("check", "--config", str(config), environ={"OPENAI_API_KEY": CANARY})
+    assert "callers    1 keys\ncaller     app  models: a/*,b  providers: *  usd_per_day: 2.5\n" in result.stdout
+    assert "warning: callers: the store is memory, so a restart forgets" in result.stdout
+    assert digits[:12] not in result.stdout + result.stderr
+
+
+def test_a_wrong_caller_is_not_a_missing_key_too(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(f'[callers.app]\nkey = "{CANARY}"\n[callers.other]\nusd_per_day = "{CANARY}"\n')
+    words = ("--config", str(config), "--host", "0.0.0.0")
+    result = call("check", *words, environ={"OPENAI_API_KEY": "not-a-key-but-long-enough"})
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.findall(r"^(\S+?): (?!.*problems)", result.stderr, re.M) == [
+        *("callers.app.key", "callers.other.usd_per_day", "callers.other.key"),
+    ]
+    assert CANARY not in result.stderr
+
+
 def test_the_environment_may_name_the_configuration(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text("port = 1234")

@@ -95,7 +95,7 @@ def test_the_lock_holds_only_what_dependencies_need() -> None:
 
 def test_nothing_is_installed_by_name_without_a_hash() -> None:
     """The package is on no index: `pip install` of its name would run whatever is registered under it."""
-    paths = [ROOT / "README.md", *DEPLOY.iterdir(), *(ROOT / "streamproxy").rglob("*.py")]
+    paths = [ROOT / "README.md", *DEPLOY.iterdir(), *(ROOT / "streamproxy").rglob("*.[mp][dy]")]
     texts = {path: path.read_text("utf-8") for path in paths if path.suffix != ".webp"}
     assert any("pip install" in text for text in texts.values())
     by_name = re.compile(r"['\"]streamproxy\[|pip install[^\n&`]*\sstreamproxy\b")

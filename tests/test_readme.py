@@ -1,4 +1,4 @@
-"""The README is held true: its tables by the code they describe, its snippets by being run against a proxy.
+"""README and pages are held true: their tables by the code they describe, their snippets by being run against a proxy.
 
 Tables are compared whole, row by row and in order, so a row that is missing on either side fails. The snippets run as
 they stand, but for the address.
@@ -6,13 +6,14 @@ they stand, but for the address.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ import pytest
 
 from streamproxy.cli import cli
 from streamproxy.core.headers import HeaderPolicy
+from streamproxy.core.rawjson import parse
 from streamproxy.demo import MODEL
 from streamproxy.errors import Failure
 from streamproxy.observe import GAUGES, METRICS
@@ -34,17 +36,22 @@ from streamproxy.simulator.pictures import draw, encode
 from streamproxy.simulator.received import Received, Server
 from streamproxy.simulator.script import Script, error_answer, json_answer
 from streamproxy.simulator.server import serve
+from streamproxy.surfaces import chat
 from streamproxy.web.routes import PREFIXES, ROUTES
 from tests.support import abilities
 from tests.support.faults import IMAGE_BODY
 from tests.support.proxy import BOUND, Proxy, events, running_proxy
+from tests.test_layers import LAYERS
 
 ROOT: Final = Path(__file__).parent.parent
 README: Final = (ROOT / "README.md").read_text("utf-8")
+PAGES: Final = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "streamproxy" / "docs").glob("*.md"))}
+ALL: Final = "\n".join((README, *PAGES.values()))
 NODE_SDK: Final = ROOT / "tests" / "e2e" / "node"
 ADDRESS: Final = "http://127.0.0.1:8080"
 KEY_HASH: Final = "sha256:" + "0" * 64
 PROVIDER_ROW: Final = "providers.<name>."
+CALLER_ROW: Final = "callers.<name>."
 RUN: Final = "python3 -m venv .venv && .venv/bin/pip install -q . && .venv/bin/streamproxy demo"
 TEST: Final = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/pytest -q"
 
@@ -52,8 +59,8 @@ Table = list[tuple[str, ...]]
 
 
 def table(first: str, *others: str) -> Table:
-    """The rows of the table with this header."""
-    lines = README.splitlines()
+    """The rows of the table with this header, which is on one page only."""
+    lines = ALL.splitlines()
     header = "| " + " | ".join((first, *others)) + " |"
     assert lines.count(header) == 1, header
     at = lines.index(header) + 1
@@ -73,7 +80,7 @@ def code(text: str) -> str:
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", ALL, re.MULTILINE | re.DOTALL)
 
 
 def test_the_two_commands_stand_there_exactly() -> None:
@@ -87,14 +94,14 @@ def test_routes() -> None:
         for row in ROUTES
     ]
     assert table("Method", "Path", "What it is") == expected
-    assert all(f"`{prefix}`" in README for prefix in PREFIXES)
+    assert all(f"`{prefix}`" in PAGES["api"] for prefix in PREFIXES)
 
 
 def test_settings() -> None:
     expected = [
         (code(row.name), code(row.env), code(row.default), row.meaning)
         for row in describe()
-        if not row.name.startswith(PROVIDER_ROW)
+        if not row.name.startswith((PROVIDER_ROW, CALLER_ROW))
     ]
     assert table("Setting", "Environment", "Default", "What it is") == expected
 
@@ -106,6 +113,15 @@ def test_settings_of_a_provider() -> None:
         if row.name.startswith(PROVIDER_ROW)
     ]
     assert table("Setting", "Default", "What it is") == expected
+
+
+def test_settings_of_a_caller() -> None:
+    expected = [
+        (code(row.name.removeprefix(CALLER_ROW)), code(row.default), row.meaning)
+        for row in describe()
+        if row.name.startswith(CALLER_ROW)
+    ]
+    assert table("Of a caller", "Default", "What it is") == expected
 
 
 def test_failures() -> None:
@@ -133,18 +149,18 @@ def test_commands() -> None:
 
 
 def test_names_of_settings_in_the_text_exist() -> None:
-    known = {row.name.removeprefix(PROVIDER_ROW) for row in describe()}
+    known = {row.name.removeprefix(PROVIDER_ROW).removeprefix(CALLER_ROW) for row in describe()}
     cells = {row[4] for row in table("Code", "Status", "Label", "May have been charged", "What happened")}
     named = {name for cell in cells for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", cell)}
     assert named - known == {"extra_headers", "request_id", "stream_url", "cancel_url"}
-    prose = "\n".join(line for line in README.splitlines() if not line.startswith("|"))
+    prose = "\n".join(line for line in ALL.splitlines() if not line.startswith("|"))
     said = set(re.findall(r"`((?:max|cors|caller|strict|allow)_\w+|\w+_(?:timeout|after))`", prose))
     assert {"caller_keys", "allow_headers", "commit_after"} <= said <= known
 
 
 def test_numbers_in_the_text() -> None:
     rules = HeaderPolicy.load().rules
-    text = " ".join(README.split())
+    text = " ".join(ALL.split())
     assert f"at most {rules.max_headers} names and string values, " in text
     assert f"{rules.max_name_bytes} and {rules.max_value_bytes} bytes each, {rules.max_total_bytes >> 10} KiB" in text
     assert f"not complete within {HEAD_SECONDS:g} s" in text
@@ -152,7 +168,7 @@ def test_numbers_in_the_text() -> None:
 
 
 def test_providers_known_by_name() -> None:
-    (said,) = re.findall(r"Providers known by name:\n(.*?)\.\n", README, re.DOTALL)
+    (said,) = re.findall(r"Providers known by name:\n(.*?)\.\n", PAGES["providers"], re.DOTALL)
     assert re.findall(r"`([a-z][a-z0-9-]*)`", said) == list(read_catalogue().providers)
 
 
@@ -164,6 +180,7 @@ def test_links_to_files_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link).is_file()] == []
+    assert {f"streamproxy/docs/{name}.md" for name in PAGES} <= {*links}
     assert (ROOT / "deploy" / "previews.webp").stat().st_size < 60_000
 
 
@@ -173,7 +190,9 @@ def environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not unwanted.fullmatch(name)} | more
 
 
-SERVED: Final = [line for block in blocks("sh") for line in block.splitlines() if "streamproxy serve" in line]
+SERVED: Final = list(
+    dict.fromkeys(line for block in blocks("sh") for line in block.splitlines() if "streamproxy serve" in line)
+)
 
 
 def test_there_are_command_lines_that_serve() -> None:
@@ -194,11 +213,11 @@ def test_a_command_line_that_serves_has_no_problems(line: str) -> None:
 
 
 def test_the_configuration_has_no_problems(tmp_path: Path) -> None:
-    (toml,) = blocks("toml")
+    toml, callers = sorted(blocks("toml"), key=lambda block: "[callers." in block)
     key, file = tmp_path / "key", tmp_path / "streamproxy.toml"
     key.write_text("not-a-key-but-long-enough\n")
     assert "/run/secrets/gateway-key" in toml
-    file.write_text(toml.replace("/run/secrets/gateway-key", str(key)))
+    file.write_text(toml.replace("/run/secrets/gateway-key", str(key)) + callers)
     done = subprocess.run(
         [sys.executable, "-m", "streamproxy", "check", "--config", str(file)],
         env=environment(OPENAI_API_KEY="not-a-key-but-long-enough"),
@@ -210,6 +229,7 @@ def test_the_configuration_has_no_problems(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "gateway.example.com  credential: file" in done.stdout
+    assert "callers    2 keys\n" in done.stdout
 
 
 @asynccontextmanager
@@ -226,8 +246,8 @@ async def ran(command: Sequence[str], cwd: Path) -> bytes:
 
 
 def only(language: str, mark: str, proxy: Proxy) -> str:
-    """The one block of this language that holds `mark`, with the running proxy's address."""
-    (found,) = [block for block in blocks(language) if mark in block]
+    """The one snippet in this language that holds `mark`, with the running proxy's address."""
+    (found,) = {block for block in blocks(language) if mark in block}
     assert found.count(ADDRESS) == 1
     assert MODEL in found
     return found.replace(ADDRESS, proxy.url)
@@ -249,7 +269,7 @@ async def test_curl(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_openai_python(tmp_path: Path) -> None:
     async with proxied() as proxy:
-        out = await ran([sys.executable, "-c", only("python", "OpenAI", proxy)], tmp_path)
+        out = await ran([sys.executable, "-c", only("python", "for event in", proxy)], tmp_path)
     assert [line.split()[0] for line in out.decode().splitlines()] == TYPES
     assert (tmp_path / "lighthouse.png").read_bytes().startswith(b"\x89PNG")
 
@@ -392,3 +412,118 @@ for (const _ of [1, 2]) await client.images.generate({{ model: "{MODEL}", prompt
 """
         await ran([node(), "--input-type=module", "-e", script], NODE_SDK)
     each_call_has_a_key_of_its_own(server)
+
+
+TESTED: Final[Mapping[str, tuple[str, ...]]] = {
+    "sh": ("curl -sN", "streamproxy serve", "streamproxy generate", "streamproxy hash-key", "docker "),
+    "python": ("for event in", "files.create", "_idempotency_header", "respond-async"),
+    "ts": ("stream: true", "idempotencyHeader"),
+    "js": ("function* events", "new EventSource"),
+    "html": ("<progressive-image",),
+    "toml": ("[providers.", "[callers."),
+    "json": ("image_config", "cost_unknown"),
+    "": ("<- open this", "GET /v1/streams?", "__main__ > cli"),
+}
+"""A part of each snippet that a test runs, here or in tests/e2e (those of pages, in Chromium)."""
+
+OWN_TESTS: Final = frozenset({"recipes"})
+"""Pages whose snippets have a test file of their own."""
+
+
+def test_every_snippet_is_run() -> None:
+    text = "\n".join((README, *(page for name, page in PAGES.items() if name not in OWN_TESTS)))
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    parts = [(language, part) for language, block in found for part in statements(language, block)]
+    assert [part for language, part in parts if not any(mark in part for mark in TESTED[language])] == []
+    assert all(any(mark in part for _, part in parts) for marks in TESTED.values() for mark in marks)
+
+
+def statements(language: str, block: str) -> list[str]:
+    """The commands of a shell snippet; any other is one."""
+    return block.replace("\\\n", "").splitlines() if language == "sh" else [block]
+
+
+def test_the_demos_words(tmp_path: Path) -> None:
+    """The README shows what the demo prints, but for its numbers."""
+    (shown,) = [block for block in blocks("") if "<- open this" in block]
+    command = [sys.executable, "-m", "streamproxy", "demo", "--once", "--pace", "0", "--port", "0"]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=BOUND, check=True, cwd=tmp_path
+    )
+    printed = without_numbers(done.stdout)
+    assert [line for line in without_numbers(shown) if line not in printed] == []
+
+
+def without_numbers(text: str) -> list[str]:
+    return [" ".join(re.sub(r"\d+", "N", line).split()) for line in text.splitlines()]
+
+
+@pytest.mark.anyio
+async def test_generate(tmp_path: Path) -> None:
+    command = only_line("streamproxy generate")
+    async with running(pace=0) as simulated:
+        (tmp_path / "c.toml").write_text(
+            f'default_model = "openai/gpt-image"\n[providers.openai]\nbase_url = "{simulated.url}/v1"\n'
+        )
+        key, *words = shlex.split(command.replace("=...", "=not-a-key-but-long-enough"))
+        given = environment(STREAMPROXY_CONFIG="c.toml", **dict([key.split("=", 1)]))
+        with anyio.fail_after(BOUND):
+            run = [sys.executable, "-m", *words]
+            done = await anyio.run_process(run, check=False, cwd=tmp_path, env=given)
+        assert done.returncode == 0, done.stderr.decode()
+        assert simulated.calls == 1
+    assert (tmp_path / "lighthouse.png").read_bytes().startswith(b"\x89PNG")
+
+
+def only_line(mark: str) -> str:
+    """The one command with `mark`."""
+    (found,) = {line for block in blocks("sh") for line in statements("sh", block) if mark in line}
+    return found
+
+
+def test_a_callers_key(tmp_path: Path) -> None:
+    command = only_line("streamproxy hash-key").replace("streamproxy hash-key", '"$PYTHON" -m streamproxy hash-key')
+    done = subprocess.run(
+        ["sh", "-c", command.replace("openssl rand -hex 32", "printf %064d 7")],
+        env=environment(PYTHON=sys.executable),
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        check=True,
+        cwd=tmp_path,
+    )
+    key = (tmp_path / "caller.key").read_text().strip()
+    assert done.stdout.strip() == f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def test_the_containers_commands_are_the_dockerfiles() -> None:
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text("utf-8")
+    commands = [line for block in blocks("sh") for line in statements("sh", block) if line.startswith("docker ")]
+    assert len(commands) == 2
+    assert [command for command in commands if f"#   {command}\n" not in dockerfile] == []
+
+
+def test_a_chats_body() -> None:
+    (body,) = [block for block in blocks("json") if "image_config" in block]
+    read = parse(body.encode())
+    model = read_catalogue().find(str(read.decode("model")))
+    assert model is not None
+    wanted = chat.request(read, model)
+    assert wanted.options == {"image_config": read.decode("image_config")}
+
+
+def test_the_figures_are_those_of_their_page() -> None:
+    rows = table("What", "streamproxy", "A peer")
+    assert len(rows) == 5
+    page = set(re.findall(r"\d+(?:\.\d+)?", PAGES["figures"]))
+    assert set(re.findall(r"\d+(?:\.\d+)?", " ".join(" ".join(row) for row in rows))) <= page
+
+
+def test_the_layers() -> None:
+    (shown,) = [block for block in blocks("") if "__main__ > cli" in block]
+    layers = [{*layer.replace("|", " ").split()} for layer in shown.split(">")]
+    assert layers == [{*line} - {"__init__", "settings.providers"} for line in LAYERS]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 165

@@ -200,6 +200,12 @@ class Route:
     model: Model
     upstream_model: str
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that says what is asked for; of an unknown model also the one with its provider's."""
+        qualified = (f"{self.provider.name}/{self.model.id}",) if self.model.family == UNKNOWN else ()
+        return (*self.model.spellings, *qualified)
+
 
 class Catalogue:
     """All models by id and all host rows by name. Raises ValueError where one word would name two models."""

@@ -26,6 +26,10 @@ MAX_SECONDS: Final = 86_400
 MAX_USD: Final = 10_000
 
 
+TYPICAL_TOKENS: Final = 1120  # of a picture of 1 megapixel: Gemini's at 1K; 1056 at OpenAI's, quality medium
+TYPICAL_USD: Final = Decimal("0.04")  # the median of the catalogue's prices by picture
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """One model's prices in USD. None: not known.
@@ -50,20 +54,6 @@ class Price:
         return any(
             rate is not None for rate in (self.text_input, self.image_input, self.text_output, self.image_output)
         )
-
-
-TYPICAL_TOKENS: Final = 1056
-"""Of a square picture of 1024 pixels in medium quality, as OpenAI counts; Gemini counts 1120."""
-
-
-def typical(price: Price | None) -> Decimal | None:
-    """What a square picture of 1024 pixels costs in USD, to compare models by; None where the prices do not say."""
-    if price is None:
-        return None
-    for said in (price.per_image, price.first_megapixel, price.per_megapixel):
-        if said is not None:
-            return said
-    return None if price.image_output is None else price.image_output * TYPICAL_TOKENS / MILLION
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +95,18 @@ def cost(usage: Mapping[str, object] | None, price: Price | None, images: int, w
     elif price.per_image is None:
         return None
     return float(total.quantize(MICRODOLLAR))
+
+
+def typical(price: Price | None) -> Decimal:
+    """The cost in USD of a picture of one megapixel; the median of all prices where this one does not say it."""
+    if price is None:
+        return TYPICAL_USD
+    total = price.per_image or Decimal(0)
+    if price.per_megapixel is not None:
+        total += price.per_megapixel if price.first_megapixel is None else price.first_megapixel
+    if price.image_output is not None:
+        total += price.image_output * TYPICAL_TOKENS / MILLION
+    return total or TYPICAL_USD
 
 
 def amount(value: object) -> float | None:

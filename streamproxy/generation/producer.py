@@ -21,6 +21,7 @@ from streamproxy.core.requests import ImageRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.router import Plan
+from streamproxy.generation.tabs import Tab
 from streamproxy.hub.generation import Generation
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.stream import Acceptance, Ending, Stream
@@ -40,27 +41,33 @@ class Producer:
         self._tasks = tasks
 
     def start(
-        self, request: ImageRequest, plans: Sequence[Plan], generation: Generation, release: Callable[[], None]
+        self,
+        request: ImageRequest,
+        plans: Sequence[Plan],
+        generation: Generation,
+        tab: Tab,
+        release: Callable[[], None],
     ) -> None:
         """Start the generation in the task group. Its frames go to its stream. `release` frees the request's files."""
         generation.stream.acceptance.not_applied = self._attempts.not_applied(request, plans[0])
-        self._tasks.start_soon(self._produce, generation, request, plans, release)
-
-    async def _produce(
-        self, generation: Generation, request: ImageRequest, plans: Sequence[Plan], release: Callable[[], None]
-    ) -> None:
-        self._observer.streams(1)
         running = _Generating(
             request=request,
+            plans=plans,
             generation=generation,
             account=Account(_order(generation.stream, plans[0])),
+            tab=tab,
             hub=self._hub,
             observer=self._observer,
             attempts=self._attempts,
         )
+        self._tasks.start_soon(self._produce, running, release)
+
+    async def _produce(self, running: _Generating, release: Callable[[], None]) -> None:
+        self._observer.streams(1)
+        generation = running.generation
         try:
             with generation.scope:
-                await self._attempts.run(request, plans, running)
+                await self._attempts.run(running.request, running.plans, running)
             if generation.scope.cancelled_caught:
                 await self._fail(generation, _stopped(generation))
         except ProxyError as error:
@@ -75,8 +82,8 @@ class Producer:
             raise
         finally:
             release()
-            await self._hub.conclude(generation)
             running.account.fail(generation.stream.error, abandoned=generation.ending is Ending.ABANDONED)
+            await running.complete()
             self._observer.generation(running.account)
             self._observer.streams(-1)
 
@@ -95,11 +102,13 @@ class Producer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Generating:
-    """One generation while it runs, as its attempts see it."""
+    """One generation while it runs, as its attempts see it, and what is counted of it."""
 
     request: ImageRequest
+    plans: Sequence[Plan]
     generation: Generation
     account: Account
+    tab: Tab
     hub: Hub
     observer: Observer
     attempts: Attempts
@@ -113,7 +122,7 @@ class _Generating:
         if (order.provider, order.model) != (plan.route.provider.name, plan.model):
             self.account.order = replace(order, provider=plan.route.provider.name, model=plan.model)
             self.acceptance.not_applied = self.attempts.not_applied(self.request, plan)
-        return _StreamSink(self, plan)
+        return _StreamSink(self.generation, plan, self.account, self.observer, self.request.unheard)
 
     def tried(self, attempt: Attempt, before: Attempt | None = None) -> None:
         tried = list(self.account.tried)
@@ -125,56 +134,62 @@ class _Generating:
         self.observer.fallback(provider, taken=taken)
 
     async def complete(self) -> None:
+        await self.tab.close(self.account)  # before its caller has all, and may ask for the next one
         await self.hub.conclude(self.generation)
 
 
+@dataclass(frozen=True, slots=True)
 class _StreamSink:
     """One generation's stream as the driver of one attempt sees it."""
 
-    def __init__(self, running: _Generating, plan: Plan) -> None:
-        self._generation = running.generation
-        self._stream = running.generation.stream
-        self._account = running.account
-        self._observer = running.observer
-        self._unheard = running.request.unheard
-        self._provider = plan.route.provider.name
-        self._scrub = plan.scrub
-        self._policy = plan.policy
+    generation: Generation
+    plan: Plan
+    account: Account
+    observer: Observer
+    unheard: tuple[str, ...]
+
+    @property
+    def provider(self) -> str:
+        return self.plan.route.provider.name
+
+    @property
+    def stream(self) -> Stream:
+        return self.generation.stream
 
     def sent(self) -> None:
-        self._account.attempts += 1
-        self._observer.upstream(self._provider)
+        self.account.attempts += 1
+        self.observer.upstream(self.provider)
 
     def answered(self, headers: tuple[tuple[str, str], ...]) -> None:
-        passed = self._policy.relayable(headers)
-        headers = tuple((name, value) for name, value in passed if self._scrub(value) == value)
-        self._stream.acceptance.headers = headers
-        self._account.provider_request_id = dict(headers).get("x-request-id") or self._account.provider_request_id
+        passed = self.plan.policy.relayable(headers)
+        headers = tuple((name, value) for name, value in passed if self.plan.scrub(value) == value)
+        self.stream.acceptance.headers = headers
+        self.account.provider_request_id = dict(headers).get("x-request-id") or self.account.provider_request_id
 
     def accepted(self) -> None:
-        self._stream.accept()
+        self.stream.accept()
 
     def not_applied(self, names: tuple[str, ...]) -> None:
-        self._stream.acceptance.not_applied = (*self._unheard, *names)
+        self.stream.acceptance.not_applied = (*self.unheard, *names)
 
     async def frame(self, frame: Frame) -> None:
-        self._observer.frame(frame.type)
-        if frame.final and any(attempt.failure for attempt in self._account.tried):
-            said = {"attempts": shown(self._account.tried)}  # for those whose head was sent before
+        self.observer.frame(frame.type)
+        if frame.final and any(attempt.failure for attempt in self.account.tried):
+            said = {"attempts": shown(self.account.tried)}  # for readers whose head was sent before
             frame = replace(frame, data=appended(frame.data, said))
-        self._account.take(frame)
-        await self._generation.append(frame)
+        self.account.take(frame)
+        await self.generation.append(frame)
 
     def job(self, id: str) -> None:
-        self._observer.job(self._provider, self._scrub(id), self._stream.request_id)
+        self.observer.job(self.provider, self.plan.scrub(id), self.stream.request_id)
 
     def progress(self, step: Progress) -> None:
-        before, self._stream.acceptance.progress = self._stream.acceptance.progress, step
+        before, self.stream.acceptance.progress = self.stream.acceptance.progress, step
         if step.known and (before is None or before.stage != step.stage):
-            self._observer.progress(self._provider, step.known, self._stream.request_id)
+            self.observer.progress(self.provider, step.known, self.stream.request_id)
 
     def tolerated(self, label: str) -> None:
-        self._observer.tolerated(self._provider, label)
+        self.observer.tolerated(self.provider, label)
 
 
 def _tell_attempts(error: ProxyError, tried: Sequence[Attempt]) -> None:
@@ -188,7 +203,7 @@ def _order(stream: Stream, plan: Plan) -> Order:
     return Order(
         stream_id=stream.id,
         request_id=stream.request_id,
-        caller=stream.record.owner and stream.record.owner[:ID_DIGITS],
+        caller=plan.caller.label or (stream.record.owner and stream.record.owner[:ID_DIGITS]),
         provider=plan.route.provider.name,
         model=plan.model,
         n=stream.record.n,

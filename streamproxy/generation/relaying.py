@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 import orjson
 from anyio.streams.memory import MemoryObjectSendStream
 
+from streamproxy.account import Account, Order
+from streamproxy.core.catalogue import UNKNOWN
 from streamproxy.core.conversation import COMMON, REFUSAL_SECONDS, SMALL, redirected
 from streamproxy.core.rawjson import JsonObject
 from streamproxy.core.requests import Head, UpstreamRequest
@@ -47,6 +49,20 @@ class Exchange:
     request: UpstreamRequest
     observer: Observer
     request_id: str
+
+    def account(self) -> Account:
+        """The account of the request, which is sent once. It makes no image, and its cost is not known."""
+        model = self.plan.route.model
+        order = Order(
+            stream_id="",
+            request_id=self.request_id,
+            traceparent=dict(self.plan.trace).get("traceparent"),
+            caller=self.plan.caller.label,
+            provider=self.plan.route.provider.name,
+            model=None if model.family == UNKNOWN else model.id,
+            n=0,
+        )
+        return Account(order, attempts=1)
 
     async def read(self, to: MemoryObjectSendStream[Item]) -> None:
         """Send the request, and write the parts of the answer to `to`."""

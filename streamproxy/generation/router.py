@@ -1,6 +1,6 @@
 """From a model's name and a caller's headers to a provider, and the credential for it.
 
-Router.plan(model, headers)     -> Plan; refusals that need no provider
+Router.plan(model, headers)     -> Plan; refusals that need no provider, and what the caller may not ask for
 Plan.headers(request)           -> the headers of one request, signed at the moment of sending
 """
 
@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Final
 
-from streamproxy.auth import CredentialSource
+from streamproxy.auth import Caller, Callers, CredentialSource, Headers, authenticate
 from streamproxy.core.catalogue import AUTO, EVERYTHING, UNKNOWN, Catalogue, Model, Provider, Route
 from streamproxy.core.cost import typical
 from streamproxy.core.headers import REDACTED, HeaderPolicy
@@ -24,6 +25,9 @@ from streamproxy.upstream.signing import KeySigner, Signer
 
 SHORT_SECRET: Final = 8
 """Characters. A shorter key can be part of an ordinary word."""
+
+
+ANYBODY: Final = Caller()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,16 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where one request goes. `extra`: the caller's headers, checked for this provider; `trace`: its trace ids."""
+    """Where one request goes.
+
+    `caller`: its sender; `extra`: the caller's headers, checked for this provider; `trace`: its trace ids.
+    """
 
     route: Route
     service: Service
     signer: Signer
     policy: HeaderPolicy
+    caller: Caller = ANYBODY
     extra: tuple[tuple[str, str], ...] = ()
     trace: tuple[tuple[str, str], ...] = ()
 
@@ -102,18 +110,25 @@ Path = Callable[[Provider], str]
 
 
 class Router:
-    """All configured providers, and the catalogue of models."""
+    """All configured providers, the catalogue of models, and the callers that may ask for some of them."""
 
-    def __init__(self, catalogue: Catalogue, services: Mapping[str, Service], policy: HeaderPolicy) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        services: Mapping[str, Service],
+        policy: HeaderPolicy,
+        callers: Callers = MappingProxyType({}),
+    ) -> None:
         self._catalogue = catalogue
         self._services = services
         self._policy = policy
+        self._callers = callers
         self._providers = tuple(service.provider for service in services.values())
 
-    def plan(self, model: str, headers: Sequence[tuple[bytes, bytes]]) -> Plan:
-        """The plan for `model`. Raises ProxyError: MODEL_NOT_FOUND, PROVIDER_NOT_CONFIGURED, INVALID_API_KEY.
+    def plan(self, model: str, headers: Headers) -> Plan:
+        """The plan for `model`. AUTO is no model, see `generation.choosing`: UNSUPPORTED_PARAMETER.
 
-        AUTO is no model, see `generation.choosing`: UNSUPPORTED_PARAMETER.
+        Raises ProxyError: MODEL_NOT_FOUND, MODEL_NOT_ALLOWED, PROVIDER_NOT_CONFIGURED, INVALID_API_KEY.
         """
         if not self._services:
             raise ProxyError(
@@ -122,10 +137,11 @@ class Router:
             )
         if model == AUTO:
             raise ProxyError(Failure.UNSUPPORTED_PARAMETER, "A model is not chosen for this. Name one.", param="model")
-        return self._planned(self._catalogue.resolve(model, self._providers), headers)
+        caller = authenticate(headers, self._callers)
+        return self._planned(self._resolved(model, caller), headers, caller)
 
     def by_price(self) -> Sequence[str]:
-        """Names of the models that are known to be served today, the cheapest first; those of unknown price last.
+        """Names of the models that are known to be served today, by the typical cost of a picture.
 
         What a provider that takes every name makes of one is not known.
         """
@@ -133,30 +149,67 @@ class Router:
             replace(provider, serves=_without_all(provider), models=provider.listed) for provider in self._providers
         ]
         listed = self._catalogue.listed(known, datetime.now(UTC).date())
-        prices = [(name, typical(model.price)) for model, name in listed]
-        return [name for name, price in sorted(prices, key=lambda row: (row[1] is None, row[1] or 0))]
+        return [name for _, name in sorted(listed, key=lambda row: typical(row[0].price))]
 
-    def plan_relay(self, model: str, headers: Sequence[tuple[bytes, bytes]], path: Path, missing: str) -> Plan:
+    def plan_relay(self, model: str, headers: Headers, path: Path, missing: str) -> Plan:
         """The plan for a request that is passed on as it came. `missing`: the message where no provider takes it.
 
         An unknown name goes to the first provider with that path, which knows its own models. Raises ProxyError:
-        UNSUPPORTED_PARAMETER, INVALID_API_KEY.
+        UNSUPPORTED_PARAMETER, MODEL_NOT_ALLOWED, INVALID_API_KEY.
         """
+        caller = authenticate(headers, self._callers)
         try:
-            route = self._catalogue.resolve(model, self._providers)
+            route = self._resolved(model, caller)
         except ProxyError as error:
-            able = next((provider for provider in self._providers if path(provider)), None)
+            if error.failure is Failure.MODEL_NOT_ALLOWED:
+                raise
+            able = next((provider for provider in self._usable(caller) if path(provider)), None)
             if error.failure is not Failure.MODEL_NOT_FOUND or able is None:
                 raise ProxyError(Failure.UNSUPPORTED_PARAMETER, missing, param="model") from None
-            route = Route(able, Model.unknown(model), model)
+            route = _allowed(Route(able, Model.unknown(model), model), caller)
         if not path(route.provider):
             raise ProxyError(Failure.UNSUPPORTED_PARAMETER, missing, param="model")
-        return self._planned(route, headers)
+        return self._planned(route, headers, caller)
 
-    def _planned(self, route: Route, headers: Sequence[tuple[bytes, bytes]]) -> Plan:
+    def allows(self, model: str, headers: Headers) -> bool:
+        """Whether the caller with these headers may ask for `model`, which is served."""
+        caller = authenticate(headers, self._callers)
+        if (caller.models, caller.providers) == (ANYBODY.models, ANYBODY.providers):
+            return True
+        try:
+            self._resolved(model, caller)
+        except ProxyError:
+            return False
+        return True
+
+    def _usable(self, caller: Caller) -> tuple[Provider, ...]:
+        return tuple(provider for provider in self._providers if caller.may_use(provider.name))
+
+    def _resolved(self, model: str, caller: Caller) -> Route:
+        """As Catalogue.resolve, among what the caller may use. Raises ProxyError(MODEL_NOT_ALLOWED) too."""
+        try:
+            route = self._catalogue.resolve(model, self._usable(caller))
+        except ProxyError:
+            self._catalogue.resolve(model, self._providers)  # nobody may ask for what nothing serves
+            raise _not_allowed("providers") from None
+        return _allowed(route, caller)
+
+    def _planned(self, route: Route, headers: Headers, caller: Caller) -> Plan:
         service = self._services[route.provider.name]
         if service.signer is not None:
-            return Plan(route, service, service.signer, self._policy)
+            return Plan(route, service, service.signer, self._policy, caller)
         found = service.credential.present(headers)
         signer = KeySigner(() if found is None else ((found.header, found.value),))
-        return Plan(route, service, signer, self._policy)
+        return Plan(route, service, signer, self._policy, caller)
+
+
+def _allowed(route: Route, caller: Caller) -> Route:
+    """The route. Raises ProxyError(MODEL_NOT_ALLOWED) where it leads to what the caller may not ask for."""
+    if not caller.may_ask_for(route.names):
+        raise _not_allowed("models")
+    return route
+
+
+def _not_allowed(setting: str) -> ProxyError:
+    message = f"This caller may not use this model here: its setting {setting}. GET /v1/models lists those that it may."
+    return ProxyError(Failure.MODEL_NOT_ALLOWED, message, param="model")

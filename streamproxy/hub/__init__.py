@@ -7,6 +7,7 @@ limits, keys, repeats  admission; streams by Idempotency-Key; retries of the sam
 mirrors                streams of other processes that are followed here
 store, memory, valkey  the stores of streams, listed in `STORES`
 files, disk            uploaded files and their stores, listed in `FILE_STORES`
+ledger                 spending and running generations of callers; the ledgers are listed in `LEDGERS`
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from streamproxy.hub.disk import DiskFiles
 from streamproxy.hub.files import FileStore, Room
+from streamproxy.hub.ledger import Ledger, MemoryLedger
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
 from streamproxy.hub.store import StoreBackend
 
@@ -54,6 +56,19 @@ async def _valkey_files(url: str, room: Room) -> AsyncIterator[FileStore]:
         yield files
 
 
+@asynccontextmanager
+async def _memory_ledger(url: str) -> AsyncIterator[Ledger]:
+    yield MemoryLedger()
+
+
+@asynccontextmanager
+async def _valkey_ledger(url: str) -> AsyncIterator[Ledger]:
+    from streamproxy.hub.valkey.ledger import ValkeyLedger  # needs the extra `valkey`
+
+    async with ValkeyLedger(url).open() as ledger:
+        yield ledger
+
+
 StoreFactory = Callable[[str, int, float], AbstractAsyncContextManager[StoreBackend]]
 
 STORES: Final[dict[str, StoreFactory]] = {
@@ -69,3 +84,11 @@ FILE_STORES: Final[dict[str, FileStoreFactory]] = {
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_files),
 }
 """Opens the store of files, by the same scheme. Arguments: URL, and the room that the files may take."""
+
+LedgerFactory = Callable[[str], AbstractAsyncContextManager[Ledger]]
+
+LEDGERS: Final[dict[str, LedgerFactory]] = {
+    "memory": _memory_ledger,
+    **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_ledger),
+}
+"""Opens the ledger, by the same scheme. Argument: URL."""

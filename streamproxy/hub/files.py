@@ -3,8 +3,9 @@
     keep, find, owned, content, delete      the operations of callers
     FileStore                               the protocol that every store of files fulfils
 
-With the setting `caller_keys`, a file belongs to the key that uploaded it and does not exist for any other. Without
-it, keys are not checked, so they cannot tell callers apart. The id alone, which cannot be guessed, then opens the file.
+Where callers have keys of this proxy, a file belongs to the key that uploaded it and does not exist for any other. In
+other cases keys are not checked, so they cannot tell callers apart. The id alone, which cannot be guessed, then opens
+the file.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def share_used_up(limit: int) -> ProxyError:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """See the module's text. `tenants`: whether `caller_keys` tell callers apart."""
+    """See the module's text. `tenants`: whether keys of this proxy tell callers apart."""
 
     store: FileStore
     health: StoreHealth

@@ -1,7 +1,7 @@
 """The table of settings: name, type with its limits, meaning and default.
 
     Settings(...)            values, converted and checked; nothing but the arguments is read
-    Settings.of(mapping)     the same for names that may be wrong, with providers as mappings
+    Settings.of(mapping)     the same for names that may be wrong, with providers and callers as mappings
     read(mapping)            the settings without their wrong values, and the problems
 
 A field is written `name: Annotated[type, "meaning"] = default`. Its type carries its checks (settings/values.py).
@@ -20,13 +20,17 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, 
 
 from streamproxy.settings.values import (
     GIB,
+    HASH_COMMAND,
     MIB,
     Bytes,
+    CallerKey,
     CallerKeys,
+    CallerName,
     ConfigurationError,
     ConfigurationProblem,
     Count,
     CredentialReference,
+    Dollars,
     Fallbacks,
     FetchHosts,
     Grace,
@@ -55,7 +59,15 @@ from streamproxy.settings.values import (
     converted,
 )
 
-__all__ = ["ConfigurationError", "ConfigurationProblem", "ProviderSettings", "Settings", "describe", "read"]
+__all__ = [
+    "CallerSettings",
+    "ConfigurationError",
+    "ConfigurationProblem",
+    "ProviderSettings",
+    "Settings",
+    "describe",
+    "read",
+]
 
 PREFIX: Final = "STREAMPROXY_"
 
@@ -116,6 +128,25 @@ class ProviderSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallerSettings:
+    """The configuration of one caller."""
+
+    key: Annotated[CallerKey, "hash (sha256:...) of its key"] = field(repr=False)
+    models: Annotated[ModelNames, 'models that it may ask for; "*" stands for any characters, as in "openai/*"'] = (
+        "*",
+    )
+    providers: Annotated[Names, 'providers that it may use; "*" is every one'] = ("*",)
+    streams: Annotated[Count | None, "its generations that run at a time, over all processes; default: any number"] = (
+        None
+    )
+    usd_per_day: Annotated[Dollars | None, "US dollars that it may spend in a day of UTC; default: any amount"] = None
+
+    def __post_init__(self) -> None:
+        """Convert and check. Raises ConfigurationError with every problem."""
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Every setting of the proxy. Units are in the descriptions; `describe` lists them."""
 
@@ -129,6 +160,9 @@ class Settings:
     caller_keys: Annotated[
         CallerKeys, "hashes (sha256:...) of the keys callers may use; empty: anybody who can connect"
     ] = field(default=(), repr=False)
+    callers: Annotated[
+        dict[CallerName, CallerSettings], "callers by name, each with a key and limits of its own, besides caller_keys"
+    ] = field(default_factory=dict)
     cors_origins: Annotated[Origins, 'origins whose pages may call; "*" alone is every origin, ":*" every port'] = ()
     playground: Annotated[bool, "whether / is a page that orders pictures, to try the proxy in a browser"] = False
     allowed_hosts: Annotated[
@@ -201,9 +235,17 @@ class Settings:
         """Convert and check. Raises ConfigurationError with every problem."""
         _check(self)
 
+    @property
+    def has_callers(self) -> bool:
+        """Whether callers need a key of this proxy."""
+        return bool(self.caller_keys or self.callers)
+
     @classmethod
     def of(cls, values: Mapping[str, object]) -> Settings:
-        """Read settings from a mapping, providers as mappings too. Raises ConfigurationError with every problem."""
+        """Read settings from a mapping, providers and callers as mappings too.
+
+        Raises ConfigurationError with every problem.
+        """
         settings, problems = read(values)
         if problems:
             raise ConfigurationError(problems)
@@ -217,7 +259,7 @@ def read(values: Mapping[str, object]) -> tuple[Settings, list[ConfigurationProb
 
 
 class Described(NamedTuple):
-    """One setting as README and command line list it. `env` is "" where it can only be set in TOML.
+    """One setting as documentation and command line list it. `env` is "" where it can only be set in TOML.
 
     `takes`: the form of its value as text, like `N` or `json|text`; `SWITCH` for a boolean.
     """
@@ -230,17 +272,17 @@ class Described(NamedTuple):
 
 
 SWITCH: Final = "true|false"
-TABLES: Final = ("providers", "fallbacks")
+IN_TOML: Final = ("providers", "callers", "fallbacks")
 """Settings that can only be set in TOML."""
 WRITTEN: Final[dict[object, str]] = {bool: SWITCH, int: "N", float: "SECONDS", tuple[str, ...]: "A,B,..."}
 
 
 def describe() -> list[Described]:
-    """Every setting in the order of the source, then those of a provider as `providers.<name>.x`."""
+    """Every setting in the order of the source, then those of a provider as `providers.<name>.x`, and of a caller."""
     return [
         Described(
             PLACES[kind] + member.name,
-            PREFIX + member.name.upper() if kind is Settings and member.name not in TABLES else "",
+            PREFIX + member.name.upper() if kind is Settings and member.name not in IN_TOML else "",
             _shown(member.default),
             get_args(HINTS[kind][member.name])[-1],
             _written(HINTS[kind][member.name]),
@@ -251,8 +293,10 @@ def describe() -> list[Described]:
 
 
 def _shown(default: object) -> str:
-    if default is None or default is MISSING or default == ():
+    if default is None or default is MISSING:
         return ""
+    if isinstance(default, tuple):
+        return ",".join(default)
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
@@ -263,12 +307,24 @@ def _written(hint: Any) -> str:
     return "|".join(get_args(hint)) if get_origin(hint) is Literal else WRITTEN.get(hint, "TEXT")
 
 
-PLACES: Final = {Settings: "", ProviderSettings: "providers.<name>."}
+class _Table(NamedTuple):
+    """A setting that is a table of tables by name: the type of each, and that of the names."""
+
+    kind: type[ProviderSettings | CallerSettings]
+    name: object
+    one: str
+
+
+TABLES: Final[dict[str, _Table]] = {
+    "providers": _Table(ProviderSettings, ProviderName, "provider"),
+    "callers": _Table(CallerSettings, CallerName, "caller"),
+}
+PLACES: Final[dict[type, str]] = {Settings: "", **{row.kind: f"{name}.<name>." for name, row in TABLES.items()}}
 HINTS: Final = {kind: get_type_hints(kind, include_extras=True) for kind in PLACES}
 ROWS: Final = {row.name: row for row in describe()}
 
 
-def _check(settings: Settings | ProviderSettings) -> None:
+def _check(settings: Settings | ProviderSettings | CallerSettings) -> None:
     kind = type(settings)
     values, problems = _converted(kind, {name: getattr(settings, name) for name in HINTS[kind]})
     if problems:
@@ -287,7 +343,8 @@ def _converted(kind: type, values: Mapping[str, object]) -> tuple[dict[str, Any]
             continue
         try:
             value = values[name]
-            sound[name] = _providers(value, problems) if name == "providers" else converted(value, hint)
+            table = kind is Settings and name in TABLES
+            sound[name] = _table(name, value, problems) if table else converted(value, hint)
         except Refused as refused:
             row = ROWS[PLACES[kind] + name]
             meaning = f"its meaning: {row.meaning}{f' (default {row.default})' if row.default else ''}"
@@ -298,37 +355,43 @@ def _converted(kind: type, values: Mapping[str, object]) -> tuple[dict[str, Any]
     return sound, problems
 
 
-def _providers(value: object, problems: list[ConfigurationProblem]) -> dict[str, ProviderSettings]:
-    """The providers without a problem, by name."""
+def _table(setting: str, value: object, problems: list[ConfigurationProblem]) -> dict[str, Any]:
+    """The rows of a table of tables that have no problem, by name."""
+    table = TABLES[setting]
     if not isinstance(value, Mapping):
-        raise Refused("it must be a table for each provider")
-    sound: dict[str, ProviderSettings] = {}
+        raise Refused(f"it must be a table for each {table.one}")
+    sound: dict[str, Any] = {}
     for name, row in value.items():
         found: list[ConfigurationProblem] = []
         try:
-            place = f"providers.{converted(name, ProviderName)}"
+            place = f"{setting}.{converted(name, table.name)}"
         except Refused as refused:
-            place = "providers.<name>"  # an invalid name may be a misplaced key
-            found.append(ConfigurationProblem("providers", refused.happened, refused.fix))
-        provider = _provider(row, place, found)
+            place = f"{setting}.<name>"  # an invalid name may be a misplaced key
+            found.append(ConfigurationProblem(setting, refused.happened, refused.fix))
+        values = _row(table, row, place, found)
         if not found:
-            sound[name] = provider
+            sound[name] = row if isinstance(row, table.kind) else table.kind(**values)
         problems += found
     return sound
 
 
-def _provider(row: object, place: str, problems: list[ConfigurationProblem]) -> ProviderSettings:
-    if isinstance(row, ProviderSettings):
-        return row
+def _row(table: _Table, row: object, place: str, problems: list[ConfigurationProblem]) -> dict[str, Any]:
+    """The sound values of one row."""
+    if isinstance(row, table.kind):
+        return {}
     if not isinstance(row, Mapping):
-        problems.append(ConfigurationProblem(place, "it must be a table", "write [providers.<name>] and its settings"))
-        return ProviderSettings()
-    values, found = _converted(ProviderSettings, row)
+        fix = f"write [{place.partition('.')[0]}.<name>] and its settings"
+        problems.append(ConfigurationProblem(place, "it must be a table", fix))
+        return {}
+    values, found = _converted(table.kind, row)
     problems += [replace(problem, setting=f"{place}.{problem.setting}") for problem in found]
-    return ProviderSettings(**values)
+    for member in fields(table.kind):
+        if member.default is MISSING and member.name not in row:
+            problems.append(ConfigurationProblem(f"{place}.{member.name}", "it is missing", HASH_COMMAND))
+    return values
 
 
 def meant(name: str, known: Iterable[str]) -> str:
     """The fix for a name that is not a known one."""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"did you mean {nearest[0]}? Otherwise remove it" if nearest else "remove it; README.md lists all settings"
+    return f"did you mean {nearest[0]}? Otherwise remove it" if nearest else "remove it; /docs/configuration lists them"

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from streamproxy.auth import Credential, CredentialSource, SourceKind
-from streamproxy.core.catalogue import AUTO, Catalogue, Provider, Route, parse
+from streamproxy.core.catalogue import AUTO, EVERYTHING, Catalogue, Provider, Route, parse
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.errors import ProxyError
 from streamproxy.settings import PREFIX, ProviderSettings, Settings
@@ -90,7 +90,8 @@ def configure(
             fix = f"choose one of {', '.join(sorted(adapters))}"
             problems.append(_problem(provider, "adapter", "no adapter has this name", fix))
     problems += _header_problems(settings, policy)
-    if any(source.configured for source in credentials.values()) and not settings.caller_keys:
+    problems += _caller_problems(settings, {provider.name for provider in providers})
+    if any(source.configured for source in credentials.values()) and not settings.has_callers:
         problems += _exposed(settings.host)
     if not problems:
         problems += _choice_problems(settings, catalogue, providers)
@@ -111,6 +112,18 @@ def _header_problems(settings: Settings, policy: HeaderPolicy) -> Iterator[Confi
     for name, row in settings.providers.items():
         if not all(map(policy.allowable, row.allow_headers)):
             yield ConfigurationProblem(f"providers.{name}.allow_headers", happened, fix)
+
+
+def _caller_problems(settings: Settings, providers: Collection[str]) -> Iterator[ConfigurationProblem]:
+    seen = dict.fromkeys(settings.caller_keys, "caller_keys")
+    for name, caller in settings.callers.items():
+        place = f"callers.{name}"
+        if caller.key in seen:
+            yield ConfigurationProblem(f"{place}.key", f"{seen[caller.key]} has the same key", "give each its own")
+        seen.setdefault(caller.key, place)
+        if not {*providers, EVERYTHING}.issuperset(caller.providers):
+            fix = f"choose of {', '.join(sorted(providers))}"
+            yield ConfigurationProblem(f"{place}.providers", "one of them is not configured", fix)
 
 
 def _exposed(host: str) -> list[ConfigurationProblem]:
@@ -215,6 +228,10 @@ def warnings(settings: Settings, configured: Providers, catalogue: Catalogue, fl
             if first is not None and route is not None and first.model.edits and not route.model.edits:
                 what = f"{route.model.id} does not edit, so edits do not go there when {first.model.id} fails"
                 found.append(f"fallbacks: {what}")
+    if settings.store == MEMORY and any(caller.usd_per_day is not None for caller in settings.callers.values()):
+        found.append(
+            f'callers: the store is memory, so a restart forgets what was spent today; store = "{EXAMPLE}" keeps it'
+        )
     has_password = "@" in settings.store
     for name in flags:
         if name == "secret" or (name == "store" and has_password):
@@ -351,9 +368,10 @@ def _credentials(
             variable = _variable(reference)
             problems.append(_problem(provider, "credential", refused.happened, refused.fix, variable))
             continue
-        if kind == "caller" and settings.caller_keys:
-            happened = "callers' own keys would go to this provider, but caller_keys makes them keys of this proxy"
-            problems.append(_problem(provider, "credential", happened, 'give it "env:NAME", or remove caller_keys'))
+        if kind == "caller" and settings.has_callers:
+            named = "caller_keys" if settings.caller_keys else "callers"
+            happened = f"callers' own keys would go to this provider, but {named} makes them keys of this proxy"
+            problems.append(_problem(provider, "credential", happened, f'give it "env:NAME", or remove {named}'))
         if secret or kind == "machine":
             problems += _misplaced(provider)
         header, scheme = provider.auth_header, provider.auth_scheme

@@ -208,6 +208,12 @@ def _is_ipv6(value: str) -> bool:
     return True
 
 
+def _caller_key(value: str) -> str:
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", value):
+        raise Refused("it is not a hash (sha256: and 64 hex digits)", f"if it is a key, {HASH_COMMAND}")
+    return value
+
+
 def _caller_keys(value: tuple[str, ...]) -> tuple[str, ...]:
     for place, key in enumerate(value, 1):
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", key):
@@ -297,6 +303,12 @@ def _provider_name(value: str) -> str:
     return value
 
 
+def _caller_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,31}", value):
+        raise Refused("the name of a caller is invalid", "use up to 32 lower case letters, digits, ., - and _")
+    return value
+
+
 def _secret(value: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]{16,1024}", value):
         raise Refused("it must be 16 to 1024 visible ASCII characters", "make one with `openssl rand -hex 32`")
@@ -334,6 +346,9 @@ Model = Annotated[str, Matching(r"[\x21-\x7e]{1,256}", "a model's name")]
 Names = tuple[str, ...]
 ModelNames = Annotated[Names, _model_names]
 Fallbacks = Annotated[dict[str, Names], _fallbacks]
+CallerName = Annotated[str, _caller_name]
+CallerKey = Annotated[str, _caller_key]
 CallerKeys = Annotated[Names, _caller_keys]
+Dollars = Annotated[float, Within(0, 1_000_000)]
 Origins = Annotated[Names, _origins]
 FetchHosts = Annotated[Names, _fetch_hosts]

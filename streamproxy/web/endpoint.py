@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streamproxy.auth import Caller, StreamTokens, authenticate, has_key
+from streamproxy.auth import Callers, StreamTokens, authenticate, has_key
 from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
@@ -20,6 +20,7 @@ from streamproxy.generation.choosing import Chooser
 from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router
+from streamproxy.generation.tabs import Tabs
 from streamproxy.hub.files import Files
 from streamproxy.hub.hub import Hub
 from streamproxy.observe import Observer
@@ -49,6 +50,8 @@ class Context:
     hub: Hub
     uploads: Files
     tokens: StreamTokens
+    callers: Callers
+    tabs: Tabs
     origins: Origins
     intake: Intake
     cutoff: Cutoff
@@ -56,6 +59,7 @@ class Context:
     """Whether every provider needs the caller's own key, so that a request without one cannot succeed."""
     models: ModelLists
     files: Mapping[str, StaticFile]
+    openapi: Callable[[], StaticFile]
 
     def ask_for_key(self, request: Request) -> None:
         """Raises ProxyError(INVALID_API_KEY) for a request that brings no key where it cannot do without."""
@@ -106,8 +110,7 @@ class Endpoint:
     async def _handled(self, request: Request, context: Context) -> ASGIApp:
         context.origins.check_origin(request.method, request.headers, follows=self._follows)
         if self._keys:
-            caller: Caller = authenticate(request.scope["headers"], context.settings.caller_keys)
-            request.state.caller = caller.key_id
+            request.state.caller = authenticate(request.scope["headers"], context.callers).label
         return await self._handlers["GET" if request.method == "HEAD" else request.method](request, context)
 
 

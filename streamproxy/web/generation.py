@@ -30,6 +30,7 @@ from streamproxy.core.requests import ImageRequest, Variation
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.router import Plan
+from streamproxy.generation.tabs import Tab
 from streamproxy.hub.generation import OnDisconnect
 from streamproxy.hub.keys import Names
 from streamproxy.hub.log import Record
@@ -115,7 +116,7 @@ async def _order(
     plan = choice.first
     request.state.provider = plan.route.provider.name
     request.state.model = plan.model
-    owner = owner_of(request.scope["headers"], context.settings.caller_keys)
+    owner = owner_of(request.scope["headers"], context.callers)
     named = (plan.route.model.id, wanted.model)
     previews = preview_choice(request, context.settings, named) if wanted.stream else AS_THEY_COME
     preferred = _preferences(request, any(name in context.settings.finish_models for name in named), previews)
@@ -166,9 +167,7 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     """A new generation and its producer, and its caller as the first reader."""
     hub, preferred = order.context.hub, order.preferences
     try:
-        if order.missing is not None:
-            raise order.missing
-        hub.admission.admit(hub.running)
+        tab = await _admitted(order)
     except ProxyError:
         await hub.withdraw(record.id, order.names)
         raise
@@ -178,8 +177,22 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     subscriber = generation.stream.subscribe(asker=not preferred.later, versions=_versions(order))
     await hub.register(generation)
     note_generation(order.request.scope, generation.stream)
-    order.context.producer.start(order.wanted, order.plans, generation, files.pop_all().close)
+    order.context.producer.start(order.wanted, order.plans, generation, tab, files.pop_all().close)
     return _FirstReading(order, subscriber)
+
+
+async def _admitted(order: _Order) -> Tab:
+    """What the generation is charged to. Raises ProxyError where it may not begin."""
+    if order.missing is not None:
+        raise order.missing
+    hub = order.context.hub
+    tab = await order.context.tabs.open(order.plans[0].caller, [plan.route for plan in order.plans], order.wanted.n)
+    try:
+        hub.admission.admit(hub.running)  # nothing is awaited from here to where it runs
+    except ProxyError:
+        await tab.withdraw()
+        raise
+    return tab
 
 
 def _attach(order: _Order, stream: Stream) -> _Reading:

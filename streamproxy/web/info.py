@@ -6,20 +6,21 @@ Where it does not say, the catalogue's models stand in for its own, and the resp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Final
 
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from streamproxy.auth import Headers, authenticate
 from streamproxy.core.catalogue import Model, Provider, model_object
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.abilities import abilities
 from streamproxy.web.endpoint import Context
-from streamproxy.web.headers import has_version
 from streamproxy.web.model_lists import ListedModel
-from streamproxy.web.responses import Response, empty_response, json_response
+from streamproxy.web.responses import Response, json_response
+from streamproxy.web.static import file_response
 
 UNAUTHORIZED: Final = (401, 403)
 
@@ -38,12 +39,22 @@ class _Listing:
 
 
 async def _listed(request: Request, context: Context) -> _Listing:
+    """The models that the caller may ask for."""
+    headers = request.scope["headers"]
+    caller = authenticate(headers, context.callers)
+    usable = tuple(provider for provider in context.providers if caller.may_use(provider.name))
+    found = await _served(replace(context, providers=usable), headers)
+    found.entries = {id: entry for id, entry in found.entries.items() if context.router.allows(id, headers)}
+    return found
+
+
+async def _served(context: Context, headers: Headers) -> _Listing:
     today = datetime.now(UTC).date()
     found = _Listing()
     found.add(context, [provider.only_named() for provider in context.providers], today)
     for provider in (provider for provider in context.providers if provider.unlisted):
         try:
-            for listed in await context.models.of(provider, request.scope["headers"]):
+            for listed in await context.models.of(provider, headers):
                 found.entries.setdefault(listed.id, _merged(listed, context))
         except ProxyError as error:
             if error.status in UNAUTHORIZED:
@@ -85,7 +96,7 @@ async def models(request: Request, context: Context) -> ASGIApp:
 async def model(request: Request, context: Context) -> ASGIApp:
     """One model; its id may contain slashes."""
     wanted: str = request.path_params["id"]
-    route = context.catalogue.resolve(wanted, context.providers)
+    route = context.router.plan(wanted, request.scope["headers"]).route
     entries = (await _listed(request, context)).entries
     known = entries.get(wanted) or entries.get(route.model.id)
     if known is None:
@@ -98,11 +109,8 @@ async def model(request: Request, context: Context) -> ASGIApp:
 
 
 async def file(request: Request, context: Context) -> ASGIApp:
-    """The browser's file of this route, or 304 where the caller has it."""
-    found = context.files[request.scope["route"].path]
-    if has_version(request, found.headers["etag"]):
-        return empty_response(304, found.headers)
-    return Response(200, found.content_type, (found.body,), found.headers)
+    """The browser's file of this route."""
+    return file_response(request, context.files[request.scope["route"].path])
 
 
 async def livez(request: Request, context: Context) -> ASGIApp:

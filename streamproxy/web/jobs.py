@@ -24,7 +24,7 @@ MOST: Final = 100
 
 async def list_streams(request: Request, context: Context) -> Response:
     """One page of the caller's streams: at most `limit`, those behind the one whose id is `after`."""
-    owner = owner_of(request.scope["headers"], context.settings.caller_keys)
+    owner = owner_of(request.scope["headers"], context.callers)
     if owner is None:
         message = (
             "Streams that were asked for without a key are in no list. Send the key, or name them: stream=ID:TOKEN."

@@ -32,6 +32,7 @@ from streamproxy.core.schema import MAX_MODEL, Checklist, extra_headers
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.relaying import EVENTS, Exchange, Item, passed_on
+from streamproxy.generation.tabs import Tab
 from streamproxy.web import caller
 from streamproxy.web.endpoint import Context
 from streamproxy.web.outcome import note_failure
@@ -87,6 +88,7 @@ async def relay(request: Request, context: Context, body: JsonObject, endpoint: 
     plan = context.router.plan_relay(model_of(body), request.scope["headers"], endpoint.path, endpoint.missing)
     plan = plan.with_headers(extra_headers(body), request.state.trace)
     context.hub.admission.admit(context.hub.running)
+    tab = await context.tabs.open(plan.caller, (plan.route,), 1)
     route = plan.route
     request.state.provider = route.provider.name
     request.state.model = None if route.model.family == UNKNOWN else route.model.id
@@ -94,7 +96,7 @@ async def relay(request: Request, context: Context, body: JsonObject, endpoint: 
     kind = _Kind.EVENTS if (body.value("stream") or b"") == b"true" else _Kind.JSON
     unkept = [name for name in UNKEPT if name in request.headers]
     noted = {NOT_APPLIED: ", ".join(unkept)} if unkept else {}
-    return _Relay(context, exchange, endpoint, kind, noted, room.pop_all().close)
+    return _Relay(context, exchange, endpoint, kind, noted, tab, room.pop_all().close)
 
 
 def model_of(body: JsonObject) -> str:
@@ -122,7 +124,7 @@ class _Kind(Enum):
 class _Relay:
     """The response: an ASGI app. `kind` is what the caller asked for; `noted` are headers of our own.
 
-    `release` frees what the body takes.
+    `tab` is settled, and `release` frees what the body takes, when it is over.
     """
 
     context: Context
@@ -130,14 +132,17 @@ class _Relay:
     endpoint: Endpoint
     kind: _Kind
     noted: Mapping[str, str]
+    tab: Tab
     release: Callable[[], None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = _Writer(self, send)
+        account = self.exchange.account()
         try:
             await caller.unless_gone(receive, partial(self._pass_on, writer))
             await writer.end()
         except ProxyError as error:
+            account.fail(error, abandoned=False)
             note_failure(scope, error)
             if error.failure is Failure.CALLER_GONE:
                 return
@@ -147,6 +152,7 @@ class _Relay:
                 await error_response(error, self.exchange.request_id)(scope, receive, send)
         finally:
             self.release()
+            await self.tab.close(account)
 
     async def _pass_on(self, writer: _Writer) -> None:
         failure: ProxyError | None = None

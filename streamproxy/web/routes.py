@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.routing import Route
 
-from streamproxy.web import chat, images, info, many, streams, tool, uploads
+from streamproxy.web import chat, docs, images, info, many, streams, tool, uploads, usage
 from streamproxy.web.endpoint import Endpoint, Handler
 from streamproxy.web.static import PAGE_FILES, PLAYGROUND
 
@@ -41,6 +41,7 @@ ROUTES: Final[tuple[RouteRow, ...]] = (
     RouteRow("GET", "/images/models", info.models, "The models that are served"),
     RouteRow("GET", "/models", info.models, "The same list"),
     RouteRow("GET", "/models/{id:path}", info.model, "One model; ids may contain `/`"),
+    RouteRow("GET", "/usage", usage.usage, "Spending by day, caller, model and provider"),
     RouteRow("POST", "/files", uploads.create, "Upload an image, to be named by its id in later requests"),
     RouteRow("GET", "/files", uploads.index, "The files that came with this key"),
     RouteRow("GET", "/files/{id}", uploads.describe, "One file: its name, size and expiry"),
@@ -90,6 +91,17 @@ ROUTES: Final[tuple[RouteRow, ...]] = (
     RouteRow("GET", "/livez", info.livez, "The process serves", surface=False, keys=False),
     RouteRow("GET", "/readyz", info.readyz, "New requests are taken", surface=False, keys=False),
     RouteRow("GET", "/metrics", info.metrics, "Prometheus metrics", surface=False),
+    RouteRow("GET", "/openapi.json", docs.openapi, "Every route and schema, as OpenAPI 3.1", surface=False, keys=False),
+    RouteRow("GET", "/docs", docs.index, "The documentation", surface=False, keys=False),
+    RouteRow(
+        "GET",
+        "/docs/{page}",
+        docs.page,
+        "One page of it; `{page}.md` is its Markdown",
+        surface=False,
+        keys=False,
+    ),
+    RouteRow("GET", "/llms.txt", docs.llms, "Its pages, for language models", surface=False, keys=False),
     *(
         RouteRow("GET", path, info.file, meaning, surface=False, keys=False)
         for path, meaning in (
@@ -100,6 +112,7 @@ ROUTES: Final[tuple[RouteRow, ...]] = (
             ("/react.js", "The same for React"),
             ("/react.d.ts", "Its types"),
             ("/client.tgz", "All of them as an npm package: `npm install http://.../client.tgz`"),
+            ("/docs.css", "The style of the documentation"),
         )
     ),
 )

@@ -1,4 +1,5 @@
-"""The browser's files: modules that any page may import, the same as an npm package, and the page of `playground`.
+"""The browser's files: modules that any page may import, the same as an npm package, the page of `playground`, and the
+style sheet of /docs.
 
 All are read when the first app is made, and each has an ETag of its content: a new version is there with the proxy that
 serves it, and a page asks for nothing twice.
@@ -19,8 +20,11 @@ from types import MappingProxyType
 from typing import Final
 
 import orjson
+from starlette.requests import Request
+from starlette.types import ASGIApp
 
-from streamproxy.web.responses import NO_REFERRER
+from streamproxy.web.headers import has_version
+from streamproxy.web.responses import NO_REFERRER, Response, empty_response
 
 KINDS: Final = {
     ".js": "text/javascript; charset=utf-8",
@@ -28,12 +32,16 @@ KINDS: Final = {
     ".tgz": "application/gzip",
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
+    ".md": "text/markdown; charset=utf-8",
+    ".txt": "text/plain; charset=utf-8",
+    ".json": "application/json",
 }
 
 MODULES: Final = ("client.js", "client.d.ts", "element.js", "element.d.ts", "react.js", "react.d.ts")
 PACKAGE: Final = "client.tgz"
 PLAYGROUND: Final = "playground"
 PAGE: Final = "index.html"
+STYLE: Final = "docs.css"
 PAGE_FILES: Final = (
     "page.css",
     "page.js",
@@ -76,20 +84,29 @@ def read_files() -> Mapping[str, StaticFile]:
     folder = files("streamproxy.web").joinpath("static")
     modules = {name: folder.joinpath(name).read_bytes() for name in MODULES}
     own = {f"{PLAYGROUND}/{name}": folder.joinpath(PLAYGROUND, name).read_bytes() for name in (PAGE, *PAGE_FILES)}
+    own[STYLE] = folder.joinpath(STYLE).read_bytes()
     shared = {**modules, PACKAGE: package(modules)}
-    served = {f"/{name}": _file(name, body, ANY_PAGE) for name, body in shared.items()}
-    served |= {f"/{name}": _file(name, body, OWN_PAGE) for name, body in own.items()}
+    served = {f"/{name}": static_file(name, body, ANY_PAGE) for name, body in shared.items()}
+    served |= {f"/{name}": static_file(name, body, OWN_PAGE) for name, body in own.items()}
     served["/"] = served.pop(f"/{PLAYGROUND}/{PAGE}")
     return MappingProxyType(served)
 
 
-def _file(name: str, body: bytes, headers: Mapping[str, str]) -> StaticFile:
+def static_file(name: str, body: bytes, headers: Mapping[str, str]) -> StaticFile:
+    """A file with the headers of all of them; the end of its name says its type."""
     common = {
         "etag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
         "cache-control": "public, no-cache",  # kept, and asked for again: mostly a 304
         "x-content-type-options": "nosniff",
     }
     return StaticFile(body, KINDS[name[name.rindex(".") :]], {**common, **headers})
+
+
+def file_response(request: Request, found: StaticFile) -> ASGIApp:
+    """The file, or 304 where the caller has it."""
+    if has_version(request, found.headers["etag"]):
+        return empty_response(304, found.headers)
+    return Response(200, found.content_type, (found.body,), found.headers)
 
 
 def package(modules: Mapping[str, bytes]) -> bytes:

@@ -342,7 +342,7 @@ async def _authorised(request: Request, context: Context) -> tuple[Stream, Right
     if token is not None:
         right = context.tokens.check(id, token)
         return await context.hub.find(id), right
-    owner = owner_of(request.scope["headers"], context.settings.caller_keys)
+    owner = owner_of(request.scope["headers"], context.callers)
     stream = await context.hub.find(id)
     if owner is None or stream.record.owner != owner:
         raise ProxyError(Failure.NOT_FOUND, "No such stream.")

@@ -36,7 +36,7 @@ async def responses(request: Request, context: Context) -> ASGIApp:
             named = with_model(body, context.settings.default_model)
             return await relay(request, context, named, RESPONSES, room)
         tool = surface.tool_of(body)
-        model = surface.model_of(body, tool) or _default(body, context)
+        model = surface.model_of(body, tool) or _default(request, body, context)
         if model != AUTO:
             context.router.plan(model, request.scope["headers"])  # refused before its pictures are looked at
         reading = partial(_read, body, tool, model, context.catalogue.max_prompt(model))
@@ -50,10 +50,11 @@ def _read(body: JsonObject, tool: surface.Tool, model: str, max_prompt: int) -> 
     return wanted, surface.Response.of(body, tool, wanted)
 
 
-def _default(body: JsonObject, context: Context) -> str:
+def _default(request: Request, body: JsonObject, context: Context) -> str:
     """The model of a tool that names none: the request's own where it makes pictures, the setting's, or the first."""
     written = body.decode("model")
     if isinstance(written, str) and (written == AUTO or context.catalogue.find(written) is not None):
         return written
     listed = context.catalogue.listed(context.providers, datetime.now(UTC).date())
-    return context.settings.default_model or next((id for _, id in listed), "")
+    allowed = partial(context.router.allows, headers=request.scope["headers"])
+    return context.settings.default_model or next(filter(allowed, (id for _, id in listed)), "")

@@ -96,7 +96,7 @@ async def _found(request: Request, context: Context) -> FileRecord:
 
 
 def _owner(request: Request, context: Context) -> str | None:
-    return owner_of(request.scope["headers"], context.settings.caller_keys)
+    return owner_of(request.scope["headers"], context.callers)
 
 
 class _Content:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from decimal import Decimal
 
 import msgspec
@@ -10,7 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamproxy.core.cost import MAX_IMAGES, MAX_SECONDS, MAX_TOKENS, Price, Work, amount, cost, typical, why_unknown
+from streamproxy.core.cost import (
+    MAX_IMAGES,
+    MAX_SECONDS,
+    MAX_TOKENS,
+    TYPICAL_USD,
+    Price,
+    Work,
+    amount,
+    cost,
+    typical,
+    why_unknown,
+)
+from streamproxy.settings.providers import read_catalogue
 
 GPT_IMAGE_1 = Price(text_input=Decimal(5), image_input=Decimal(10), image_output=Decimal(40))
 EVERY_KIND = Price(Decimal("1.5"), Decimal(2), Decimal("7.5"), Decimal(30))
@@ -189,17 +202,24 @@ def test_a_stated_cost_is_money_or_nothing(said: object, usd: float | None) -> N
     assert amount(said) == usd
 
 
-TYPICAL = {
-    "none": (None, None),
-    "by picture": (Price(per_image=Decimal("0.04"), image_output=Decimal(30)), Decimal("0.04")),
-    "by first megapixel": (Price(first_megapixel=Decimal("0.03"), per_megapixel=Decimal("0.01")), Decimal("0.03")),
-    "by megapixel": (Price(per_megapixel=Decimal("0.003")), Decimal("0.003")),
-    "by token": (Price(text_input=Decimal(5), image_output=Decimal(30)), Decimal("0.03168")),
-    "by second": (Price(per_second=Decimal("0.001")), None),
-}
+@pytest.mark.parametrize(
+    ("price", "usd"),
+    [
+        (None, "0.04"),
+        (Price(), "0.04"),
+        (Price(text_input=Decimal(5)), "0.04"),
+        (PER_IMAGE, "0.04"),
+        (Price(text_input=Decimal(2), image_output=Decimal(120)), "0.1344"),
+        (Price(per_image=Decimal("0.01"), image_output=Decimal(10)), "0.0212"),
+        (Price(per_megapixel=Decimal("0.025")), "0.025"),
+        (Price(first_megapixel=Decimal("0.07"), per_megapixel=Decimal("0.03")), "0.07"),
+        (Price(per_second=Decimal("0.001")), "0.04"),
+    ],
+)
+def test_a_typical_picture(price: Price | None, usd: str) -> None:
+    assert typical(price) == Decimal(usd)
 
 
-@pytest.mark.parametrize("how", TYPICAL)
-def test_what_a_typical_picture_costs(how: str) -> None:
-    price, expected = TYPICAL[how]
-    assert typical(price) == expected
+def test_the_typical_price_is_the_catalogues_median() -> None:
+    prices = [model.price.per_image for model in read_catalogue().models.values() if model.price is not None]
+    assert statistics.median(price for price in prices if price is not None) == TYPICAL_USD

@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +32,17 @@ from tests.support import scenes
 from tests.support.chromium import Chromium, Page, chromium, needs_chromium
 from tests.support.cutter import Cutter, Place, Then, cutting
 from tests.support.provider import COMPLETED, PREVIEW, USAGE
-from tests.support.proxy import PROMPT, running_proxy
+from tests.support.proxy import BOUND, PROMPT, Proxy, running_proxy
 
 pytestmark = [pytest.mark.anyio, needs_chromium]
 
 STATIC: Final = Path(__file__).parent / "browser"
 KINDS: Final = {".html": "text/html; charset=utf-8", ".mjs": "text/javascript; charset=utf-8"}
-README: Final = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+ROOT: Final = Path(__file__).parents[2]
+README: Final = (ROOT / "README.md").read_text("utf-8")
+FRONTENDS: Final = (ROOT / "streamproxy" / "docs" / "frontends.md").read_text("utf-8")
 ADDRESS: Final = "http://127.0.0.1:8080"
+STREAM: Final = f"{ADDRESS}/v1/streams/..."
 PREVIEWED: Final = b"id: 1.1\n\n"
 
 
@@ -105,13 +109,18 @@ def waits_for(test: str) -> str:
     }})()"""
 
 
-async def test_the_page_of_the_readme(browser: Chromium) -> None:
-    """As it stands, but for the address, on a page of another origin."""
-    (snippet,) = re.findall(r"^```html\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def html(text: str) -> str:
+    (snippet,) = re.findall(r"^```html\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return str(snippet)
+
+
+@asynccontextmanager
+async def showing(browser: Chromium) -> AsyncIterator[tuple[Proxy, Server, Callable[[str], Awaitable[None]]]]:
+    """A proxy, its provider, and a function that shows a page of another origin until its picture is there."""
     page: list[str] = []
 
     def handler(_: Received) -> Script:
-        body = f"<!doctype html><meta charset=utf-8><link rel=icon href=data:,>{page[0]}".encode()
+        body = f"<!doctype html><meta charset=utf-8><link rel=icon href=data:,>{page[-1]}".encode()
         return (Send(head(200, (("Content-Type", KINDS[".html"]),), length=len(body))), Send(body))
 
     async with (
@@ -119,10 +128,35 @@ async def test_the_page_of_the_readme(browser: Chromium) -> None:
         serve(handler) as origin,
         running_proxy(upstream.url, cors_origins=(origin.url,)) as proxy,
     ):
+
+        async def shown(snippet: str) -> None:
+            page.append(snippet)
+            async with browser.page(origin.url) as tab:
+                await tab.run(waits_for("document.querySelector('progressive-image').state === 'completed'"))
+
+        yield proxy, upstream, shown
+
+
+async def test_the_page_that_orders(browser: Chromium) -> None:
+    """As it stands in the documentation, but for the address."""
+    async with showing(browser) as (proxy, upstream, shown):
+        snippet = html(FRONTENDS)
         assert snippet.count(ADDRESS) == 3
-        page.append(snippet.replace(ADDRESS, proxy.url))
-        async with browser.page(origin.url) as tab:
-            await tab.run(waits_for("document.querySelector('progressive-image').state === 'completed'"))
+        await shown(snippet.replace(ADDRESS, proxy.url))
+        assert upstream.calls == 1
+
+
+async def test_the_page_that_follows(browser: Chromium) -> None:
+    """The README's backend orders, and its page shows the stream that this names."""
+    (backend,) = re.findall(r"^```python\n([^`]*respond-async.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    async with showing(browser) as (proxy, upstream, shown):
+        assert backend.count(ADDRESS) == 1
+        with anyio.fail_after(BOUND):
+            run = await anyio.run_process([sys.executable, "-c", backend.replace(ADDRESS, proxy.url)])
+        snippet = html(README)
+        assert snippet.count(STREAM) == 1
+        stream_url = run.stdout.decode().strip()
+        await shown(snippet.replace(STREAM, proxy.url + stream_url).replace(ADDRESS, proxy.url))
         assert upstream.calls == 1
 
 

@@ -41,7 +41,7 @@ from tests.support.scenes import (
 pytestmark = [pytest.mark.anyio, needs_chromium]
 
 ROOT: Final = Path(__file__).parents[2]
-README: Final = (ROOT / "README.md").read_text("utf-8")
+PAGE: Final = (ROOT / "streamproxy" / "docs" / "streams.md").read_text("utf-8")
 KEY: Final = "only-the-order-is-sent-with-this-key"
 KEY_HASH: Final = f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()}"
 ADDRESS: Final = "http://127.0.0.1:8080"
@@ -171,9 +171,9 @@ def _without_ids(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("soon")
-async def test_the_page_of_the_readme(browser: Chromium, origin: str) -> None:
+async def test_the_page_of_the_documentation(browser: Chromium, origin: str) -> None:
     """It shows what comes, survives a cut, and says a failure that is one."""
-    (snippet,) = [block for block in re.findall(r"^```js\n(.*?)^```$", README, re.M | re.S) if "EventSource" in block]
+    (snippet,) = re.findall(r"^```js\n(.*?)^```$", PAGE, re.M | re.S)
     place = Place(b"id: 1.1\n\n", Then.FIN)
     async with (
         staged(place, frames=PICTURES[:2], cut_short=True, origins=(origin,)) as stage,

@@ -1,4 +1,4 @@
-"""Clients from npm that repeat a POST by themselves: the README's claims on each, as calls to the provider."""
+"""Clients from npm that repeat a POST by themselves: the claims of /docs on each, as calls to the provider."""
 
 from __future__ import annotations
 

@@ -24,9 +24,11 @@ from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.driver import Outside
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.router import Router, Service
+from streamproxy.generation.tabs import Tabs
 from streamproxy.hub.generation import Generation, OnDisconnect
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.keys import Names
+from streamproxy.hub.ledger import MemoryLedger
 from streamproxy.hub.limits import HubLimits
 from streamproxy.hub.log import Entry, Record
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
@@ -86,6 +88,7 @@ class Running:
     observer: Observer
     upstream: Server
     hub: Hub
+    tabs: Tabs
     store: SlowStore
     generations: list[Generation] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
@@ -94,7 +97,8 @@ class Running:
         plan = self.router.plan(MODEL, [])
         request = replace(PLAIN, model=MODEL, n=n, stream=stream, extra_headers=None, body=parse(BODY))
         made = await self.register(n=n)
-        self.producer.start(request, (plan,), made, lambda: self.released.append(made.stream.id))
+        tab = await self.tabs.open(plan.caller, (plan.route,), n)
+        self.producer.start(request, (plan,), made, tab, lambda: self.released.append(made.stream.id))
         return made.stream
 
     async def register(self, *, n: int = 1, key: str | None = None) -> Generation:
@@ -139,7 +143,8 @@ async def running(*scripts: Script, handler: Handler | None = None, broken: bool
             attempts = Attempts(adapters, outside, side_by_side=True)
             producer = Producer(attempts=attempts, hub=hub, observer=observer, tasks=tasks)
             router = Router(catalogue, {"sim": service}, POLICY)
-            yield Running(producer, router, tasks, observer, server, hub, store)
+            tabs = Tabs(MemoryLedger(), health=hub.health, observer=observer)
+            yield Running(producer, router, tasks, observer, server, hub, tabs, store)
             tasks.cancel_scope.cancel()
         await fetcher.aclose()
         await upstream.aclose()
@@ -389,7 +394,9 @@ async def test_a_refusal_lets_its_key_be_tried_again() -> None:
             assert await run.hub.keys.reserve("key", "print", "str_1") is None
             made = await run.register(key="key")
             request = replace(PLAIN, model=MODEL, extra_headers=None, body=parse(BODY))
-            run.producer.start(request, (run.router.plan(MODEL, []),), made, lambda: run.released.append("str_1"))
+            plan = run.router.plan(MODEL, [])
+            tab = await run.tabs.open(plan.caller, (plan.route,), 1)
+            run.producer.start(request, (plan,), made, tab, lambda: run.released.append("str_1"))
             await rest(follow(made.stream))
             await run.over()
             assert (await run.hub.keys.reserve("key", "print", "str_2") is None) is again

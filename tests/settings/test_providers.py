@@ -17,7 +17,14 @@ from streamproxy.core import schema
 from streamproxy.core.catalogue import Provider
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.providers import ADAPTERS
-from streamproxy.settings import ConfigurationError, ConfigurationProblem, ProviderSettings, Settings, values
+from streamproxy.settings import (
+    CallerSettings,
+    ConfigurationError,
+    ConfigurationProblem,
+    ProviderSettings,
+    Settings,
+    values,
+)
 from streamproxy.settings.providers import Providers, configure, place_of, read_catalogue, read_secret, warnings
 from streamproxy.settings.values import shown_origin
 from tests.support.google import service_account
@@ -562,3 +569,42 @@ def test_a_fallback_that_cannot_edit_is_warned_of() -> None:
     assert warned(Settings(providers=SEVERAL, fallbacks={GPT: (NANO,)}), {}) == []
     [line] = warned(Settings(providers=SEVERAL, fallbacks={GPT: (NANO, CORE)}), {})
     assert line.startswith(f"fallbacks: {CORE} does not edit")
+
+
+OTHER = "sha256:" + "1" * 64
+
+
+def named(**callers: CallerSettings) -> Settings:
+    return Settings(host="0.0.0.0", caller_keys=(HASH,), callers=callers)
+
+
+def test_callers_with_names_are_keys_enough() -> None:
+    assert configured(Settings(host="0.0.0.0", callers={"a": CallerSettings(key=HASH)}), OPENAI)
+    settings = Settings(upstream="https://gateway/v1", callers={"a": CallerSettings(key=HASH)})
+    [problem] = problems(settings, {})
+    assert problem.setting == "providers.upstream.credential"
+    assert "callers" in problem.fix
+
+
+@pytest.mark.parametrize("first", ["caller_keys", "callers.a"])
+def test_two_callers_with_one_key(first: str) -> None:
+    key = HASH if first == "caller_keys" else OTHER
+    settings = named(a=CallerSettings(key=OTHER), b=CallerSettings(key=key))
+    [problem] = problems(settings, OPENAI)
+    assert (problem.setting, problem.happened) == ("callers.b.key", f"{first} has the same key")
+    assert key[7:] not in str(problem)
+
+
+def test_a_callers_providers_are_configured() -> None:
+    assert configured(named(a=CallerSettings(key=OTHER, providers=("openai",))), OPENAI)
+    [problem] = problems(named(a=CallerSettings(key=OTHER, providers=("openai", "bfl"))), OPENAI)
+    assert problem.setting == "callers.a.providers"
+    assert "openai" in problem.fix
+
+
+@pytest.mark.parametrize(("store", "count"), [("memory", 1), ("redis://127.0.0.1:6379/0", 0)])
+def test_a_budget_in_memory_is_warned_of(store: str, count: int) -> None:
+    for limits, expected in (({"usd_per_day": 1.0}, count), ({"streams": 1}, 0)):
+        settings = Settings.of({"store": store, "callers": {"a": {"key": HASH, **limits}}})
+        found = warnings(settings, configured(Settings(), OPENAI), CATALOGUE, ())
+        assert len([line for line in found if "forgets" in line]) == expected

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamproxy.settings import (
+    CallerSettings,
     ConfigurationError,
     ConfigurationProblem,
     Described,
@@ -26,9 +27,10 @@ from streamproxy.settings.sources import load
 
 CANARY = "sk-Canary0123456789"
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "streamproxy.toml"
-TOP = [row for row in describe() if not row.name.startswith(("providers", "fallbacks"))]
+TOP = [row for row in describe() if row.env]
 ALL = [field.name for field in fields(Settings)]
 OF_PROVIDER = [field.name for field in fields(ProviderSettings)]
+OF_CALLER = [field.name for field in fields(CallerSettings)]
 LAYERS = ("flag", "environment", "secret", "toml")
 
 
@@ -108,6 +110,41 @@ def test_providers_are_merged_by_member_across_layers(tmp_path: Path) -> None:
     }
     replaced = load_with(flags={"providers": {"a": ProviderSettings(streams=True)}})
     assert replaced.providers == {"a": ProviderSettings(streams=True)}
+
+
+CALLER = f'[callers.app]\nkey = "sha256:{"0" * 64}"\n'
+
+
+def test_callers_have_limits(tmp_path: Path) -> None:
+    text = CALLER + 'models = ["openai/*"]\nproviders = ["openai"]\nstreams = 3\nusd_per_day = 2.5'
+    assert load_with(tmp_path, toml=text).callers == {
+        "app": CallerSettings(
+            key="sha256:" + "0" * 64, models=("openai/*",), providers=("openai",), streams=3, usd_per_day=2.5
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        (CALLER + f'budget = "{CANARY}"', "callers.app.budget"),
+        (CALLER + f'usd_per_day = "{CANARY}"', "callers.app.usd_per_day"),
+        (CALLER + "usd_per_day = -1", "callers.app.usd_per_day"),
+        (CALLER + "usd_per_day = nan", "callers.app.usd_per_day"),
+        (CALLER + "streams = 0", "callers.app.streams"),
+        (CALLER + f'models = ["{CANARY} "]', "callers.app.models"),
+        (f'[callers.app]\nkey = "{CANARY}"', "callers.app.key"),
+        ("[callers.app]\nstreams = 1", "callers.app.key"),
+        (f'[callers."{CANARY}"]\nkey = "sha256:{"0" * 64}"', "callers"),
+        (f'[callers]\napp = "{CANARY}"', "callers.app"),
+        (f'callers = "{CANARY}"', "callers"),
+    ],
+)
+def test_wrong_callers_are_named_not_shown(tmp_path: Path, text: str, setting: str) -> None:
+    [problem] = refused(tmp_path, toml=text)
+    assert problem.setting == setting
+    assert CANARY not in str(problem)
+    assert problem.fix
 
 
 def test_constructing_converts_and_checks_its_arguments() -> None:
@@ -363,7 +400,10 @@ def test_a_store_is_memory_or_a_url(value: str) -> None:
 
 
 def test_what_is_secret_hides_in_the_repr() -> None:
-    shown = repr(Settings(caller_keys=("sha256:" + "0" * 64,), store=f"redis://:{CANARY}@h", secret=CANARY))
+    callers = {"app": CallerSettings(key="sha256:" + "1" * 64)}
+    shown = repr(
+        Settings(caller_keys=("sha256:" + "0" * 64,), callers=callers, store=f"redis://:{CANARY}@h", secret=CANARY)
+    )
     assert "port=8080" in shown
     assert not re.search(f"caller_keys|sha256|store=|secret=|{CANARY}", shown)
 
@@ -403,8 +443,10 @@ def test_settings_are_frozen() -> None:
 def test_every_setting_is_described_with_a_meaning() -> None:
     rows = describe()
     expected = [*ALL, *(f"providers.<name>.{name}" for name in OF_PROVIDER)]
+    expected += [f"callers.<name>.{name}" for name in OF_CALLER]
     assert [row.name for row in rows] == expected
     assert all(row.meaning for row in rows)
+    assert {row.name for row in rows if not row.env and "." not in row.name} == {"providers", "callers"}
     assert {row.env for row in TOP} == {"STREAMPROXY_" + row.name.upper() for row in TOP}
 
 
@@ -418,9 +460,10 @@ def test_the_example_has_every_setting_and_default(tmp_path: Path) -> None:
     assert load({}, {}, EXAMPLE) == (Settings(), [])
     for row in TOP:
         assert re.search(rf"^(# )?{row.name} = ", text, re.M), row.name
-    rows = re.sub(r"^# (\[providers\.|upstream = |\w+ = )", r"\1", text, flags=re.M)
+    rows = re.sub(r"^# (\[(?:providers|callers)\.|upstream = |\w+ = )", r"\1", text, flags=re.M)
     rows = rows.replace("caller_keys = []", "").replace("<64 hex digits>", "0" * 64).replace("<resource>", "mine")
     everything = load_with(tmp_path, toml=rows)
+    assert set(tomllib.loads(rows)["callers"]["app"]) == set(OF_CALLER)
     row = tomllib.loads(rows)["providers"]["gateway"]
     assert set(row) >= set(OF_PROVIDER) - {"query", "deployments"}
     assert everything.providers["gateway"].strict_headers is False

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from streamproxy.settings.values import (
     EXPECTED,
     Bytes,
+    CallerKey,
     CallerKeys,
     ConfigurationProblem,
     CredentialReference,
@@ -273,6 +274,14 @@ def test_caller_keys_are_hashes() -> None:
     for value in ("sk-plain", HASH[:-1], HASH + "0", HASH.upper(), HASH[7:], HASH + "\n"):
         with pytest.raises(Refused, match="entry 2 is not a hash"):
             converted([HASH, value], CallerKeys)
+
+
+def test_a_callers_key_is_a_hash() -> None:
+    assert converted(HASH, CallerKey) == HASH
+    for value in ("sk-plain", HASH[:-1], HASH.upper(), f"{HASH},{HASH}"):
+        with pytest.raises(Refused, match="it is not a hash") as refused:
+            converted(value, CallerKey)
+        assert "hash-key" in refused.value.fix
 
 
 def test_credentials_say_where_and_never_what() -> None:

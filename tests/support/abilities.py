@@ -1,4 +1,4 @@
-"""What each known provider can do, found by asking its adapter: the rows of the README's table.
+"""What each known provider can do, found by asking its adapter: the rows of the documentation's table.
 
 A job for each of the provider's models is carried as far as the request that costs money, with an input image, a mask
 and every member of the images API. What is refused, or said not to be applied, is what it cannot do.
@@ -133,6 +133,6 @@ def _some(found: list[bool]) -> str:
 
 
 def written() -> str:
-    """The table as it stands in the README."""
+    """The table as it stands in the documentation."""
     lines = [" | ".join(row) for row in (HEADER, *rows())]
     return "\n".join((f"| {lines[0]} |", "|" + "---|" * len(HEADER), *(f"| {line} |" for line in lines[1:])))
