@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Final
 
 import anyio
 import orjson
@@ -28,25 +29,30 @@ from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.core.conversation import Limits
 from streamproxy.core.events import error_body
 from streamproxy.core.headers import HeaderPolicy
+from streamproxy.core.webhooks import signing_key
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.choosing import Chooser
 from streamproxy.generation.driver import CONVERSIONS, Outside
 from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
+from streamproxy.generation.results import Results
 from streamproxy.generation.router import Router, Service
 from streamproxy.generation.tabs import Tabs
-from streamproxy.hub import FILE_STORES, LEDGERS, STORES
+from streamproxy.hub import FILE_STORES, LEDGERS, NOTICE_STORES, STORES
 from streamproxy.hub.files import Files, Room
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.limits import HubLimits
+from streamproxy.hub.outbox import OutboxLimits
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
 from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.settings.providers import Providers, configure, read_catalogue
 from streamproxy.upstream import Deadlines, Resolver, Upstream, default_ssl_context
 from streamproxy.upstream.breaker import Breaker, State
+from streamproxy.upstream.bucket import Bucket
 from streamproxy.upstream.fetch import Fetcher
+from streamproxy.upstream.posting import Poster
 from streamproxy.upstream.signing import (
     BEDROCK,
     AwsSigner,
@@ -64,7 +70,11 @@ from streamproxy.web.origins import Origins, hosts_of
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.routes import PREFIXES, ROUTES, routes
 from streamproxy.web.static import ANY_PAGE, StaticFile, read_files, static_file
+from streamproxy.web.webhooks import Notifier
 from streamproxy.web.writing import Cutoff
+
+SETTLE_SECONDS: Final = 5.0
+"""For pictures of the last streams to be in the bucket when the process is asked to stop."""
 
 
 def create_app(
@@ -114,6 +124,8 @@ async def _drain(app: Starlette) -> None:
     context: Context | None = app.state.context
     if context is not None:
         await context.hub.drain(context.settings.drain_timeout)
+        if context.results is not None:
+            await context.results.settled(SETTLE_SECONDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +163,7 @@ class _Wiring:
         settling = await running.enter_async_context(AsyncExitStack())  # once all tasks have ended
         tasks = await running.enter_async_context(anyio.create_task_group())
         hub = await self._start_hub(running, tasks)
+        results = self._results(tasks)
         tabs = Tabs(ledger, health=hub.health, observer=self.observer)
         tasks.start_soon(tabs.tend)
         settling.push_async_callback(tabs.settle_all)
@@ -158,6 +171,7 @@ class _Wiring:
         threads = anyio.CapacityLimiter(CONVERSIONS)
         attempts = self._attempts(running, trust, threads)
         router = Router(self.catalogue, services, self.policy, callers)
+        notifier = self._start_notifier(running, tasks, trust, hub, results)
         running.callback(tasks.cancel_scope.cancel)
         return Context(
             settings=self.settings,
@@ -166,7 +180,7 @@ class _Wiring:
             router=router,
             chooser=Chooser(router, attempts, self.settings.auto, self.settings.fallbacks),
             attempts=attempts,
-            producer=Producer(attempts=attempts, hub=hub, observer=self.observer, tasks=tasks),
+            producer=Producer(attempts=attempts, hub=hub, observer=self.observer, tasks=tasks, results=results),
             previews=PreviewMaker(tasks, threads),
             observer=self.observer,
             hub=hub,
@@ -179,6 +193,8 @@ class _Wiring:
             cutoff=Cutoff(tasks, self.settings.drain_timeout),
             keyed=_keyed(self.configured),
             models=ModelLists(services),
+            notifier=notifier,
+            results=results,
             files=self.files,
             openapi=cache(self._openapi),
         )
@@ -237,10 +253,44 @@ class _Wiring:
             viewers=settings.max_viewers,
             viewers_of_owner=settings.max_viewers_per_caller,
             streams=settings.max_streams,
+            webhooks=OutboxLimits(settings.max_webhooks, settings.max_webhooks_per_caller),
         )
-        hub = Hub(backend=backend, tasks=tasks, limits=limits, observer=self.observer)
+        notices = None
+        if settings.webhook_origins:
+            open_notices = NOTICE_STORES[settings.store.partition(":")[0]]
+            notices = await running.enter_async_context(open_notices(settings.store))
+        hub = Hub(backend=backend, tasks=tasks, limits=limits, observer=self.observer, notices=notices)
         tasks.start_soon(hub.tend)
         return hub
+
+    def _results(self, tasks: TaskGroup) -> Results | None:
+        settings = self.settings
+        if settings.results is None:
+            return None
+        lifetime = settings.results_seconds or settings.token_seconds
+        bucket = Bucket(settings.results, endpoint=settings.results_endpoint, seconds=lifetime)
+        return Results(bucket, tasks=tasks, observer=self.observer)
+
+    def _start_notifier(
+        self, running: AsyncExitStack, tasks: TaskGroup, trust: ssl.SSLContext, hub: Hub, results: Results | None
+    ) -> Notifier | None:
+        settings = self.settings
+        if hub.outbox is None or settings.webhook_secret is None:
+            return None
+        resolver = None if self.resolver is None else self.resolver.resolve
+        poster = Poster(origins=settings.webhook_origins, ssl_context=trust, resolver=resolver)
+        running.push_async_callback(poster.aclose)
+        notifier = Notifier(
+            outbox=hub.outbox,
+            poster=poster,
+            hub=hub,
+            tokens=self.tokens,
+            observer=self.observer,
+            results=results,
+            key=signing_key(settings.webhook_secret),
+        )
+        tasks.start_soon(notifier.run)
+        return notifier
 
     async def _open_files(self, running: AsyncExitStack, hub: Hub) -> Files:
         settings = self.settings

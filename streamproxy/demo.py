@@ -126,7 +126,7 @@ async def generate(order: Order, settings: Settings, shown: Shown) -> None:
     The proxy is this process's alone: on a free port of this machine, without callers' keys, and without a store.
     """
     alone = {"host": "127.0.0.1", "port": 0, "workers": 1, "store": "memory", "public_url": None}
-    alone |= {"caller_keys": (), "callers": {}}
+    alone |= {"caller_keys": (), "callers": {}, "webhook_origins": (), "results": None}
 
     async def picture(url: str) -> bool:
         await anyio.to_thread.run_sync(_follow, url, order, shown, abandon_on_cancel=True)

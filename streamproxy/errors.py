@@ -78,6 +78,7 @@ class Failure(Enum):
     MODEL_NOT_FOUND = FailureRow("model_not_found", 404, INVALID, "not_found")
     MODEL_NOT_ALLOWED = FailureRow("model_not_allowed", 403, INVALID, "caller_limit")
     METHOD_NOT_ALLOWED = FailureRow("method_not_allowed", 405, INVALID, "bad_request")
+    WEBHOOK_REFUSED = FailureRow("webhook_refused", 400, INVALID, "webhook")
     HEAD_TIMEOUT = FailureRow("request_timeout", 408, INVALID, "head_timeout")
     BODY_TIMEOUT = FailureRow("request_body_timeout", 408, INVALID, "client_slow")
     HEAD_TOO_LARGE = FailureRow("request_head_too_large", 431, INVALID, "head_limit")

@@ -30,6 +30,8 @@ METRICS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("streamproxy_frames_total", "Events sent on, by type", ("type",)),
     ("streamproxy_tolerated_total", "Providers' faults that no caller noticed, by label", ("label",)),
     ("streamproxy_fallbacks_total", "Requests that failed over, or did not: over_budget", ("provider", "outcome")),
+    ("streamproxy_webhooks_total", "Attempts to deliver a webhook, by outcome", ("outcome",)),
+    ("streamproxy_results_total", "Completed pictures for the bucket, by outcome", ("outcome",)),
     (
         "streamproxy_cost_usd_total",
         "US dollars that providers' answers stated, by caller and model; empty where neither is known",
@@ -152,6 +154,18 @@ class Observer:
     def progress(self, provider: str, said: Mapping[str, float | int], request_id: str) -> None:
         """A provider says how far it is."""
         self.log.info("progress", provider=provider, **said, request_id=request_id)
+
+    def webhook(self, outcome: str, stream: str, attempts: int, reason: str = "") -> None:
+        """One attempt to deliver a webhook; a line where no further one follows though it failed."""
+        self._count("streamproxy_webhooks_total", outcome)
+        if outcome in ("given_up", "gone"):
+            self.log.warning("webhook", outcome=outcome, stream=stream, attempts=attempts, reason=reason)
+
+    def result(self, outcome: str, stream: str, reason: str = "") -> None:
+        """A picture was put into the bucket; with a `reason` it was not, or what else the bucket failed to do."""
+        self._count("streamproxy_results_total", outcome)
+        if reason:
+            self.log.warning("result", outcome=outcome, stream=stream, reason=reason)
 
     def store_failed(self, why: str) -> None:
         """The store stopped answering; streams of this process go on."""

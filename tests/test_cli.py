@@ -116,6 +116,8 @@ SOUND = {  # what a setting is given where its default is none, or may not stand
     "default_model": "sim/plain",
     **{"upstream": "https://gateway.example/v1", "secret": "0123456789abcdef", "finish_models": "a,b"},
     **{"cors_origins": "https://a.example", "caller_keys": "", "public_url": "https://a.example/v1"},
+    **{"webhook_origins": "https://a.example", "webhook_secret": f"whsec_{'A' * 32}"},
+    **{"results": "s3://bucket", "results_endpoint": "https://s3.example", "results_seconds": "60"},
 }
 
 

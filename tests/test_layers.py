@@ -55,9 +55,10 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
         "click": "cli",
         "httptools": "simulator.connection server.guard upstream.parsing",
         "google": "upstream.signing",
-        "httpx": "upstream upstream.fetch upstream.signing upstream.transport",
+        "httpx": "upstream upstream.fetch upstream.posting upstream.signing upstream.transport",
         "itsdangerous": "auth",
         "markdown_it": "web.docs",
+        "obstore": "upstream.bucket",
         "PIL": "generation.converting simulator.pictures",
         "prometheus_client": "observe",
         "python_multipart": "simulator.multipart web.body",
@@ -234,7 +235,7 @@ def declared(extra: str | None = None) -> set[str]:
 
 def test_imports_and_declared_dependencies_are_the_same() -> None:
     imported = {library for found, library in foreign() if not found.annotation}
-    extras = declared("valkey") | declared("aws") | declared("google")
+    extras = declared("valkey") | declared("aws") | declared("google") | declared("s3")
     assert imported == (declared() | extras) - NAMED.keys()
 
 

@@ -7,6 +7,7 @@ they stand, but for the address.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +26,7 @@ import pytest
 from streamproxy.cli import cli
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.core.rawjson import parse
+from streamproxy.core.webhooks import Outcome, StreamUrls, message
 from streamproxy.demo import MODEL
 from streamproxy.errors import Failure
 from streamproxy.observe import GAUGES, METRICS
@@ -421,7 +424,7 @@ TESTED: Final[Mapping[str, tuple[str, ...]]] = {
     "js": ("function* events", "new EventSource"),
     "html": ("<progressive-image",),
     "toml": ("[providers.", "[callers."),
-    "json": ("image_config", "cost_unknown"),
+    "json": ("image_config", "cost_unknown", "image.stream.completed"),
     "": ("<- open this", "GET /v1/streams?", "__main__ > cli"),
 }
 """A part of each snippet that a test runs, here or in tests/e2e (those of pages, in Chromium)."""
@@ -510,6 +513,15 @@ def test_a_chats_body() -> None:
     assert model is not None
     wanted = chat.request(read, model)
     assert wanted.options == {"image_config": read.decode("image_config")}
+
+
+def test_a_webhooks_message() -> None:
+    (shown,) = [block for block in blocks("json") if "image.stream" in block]
+    ended = Outcome("completed", (0,), 0.04, b'{"total_tokens":1106}')
+    urls = StreamUrls("https://...", "https://...", ("https://...",))
+    made_by = {"provider": "openai", "model": "openai/gpt-image-2"}
+    at = datetime(2026, 11, 27, 12, tzinfo=UTC).timestamp()
+    assert json.loads(shown) == json.loads(message("str_...", ended, urls, at=at, made_by=made_by))
 
 
 def test_the_figures_are_those_of_their_page() -> None:

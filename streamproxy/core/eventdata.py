@@ -4,6 +4,7 @@
     referenced(data, url)   the event with `image_url` in the place of `b64_json`: `?payload=ref`
     image_bytes(data)       the image itself, decoded
     nth_image(data, n)      the image of one item of a whole JSON answer
+    answer_items(data)      all its items, raw
     taken_apart(data)       the event's members, and its image as it lies in the pieces
     put_together(...)       an event of such members and another image
 
@@ -180,6 +181,15 @@ def nth_image(data: Sequence[Piece], number: int) -> bytes | None:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return image_bytes((items[number],)) if number < len(items) else None
+
+
+def answer_items(data: Sequence[Piece]) -> list[bytes]:
+    """The items of an answer, each as JSON; none where it is no answer."""
+    try:
+        items = msgspec.json.decode(b"".join(data), type=_Images).data
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return []
+    return [bytes(item) for item in items]
 
 
 def _with_image(data: tuple[Piece, ...]) -> JsonObject | None:

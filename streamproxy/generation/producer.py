@@ -20,6 +20,7 @@ from streamproxy.core.events import Frame
 from streamproxy.core.requests import ImageRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
+from streamproxy.generation.results import Results
 from streamproxy.generation.router import Plan
 from streamproxy.generation.tabs import Tab
 from streamproxy.hub.generation import Generation
@@ -32,13 +33,16 @@ FAIL_SECONDS: Final = 2.0
 
 
 class Producer:
-    """Starts generations. `tasks` is the app's task group: it outlives every request."""
+    """Starts generations. `tasks` is the app's task group: it outlives every request. `results` keep the pictures."""
 
-    def __init__(self, *, attempts: Attempts, hub: Hub, observer: Observer, tasks: TaskGroup) -> None:
+    def __init__(
+        self, *, attempts: Attempts, hub: Hub, observer: Observer, tasks: TaskGroup, results: Results | None = None
+    ) -> None:
         self._attempts = attempts
         self._hub = hub
         self._observer = observer
         self._tasks = tasks
+        self._results = results
 
     def start(
         self,
@@ -59,6 +63,7 @@ class Producer:
             hub=self._hub,
             observer=self._observer,
             attempts=self._attempts,
+            results=self._results,
         )
         self._tasks.start_soon(self._produce, running, release)
 
@@ -112,6 +117,7 @@ class _Generating:
     hub: Hub
     observer: Observer
     attempts: Attempts
+    results: Results | None
 
     @property
     def acceptance(self) -> Acceptance:
@@ -122,7 +128,14 @@ class _Generating:
         if (order.provider, order.model) != (plan.route.provider.name, plan.model):
             self.account.order = replace(order, provider=plan.route.provider.name, model=plan.model)
             self.acceptance.not_applied = self.attempts.not_applied(self.request, plan)
-        return _StreamSink(self.generation, plan, self.account, self.observer, self.request.unheard)
+        return _StreamSink(
+            generation=self.generation,
+            plan=plan,
+            account=self.account,
+            observer=self.observer,
+            results=self.results,
+            unheard=self.request.unheard,
+        )
 
     def tried(self, attempt: Attempt, before: Attempt | None = None) -> None:
         tried = list(self.account.tried)
@@ -138,7 +151,7 @@ class _Generating:
         await self.hub.conclude(self.generation)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _StreamSink:
     """One generation's stream as the driver of one attempt sees it."""
 
@@ -146,6 +159,7 @@ class _StreamSink:
     plan: Plan
     account: Account
     observer: Observer
+    results: Results | None
     unheard: tuple[str, ...]
 
     @property
@@ -178,6 +192,8 @@ class _StreamSink:
             said = {"attempts": shown(self.account.tried)}  # for readers whose head was sent before
             frame = replace(frame, data=appended(frame.data, said))
         self.account.take(frame)
+        if self.results is not None:  # first: a reader that is given the frame may ask for the picture's URL
+            self.results.keep(self.stream.record, frame)
         await self.generation.append(frame)
 
     def job(self, id: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 from anyio.abc import TaskGroup
@@ -16,19 +16,21 @@ from anyio.abc import TaskGroup
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.generation import Generation
 from streamproxy.hub.mirrors import PRESENCE_SECONDS
+from streamproxy.hub.outbox import OutboxLimits
 from streamproxy.hub.stream import Ending, Stream, Subscriber
 
 
 @dataclass(frozen=True, slots=True)
 class HubLimits:
     """`grace` and `hold` (of a failure) in seconds. Others: the most viewers of one stream, the most of all streams of
-    one owner, and the most generations that run."""
+    one owner, the most generations that run, and the most pending webhooks."""
 
     grace: float
     hold: float
     viewers: int
     viewers_of_owner: int
     streams: int
+    webhooks: OutboxLimits = field(default_factory=lambda: OutboxLimits(10_000, 1000))
 
 
 class Admission:

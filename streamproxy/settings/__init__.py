@@ -22,6 +22,7 @@ from streamproxy.settings.values import (
     GIB,
     HASH_COMMAND,
     MIB,
+    BucketUrl,
     Bytes,
     CallerKey,
     CallerKeys,
@@ -50,11 +51,14 @@ from streamproxy.settings.values import (
     Refused,
     Seconds,
     Secret,
+    SignedLifetime,
     Silence,
     StoreUrl,
     Text,
     Token,
     Url,
+    WebhookOrigins,
+    WebhookSecret,
     Workers,
     converted,
 )
@@ -197,6 +201,19 @@ class Settings:
         256 * MIB
     )
     file_seconds: Annotated[Lifetime, "seconds an uploaded file is kept, unless it asks for less"] = 86400.0
+    webhook_origins: Annotated[
+        WebhookOrigins, 'origins that webhooks may go to; "ORIGIN internal" may be at an internal address'
+    ] = ()
+    webhook_secret: Annotated[WebhookSecret | None, "key that signs webhooks: whsec_ and base64"] = field(
+        default=None, repr=False
+    )
+    max_webhooks: Annotated[Count, "webhooks that are not delivered yet"] = 10_000
+    max_webhooks_per_caller: Annotated[Count, "webhooks of one caller that are not delivered yet"] = 1000
+    results: Annotated[BucketUrl | None, "bucket that completed pictures are put into, like s3://bucket/prefix"] = None
+    results_endpoint: Annotated[Url | None, "address of the bucket's service, if that is not AWS"] = None
+    results_seconds: Annotated[
+        SignedLifetime | None, "seconds a signed URL of a picture is valid; default: token_seconds"
+    ] = None
     disconnect_grace: Annotated[Grace, "seconds until a generation without readers is cancelled"] = 15.0
     failure_hold: Annotated[Grace, "seconds a failure that may have been charged is held for the same request"] = 10.0
     finish_models: Annotated[ModelNames, "models whose generations run to the end without readers"] = ()

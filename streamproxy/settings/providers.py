@@ -29,6 +29,7 @@ from streamproxy.core.headers import HeaderPolicy
 from streamproxy.errors import ProxyError
 from streamproxy.settings import PREFIX, ProviderSettings, Settings
 from streamproxy.settings.values import ConfigurationError, ConfigurationProblem, Refused, is_loopback, shown_origin
+from streamproxy.upstream.bucket import Bucket, BucketError
 from streamproxy.upstream.signing import google_credentials
 
 LIMIT_OF_SECRETS: Final = 64 * 1024  # bytes of a secret file; nginx takes 32 KiB for all headers of a request
@@ -96,6 +97,8 @@ def configure(
     if not problems:
         problems += _choice_problems(settings, catalogue, providers)
     problems += _store_problems(settings)
+    problems += _webhook_problems(settings)
+    problems += _result_problems(settings)
     problems += _trust_problems(environ)
     if problems:
         raise ConfigurationError(problems)
@@ -192,6 +195,28 @@ def _store_problems(settings: Settings) -> list[ConfigurationProblem]:
     return problems
 
 
+def _webhook_problems(settings: Settings) -> list[ConfigurationProblem]:
+    if settings.webhook_origins and settings.webhook_secret is None:
+        fix = "make one with `echo whsec_$(openssl rand -base64 32)`, and give it to the receivers"
+        happened = "webhooks are signed, and there is no key"
+        return [ConfigurationProblem("webhook_secret", happened, fix, "STREAMPROXY_WEBHOOK_SECRET")]
+    return []
+
+
+def _result_problems(settings: Settings) -> list[ConfigurationProblem]:
+    if settings.results is None:
+        return []
+    if find_spec("obstore") is None:
+        happened, fix = "its client library is not installed", "in streamproxy's source directory: pip install '.[s3]'"
+        return [ConfigurationProblem("results", happened, fix, "STREAMPROXY_RESULTS")]
+    try:
+        Bucket(settings.results, endpoint=settings.results_endpoint, seconds=settings.token_seconds)
+    except BucketError as error:
+        fix = "look at results_endpoint, and at the variables of the environment that begin with AWS_"
+        return [ConfigurationProblem("results", f"the client library refuses it ({error})", fix, "STREAMPROXY_RESULTS")]
+    return []
+
+
 def _trust_problems(environ: Mapping[str, str]) -> list[ConfigurationProblem]:
     """Problems of the trusted certificates. upstream.default_ssl_context reads the same variables."""
     file, directory = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
@@ -228,13 +253,17 @@ def warnings(settings: Settings, configured: Providers, catalogue: Catalogue, fl
             if first is not None and route is not None and first.model.edits and not route.model.edits:
                 what = f"{route.model.id} does not edit, so edits do not go there when {first.model.id} fails"
                 found.append(f"fallbacks: {what}")
+    if settings.webhook_origins and settings.store == MEMORY:
+        found.append(
+            "webhook_origins: the store is memory, so webhooks that are not delivered yet end with the process"
+        )
     if settings.store == MEMORY and any(caller.usd_per_day is not None for caller in settings.callers.values()):
         found.append(
             f'callers: the store is memory, so a restart forgets what was spent today; store = "{EXAMPLE}" keeps it'
         )
     has_password = "@" in settings.store
     for name in flags:
-        if name == "secret" or (name == "store" and has_password):
+        if name in ("secret", "webhook_secret") or (name == "store" and has_password):
             found.append(f"{name}: every user of this machine can read a command line; prefer {PREFIX}{name.upper()}")
     return list(dict.fromkeys(found))  # two rows may have the same host
 

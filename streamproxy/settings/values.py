@@ -7,6 +7,7 @@ msgspec's own messages, which do, are not used.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import math
 import re
@@ -274,6 +275,44 @@ def _fetch_host(entry: str) -> str:
         return ""
 
 
+def _webhook_origins(value: tuple[str, ...]) -> tuple[str, ...]:
+    found = [_webhook_origin(entry.lower()) for entry in value]
+    if "" in found:
+        place = found.index("") + 1
+        fix = 'write https://hooks.example.com, or "http://10.0.0.5:8080 internal" for a host of an internal network'
+        raise Refused(f"entry {place} is not an origin", fix)
+    return tuple(found)
+
+
+def _webhook_origin(entry: str) -> str:
+    """An entry in the form that URLs are compared in, without its scheme's default port; "" where it is none."""
+    match = re.fullmatch(r"(https?)://([^/?#@\\ ]+)( internal)?", entry)
+    if match is None:
+        return ""
+    scheme, host, internal = match[1], _fetch_host(match[2]), match[3] or ""
+    if not host or host.startswith("*"):
+        return ""
+    default = ":443" if scheme == "https" else ":80"
+    return f"{scheme}://{host.removesuffix(default)}{internal}"
+
+
+def _webhook_secret(value: str) -> str:
+    try:
+        size = len(base64.b64decode(value.removeprefix("whsec_"), validate=True))
+    except ValueError:
+        size = 0
+    if not value.startswith("whsec_") or not 24 <= size <= 64:
+        fix = "make one with `echo whsec_$(openssl rand -base64 32)`"
+        raise Refused("it must be whsec_ and 24 to 64 bytes as base64", fix)
+    return value
+
+
+def _bucket(value: str) -> str:
+    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()/-]*)?", value):
+        raise Refused("it is not a bucket's URL", "write it like s3://bucket/prefix, without credentials")
+    return value.rstrip("/")
+
+
 def _model_names(value: tuple[str, ...]) -> tuple[str, ...]:
     for place, name in enumerate(value, 1):
         if not re.fullmatch(r"[\x21-\x7e]+", name):
@@ -352,3 +391,7 @@ CallerKeys = Annotated[Names, _caller_keys]
 Dollars = Annotated[float, Within(0, 1_000_000)]
 Origins = Annotated[Names, _origins]
 FetchHosts = Annotated[Names, _fetch_hosts]
+WebhookOrigins = Annotated[Names, _webhook_origins]
+WebhookSecret = Annotated[str, _webhook_secret]
+BucketUrl = Annotated[str, _bucket]
+SignedLifetime = Annotated[float, Within(1, 7 * DAY)]  # Signature Version 4 takes no longer ones

@@ -68,7 +68,7 @@ class Fetcher:
     ) -> None:
         self._hosts = frozenset(hosts)
         self._limits = limits or FetchLimits()
-        self._resolve = resolver or _resolve
+        self._resolve = resolver or resolve
         self._ssl_context = ssl_context
         self._transport = transport
         self._retries = RetryBudget()
@@ -255,7 +255,7 @@ def _unwrapped(url: str) -> Iterator[bytes]:
         raise _Fault("it is not base64") from None
 
 
-async def _resolve(host: str, port: int) -> Sequence[str]:
+async def resolve(host: str, port: int) -> Sequence[str]:
     """Resolve with the system: addresses in its order of preference (RFC 6724)."""
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return tuple(dict.fromkeys(address[0] for *_, address in found))

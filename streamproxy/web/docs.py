@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PAGES: Final = {
     "frontends": "pages, SDKs and clients",
     "recipes": "Next.js, Vue, Svelte, plain HTML and the AI SDK",
-    "streams": "follow, resume, share, poll and cancel",
+    "streams": "follow, resume, share, poll and cancel; webhooks and buckets",
     "api": "routes and their behaviour, chats and responses, uploads",
     "providers": "what each can do, and how it is set up",
     "deploy": "keys, processes, containers, edges",

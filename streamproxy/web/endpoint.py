@@ -19,6 +19,7 @@ from streamproxy.generation.attempts import Attempts
 from streamproxy.generation.choosing import Chooser
 from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
+from streamproxy.generation.results import Results
 from streamproxy.generation.router import Router
 from streamproxy.generation.tabs import Tabs
 from streamproxy.hub.files import Files
@@ -31,6 +32,7 @@ from streamproxy.web.origins import Origins
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import deliver, error_response
 from streamproxy.web.static import StaticFile
+from streamproxy.web.webhooks import Notifier
 from streamproxy.web.writing import Cutoff
 
 
@@ -58,6 +60,8 @@ class Context:
     keyed: bool
     """Whether every provider needs the caller's own key, so that a request without one cannot succeed."""
     models: ModelLists
+    notifier: Notifier | None
+    results: Results | None
     files: Mapping[str, StaticFile]
     openapi: Callable[[], StaticFile]
 

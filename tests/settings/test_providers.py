@@ -349,6 +349,37 @@ def test_an_endpoints_address_is_its_apis(path: str) -> None:
     assert row.base_url == f"https://gateway/v1{path}"
 
 
+def test_webhooks_need_a_secret() -> None:
+    settings = Settings(upstream="http://gateway/v1", webhook_origins=("https://hooks.example.com",))
+    [problem] = problems(settings, {})
+    assert (problem.setting, problem.env) == ("webhook_secret", "STREAMPROXY_WEBHOOK_SECRET")
+    assert "openssl" in problem.fix
+
+
+def test_webhooks_of_the_memory_store_are_warned_of() -> None:
+    origins = ("https://hooks.example.com",)
+    settings = Settings(upstream="http://gateway/v1", webhook_origins=origins, webhook_secret=f"whsec_{'A' * 32}")
+    [line] = warned(settings, {})
+    assert line.startswith("webhook_origins: the store is memory")
+    assert warned(replace(settings, store=STORE, secret=SECRET), {}) == []
+
+
+def test_a_bucket_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(upstream="http://gateway/v1", results="s3://bucket")
+    assert configured(settings, {})
+    monkeypatch.setattr("streamproxy.settings.providers.find_spec", lambda name: None)
+    [problem] = problems(settings, {})
+    assert problem.setting == "results"
+    assert ".[s3]" in problem.fix
+
+
+def test_a_bucket_that_its_library_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", CANARY)
+    [problem] = problems(Settings(upstream="http://gateway/v1", results="s3://bucket"), {})
+    assert problem.setting == "results"
+    assert "AWS_" in problem.fix
+
+
 def test_a_place_is_shown_without_its_secrets() -> None:
     assert place_of("memory") == "memory"
     assert place_of(STORE) == "redis  store.example:6380"
