@@ -42,6 +42,7 @@ from streamproxy.generation.tabs import Tabs
 from streamproxy.hub import FILE_STORES, LEDGERS, NOTICE_STORES, STORES
 from streamproxy.hub.files import Files, Room
 from streamproxy.hub.hub import Hub
+from streamproxy.hub.ledger import Ledger
 from streamproxy.hub.limits import HubLimits
 from streamproxy.hub.outbox import OutboxLimits
 from streamproxy.observe import Observer
@@ -158,15 +159,12 @@ class _Wiring:
         """Start everything. What has to be ended is on `running`."""
         trust = self.ssl_context or default_ssl_context()
         services = self._connect(running, trust)
-        open_ledger = LEDGERS[self.settings.store.partition(":")[0]]
-        ledger = await running.enter_async_context(open_ledger(self.settings.store))
+        ledger = await running.enter_async_context(LEDGERS[self.settings.store.partition(":")[0]](self.settings.store))
         settling = await running.enter_async_context(AsyncExitStack())  # once all tasks have ended
         tasks = await running.enter_async_context(anyio.create_task_group())
         hub = await self._start_hub(running, tasks)
         results = self._results(tasks)
-        tabs = Tabs(ledger, health=hub.health, observer=self.observer)
-        tasks.start_soon(tabs.tend)
-        settling.push_async_callback(tabs.settle_all)
+        tabs = self._start_tabs(settling, tasks, ledger, hub)
         callers = callers_of(self.settings)
         threads = anyio.CapacityLimiter(CONVERSIONS)
         attempts = self._attempts(running, trust, threads)
@@ -198,6 +196,13 @@ class _Wiring:
             files=self.files,
             openapi=cache(self._openapi),
         )
+
+    def _start_tabs(self, settling: AsyncExitStack, tasks: TaskGroup, ledger: Ledger, hub: Hub) -> Tabs:
+        """The callers' budgets. Bills that are still open are settled at the end of `settling`."""
+        tabs = Tabs(ledger, health=hub.health, observer=self.observer)
+        tasks.start_soon(tabs.tend)
+        settling.push_async_callback(tabs.settle_all)
+        return tabs
 
     def _connect(self, running: AsyncExitStack, trust: ssl.SSLContext) -> dict[str, Service]:
         """Each provider with its connections, by its name."""
