@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any, Final
 
 import anyio
@@ -441,3 +442,15 @@ async def test_a_key_may_be_tried_again_if_no_attempt_was_charged() -> None:
         assert (await scene.post("images/generations", order, keyed)).status_code == 429
         assert (await scene.post("images/generations", order, keyed)).status_code == 200
         assert scene.calls == (2, 1)
+
+
+async def test_a_fallback_is_a_model_that_its_caller_may_use() -> None:
+    key = "key-of-a-caller-0123456789"
+    callers = {"team": {"key": f"sha256:{sha256(key.encode()).hexdigest()}", "models": [ONE]}}
+    headers = {"authorization": f"Bearer {key}"}
+    async with stage(always(BUSY), good, callers=callers, fallbacks={ONE: [TWO]}) as scene:
+        order = {"model": ONE, "prompt": PROMPT}
+        named = await scene.post("images/generations", {**order, "fallbacks": [TWO]}, headers)
+        assert (named.status_code, named.json()["error"]["param"], scene.calls) == (403, "fallbacks[0]", (0, 0))
+        assert (await scene.post("images/generations", order, headers)).status_code == 503
+        assert scene.calls == (1, 0)
