@@ -39,6 +39,7 @@ from streamproxy.core.webhooks import signing_key
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.extensions import adapters, surfaces
 from streamproxy.generation.attempts import Attempts
+from streamproxy.generation.choosing import Chooser
 from streamproxy.generation.driver import CONVERSIONS, Outside
 from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
@@ -58,6 +59,7 @@ from streamproxy.settings.providers import Providers, configure, read_catalogue
 from streamproxy.settings.reloading import reloaded
 from streamproxy.settings.sources import CONFIG_ENV, load
 from streamproxy.upstream import Deadlines, Resolver, Upstream, default_ssl_context
+from streamproxy.upstream.breaker import Breaker, State
 from streamproxy.upstream.bucket import Bucket
 from streamproxy.upstream.fetch import Fetcher
 from streamproxy.upstream.posting import Poster
@@ -185,16 +187,25 @@ class _Terms:
     deadlines: Deadlines
     most: int
     trust_env: bool
+    breaks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Connected:
+    """The connections to one provider, and the breaker in front of them."""
+
+    upstream: Upstream
+    breaker: Breaker
 
 
 class _Connections:
     """The connections to all providers. `connect` opens those to one; they are kept while their terms do not change."""
 
-    def __init__(self, connect: Callable[[_Terms], Upstream]) -> None:
+    def __init__(self, connect: Callable[[_Terms], _Connected]) -> None:
         self._connect = connect
-        self._open: dict[_Terms, Upstream] = {}
+        self._open: dict[_Terms, _Connected] = {}
 
-    def by(self, terms: _Terms) -> Upstream:
+    def by(self, terms: _Terms) -> _Connected:
         """The connections on these terms."""
         if terms not in self._open:
             self._open[terms] = self._connect(terms)
@@ -203,11 +214,11 @@ class _Connections:
     def keep(self, wanted: Collection[_Terms]) -> None:
         """Close all others, those in use after their exchanges."""
         for terms in self._open.keys() - wanted:
-            self._open.pop(terms).retire()
+            self._open.pop(terms).upstream.retire()
 
     async def aclose(self) -> None:
-        for upstream in self._open.values():
-            await upstream.aclose()
+        for connected in self._open.values():
+            await connected.upstream.aclose()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,11 +308,13 @@ class _Wiring:
         services = self._services(running)
         callers = callers_of(settings)
         attempts = self._attempts(running)
+        router = Router(self.catalogue, services, self.policy, callers)
         return Context(
             settings=settings,
             catalogue=self.catalogue,
             providers=self.configured.providers,
-            router=Router(self.catalogue, services, self.policy, callers),
+            router=router,
+            chooser=Chooser(router, attempts, settings.auto, settings.fallbacks),
             attempts=attempts,
             producer=Producer(
                 attempts=attempts,
@@ -336,19 +349,27 @@ class _Wiring:
         settings = self.settings
         deadlines = _deadlines(settings)
         return [
-            _Terms(provider, deadlines, settings.max_connections, settings.trust_env_proxies)
+            _Terms(
+                provider,
+                deadlines,
+                settings.max_connections,
+                settings.trust_env_proxies,
+                settings.providers.get(provider.name, ProviderSettings()).breaker,
+            )
             for provider in self.configured.providers
         ]
 
-    def _connect(self, trust: ssl.SSLContext, terms: _Terms) -> Upstream:
-        return Upstream(
+    def _connect(self, trust: ssl.SSLContext, terms: _Terms) -> _Connected:
+        name = terms.provider.name
+        upstream = Upstream(
             deadlines=terms.deadlines,
             max_connections=terms.most,
             ssl_context=trust,
-            tolerated=partial(self.observer.tolerated, terms.provider.name),
+            tolerated=partial(self.observer.tolerated, name),
             trust_env=terms.trust_env,
             resolver=self.resolver,
         )
+        return _Connected(upstream, Breaker(changed=partial(_breaker, self.observer, name), opens=terms.breaks))
 
     def _services(self, running: _Running) -> dict[str, Service]:
         """Each provider with its connections, by its name."""
@@ -358,9 +379,15 @@ class _Wiring:
             row = self.settings.providers.get(provider.name, ProviderSettings())
             credential = self.configured.credentials[provider.name]
             signer = self._signer(provider, credential.signing_key, running.trust)
-            upstream = running.connections.by(terms)
+            connected = running.connections.by(terms)
             services[provider.name] = Service(
-                provider, upstream, credential, row.strict_headers, tuple(row.allow_headers), signer
+                provider,
+                connected.upstream,
+                credential,
+                row.strict_headers,
+                tuple(row.allow_headers),
+                signer,
+                connected.breaker,
             )
         return services
 
@@ -457,6 +484,10 @@ def _limits(settings: Settings) -> HubLimits:
         streams=settings.max_streams,
         webhooks=OutboxLimits(settings.max_webhooks, settings.max_webhooks_per_caller),
     )
+
+
+def _breaker(observer: Observer, provider: str, state: State) -> None:
+    observer.breaker(provider, state.value, closed=state is State.CLOSED)
 
 
 def _deadlines(settings: Settings) -> Deadlines:

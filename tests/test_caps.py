@@ -35,7 +35,6 @@ EXCEPTIONS: Final[dict[str, dict[str, int]]] = {
         "simulator.server.serve": 7,
         "surfaces.images._request": 6,
         "upstream.Upstream.__init__": 6,
-        "upstream.transport.Transport.__init__": 6,
     },
     "attributes": {
         "upstream.answer.Answer": 14,

@@ -38,7 +38,7 @@ _HEAD: Final = 4096
 
 _DATA_URL: Final = b"data:"
 
-APPENDED: Final = ("b64_json", "usage", "cost", "provider", "image_index")
+APPENDED: Final = ("b64_json", "usage", "cost", "provider", "model", "image_index")
 """Members that callers rely on and providers may leave out."""
 
 
@@ -52,8 +52,8 @@ class _Members(msgspec.Struct):
     usage: msgspec.Raw = msgspec.Raw()
     cost: msgspec.Raw = msgspec.Raw()
     provider: msgspec.Raw = msgspec.Raw()
-    image_index: msgspec.Raw = msgspec.Raw()
     model: msgspec.Raw = msgspec.Raw()
+    image_index: msgspec.Raw = msgspec.Raw()
 
 
 _DECODER: Final = msgspec.json.Decoder(_Members)

@@ -103,10 +103,6 @@ class Sink(Protocol):
         """One event for the readers; returns when the next one is wanted."""
         ...
 
-    async def complete(self) -> None:
-        """Every image has its final frame."""
-        ...
-
     def job(self, id: str) -> None:
         """The provider has this id for the work."""
         ...

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from streamproxy.account import Attempt
 from streamproxy.core.conversation import Progress
 from streamproxy.core.cursor import Cursor
 from streamproxy.errors import ProxyError
@@ -39,13 +40,14 @@ class Acceptance:
     """What is known before the first frame. `accepted`: the provider works on it.
 
     `committed`: a head is about to be sent, so that a failure can no longer be an HTTP status. `headers` are the
-    provider's that are passed on, `not_applied` the members that it is not asked for.
+    provider's that are passed on, `not_applied` the members that it is not asked for, `tried` the attempts so far.
     """
 
     accepted: bool = False
     committed: bool = False
     headers: tuple[tuple[str, str], ...] = ()
     not_applied: tuple[str, ...] = ()
+    tried: tuple[Attempt, ...] = ()
     progress: Progress | None = None
 
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry
 
-from streamproxy.account import Account, Outcome
+from streamproxy.account import Account, Outcome, told
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.observe.log import as_id, as_identifier, get_log, log_exception
 from streamproxy.observe.metrics import OTHER, Metrics
@@ -94,6 +94,7 @@ class Observer:
             "stream": order.stream_id,
             "caller": order.caller,
             "attempts": account.attempts,
+            "tried": told(account.tried) if len(account.tried) > 1 else None,
             "images": account.images,
             "previews": account.previews.count,
             "first_preview_ms": _ms(account.previews.first),
@@ -125,6 +126,16 @@ class Observer:
     def streams(self, change: int) -> None:
         """A generation began (1) or ended (-1)."""
         self.metrics.change("streamproxy_streams", change)
+
+    def fallback(self, provider: str, *, taken: bool) -> None:
+        """A request has failed at this provider, and goes on to another one if the budget allows it."""
+        self.metrics.count("streamproxy_fallbacks_total", provider, "taken" if taken else "over_budget")
+
+    def breaker(self, provider: str, state: str, *, closed: bool) -> None:
+        """The breaker of this provider has another state."""
+        self.metrics.set("streamproxy_breakers_open", provider, value=0 if closed else 1)
+        log = self.log.info if closed else self.log.warning
+        log("breaker", provider=provider, state=state)
 
     def frame(self, type: str) -> None:
         """One event has been handed on."""

@@ -21,6 +21,7 @@ METRICS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("streamproxy_upstream_requests_total", "Requests sent to a provider", ("provider",)),
     ("streamproxy_frames_total", "Events sent on, by type", ("type",)),
     ("streamproxy_tolerated_total", "Providers' faults that no caller noticed, by label", ("label",)),
+    ("streamproxy_fallbacks_total", "Requests that failed over, or did not: over_budget", ("provider", "outcome")),
     ("streamproxy_webhooks_total", "Attempts to deliver a webhook, by outcome", ("outcome",)),
     ("streamproxy_results_total", "Completed pictures for the bucket, by outcome", ("outcome",)),
     (
@@ -53,6 +54,7 @@ HISTOGRAMS: Final[tuple[tuple[str, str, tuple[str, ...], tuple[float, ...]], ...
 
 GAUGES: Final[tuple[tuple[str, str, tuple[str, ...], str], ...]] = (
     ("streamproxy_streams", "Generations running now", (), "livesum"),
+    ("streamproxy_breakers_open", "Breakers that are not closed, by provider", ("provider",), "livesum"),
     ("streamproxy_build_info", "1, with the versions that run", ("version", "python"), "livemax"),
 )
 """Every gauge: name, meaning, labels, and how prometheus_client puts together those of several workers."""

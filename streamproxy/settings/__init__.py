@@ -32,6 +32,7 @@ from streamproxy.settings.values import (
     Count,
     CredentialReference,
     Dollars,
+    Fallbacks,
     FetchHosts,
     Grace,
     Host,
@@ -123,6 +124,7 @@ class ProviderSettings:
     workflows: Annotated[dict[str, str] | None, "ComfyUI: the file of a workflow in API format, by model"] = None
     strict_headers: Annotated[bool, "only allowed extra_headers pass, instead of all but refused ones"] = False
     allow_headers: Annotated[Names, "extra_headers to let through that are refused otherwise"] = ()
+    breaker: Annotated[bool, "whether it is not asked for a while after repeated failures"] = True
 
     def __post_init__(self) -> None:
         """Convert and check. Raises ConfigurationError with every problem."""
@@ -225,6 +227,10 @@ class Settings:
     ] = ()
     preview_pixels: Annotated[Pixels, "pixels of a small preview's longer side where nothing else is said"] = 512
     default_model: Annotated[Model | None, "model of requests that name none"] = None
+    auto: Annotated[ModelNames, "models that the model auto is chosen from, best first; empty: all, by price"] = ()
+    fallbacks: Annotated[
+        Fallbacks, "models to ask instead, in order, by model: where nothing can have been charged"
+    ] = field(default_factory=dict)
     stream_n: Annotated[bool, "whether n > 1 with stream becomes n requests where the model takes one"] = False
     max_streams: Annotated[Count, "generations that run at a time"] = 1000
     max_viewers: Annotated[Count, "readers of one stream"] = 1000
@@ -293,6 +299,8 @@ class Described(NamedTuple):
 
 
 SWITCH: Final = "true|false"
+IN_TOML: Final = ("providers", "callers", "fallbacks")
+"""Settings that can only be set in TOML."""
 WRITTEN: Final[dict[object, str]] = {bool: SWITCH, int: "N", float: "SECONDS", tuple[str, ...]: "A,B,..."}
 
 
@@ -301,7 +309,7 @@ def describe() -> list[Described]:
     return [
         Described(
             PLACES[kind] + member.name,
-            PREFIX + member.name.upper() if kind is Settings and member.name not in TABLES else "",
+            PREFIX + member.name.upper() if kind is Settings and member.name not in IN_TOML else "",
             _shown(member.default),
             get_args(HINTS[kind][member.name])[-1],
             _written(HINTS[kind][member.name]),

@@ -24,8 +24,9 @@ from urllib.parse import urlsplit
 import orjson
 
 from streamproxy.auth import Credential, CredentialSource, SourceKind
-from streamproxy.core.catalogue import EVERYTHING, Catalogue, Provider, parse
+from streamproxy.core.catalogue import AUTO, EVERYTHING, Catalogue, Provider, Route, parse
 from streamproxy.core.headers import HeaderPolicy
+from streamproxy.errors import ProxyError
 from streamproxy.settings import PREFIX, ProviderSettings, Settings
 from streamproxy.settings.values import ConfigurationError, ConfigurationProblem, Refused, is_loopback, shown_origin
 from streamproxy.upstream.bucket import Bucket, BucketError
@@ -93,6 +94,8 @@ def configure(
     problems += _caller_problems(settings, {provider.name for provider in providers})
     if any(source.configured for source in credentials.values()) and not settings.has_callers:
         problems += _exposed(settings.host)
+    if not problems:
+        problems += _choice_problems(settings, catalogue, providers)
     problems += _store_problems(settings)
     problems += _webhook_problems(settings)
     problems += _result_problems(settings)
@@ -137,6 +140,32 @@ def _exposed(host: str) -> list[ConfigurationProblem]:
         '    host = "127.0.0.1"                   # or --host 127.0.0.1'
     )
     return [ConfigurationProblem("caller_keys", happened, fix, "STREAMPROXY_CALLER_KEYS")]
+
+
+def _choice_problems(
+    settings: Settings, catalogue: Catalogue, providers: tuple[Provider, ...]
+) -> Iterator[ConfigurationProblem]:
+    """Problems of the models that a request may be given to, which must all be served, and differ."""
+    rows = [("auto", "", settings.auto)]
+    for number, (model, others) in enumerate(settings.fallbacks.items(), 1):
+        rows.append(("fallbacks", f"row {number}, ", (model, *others)))
+    for setting, where, names in rows:
+        routes = [_route(name, catalogue, providers) for name in names]
+        for place, route in enumerate(routes, 1):
+            if route is None:
+                happened = f"{where}name {place}: no configured provider serves it"
+                yield ConfigurationProblem(setting, happened, "write a name that `streamproxy models` lists")
+        found = [(route.provider.name, route.model.id) for route in routes if route is not None]
+        if len(set(found)) < len(found):
+            happened = f"{where}two names are the same model at the same provider"
+            yield ConfigurationProblem(setting, happened, "remove one of them")
+
+
+def _route(name: str, catalogue: Catalogue, providers: tuple[Provider, ...]) -> Route | None:
+    try:
+        return None if name == AUTO else catalogue.resolve(name, providers)
+    except ProxyError:
+        return None
 
 
 def _store_problems(settings: Settings) -> list[ConfigurationProblem]:
@@ -218,6 +247,12 @@ def warnings(settings: Settings, configured: Providers, catalogue: Catalogue, fl
                 by_flag = settings.upstream is not None and provider.name == UPSTREAM
                 setting = UPSTREAM if by_flag else f"providers.{provider.name}.base_url"
                 found.append(f"{setting}: this host's API is at {row.base_url}; requests elsewhere may find nothing")
+    for model, others in settings.fallbacks.items():
+        first, *rest = (_route(name, catalogue, configured.providers) for name in (model, *others))
+        for route in rest:
+            if first is not None and route is not None and first.model.edits and not route.model.edits:
+                what = f"{route.model.id} does not edit, so edits do not go there when {first.model.id} fails"
+                found.append(f"fallbacks: {what}")
     if settings.webhook_origins and settings.store == MEMORY:
         found.append(
             "webhook_origins: the store is memory, so webhooks that are not delivered yet end with the process"

@@ -27,6 +27,8 @@ DAY: Final = 86_400  # seconds; a longer timeout was probably meant in milliseco
 HOST_NAME: Final = r"([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z]([a-z0-9_-]{0,61}[a-z0-9_])?"
 """A name in lower case whose last label starts with a letter. A number there makes the whole an IPv4 address, octal and
 hexadecimal too (WHATWG URL 3.5)."""
+MAX_FALLBACKS: Final = 5
+"""As many as a request may name."""
 HASH_COMMAND: Final = "make its hash with `streamproxy hash-key` (it reads the key from stdin) and configure that"
 
 
@@ -90,6 +92,7 @@ EXPECTED: Final[dict[object, str]] = {
     bool: "true or false",
     tuple[str, ...]: "a list of texts",
     dict[str, str]: "a table of texts",
+    dict[str, tuple[str, ...]]: "a table with a list of models for each model",
 }
 SPOKEN: Final = {"yes": "true", "y": "true", "on": "true", "no": "false", "n": "false", "off": "false"}
 """Other spellings of booleans than those of msgspec: true, 1, false and 0."""
@@ -317,6 +320,14 @@ def _model_names(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _fallbacks(value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    for place, (model, others) in enumerate(value.items(), 1):
+        _model_names((model, *others))
+        if not 1 <= len(others) <= MAX_FALLBACKS:
+            raise Refused(f"entry {place} has no models, or over {MAX_FALLBACKS}", "list the best ones, or remove it")
+    return value
+
+
 def _credential(value: str) -> str:
     places = r"env:[A-Za-z_][A-Za-z0-9_]*|file:[^\0]+|dir:[A-Za-z0-9_][A-Za-z0-9_.-]*|caller|adc|none"
     if not re.fullmatch(places, value):
@@ -373,6 +384,7 @@ Silence = Annotated[float, Within(1, DAY)]
 Model = Annotated[str, Matching(r"[\x21-\x7e]{1,256}", "a model's name")]
 Names = tuple[str, ...]
 ModelNames = Annotated[Names, _model_names]
+Fallbacks = Annotated[dict[str, Names], _fallbacks]
 CallerName = Annotated[str, _caller_name]
 CallerKey = Annotated[str, _caller_key]
 CallerKeys = Annotated[Names, _caller_keys]

@@ -16,6 +16,7 @@ from streamproxy.auth import Callers, StreamTokens, authenticate, has_key
 from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
+from streamproxy.generation.choosing import Chooser
 from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
 from streamproxy.generation.results import Results
@@ -43,6 +44,7 @@ class Context:
     catalogue: Catalogue
     providers: tuple[Provider, ...]
     router: Router
+    chooser: Chooser
     attempts: Attempts
     producer: Producer
     previews: PreviewMaker

@@ -22,14 +22,13 @@ from anyio import to_thread
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from streamproxy.account import told
 from streamproxy.auth import Right, owner_of
-from streamproxy.core.catalogue import UNKNOWN
 from streamproxy.core.completion import collected
 from streamproxy.core.events import ANSWER, ERROR, read_error
 from streamproxy.core.requests import ImageRequest, Variation
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.generation.attempts import check_inputs
 from streamproxy.generation.router import Plan
 from streamproxy.generation.tabs import Tab
 from streamproxy.hub.generation import OnDisconnect
@@ -47,6 +46,7 @@ from streamproxy.web.idempotency import fingerprint, names
 from streamproxy.web.outcome import note_failure, note_generation
 from streamproxy.web.previews import AS_THEY_COME, PreviewChoice, preview_choice
 from streamproxy.web.responses import (
+    ATTEMPTS,
     NO_REFERRER,
     NOT_APPLIED,
     Delivery,
@@ -89,7 +89,7 @@ class _Order:
     request: Request
     context: Context
     wanted: ImageRequest
-    plan: Plan
+    plans: tuple[Plan, ...]
     preferences: _Preferences
     owner: str | None
     names: Names
@@ -115,16 +115,14 @@ async def generate(
 async def _order(
     request: Request, context: Context, wanted: ImageRequest, files: ExitStack, surface: Surface
 ) -> _Order:
-    plan = context.router.plan(wanted.model, request.scope["headers"])
-    plan = plan.with_headers(wanted.extra_headers, request.state.trace)
-    model = plan.route.model
+    choice = context.chooser.choose(wanted, request.scope["headers"], request.state.trace)
+    plan = choice.first
     request.state.provider = plan.route.provider.name
-    request.state.model = None if model.family == UNKNOWN else model.id  # an unknown one is in the caller's words
+    request.state.model = plan.model
     owner = owner_of(request.scope["headers"], context.callers)
-    named = (model.id, wanted.model)
+    named = (plan.route.model.id, wanted.model)
     previews = preview_choice(request, context.settings, named) if wanted.stream else AS_THEY_COME
     key = idempotency_key(request)
-    context.attempts.check(wanted, plan)
     webhook = await destination_of(request, context.notifier, partial(absolute_base, request, context))
     finish = webhook is not None or any(name in context.settings.finish_models for name in named)
     preferred = _preferences(request, finish, previews)
@@ -132,11 +130,11 @@ async def _order(
     missing = None
     try:
         wanted = await at_hand(wanted, context, plan.route.provider, owner, files)
-        check_inputs(wanted, model)
+        choice = context.chooser.fitting(choice, wanted)
     except ProxyError as error:
         missing = error
-    later = replace(wanted, later=preferred.later)
-    return _Order(request, context, later, plan, preferred, owner, called, webhook, missing, surface)
+    wanted = replace(wanted, later=preferred.later, names_model=choice.is_open)
+    return _Order(request, context, wanted, choice.plans, preferred, owner, called, webhook, missing, surface)
 
 
 def _preferences(request: Request, finish: bool, previews: PreviewChoice) -> _Preferences:
@@ -184,7 +182,7 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     subscriber = generation.stream.subscribe(asker=not preferred.later, versions=_versions(order))
     await hub.register(generation)
     note_generation(order.request.scope, generation.stream)
-    order.context.producer.start(order.wanted, order.plan, generation, tab, files.pop_all().close)
+    order.context.producer.start(order.wanted, order.plans, generation, tab, files.pop_all().close)
     return _FirstReading(order, subscriber)
 
 
@@ -193,7 +191,7 @@ async def _admitted(order: _Order, record: Record) -> Tab:
     if order.missing is not None:
         raise order.missing
     hub, notice = order.context.hub, _notice(order, record)
-    tab = await order.context.tabs.open(order.plan.caller, (order.plan.route,), order.wanted.n)
+    tab = await order.context.tabs.open(order.plans[0].caller, [plan.route for plan in order.plans], order.wanted.n)
     try:
         if notice is not None and hub.outbox is not None:
             await hub.outbox.put(notice)
@@ -463,6 +461,8 @@ def _headers(order: _Order, stream: Stream) -> dict[str, str]:
     headers = dict(stream.acceptance.headers)
     if stream.acceptance.not_applied:
         headers[NOT_APPLIED] = ", ".join(stream.acceptance.not_applied)
+    if stream.acceptance.tried:
+        headers[ATTEMPTS] = told(stream.acceptance.tried)
     if order.wanted.variation is Variation.EDIT:
         headers[SERVED_AS] = Variation.EDIT.value
     if order.preferences.applied:

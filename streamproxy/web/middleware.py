@@ -19,7 +19,7 @@ from streamproxy.surfaces.variations import SERVED_AS
 from streamproxy.web.endpoint import context_of
 from streamproxy.web.origins import Origins, refused_origin
 from streamproxy.web.outcome import failure_of, note_failure, told
-from streamproxy.web.responses import NOT_APPLIED, error_response
+from streamproxy.web.responses import ATTEMPTS, NOT_APPLIED, error_response
 
 CALLER_LEFT: Final = Failure.CALLER_GONE.value.status
 """The status in the log for a request without any response."""
@@ -31,6 +31,7 @@ EXPOSED = (
     "openai-processing-ms",
     "proxy-status",
     NOT_APPLIED,
+    ATTEMPTS,
     SERVED_AS,
     "stream-id",
     "location",

@@ -446,7 +446,7 @@ def test_every_setting_is_described_with_a_meaning() -> None:
     expected += [f"callers.<name>.{name}" for name in OF_CALLER]
     assert [row.name for row in rows] == expected
     assert all(row.meaning for row in rows)
-    assert {row.name for row in rows if not row.env and "." not in row.name} == {"providers", "callers"}
+    assert {row.name for row in rows if not row.env and "." not in row.name} == {"providers", "callers", "fallbacks"}
     assert {row.env for row in TOP} == {"STREAMPROXY_" + row.name.upper() for row in TOP}
 
 
