@@ -1,7 +1,11 @@
 """The composition root: settings -> one wired Starlette app. Nothing is shared between two apps of a process.
 
-create_app    what settings decide alone: providers, credentials, origins, routes
-_Wiring       what runs between the app's start and its end: connections, store, hub, producers
+create_app    the app; from_environment: the same by the environment's settings, for other servers
+_Wiring       what settings decide alone: providers, credentials, origins
+_Running      what runs from the app's start to its end: connections, store, hub, tasks
+_Served       both, for one app. A reload replaces the wiring, and with it the context that handlers see, as a whole
+
+A request keeps the context that it began with, so that a reload touches no running stream.
 """
 
 from __future__ import annotations
@@ -9,13 +13,16 @@ from __future__ import annotations
 import os
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
+from typing import Final
 
 import anyio
 import orjson
+from anyio import to_thread
 from anyio.abc import TaskGroup
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,26 +32,37 @@ from starlette.responses import Response
 
 from streamproxy.auth import StreamTokens, callers_of
 from streamproxy.core.catalogue import Catalogue, Provider
-from streamproxy.core.conversation import Limits
+from streamproxy.core.conversation import Adapter, Limits
 from streamproxy.core.events import error_body
 from streamproxy.core.headers import HeaderPolicy
+from streamproxy.core.webhooks import signing_key
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.extensions import adapters, surfaces
 from streamproxy.generation.attempts import Attempts
+from streamproxy.generation.choosing import Chooser
 from streamproxy.generation.driver import CONVERSIONS, Outside
 from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
+from streamproxy.generation.results import Results
 from streamproxy.generation.router import Router, Service
 from streamproxy.generation.tabs import Tabs
-from streamproxy.hub import FILE_STORES, LEDGERS, STORES
+from streamproxy.hub import FILE_STORES, LEDGERS, NOTICE_STORES, STORES
 from streamproxy.hub.files import Files, Room
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.limits import HubLimits
+from streamproxy.hub.outbox import OutboxLimits
+from streamproxy.hub.pressure import Pressure
 from streamproxy.observe import Observer
-from streamproxy.providers import ADAPTERS
-from streamproxy.settings import ProviderSettings, Settings
+from streamproxy.observe.log import configure_logging
+from streamproxy.settings import ConfigurationError, ProviderSettings, Settings
 from streamproxy.settings.providers import Providers, configure, read_catalogue
+from streamproxy.settings.reloading import reloaded
+from streamproxy.settings.sources import CONFIG_ENV, load
 from streamproxy.upstream import Deadlines, Resolver, Upstream, default_ssl_context
+from streamproxy.upstream.breaker import Breaker, State
+from streamproxy.upstream.bucket import Bucket
 from streamproxy.upstream.fetch import Fetcher
+from streamproxy.upstream.posting import Poster
 from streamproxy.upstream.signing import (
     BEDROCK,
     AwsSigner,
@@ -56,13 +74,18 @@ from streamproxy.upstream.signing import (
 )
 from streamproxy.web.body import Budget, Intake
 from streamproxy.web.endpoint import Context
+from streamproxy.web.info import METRICS
 from streamproxy.web.middleware import Cors, RequestContext
 from streamproxy.web.model_lists import ModelLists
 from streamproxy.web.origins import Origins, hosts_of
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.routes import PREFIXES, ROUTES, routes
 from streamproxy.web.static import ANY_PAGE, StaticFile, read_files, static_file
+from streamproxy.web.webhooks import Notifier
 from streamproxy.web.writing import Cutoff
+
+SETTLE_SECONDS: Final = 5.0
+"""For pictures of the last streams to be in the bucket when the process is asked to stop."""
 
 
 def create_app(
@@ -75,128 +98,296 @@ def create_app(
     """The app that serves `settings`. Raises ConfigurationError with all that is wrong.
 
     `app.state.drain` is to be awaited when the process is asked to stop: it ends with the last stream, or in time.
-    `environ` is where credentials are looked up (the process's by default). `ssl_context` replaces the trust towards
-    providers, `resolver` the resolution of their names.
+    `app.state.reload(settings)` is to be awaited to serve by other settings: see `_Served.reload`. `app.state.observer`
+    has the metrics.
+    `environ` is where credentials and the receiver of traces are looked up (the process's by default). `ssl_context`
+    replaces the trust towards providers, `resolver` the resolution of their names.
     """
     policy = HeaderPolicy.load()
     catalogue = read_catalogue()
-    configured = configure(settings, catalogue, os.environ if environ is None else environ, policy, adapters=ADAPTERS)
+    environ = os.environ if environ is None else environ
+    known = adapters()
+    configured = configure(settings, catalogue, environ, policy, adapters=known)
     wiring = _Wiring(
         settings=settings,
         catalogue=catalogue,
         configured=configured,
+        environ=environ,
+        adapters=known,
         policy=policy,
         observer=Observer(),
-        tokens=StreamTokens(settings.secret or secrets.token_urlsafe(32), settings.token_seconds),
-        origins=_origins(settings, configured),
+        secret=settings.secret or secrets.token_urlsafe(32),
         ssl_context=ssl_context,
         resolver=resolver,
         files=read_files(),
     )
+    served = _Served(wiring)
     app = Starlette(
-        routes=routes(page=settings.playground),
-        middleware=[
-            Middleware(RequestContext, wiring.observer, wiring.origins, policy),
-            Middleware(Cors, wiring.origins),
-        ],
-        lifespan=wiring.lifespan,
+        routes=routes(page=settings.playground, metrics=settings.metrics_port is None, more=surfaces()),
+        middleware=[Middleware(RequestContext, wiring.observer, policy), Middleware(Cors)],
+        lifespan=served.lifespan,
         exception_handlers={HTTPException: _not_routed},
     )
     app.router.redirect_slashes = False  # a redirect would name whatever host the caller said, and lose a POST's body
     app.state.context = None
-    app.state.drain = partial(_drain, app)
+    app.state.drain = served.drain
+    app.state.reload = partial(served.reload, app)
+    app.state.observer = wiring.observer
     return app
 
 
-async def _drain(app: Starlette) -> None:
-    context: Context | None = app.state.context
-    if context is not None:
-        await context.hub.drain(context.settings.drain_timeout)
+class _Served:
+    """One app: its wiring, and what runs between its start and its end."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Wiring:
-    """The parts of an app that exist before it runs. `lifespan` starts the others from them."""
-
-    settings: Settings
-    catalogue: Catalogue
-    configured: Providers
-    policy: HeaderPolicy
-    observer: Observer
-    tokens: StreamTokens
-    origins: Origins
-    ssl_context: ssl.SSLContext | None
-    resolver: Resolver | None
-    files: Mapping[str, StaticFile]
+    def __init__(self, wiring: _Wiring) -> None:
+        self._wiring = wiring
+        self._running: _Running | None = None
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """All that runs, from the app's start to its end."""
-        async with AsyncExitStack() as running:
+        observer = self._wiring.observer
+        async with AsyncExitStack() as stack:
+            observer.open_traces(self._wiring.environ)
+            stack.push_async_callback(partial(to_thread.run_sync, observer.traces.close, abandon_on_cancel=True))
+            self._running = await self._wiring.start(stack)
             # On the app, not in the lifespan's state: that is lost where a parent app's lifespan does not hand it on.
-            app.state.context = await self._start(running)
+            app.state.context = self._wiring.context(self._running)
             try:
                 yield
             finally:
-                app.state.context = None
+                app.state.context = self._running = None
 
-    async def _start(self, running: AsyncExitStack) -> Context:
-        """Start everything. What has to be ended is on `running`."""
+    async def drain(self) -> None:
+        if self._running is not None:
+            await self._running.hub.drain(self._wiring.settings.drain_timeout)
+            if self._running.results is not None:
+                await self._running.results.settled(SETTLE_SECONDS)
+
+    async def reload(self, app: Starlette, settings: Settings) -> tuple[str, ...]:
+        """Serve new requests by these settings. Returns the names of those that need a restart, which stay as they are.
+
+        Raises ConfigurationError with all that is wrong; then nothing has changed.
+        """
+        settings, left = reloaded(self._wiring.settings, settings)
+        wiring = await to_thread.run_sync(self._wiring.anew, settings)  # it reads files
+        if (running := self._running) is not None:
+            app.state.context = wiring.context(running)
+            wiring.limit(running)
+            running.connections.keep(wiring.terms())
+        self._wiring = wiring
+        return left
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What the connections to a provider depend on."""
+
+    provider: Provider
+    deadlines: Deadlines
+    most: int
+    trust_env: bool
+    breaks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Connected:
+    """The connections to one provider, and the breaker in front of them."""
+
+    upstream: Upstream
+    breaker: Breaker
+
+
+class _Connections:
+    """The connections to all providers. `connect` opens those to one; they are kept while their terms do not change."""
+
+    def __init__(self, connect: Callable[[_Terms], _Connected]) -> None:
+        self._connect = connect
+        self._open: dict[_Terms, _Connected] = {}
+
+    def by(self, terms: _Terms) -> _Connected:
+        """The connections on these terms."""
+        if terms not in self._open:
+            self._open[terms] = self._connect(terms)
+        return self._open[terms]
+
+    def keep(self, wanted: Collection[_Terms]) -> None:
+        """Close all others, those in use after their exchanges."""
+        for terms in self._open.keys() - wanted:
+            self._open.pop(terms).upstream.retire()
+
+    async def aclose(self) -> None:
+        for connected in self._open.values():
+            await connected.upstream.aclose()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Running:
+    """The parts of an app that run from its start to its end, whatever is reloaded."""
+
+    trust: ssl.SSLContext
+    connections: _Connections
+    tasks: TaskGroup
+    hub: Hub
+    tabs: Tabs
+    uploads: Files
+    threads: anyio.CapacityLimiter
+    previews: PreviewMaker
+    cutoff: Cutoff
+    budget: Budget
+    pressure: Pressure
+    results: Results | None
+    notifier: Notifier | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wiring:
+    """The parts of an app that exist before it runs. `start` starts the others, `context` joins both."""
+
+    settings: Settings
+    catalogue: Catalogue
+    configured: Providers
+    environ: Mapping[str, str]
+    adapters: Mapping[str, Adapter]
+    policy: HeaderPolicy
+    observer: Observer
+    secret: str
+    ssl_context: ssl.SSLContext | None
+    resolver: Resolver | None
+    files: Mapping[str, StaticFile]
+
+    def anew(self, settings: Settings) -> _Wiring:
+        """The same app by other settings. Raises ConfigurationError with all that is wrong."""
+        configured = configure(settings, self.catalogue, self.environ, self.policy, adapters=self.adapters)
+        return replace(self, settings=settings, configured=configured)
+
+    async def start(self, stack: AsyncExitStack) -> _Running:
+        """Start everything. What has to be ended is on `stack`."""
         trust = self.ssl_context or default_ssl_context()
-        services = self._connect(running, trust)
+        connections = _Connections(partial(self._connect, trust))
+        stack.push_async_callback(connections.aclose)
         open_ledger = LEDGERS[self.settings.store.partition(":")[0]]
-        ledger = await running.enter_async_context(open_ledger(self.settings.store))
-        settling = await running.enter_async_context(AsyncExitStack())  # once all tasks have ended
-        tasks = await running.enter_async_context(anyio.create_task_group())
-        hub = await self._start_hub(running, tasks)
+        ledger = await stack.enter_async_context(open_ledger(self.settings.store))
+        settling = await stack.enter_async_context(AsyncExitStack())  # once all tasks have ended
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        hub = await self._start_hub(stack, tasks)
+        results = self._results(tasks)
         tabs = Tabs(ledger, health=hub.health, observer=self.observer)
         tasks.start_soon(tabs.tend)
         settling.push_async_callback(tabs.settle_all)
-        callers = callers_of(self.settings)
         threads = anyio.CapacityLimiter(CONVERSIONS)
-        attempts = self._attempts(running, trust, threads)
-        running.callback(tasks.cancel_scope.cancel)
+        pressure = Pressure(hub, self.settings.memory_limit, self.observer)
+        tasks.start_soon(pressure.watch)
+        notifier = self._start_notifier(stack, tasks, trust, hub, results)
+        stack.callback(tasks.cancel_scope.cancel)
+        return _Running(
+            trust=trust,
+            connections=connections,
+            tasks=tasks,
+            hub=hub,
+            tabs=tabs,
+            uploads=await self._open_files(stack, hub),
+            threads=threads,
+            previews=PreviewMaker(tasks, threads),
+            cutoff=Cutoff(tasks, self.settings.drain_timeout),
+            budget=Budget(self.settings.max_body_memory),
+            pressure=pressure,
+            results=results,
+            notifier=notifier,
+        )
+
+    def limit(self, running: _Running) -> None:
+        """Apply the limits that running parts keep."""
+        running.hub.limit(_limits(self.settings))
+        running.budget.limit = self.settings.max_body_memory
+        running.pressure.limit = self.settings.memory_limit
+
+    def context(self, running: _Running) -> Context:
+        """What requests are served by, from now on."""
+        settings = self.settings
+        services = self._services(running)
+        callers = callers_of(settings)
+        attempts = self._attempts(running)
+        router = Router(self.catalogue, services, self.policy, callers)
         return Context(
-            settings=self.settings,
+            settings=settings,
             catalogue=self.catalogue,
             providers=self.configured.providers,
-            router=Router(self.catalogue, services, self.policy, callers),
+            router=router,
+            chooser=Chooser(router, attempts, settings.auto, settings.fallbacks),
             attempts=attempts,
-            producer=Producer(attempts=attempts, hub=hub, observer=self.observer, tasks=tasks),
-            previews=PreviewMaker(tasks, threads),
+            producer=Producer(
+                attempts=attempts,
+                hub=running.hub,
+                observer=self.observer,
+                tasks=running.tasks,
+                results=running.results,
+            ),
+            previews=running.previews,
             observer=self.observer,
-            hub=hub,
-            uploads=await self._open_files(running, hub),
-            tokens=self.tokens,
+            hub=running.hub,
+            uploads=replace(running.uploads, seconds=settings.file_seconds, tenants=settings.has_callers),
+            tokens=self._tokens(),
             callers=callers,
-            tabs=tabs,
-            origins=self.origins,
-            intake=_intake(self.settings),
-            cutoff=Cutoff(tasks, self.settings.drain_timeout),
+            tabs=running.tabs,
+            origins=_origins(settings, self.configured),
+            intake=_intake(settings, running.budget),
+            cutoff=running.cutoff,
             keyed=_keyed(self.configured),
             models=ModelLists(services),
+            notifier=running.notifier,
+            results=running.results,
             files=self.files,
             openapi=cache(self._openapi),
         )
 
-    def _connect(self, running: AsyncExitStack, trust: ssl.SSLContext) -> dict[str, Service]:
+    def _tokens(self) -> StreamTokens:
+        return StreamTokens(self.secret, self.settings.token_seconds)
+
+    def terms(self) -> list[_Terms]:
+        """The terms of the connections to each provider."""
+        settings = self.settings
+        deadlines = _deadlines(settings)
+        return [
+            _Terms(
+                provider,
+                deadlines,
+                settings.max_connections,
+                settings.trust_env_proxies,
+                settings.providers.get(provider.name, ProviderSettings()).breaker,
+            )
+            for provider in self.configured.providers
+        ]
+
+    def _connect(self, trust: ssl.SSLContext, terms: _Terms) -> _Connected:
+        name = terms.provider.name
+        upstream = Upstream(
+            deadlines=terms.deadlines,
+            max_connections=terms.most,
+            ssl_context=trust,
+            tolerated=partial(self.observer.tolerated, name),
+            trust_env=terms.trust_env,
+            resolver=self.resolver,
+        )
+        return _Connected(upstream, Breaker(changed=partial(_breaker, self.observer, name), opens=terms.breaks))
+
+    def _services(self, running: _Running) -> dict[str, Service]:
         """Each provider with its connections, by its name."""
         services: dict[str, Service] = {}
-        for provider in self.configured.providers:
+        for terms in self.terms():
+            provider = terms.provider
             row = self.settings.providers.get(provider.name, ProviderSettings())
-            upstream = Upstream(
-                deadlines=_deadlines(self.settings),
-                max_connections=self.settings.max_connections,
-                ssl_context=trust,
-                tolerated=partial(self.observer.tolerated, provider.name),
-                trust_env=self.settings.trust_env_proxies,
-                resolver=self.resolver,
-            )
-            running.push_async_callback(upstream.aclose)
             credential = self.configured.credentials[provider.name]
-            signer = self._signer(provider, credential.signing_key, trust)
+            signer = self._signer(provider, credential.signing_key, running.trust)
+            connected = running.connections.by(terms)
             services[provider.name] = Service(
-                provider, upstream, credential, row.strict_headers, tuple(row.allow_headers), signer
+                provider,
+                connected.upstream,
+                credential,
+                row.strict_headers,
+                tuple(row.allow_headers),
+                signer,
+                connected.breaker,
             )
         return services
 
@@ -213,41 +404,90 @@ class _Wiring:
         from streamproxy.web.openapi import Installation, document  # most processes are never asked
 
         settings = self.settings
-        keyed = bool(settings.caller_keys) or _keyed(self.configured)
+        keyed = settings.has_callers or _keyed(self.configured)
         installation = Installation(settings.public_url, keyed, settings.max_json_bytes, settings.max_upload_bytes)
-        return static_file(".json", orjson.dumps(document(ROUTES, PREFIXES, installation)), ANY_PAGE)
+        rows = tuple(row for row in ROUTES if row.path != METRICS or self.settings.metrics_port is None)
+        return static_file(".json", orjson.dumps(document(rows, PREFIXES, installation)), ANY_PAGE)
 
-    async def _start_hub(self, running: AsyncExitStack, tasks: TaskGroup) -> Hub:
+    async def _start_hub(self, stack: AsyncExitStack, tasks: TaskGroup) -> Hub:
         settings = self.settings
         open_store = STORES[settings.store.partition(":")[0]]
-        backend = await running.enter_async_context(open_store(settings.store, settings.store_bytes, settings.linger))
-        limits = HubLimits(
-            grace=settings.disconnect_grace,
-            hold=settings.failure_hold,
-            viewers=settings.max_viewers,
-            viewers_of_owner=settings.max_viewers_per_caller,
-            streams=settings.max_streams,
-        )
-        hub = Hub(backend=backend, tasks=tasks, limits=limits, observer=self.observer)
+        backend = await stack.enter_async_context(open_store(settings.store, settings.store_bytes, settings.linger))
+        notices = None
+        if settings.webhook_origins:
+            open_notices = NOTICE_STORES[settings.store.partition(":")[0]]
+            notices = await stack.enter_async_context(open_notices(settings.store))
+        hub = Hub(backend=backend, tasks=tasks, limits=_limits(settings), observer=self.observer, notices=notices)
         tasks.start_soon(hub.tend)
         return hub
 
-    async def _open_files(self, running: AsyncExitStack, hub: Hub) -> Files:
+    def _results(self, tasks: TaskGroup) -> Results | None:
+        settings = self.settings
+        if settings.results is None:
+            return None
+        lifetime = settings.results_seconds or settings.token_seconds
+        bucket = Bucket(settings.results, endpoint=settings.results_endpoint, seconds=lifetime)
+        return Results(bucket, tasks=tasks, observer=self.observer)
+
+    def _start_notifier(
+        self, stack: AsyncExitStack, tasks: TaskGroup, trust: ssl.SSLContext, hub: Hub, results: Results | None
+    ) -> Notifier | None:
+        settings = self.settings
+        if hub.outbox is None or settings.webhook_secret is None:
+            return None
+        resolver = None if self.resolver is None else self.resolver.resolve
+        poster = Poster(origins=settings.webhook_origins, ssl_context=trust, resolver=resolver)
+        stack.push_async_callback(poster.aclose)
+        notifier = Notifier(
+            outbox=hub.outbox,
+            poster=poster,
+            hub=hub,
+            tokens=self._tokens(),
+            observer=self.observer,
+            results=results,
+            key=signing_key(settings.webhook_secret),
+        )
+        tasks.start_soon(notifier.run)
+        return notifier
+
+    async def _open_files(self, stack: AsyncExitStack, hub: Hub) -> Files:
         settings = self.settings
         room = Room(settings.file_bytes, settings.file_bytes_per_caller)
         open_store = FILE_STORES[settings.store.partition(":")[0]]
-        store = await running.enter_async_context(open_store(settings.store, room))
+        store = await stack.enter_async_context(open_store(settings.store, room))
         return Files(store, hub.health, room, settings.file_seconds, tenants=settings.has_callers)
 
-    def _attempts(self, running: AsyncExitStack, trust: ssl.SSLContext, threads: anyio.CapacityLimiter) -> Attempts:
+    def _attempts(self, running: _Running) -> Attempts:
         settings = self.settings
-        fetcher = Fetcher(hosts=settings.fetch_hosts, ssl_context=trust)
-        running.push_async_callback(fetcher.aclose)
+        fetcher = Fetcher(hosts=settings.fetch_hosts, ssl_context=running.trust)  # it keeps no connection
         limits = Limits(
             settings.max_event_bytes, settings.max_response_bytes, settings.fetch_images, settings.inline_urls
         )
-        outside = Outside(fetcher, limits, settings.total_timeout, settings.connect_timeout, trust, converting=threads)
-        return Attempts(ADAPTERS, outside, settings.stream_n)
+        outside = Outside(
+            fetcher,
+            limits,
+            settings.total_timeout,
+            settings.connect_timeout,
+            running.trust,
+            self.observer.traces,
+            converting=running.threads,
+        )
+        return Attempts(self.adapters, outside, settings.stream_n)
+
+
+def _limits(settings: Settings) -> HubLimits:
+    return HubLimits(
+        grace=settings.disconnect_grace,
+        hold=settings.failure_hold,
+        viewers=settings.max_viewers,
+        viewers_of_owner=settings.max_viewers_per_caller,
+        streams=settings.max_streams,
+        webhooks=OutboxLimits(settings.max_webhooks, settings.max_webhooks_per_caller),
+    )
+
+
+def _breaker(observer: Observer, provider: str, state: State) -> None:
+    observer.breaker(provider, state.value, closed=state is State.CLOSED)
 
 
 def _deadlines(settings: Settings) -> Deadlines:
@@ -260,13 +500,13 @@ def _deadlines(settings: Settings) -> Deadlines:
     )
 
 
-def _intake(settings: Settings) -> Intake:
+def _intake(settings: Settings, budget: Budget) -> Intake:
     return Intake(
         json=settings.max_json_bytes,
         upload=settings.max_upload_bytes,
         pause=settings.receive_timeout,
         rate=settings.receive_rate,
-        budget=Budget(settings.max_body_memory),
+        budget=budget,
     )
 
 
@@ -284,6 +524,19 @@ def _origins(settings: Settings, configured: Providers) -> Origins:
     exposed = not settings.has_callers and any(source.configured for source in configured.credentials.values())
     known = hosts_of(settings.host, settings.allowed_hosts)
     return Origins(frozenset(settings.cors_origins), known if exposed else None, known)
+
+
+def from_environment() -> Starlette:
+    """The app by the settings of the environment, for other servers.
+
+    It configures the log too. Raises ConfigurationError.
+    """
+    config = os.environ.get(CONFIG_ENV)
+    settings, problems = load({}, os.environ, Path(config) if config else None)
+    if problems:
+        raise ConfigurationError(problems)
+    configure_logging(settings.log_level, settings.log_format, pid=True)
+    return create_app(settings)
 
 
 async def _not_routed(request: Request, exception: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""The command line: demo, serve, generate, check, models, simulate, hash-key.
+"""The command line: demo, serve, healthcheck, generate, check, models, simulate, doctor, hash-key.
 
 Only click and small parts of the standard library are imported here; each command imports what it runs, so that
 `--help` and a mistyped command answer at once. Every setting is an option, made from the setting's own row. Every error
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from streamproxy.settings.providers import Providers
 
 CTRL_C: Final = 130  # 128 + SIGINT, as shells report it
+HEALTH_SECONDS: Final = 2.0  # for an answer; under the 3 s that deploy/Dockerfile gives the command
 SHORT_KEY: Final = 16  # characters; below, a leaked hash gives the key away by trying all
 Result = TypeVar("Result")
 
@@ -40,6 +41,7 @@ class _Commands(click.Group):
             ctx.exit(CTRL_C)
         except Exception as error:
             if ctx.params.get("debug"):
+                sys.excepthook = sys.__excepthook__  # the log's has no traceback
                 raise
             click.echo(_words(error), err=True)
             ctx.exit(1)
@@ -116,6 +118,9 @@ def _setting_options() -> list[click.Option]:
     ]
 
 
+LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Where a proxy that listens on all addresses is asked."""
+
 CONFIG: Final = click.option(
     "--config", type=click.Path(path_type=Path), envvar="STREAMPROXY_CONFIG", help="TOML file with settings."
 )
@@ -124,7 +129,7 @@ CONFIG: Final = click.option(
 def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalogue, Providers]:
     """Settings, catalogue and providers. Raises ConfigurationError with the problems of all three together."""
     from streamproxy.core.headers import HeaderPolicy
-    from streamproxy.providers import ADAPTERS
+    from streamproxy.extensions import adapters
     from streamproxy.settings import ConfigurationError
     from streamproxy.settings.providers import configure, read_catalogue
     from streamproxy.settings.sources import load
@@ -132,7 +137,7 @@ def _checked(ctx: click.Context, config: Path | None) -> tuple[Settings, Catalog
     catalogue = read_catalogue()
     settings, problems = load(ctx.obj or {}, os.environ, config)
     try:
-        configured = configure(settings, catalogue, os.environ, HeaderPolicy.load(), adapters=ADAPTERS)
+        configured = configure(settings, catalogue, os.environ, HeaderPolicy.load(), adapters=adapters())
     except ConfigurationError as error:
         raise ConfigurationError([*problems, *_not_caused_by(problems, error.problems)]) from None
     if problems:
@@ -153,6 +158,21 @@ def _not_caused_by(
     return [problem for problem in later if problem.setting not in refused | unread]
 
 
+def _refuse_store(store: str) -> None:
+    """Raise ConfigurationError where the store's server is of a kind that cannot be one."""
+    from streamproxy.settings.providers import MEMORY
+    from streamproxy.settings.values import ConfigurationError, ConfigurationProblem
+
+    if store == MEMORY:
+        return
+    from streamproxy.hub.valkey.client import unsuitable
+
+    kind = _run(lambda: unsuitable(store))
+    if kind is not None:
+        fix = "name a single Valkey or Redis server that is written to; it may have replicas"
+        raise ConfigurationError([ConfigurationProblem("store", f"its server is {kind}", fix, "STREAMPROXY_STORE")])
+
+
 def _run(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     from importlib.util import find_spec
 
@@ -169,10 +189,12 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     settings, catalogue, configured = _checked(ctx, config)
 
     from streamproxy.app import create_app
-    from streamproxy.observe import configure_logging, say
+    from streamproxy.observe.log import configure_logging, say
+    from streamproxy.server import hooks_of
     from streamproxy.server import serve as serve_on
-    from streamproxy.server.listening import listen
+    from streamproxy.server.listening import listen, url_of
     from streamproxy.server.memory import tune_allocator
+    from streamproxy.server.reloading import Reload
     from streamproxy.server.workers import supervise
     from streamproxy.settings.providers import warnings
 
@@ -183,14 +205,48 @@ def serve(ctx: click.Context, config: Path | None) -> None:
     names = ", ".join(provider.name for provider in configured.providers)
 
     def ready(url: str) -> None:
+        if metrics_sock is not None:
+            say(f"Metrics: {url_of(metrics_sock)}/metrics", settings.log_format)
         say(f"API base URL: {url}/v1   ({names})", settings.log_format)
 
+    def read() -> Settings:
+        return _checked(ctx, config)[0]
+
+    _refuse_store(settings.store)
     sock = listen(settings.host, settings.port)
+    metrics_sock = None
+    if settings.metrics_port is not None:
+        metrics_sock = listen(settings.metrics_host, settings.metrics_port, of="metrics_")
     if several:
-        ctx.exit(_run(lambda: supervise(settings, sock, ready=ready)))
+        ctx.exit(_run(lambda: supervise(settings, (sock, metrics_sock), ready=ready, read=read)))
     tune_allocator()
     app = create_app(settings)
-    ctx.exit(_run(lambda: serve_on(app, settings, sock, ready=ready, drain=app.state.drain)))
+    hooks = hooks_of(app, ready=ready, reload=Reload(read, app.state.reload), metrics=metrics_sock)
+    ctx.exit(_run(lambda: serve_on(app, settings, sock, hooks)))
+
+
+@cli.command(cls=_SettingsCommand)
+@CONFIG
+@click.pass_context
+def healthcheck(ctx: click.Context, config: Path | None) -> None:
+    """Ask the proxy at the configured host and port whether it takes requests. Exit status 0, or 1."""
+    from http.client import HTTPConnection, HTTPException
+
+    from streamproxy.settings.sources import load
+
+    settings, _ = load(ctx.obj or {}, os.environ, config)  # what is wrong in them, `serve` has said
+    host = LOOPBACK.get(settings.host, settings.host)
+    connection = HTTPConnection(host, settings.port, timeout=HEALTH_SECONDS)  # by no proxy of the environment
+    try:
+        connection.request("GET", "/readyz")
+        status = connection.getresponse().status
+    except (OSError, HTTPException) as error:
+        raise click.ClickException(f"{host} port {settings.port} does not answer ({type(error).__name__}).") from None
+    finally:
+        connection.close()
+    if status != 200:
+        raise click.ClickException(f"{host} port {settings.port} takes no requests (status {status}).")
+    click.echo("ready")
 
 
 @cli.command(cls=_SettingsCommand)
@@ -205,6 +261,8 @@ def check(ctx: click.Context, config: Path | None) -> None:
     keys = len(settings.caller_keys) + len(settings.callers)
     callers = f"{keys} keys" if keys else "anybody who can connect"
     click.echo(f"listening  {settings.host} port {settings.port}\ncallers    {callers}")
+    if settings.metrics_port is not None:
+        click.echo(f"metrics    {settings.metrics_host} port {settings.metrics_port}")
     for name, caller in settings.callers.items():
         limits = {
             "models": ",".join(caller.models),
@@ -230,17 +288,18 @@ def models(ctx: click.Context, config: Path | None) -> None:
     """List the models that the configured providers serve, and what each of them can do."""
     from datetime import UTC, datetime
 
+    from streamproxy.extensions import adapters
     from streamproxy.generation.abilities import abilities, in_words
-    from streamproxy.providers import ADAPTERS
 
     _, catalogue, configured = _checked(ctx, config)
     for provider in configured.providers:
         if provider.unlisted:
             click.echo(f"{provider.name}: every name is passed on; GET /v1/models asks it for its own list", err=True)
     named = [provider.only_named() for provider in configured.providers]
+    known = adapters()
     for model, served in catalogue.listed(named, datetime.now(UTC).date()):
         route = catalogue.resolve(served, configured.providers)
-        words = in_words(model, abilities(ADAPTERS[route.provider.adapter], route))
+        words = in_words(model, abilities(known[route.provider.adapter], route))
         click.echo(f"{served:45} {words}".rstrip())
 
 
@@ -262,7 +321,7 @@ def generate(
 
     from streamproxy.demo import FORMATS, Order, Shown, terminal_pictures
     from streamproxy.demo import generate as run_generate
-    from streamproxy.observe import configure_logging
+    from streamproxy.observe.log import configure_logging
 
     named = model or settings.default_model or _first_with_previews(catalogue, configured)
     if named is None:
@@ -299,7 +358,7 @@ def demo(prompt: str, output: Path, once: bool, port: int | None, pace: float) -
     """Watch one picture arrive through the proxy. Needs no key: a simulator plays the provider."""
     from streamproxy.demo import Options
     from streamproxy.demo import demo as run_demo
-    from streamproxy.observe import configure_logging
+    from streamproxy.observe.log import configure_logging
 
     configure_logging("warning", "text")
     options = Options(prompt=prompt, output=output, port=port, pace=pace, once=once)
@@ -327,6 +386,48 @@ def simulate(host: str, port: int, pace: float, listed: bool) -> None:
             await anyio.sleep_forever()
 
     _run(simulated)
+
+
+@cli.command()
+@click.argument("url")
+@click.option("--listen", "address", metavar="HOST:PORT", required=True, help="Address that the edge forwards to.")
+@click.option("--edge", "named", metavar="NAME", help="The edge's name, where its answers do not say it.")
+@click.option(
+    "--silence", type=click.FloatRange(0.1, 3600), default=70.0, show_default=True, help="Seconds without an answer."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.pass_context
+def doctor(ctx: click.Context, url: str, address: str, named: str | None, silence: float, as_json: bool) -> None:
+    """Say what the edges in front of the proxy do to streams, and which lines cure it."""
+    import json
+
+    from streamproxy.doctor import examine
+    from streamproxy.doctor.cures import EDGES
+    from streamproxy.doctor.provider import Times
+    from streamproxy.observe.log import configure_logging
+    from streamproxy.server.listening import listen
+    from streamproxy.settings import ConfigurationError
+
+    given = re.fullmatch(r"(.+):(\d{1,5})", address)
+    if given is None or int(given[2]) >= 1 << 16:
+        raise click.UsageError("--listen: give host and port, like 127.0.0.1:8080.")
+    if not re.match(r"https?://[^/]", url):
+        raise click.UsageError("URL: give the edge's address as callers know it, like https://images.example.com.")
+    if named is not None and named not in EDGES:
+        raise click.UsageError(f"--edge: known are {', '.join(EDGES)}.")
+    configure_logging("critical", "text")
+    try:
+        sock = listen(given[1].strip("[]"), int(given[2]))
+    except ConfigurationError as error:
+        happened = error.problems[0].happened
+        fix = "Stop the proxy there, or let the edge forward to another address meanwhile."
+        raise click.ClickException(f"--listen: {address}: {happened}. {fix}") from None
+    edge = EDGES[named] if named is not None else None
+    report = _run(lambda: examine(url, sock, times=Times(silence=silence), edge=edge))
+    if report is None:
+        ctx.exit(CTRL_C)
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
+    ctx.exit(1 if report.faults else 0)
 
 
 @cli.command("hash-key")

@@ -25,7 +25,7 @@ import anyio.to_thread
 from streamproxy import simulator
 from streamproxy.app import create_app
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.server import serve
+from streamproxy.server import Hooks, serve
 from streamproxy.server.listening import listen, url_of
 from streamproxy.settings import ProviderSettings, Settings
 from streamproxy.settings.values import MIB, ConfigurationError
@@ -126,7 +126,7 @@ async def generate(order: Order, settings: Settings, shown: Shown) -> None:
     The proxy is this process's alone: on a free port of this machine, without callers' keys, and without a store.
     """
     alone = {"host": "127.0.0.1", "port": 0, "workers": 1, "store": "memory", "public_url": None}
-    alone |= {"caller_keys": (), "callers": {}}
+    alone |= {"caller_keys": (), "callers": {}, "webhook_origins": (), "results": None}
 
     async def picture(url: str) -> bool:
         await anyio.to_thread.run_sync(_follow, url, order, shown, abandon_on_cancel=True)
@@ -140,7 +140,7 @@ async def _beside(settings: Settings, sock: socket, client: Callable[[str], Awai
     started = anyio.Event()
 
     async def proxy() -> None:
-        await serve(create_app(settings), settings, sock, ready=lambda _: started.set())
+        await serve(create_app(settings), settings, sock, Hooks(ready=lambda _: started.set()))
         tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:

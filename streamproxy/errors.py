@@ -23,12 +23,21 @@ SERVER: Final = "server_error"
 UPSTREAM: Final = "upstream_error"
 
 
+class Blame(Enum):
+    """What a failure says: whether another provider may do what failed, and whether this one works."""
+
+    REQUEST = "the request, or this process: every provider would fail alike"
+    ANSWER = "the provider works and does not do it: another one may"
+    PROVIDER = "the provider does not work: another one may"
+
+
 @dataclass(frozen=True, slots=True)
 class FailureRow:
     """One failure: `code` and `type` as callers see them, the HTTP status, the metric label.
 
     `charged`: the provider may have processed, and billed, the request. Such an answer carries `x-should-retry: false`,
     because the OpenAI SDKs repeat a POST on 408, 409, 429 and every 5xx by themselves.
+    `blamed`: see Blame; None: the provider for a failure of type UPSTREAM, the request for any other.
     """
 
     code: str
@@ -36,12 +45,18 @@ class FailureRow:
     type: str
     label: str
     charged: bool = False
+    blamed: Blame | None = None
+
+    @property
+    def blame(self) -> Blame:
+        return self.blamed or (Blame.PROVIDER if self.type == UPSTREAM else Blame.REQUEST)
 
 
 class Failure(Enum):
     """The closed list of failures. A member's value is its FailureRow. /docs/errors is checked against it."""
 
     # What the caller sent.
+    INVALID_HTTP = FailureRow("invalid_http", 400, INVALID, "bad_request")
     INVALID_REQUEST = FailureRow("invalid_request", 422, INVALID, "bad_request")
     INVALID_JSON = FailureRow("invalid_json", 400, INVALID, "bad_request")
     DUPLICATE_KEY = FailureRow("duplicate_key", 400, INVALID, "bad_request")
@@ -64,6 +79,7 @@ class Failure(Enum):
     MODEL_NOT_FOUND = FailureRow("model_not_found", 404, INVALID, "not_found")
     MODEL_NOT_ALLOWED = FailureRow("model_not_allowed", 403, INVALID, "caller_limit")
     METHOD_NOT_ALLOWED = FailureRow("method_not_allowed", 405, INVALID, "bad_request")
+    WEBHOOK_REFUSED = FailureRow("webhook_refused", 400, INVALID, "webhook")
     HEAD_TIMEOUT = FailureRow("request_timeout", 408, INVALID, "head_timeout")
     BODY_TIMEOUT = FailureRow("request_body_timeout", 408, INVALID, "client_slow")
     HEAD_TOO_LARGE = FailureRow("request_head_too_large", 431, INVALID, "head_limit")
@@ -83,6 +99,8 @@ class Failure(Enum):
     CANCELLED = FailureRow("cancelled", 409, INVALID, "cancelled", charged=True)
     # This process.
     OVERLOADED = FailureRow("overloaded", 503, SERVER, "shed")
+    MEMORY_SHORT = FailureRow("memory_short", 503, SERVER, "overload")
+    STREAM_SHED = FailureRow("stream_shed", 503, SERVER, "overload", charged=True)
     DRAINING = FailureRow("draining", 503, SERVER, "drain")
     PRODUCER_LOST = FailureRow("producer_lost", 502, SERVER, "producer_lost", charged=True)
     DESCRIPTORS_EXHAUSTED = FailureRow("descriptors_exhausted", 503, SERVER, "emfile")
@@ -98,14 +116,17 @@ class Failure(Enum):
     DNS_TIMEOUT = FailureRow("dns_timeout", 504, UPSTREAM, "dns")
     TLS_CERTIFICATE_ERROR = FailureRow("tls_certificate_error", 502, UPSTREAM, "tls")
     TLS_PROTOCOL_ERROR = FailureRow("tls_protocol_error", 502, UPSTREAM, "tls")
-    CONNECTION_LIMIT_REACHED = FailureRow("connection_limit_reached", 503, UPSTREAM, "pool_timeout")
-    UPSTREAM_REQUEST = FailureRow("upstream_request", 502, UPSTREAM, "upstream_request")
-    FOREIGN_HOST = FailureRow("foreign_host", 502, UPSTREAM, "foreign_host")
-    PROVIDER_AUTH = FailureRow("provider_auth", 502, UPSTREAM, "provider_auth")
-    UPLOAD_REJECTED = FailureRow("upload_rejected", 502, UPSTREAM, "upload_rejected")
+    CONNECTION_LIMIT_REACHED = FailureRow(
+        "connection_limit_reached", 503, UPSTREAM, "pool_timeout", blamed=Blame.ANSWER
+    )
+    BREAKER_OPEN = FailureRow("destination_unavailable", 503, UPSTREAM, "breaker_open", blamed=Blame.ANSWER)
+    UPSTREAM_REQUEST = FailureRow("upstream_request", 502, UPSTREAM, "upstream_request", blamed=Blame.REQUEST)
+    FOREIGN_HOST = FailureRow("foreign_host", 502, UPSTREAM, "foreign_host", blamed=Blame.ANSWER)
+    PROVIDER_AUTH = FailureRow("provider_auth", 502, UPSTREAM, "provider_auth", blamed=Blame.ANSWER)
+    UPLOAD_REJECTED = FailureRow("upload_rejected", 502, UPSTREAM, "upload_rejected", blamed=Blame.REQUEST)
     # An image by its URL: a reference of the request, or a provider's result.
     DESTINATION_IP_PROHIBITED = FailureRow("destination_ip_prohibited", 400, INVALID, "ssrf_block")
-    FETCH_FAILED = FailureRow("fetch_failed", 502, UPSTREAM, "fetch_fail")
+    FETCH_FAILED = FailureRow("fetch_failed", 502, UPSTREAM, "fetch_fail", blamed=Blame.REQUEST)
     # Before the provider's head: ambiguous, so never sent again.
     FIRST_BYTE_TIMEOUT = FailureRow("first_byte_timeout", 504, UPSTREAM, "ttfb_timeout", charged=True)
     CONNECTION_TERMINATED = FailureRow("connection_terminated", 502, UPSTREAM, "upstream_reset", charged=True)
@@ -114,12 +135,14 @@ class Failure(Enum):
     UNEXPECTED_REDIRECT = FailureRow("unexpected_redirect", 502, UPSTREAM, "upstream_redirect", charged=True)
     UNEXPECTED_CONTENT_TYPE = FailureRow("unexpected_content_type", 502, UPSTREAM, "upstream_protocol", charged=True)
     CONTENT_CODING = FailureRow("content_coding", 502, UPSTREAM, "upstream_encoding", charged=True)
-    RESPONSE_BODY_SIZE = FailureRow("response_body_size", 502, UPSTREAM, "upstream_body", charged=True)
+    RESPONSE_BODY_SIZE = FailureRow(
+        "response_body_size", 502, UPSTREAM, "upstream_body", charged=True, blamed=Blame.ANSWER
+    )
     BAD_JSON = FailureRow("bad_json", 502, UPSTREAM, "upstream_body", charged=True)
-    NO_IMAGE = FailureRow("no_image", 502, UPSTREAM, "no_image", charged=True)
+    NO_IMAGE = FailureRow("no_image", 502, UPSTREAM, "no_image", charged=True, blamed=Blame.ANSWER)
     # The provider answered with an error of its own; status, code and text are the provider's where they are known.
     PROVIDER_REFUSED = FailureRow("provider_refused", 400, INVALID, "provider_4xx")
-    PROVIDER_LIMIT = FailureRow("rate_limit_exceeded", 429, UPSTREAM, "provider_429")
+    PROVIDER_LIMIT = FailureRow("rate_limit_exceeded", 429, UPSTREAM, "provider_429", blamed=Blame.ANSWER)
     MODERATION_BLOCKED = FailureRow(
         "moderation_blocked", 400, "image_generation_user_error", "moderation", charged=True
     )
@@ -132,7 +155,7 @@ class Failure(Enum):
     MISSING_TERMINAL_EVENT = FailureRow("missing_terminal_event", 502, UPSTREAM, "stream_no_terminal", charged=True)
     IDLE_TIMEOUT = FailureRow("idle_timeout", 504, UPSTREAM, "stream_idle", charged=True)
     DEADLINE = FailureRow("deadline", 504, UPSTREAM, "stream_deadline", charged=True)
-    EVENT_TOO_LARGE = FailureRow("event_too_large", 502, UPSTREAM, "event_size", charged=True)
+    EVENT_TOO_LARGE = FailureRow("event_too_large", 502, UPSTREAM, "event_size", charged=True, blamed=Blame.ANSWER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +181,7 @@ class ErrorDetails:
 
     `code`, `type` and `status` replace the row's where the provider said better ones. `problems` are the rejected
     fields, `members` further members of the provider's error object, `as_sent` its own error event where that can go
-    on, and `noted` is for the log only.
+    on, and `noted` is for the log only. `attempts`: those that led to it, as `account.told` writes them.
     """
 
     code: str | None = None
@@ -168,6 +191,7 @@ class ErrorDetails:
     members: Mapping[str, object] = field(default_factory=dict)
     as_sent: tuple[bytes | memoryview, ...] = ()
     noted: Mapping[str, str] = field(default_factory=dict)
+    attempts: str = ""
 
 
 class ProxyError(Exception):
@@ -210,6 +234,14 @@ class ProxyError(Exception):
     def status(self) -> int:
         """The HTTP status."""
         return self.details.status or self.failure.value.status
+
+    @property
+    def blame(self) -> Blame:
+        """What it says of the provider. A status of 4xx but 429 is about the request, whatever the row says."""
+        found = self.failure.value.blame
+        if found is Blame.PROVIDER and 400 <= self.status < 500:
+            return Blame.ANSWER if self.status == 429 else Blame.REQUEST
+        return found
 
     @property
     def retryable(self) -> bool:

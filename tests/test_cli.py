@@ -6,11 +6,14 @@ What serves, and what a terminal sees of the whole, are processes; the rest is c
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from importlib.metadata import version
@@ -19,6 +22,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import streamproxy
 from streamproxy.cli import cli
 from streamproxy.settings import SWITCH, describe
 from streamproxy.simulator.faults import FAULTS
@@ -27,7 +31,7 @@ from streamproxy.simulator.openai import MODELS
 CANARY = "sk-Canary0123456789"
 SECONDS = 60
 PROVIDER = [row.name.rpartition(".")[2] for row in describe() if row.name.startswith("providers.")]
-COMMANDS = ("generate", "demo", "serve", "check", "models", "simulate", "hash-key")
+COMMANDS = ("generate", "demo", "serve", "healthcheck", "check", "models", "simulate", "doctor", "hash-key")
 MINE = ("OPENAI_API_KEY", "EDENAI_API_KEY", "OCTEN_API_KEY", "AZURE_OPENAI_API_KEY", "CREDENTIALS_DIRECTORY")
 
 
@@ -113,9 +117,13 @@ def flag(name: str) -> str:
 
 
 SOUND = {  # what a setting is given where its default is none, or may not stand beside the others
+    "memory_limit": "1073741824",
     "default_model": "sim/plain",
+    "metrics_port": "9464",
     **{"upstream": "https://gateway.example/v1", "secret": "0123456789abcdef", "finish_models": "a,b"},
     **{"cors_origins": "https://a.example", "caller_keys": "", "public_url": "https://a.example/v1"},
+    **{"webhook_origins": "https://a.example", "webhook_secret": f"whsec_{'A' * 32}"},
+    **{"results": "s3://bucket", "results_endpoint": "https://s3.example", "results_seconds": "60"},
 }
 
 
@@ -346,6 +354,55 @@ def test_a_busy_port_is_said_without_a_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_the_doctor_finds_no_fault_without_an_edge() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        taken = call("doctor", "http://127.0.0.1:1", "--listen", address)
+    assert (taken.returncode, taken.stdout) == (1, "")
+    assert re.search(rf"--listen: {address}: .*in use .* Stop the proxy there", taken.stderr)
+    page = (Path(streamproxy.__file__).parent / "docs" / "edges.md").read_text("utf-8")
+    (line,) = re.findall(r"^streamproxy (doctor .*)$", page, re.M)
+    there = {"https://images.example.com": f"http://{address}/", "127.0.0.1:8080": address}
+    well = run(*(there.get(word, word) for word in line.split()), "--silence", "1")
+    assert (well.returncode, well.stderr) == (0, "")
+    assert re.search(r"^  previews +one by one$", well.stdout, re.M)
+    assert well.stdout.endswith("\nNo fault was found.\n")
+
+
+def test_the_doctor_reports_to_programs() -> None:
+    result = call("doctor", "http://127.0.0.1:1", "--listen", "127.0.0.1:0", "--json", "--edge", "nginx")
+    report = json.loads(result.stdout)
+    assert (result.returncode, report["edge"], report["checks"]) == (1, "nginx", {"reached by": "nothing"})
+    assert [(fault["fault"], bool(fault["cures"])) for fault in report["faults"]] == [("unreachable", True)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("http://h",),
+        ("h", "--listen", "a:1"),
+        ("http://h", "--listen", "1"),
+        ("http://h", "--listen", ":1"),
+        ("http://h", "--listen", "a:65536"),
+        ("http://h", "--listen", "a:1", "--edge", "abacus"),
+    ],
+)
+def test_wrong_usage_of_the_doctor(words: tuple[str, ...]) -> None:
+    assert call("doctor", *words).returncode == 2
+
+
+def test_a_signal_ends_the_doctor() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hangs:  # it takes connections, and never answers
+        url = f"http://127.0.0.1:{hangs.getsockname()[1]}"
+        command = [sys.executable, "-m", "streamproxy", "doctor", url, "--listen", "127.0.0.1:0"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        hangs.settimeout(SECONDS)
+        with hangs.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=SECONDS)
+    assert (process.returncode, said) == (130, "")
+
+
 @pytest.mark.parametrize("command", ["serve", "simulate", "demo"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_quietly(tmp_path: Path, command: str, number: signal.Signals) -> None:
@@ -362,6 +419,38 @@ def test_a_signal_ends_quietly(tmp_path: Path, command: str, number: signal.Sign
     assert "Aborted" not in said
     expected = {0} if command != "simulate" else {130, -number}
     assert process.returncode in expected
+
+
+def test_healthcheck_asks_what_is_configured(tmp_path: Path) -> None:
+    with started("serve", "--port", "0", environ={"OPENAI_API_KEY": CANARY}, cwd=tmp_path) as (process, line):
+        found = re.search(r"127\.0\.0\.1:(\d+)", line)
+        assert found is not None
+        environ = {"STREAMPROXY_PORT": found[1], "STREAMPROXY_HOST": "0.0.0.0", "HTTP_PROXY": "http://127.0.0.1:1"}
+        healthy = call("healthcheck", environ=environ)
+        assert (healthy.returncode, healthy.stdout) == (0, "ready\n")
+        process.send_signal(signal.SIGTERM)
+        process.wait(SECONDS)
+    gone = call("healthcheck", environ=environ)
+    assert (gone.returncode, gone.stdout) == (1, "")
+    assert "does not answer" in gone.stderr
+
+
+def test_a_proxy_that_is_not_ready_is_not_healthy() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+
+        def refuse() -> None:
+            connection, _ = sock.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+
+        answering = threading.Thread(target=refuse)
+        answering.start()
+        said = call("healthcheck", "--port", str(port))
+        answering.join(SECONDS)
+    assert said.returncode == 1
+    assert "503" in said.stderr
 
 
 def test_wrong_usage_has_a_status_of_its_own() -> None:

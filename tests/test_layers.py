@@ -28,16 +28,17 @@ LAYERS: Final[tuple[frozenset[str], ...]] = tuple(
     for line in (
         "__main__",
         "cli",
-        "demo __init__",  # __init__: the public API, gives out `app` and `settings` when asked
+        "demo doctor __init__",  # __init__: the public API, gives out `create_app` and `Settings` when asked
         "server",  # the process, or several, that serve
         "app",
+        "extensions",  # what other packages add
         "web simulator settings.providers",  # settings.providers: settings and catalogue -> providers, credentials
         "generation",
         "surfaces providers hub upstream auth",  # surfaces: the callers' wires; providers: the providers' wires
         "observe",
         "account",  # one generation's figures
         "core",
-        "errors settings signals",  # signals: a wake-up for tasks
+        "errors settings signals memory",  # signals: a wake-up for tasks; memory: of the process
     )
 )
 """From the top. Imports point down, and neighbours on a line do not import each other."""
@@ -55,15 +56,17 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
         "click": "cli",
         "httptools": "simulator.connection server.guard upstream.parsing",
         "google": "upstream.signing",
-        "httpx": "upstream upstream.fetch upstream.signing upstream.transport",
+        "httpx": "doctor doctor.caller upstream upstream.fetch upstream.posting upstream.signing upstream.transport",
         "itsdangerous": "auth",
         "markdown_it": "web.docs",
+        "obstore": "upstream.bucket",
         "PIL": "generation.converting simulator.pictures",
-        "prometheus_client": "observe",
+        "opentelemetry": "observe.traces",
+        "prometheus_client": "observe observe.metrics",
         "python_multipart": "simulator.multipart web.body",
         "redis": "hub.valkey.client",
         "sse_starlette": "web.writing",
-        "structlog": "observe",
+        "structlog": "observe.log",
         "uvicorn": "server server.guard",
         "websockets": "upstream.websocket",
     }.items()
@@ -73,10 +76,10 @@ SEAMS: Final[dict[str, frozenset[str]]] = {
 WIDE: Final[dict[str, frozenset[str]]] = {
     library: frozenset(layers.split())
     for library, layers in {
-        "anyio": "cli demo app server web simulator generation hub upstream",
+        "anyio": "cli demo doctor app server web simulator generation hub upstream",
         "msgspec": "server web simulator surfaces core providers settings",
         "orjson": "app generation settings.providers server web simulator observe core providers",
-        "starlette": "app server web",
+        "starlette": "doctor app server web",
     }.items()
 }
 """The vocabulary of whole layers."""
@@ -96,7 +99,11 @@ DISTRIBUTIONS: Final = {
     "pillow": "PIL",
     "google-auth": "google",
     "google-genai": "google",
+    "opentelemetry-sdk": "opentelemetry",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+    "opentelemetry-proto": "opentelemetry",
     "markdown-it-py": "markdown_it",
+    "pyyaml": "yaml",
 }
 """Where a distribution's module has another name than the distribution."""
 
@@ -234,7 +241,7 @@ def declared(extra: str | None = None) -> set[str]:
 
 def test_imports_and_declared_dependencies_are_the_same() -> None:
     imported = {library for found, library in foreign() if not found.annotation}
-    extras = declared("valkey") | declared("aws") | declared("google")
+    extras = declared("valkey") | declared("aws") | declared("google") | declared("s3") | declared("otel")
     assert imported == (declared() | extras) - NAMED.keys()
 
 
@@ -362,7 +369,7 @@ def test_the_top_level_holds_these_entries_and_nothing_else() -> None:
 
 def test_what_few_requests_need_is_not_loaded_to_serve() -> None:
     """Each of them takes megabytes of every process."""
-    rare = "PIL websockets redis botocore google.auth httpcore markdown_it"
+    rare = "PIL websockets redis botocore google.auth httpcore markdown_it opentelemetry"
     serving = "import ssl, sys, streamproxy.app, streamproxy.cli, streamproxy.server, streamproxy.upstream.fetch"
     serving += "; streamproxy.upstream.fetch.Fetcher(hosts=(), ssl_context=ssl.create_default_context())"
     code = f"{serving}; print({{*'{rare}'.split()}} & {{*sys.modules}})"

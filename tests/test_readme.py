@@ -7,6 +7,7 @@ they stand, but for the address.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -24,9 +26,10 @@ import pytest
 from streamproxy.cli import cli
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.core.rawjson import parse
+from streamproxy.core.webhooks import Outcome, StreamUrls, message
 from streamproxy.demo import MODEL
 from streamproxy.errors import Failure
-from streamproxy.observe import GAUGES, METRICS
+from streamproxy.observe.metrics import GAUGES, HISTOGRAMS, METRICS
 from streamproxy.server.framing import HEAD_BYTES
 from streamproxy.server.guard import HEAD_SECONDS
 from streamproxy.settings import describe
@@ -136,8 +139,9 @@ def test_failures() -> None:
 
 def test_metrics() -> None:
     counters = [(code(name), "counter", ", ".join(map(code, labels)), text) for name, text, labels in METRICS]
-    gauges = [(code(name), "gauge", "", text) for name, text in GAUGES]
-    assert table("Metric", "Kind", "Labels", "What it is") == counters + gauges
+    histograms = [(code(row[0]), "histogram", ", ".join(map(code, row[2])), row[1]) for row in HISTOGRAMS]
+    gauges = [(code(row[0]), "gauge", ", ".join(map(code, row[2])), row[1]) for row in GAUGES]
+    assert table("Metric", "Kind", "Labels", "What it is") == counters + histograms + gauges
 
 
 def test_commands() -> None:
@@ -415,13 +419,21 @@ for (const _ of [1, 2]) await client.images.generate({{ model: "{MODEL}", prompt
 
 
 TESTED: Final[Mapping[str, tuple[str, ...]]] = {
-    "sh": ("curl -sN", "streamproxy serve", "streamproxy generate", "streamproxy hash-key", "docker "),
-    "python": ("for event in", "files.create", "_idempotency_header", "respond-async"),
+    "sh": (
+        "curl -sN",
+        "streamproxy serve",
+        "streamproxy generate",
+        "streamproxy hash-key",
+        "streamproxy doctor",
+        "docker ",
+        "from_environment",
+    ),
+    "python": ("for event in", "files.create", "_idempotency_header", "respond-async", "lifespan_context"),
     "ts": ("stream: true", "idempotencyHeader"),
     "js": ("function* events", "new EventSource"),
     "html": ("<progressive-image",),
     "toml": ("[providers.", "[callers."),
-    "json": ("image_config", "cost_unknown"),
+    "json": ("image_config", "cost_unknown", "image.stream.completed"),
     "": ("<- open this", "GET /v1/streams?", "__main__ > cli"),
 }
 """A part of each snippet that a test runs, here or in tests/e2e (those of pages, in Chromium)."""
@@ -512,6 +524,15 @@ def test_a_chats_body() -> None:
     assert wanted.options == {"image_config": read.decode("image_config")}
 
 
+def test_a_webhooks_message() -> None:
+    (shown,) = [block for block in blocks("json") if "image.stream" in block]
+    ended = Outcome("completed", (0,), 0.04, b'{"total_tokens":1106}')
+    urls = StreamUrls("https://...", "https://...", ("https://...",))
+    made_by = {"provider": "openai", "model": "openai/gpt-image-2"}
+    at = datetime(2026, 11, 27, 12, tzinfo=UTC).timestamp()
+    assert json.loads(shown) == json.loads(message("str_...", ended, urls, at=at, made_by=made_by))
+
+
 def test_the_figures_are_those_of_their_page() -> None:
     rows = table("What", "streamproxy", "A peer")
     assert len(rows) == 5
@@ -526,4 +547,4 @@ def test_the_layers() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) <= 165
+    assert len(README.splitlines()) <= 168

@@ -3,6 +3,7 @@
     parse(text) -> Catalogue               the text of catalogue.toml; the caller reads the file
     catalogue.resolve(name, providers)     -> Route(provider, model, upstream_model)
     catalogue.listed(providers, today)     the models of GET /v1/models
+    AUTO                                   the name that leaves the choice of a model to the proxy
 
 Strategy: everything is data, and no provider is named in this module. Every id, alias and bare name points to one
 model. Two rows that claim the same word are an error when the file is read. A name outside the catalogue still reaches
@@ -28,6 +29,7 @@ from streamproxy.errors import Failure, ProxyError
 
 EVERYTHING: Final = "*"
 UNKNOWN: Final = "unknown"
+AUTO: Final = "auto"
 SUGGESTIONS: Final = 3
 
 Fields = dict[str, object]

@@ -215,6 +215,11 @@ def ending(
     return members
 
 
+def model_of(job: Job) -> dict[str, object]:
+    """The member that says which model made it, where the request left a choice."""
+    return {"model": job.model.id} if job.request.names_model else {}
+
+
 def appended(data: tuple[Piece, ...], members: Mapping[str, object]) -> tuple[Piece, ...]:
     """Insert `members` before the closing brace of `data`, a JSON object with at least one member."""
     if not members:
@@ -273,9 +278,9 @@ def finals(
     for index, picture in enumerate(pictures):
         if picture is None:
             continue
-        members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None}
+        members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None, **model_of(job)}
         if index == last:
-            members = {"usage": ZERO_USAGE, "cost": None, **(said or {}), **spent}
+            members = {"usage": ZERO_USAGE, "cost": None, **model_of(job), **(said or {}), **spent}
         yield _frame(job, Role.COMPLETED, picture, index, {**members, "provider": job.provider.name}, len(pictures) > 1)
 
 
@@ -303,7 +308,7 @@ def _spent(job: Job, usage: Mapping[str, object] | None, work: Work, images: int
 
 def early(job: Job, picture: Picture, image: int) -> Frame:
     """The `completed` event of a picture that others follow: what they cost together stands in the last one."""
-    members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None, "provider": job.provider.name}
+    members: dict[str, object] = {"usage": ZERO_USAGE, "cost": None, "provider": job.provider.name, **model_of(job)}
     return _frame(job, Role.COMPLETED, picture, image, members)
 
 

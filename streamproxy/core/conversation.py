@@ -44,6 +44,7 @@ from streamproxy.core.requests import (
     as_bytes,
     json_segments,
 )
+from streamproxy.core.schema import CHOICE
 from streamproxy.core.sse import Cutter, Event
 from streamproxy.errors import Failure, ProxyError
 
@@ -626,6 +627,8 @@ class Events:
 
 
 _PIXELS: Final = re.compile(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})")
-_HONOURED: Final = frozenset({"model", "prompt", "n", "stream", "partial_images", "response_format", "extra_headers"})
+_HONOURED: Final = frozenset(
+    {"model", "prompt", "n", "stream", "partial_images", "response_format", "extra_headers", *CHOICE}
+)
 
 _BLANK: Final = b"\xef\xbb\xbf \t\r\n"

@@ -4,6 +4,7 @@
     referenced(data, url)   the event with `image_url` in the place of `b64_json`: `?payload=ref`
     image_bytes(data)       the image itself, decoded
     nth_image(data, n)      the image of one item of a whole JSON answer
+    answer_items(data)      all its items, raw
     taken_apart(data)       the event's members, and its image as it lies in the pieces
     put_together(...)       an event of such members and another image
 
@@ -20,7 +21,7 @@ import binascii
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -37,7 +38,7 @@ _HEAD: Final = 4096
 
 _DATA_URL: Final = b"data:"
 
-APPENDED: Final = ("b64_json", "usage", "cost", "provider", "image_index")
+APPENDED: Final = ("b64_json", "usage", "cost", "provider", "model", "image_index")
 """Members that callers rely on and providers may leave out."""
 
 
@@ -51,6 +52,7 @@ class _Members(msgspec.Struct):
     usage: msgspec.Raw = msgspec.Raw()
     cost: msgspec.Raw = msgspec.Raw()
     provider: msgspec.Raw = msgspec.Raw()
+    model: msgspec.Raw = msgspec.Raw()
     image_index: msgspec.Raw = msgspec.Raw()
 
 
@@ -59,7 +61,7 @@ _DECODER: Final = msgspec.json.Decoder(_Members)
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The small members of one event. `type` is "" when absent or not a string, `usage` raw JSON, None for null.
+    """The small members of one event. `type`, `model`: "" when absent or not a string. `usage`: raw JSON or None.
 
     `error`, `cost`: the raw members, None and empty when absent. `failed`: whether it reports an error, since some
     providers send `null` or `{}` with every event. `has_b64`, `has_url`: an image as base64, as a URL. `wrapped`: one
@@ -77,6 +79,7 @@ class Outline:
     wrapped: bool
     has: frozenset[str]
     image_index: int | None
+    model: str
     utf8: bool
 
     @property
@@ -108,8 +111,30 @@ def outline(data: tuple[Piece, ...], quoted: Sequence[int] | None = None) -> Out
         wrapped=wrapped or _is_data_url(found.url),
         has=frozenset(name for name in APPENDED if bytes(memoryview(getattr(found, name))[:1])),
         image_index=whole_number(found.image_index, digits=3),
+        model=text(found.model),
         utf8=_is_utf8(raw),
     )
+
+
+class Tokens(NamedTuple):
+    """A job's tokens."""
+
+    input: int = 0
+    output: int = 0
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+def tokens(usage: bytes | None) -> Tokens:
+    """The counts in an outline's `usage`; 0 where it does not say."""
+    try:
+        said = msgspec.json.decode(usage or b"{}", type=_Usage)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Tokens()
+    return Tokens(said.input_tokens or 0, said.output_tokens or 0)
 
 
 def referenced(data: tuple[Piece, ...], url: str) -> bytes:
@@ -179,6 +204,15 @@ def nth_image(data: Sequence[Piece], number: int) -> bytes | None:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return image_bytes((items[number],)) if number < len(items) else None
+
+
+def answer_items(data: Sequence[Piece]) -> list[bytes]:
+    """The items of an answer, each as JSON; none where it is no answer."""
+    try:
+        items = msgspec.json.decode(b"".join(data), type=_Images).data
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return []
+    return [bytes(item) for item in items]
 
 
 def _with_image(data: tuple[Piece, ...]) -> JsonObject | None:

@@ -19,6 +19,7 @@ from streamproxy.core.rawjson import parse
 from streamproxy.core.schema import (
     MAX_EXTRA_HEADERS,
     MAX_IMAGES,
+    MAX_MODEL,
     MAX_PROMPT,
     RULES,
     Checklist,
@@ -61,6 +62,8 @@ def form(
         values = text.get(rule.name, ())
         if files.get(rule.name):
             checks.problem((rule.name,), "Input should be a valid string", "string_type")
+        elif rule.kind is FieldType.NAMES:
+            _names(checks, rule, (*values, *text.get(f"{rule.name}[]", ())))
         elif len(values) > 1:
             checks.problem((rule.name,), "Value error, the part was sent more than once", "value_error")
         elif values:
@@ -97,6 +100,18 @@ def _field(checks: Checklist, rule: Rule, value: str) -> None:
         case FieldType.OBJECT:
             if not value.lstrip(" \t\r\n").startswith("{"):
                 checks.problem(loc, "Input should be a valid dictionary", "dict_type")
+        case FieldType.NAMES:
+            raise AssertionError("it comes in several parts")
+
+
+def _names(checks: Checklist, rule: Rule, values: Sequence[str]) -> None:
+    """One part for each name, `fallbacks` or `fallbacks[]`; none is the same as no member."""
+    if not checks.items((rule.name,), len(values), rule.low, rule.high):
+        return
+    for index, value in enumerate(values):
+        checks.length((rule.name, index), len(value), 1, MAX_MODEL)
+    if values:
+        checks.names(rule.name, values)
 
 
 def _images(

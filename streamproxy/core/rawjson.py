@@ -63,7 +63,16 @@ _LONG_NAMES: Final = frozenset(
     {"extra_headers", "input_fidelity", "output_compression", "output_format", "partial_images", "response_format"}
     | {"frequency_penalty", "max_completion_tokens", "parallel_tool_calls", "presence_penalty", "reasoning_effort"}
     | {"max_output_tokens", "previous_response_id", "prompt_cache_key", "safety_identifier"}
-    | {"service_tier", "top_logprobs", "max_tool_calls", "stream_options", "image_config", "aspect_ratio", "image_size"}
+    | {
+        "fallback_after_charge",
+        "service_tier",
+        "top_logprobs",
+        "max_tool_calls",
+        "stream_options",
+        "image_config",
+        "aspect_ratio",
+        "image_size",
+    }
 )
 """Documented names of members that are longer than a short word."""
 

@@ -131,6 +131,8 @@ class ImageRequest:
     `variation`: an edit that came as a variation.
     A surface of another wire writes `body` itself; then `options` are wishes that have no member in it, `unheard` the
     caller's members that no provider is asked for, and `places` says where the caller's body has an image.
+    `fallbacks`: other models, in order; None where the caller says nothing of them. `fallback_after_charge`: also after
+    a failure that may have been charged. `names_model`: its results say which model made them: there is a choice.
     """
 
     operation: Operation
@@ -153,6 +155,9 @@ class ImageRequest:
     variation: Variation | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     unheard: tuple[str, ...] = ()
+    fallbacks: tuple[str, ...] | None = None
+    fallback_after_charge: bool = False
+    names_model: bool = False
     places: Mapping[str, str] = field(default_factory=dict)
 
     def told(self, param: str) -> str:

@@ -39,6 +39,7 @@ MAX_PROMPT: Final = 32_000
 MAX_TEXT: Final = 1024
 """Characters of a string without a documented limit. Such a string is copied and may be logged."""
 MAX_MODEL: Final = 256
+MAX_FALLBACKS: Final = 5
 MAX_EXTRA_HEADERS: Final = 1 << 17
 """Bytes of JSON. The header policy allows 16 KiB of names and values, which escapes can make six times longer."""
 MAX_PROBLEMS: Final = 64
@@ -64,11 +65,12 @@ class FieldType(Enum):
     INTEGER = "integer"
     BOOLEAN = "boolean"
     OBJECT = "object"
+    NAMES = "names"  # an array of models' names; in multipart a part for each
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One field. `low` and `high` bound an integer's value, or a string's length in characters, both included."""
+    """One field. `low` and `high` bound an integer's value, a string's characters, or the items of names, included."""
 
     name: str
     kind: FieldType
@@ -93,7 +95,12 @@ RULES: Final = (
     Rule("output_format", FieldType.STRING),
     Rule("moderation", FieldType.STRING),
     Rule("input_fidelity", FieldType.STRING),
+    Rule("fallbacks", FieldType.NAMES, 0, MAX_FALLBACKS),
+    Rule("fallback_after_charge", FieldType.BOOLEAN),
 )
+
+CHOICE: Final = ("fallbacks", "fallbacks[]", "fallback_after_charge")
+"""Members about the choice of a model, which are for this proxy and never sent on. SDKs write a form's list as `[]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +124,15 @@ class Fields:
     edit: bool
     extra_headers: object
     canonical: Mapping[str, str]
+    fallbacks: tuple[str, ...] | None = None
+    fallback_after_charge: bool = False
 
 
 TRUE: Final = frozenset({"true", "t", "yes", "y", "on", "1"})
 FALSE: Final = frozenset({"false", "f", "no", "n", "off", "0"})
 """Texts that pydantic's lax mode, and so a FastAPI service, reads as a boolean, in upper or lower case."""
 
-_INTEGER: Final = re.compile(r"\s*+([+-]?)([0-9]++(?:_[0-9]++)*+)(?:\.0++)?\s*+", re.ASCII)
+_INTEGER: Final = re.compile(r"\s*+([+-]?)([0-9]++(?:_[0-9]++)*)(?:\.0++)?\s*+", re.ASCII)
 
 
 def lax_boolean(text: str) -> bool | None:
@@ -144,10 +153,11 @@ def lax_integer(text: str) -> str | None:
 class Checklist:
     """The valid fields of one request so far, and its problems."""
 
-    __slots__ = ("_canonical", "_flags", "_numbers", "_problems", "_texts")
+    __slots__ = ("_canonical", "_flags", "_names", "_numbers", "_problems", "_texts")
 
     def __init__(self) -> None:
         self._canonical: dict[str, str] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
         self._texts: dict[str, str] = {}
         self._numbers: dict[str, int] = {}
         self._flags: dict[str, bool] = {}
@@ -199,6 +209,10 @@ class Checklist:
         """Keep a boolean."""
         self._flags[name] = value
 
+    def names(self, name: str, value: Sequence[str]) -> None:
+        """Keep models' names that have been checked."""
+        self._names[name] = tuple(value)
+
     def spelt(self, name: str, canonical: str) -> None:
         """Keep the API's spelling of a member that came in another one."""
         self._canonical[name] = canonical
@@ -225,6 +239,8 @@ class Checklist:
             edit=edit,
             extra_headers=extra_headers,
             canonical=self._canonical,
+            fallbacks=self._names.get("fallbacks"),
+            fallback_after_charge=self._flags.get("fallback_after_charge", False),
         )
 
 
@@ -315,6 +331,18 @@ class _JsonReader:
             case FieldType.OBJECT:
                 if not self.raw.startswith(b"{", start):
                     self.checks.problem(loc, "Input should be a valid dictionary", "dict_type")
+            case FieldType.NAMES:
+                self.names(rule, start)
+
+    def names(self, rule: Rule, start: int) -> None:
+        """An array of strings, each a model's name."""
+        if not self.raw.startswith(b"[", start):
+            return self.checks.problem((rule.name,), "Input should be a valid list", "list_type")
+        spans = elements(self.body, start, limit=rule.high + 1, where=rule.name)
+        if self.checks.items((rule.name,), len(spans), rule.low, rule.high):
+            sound = [span for index, span in enumerate(spans) if self.string((rule.name, index), span, 1, MAX_MODEL)]
+            self.checks.names(rule.name, [msgspec.json.decode(self.raw[at:end], type=str) for at, end in sound])
+        return None
 
     def integer(self, span: tuple[int, int]) -> str | None:
         """An integer that is written as a text, a boolean or a float without a fraction."""

@@ -37,16 +37,18 @@ GATHERED: Final = 64 * 1024
 FIELD_LIMIT: Final = 1024
 """Bytes kept of an `event` line, the only other field that is read. Event names in use have under 40 bytes."""
 
-# A run: whole lines of at most 255 bytes. Possessive quantifiers make each pattern linear.
-_NO_DATA: Final = re.compile(rb"(?:[\r\n]++|(?!data[:\r\n])[^\r\n]{1,255}+(?:\r\n?+|\n))++")
+# A run: whole lines of at most 255 bytes. Possessive quantifiers make each pattern linear. Groups have none: with them,
+# Python before 3.11.5 ends a match behind an alternative that failed (python/cpython#106052). Nothing follows the outer
+# loops, so they are never tried in a second way.
+_NO_DATA: Final = re.compile(rb"(?:[\r\n]++|(?!data[:\r\n])[^\r\n]{1,255}+(?:\r\n?+|\n))+")
 """Lines without data, blank ones included."""
 
-_FIELDS: Final = re.compile(rb"(?:[^\r\n]{1,255}+(?:\r\n?+|\n))++")
+_FIELDS: Final = re.compile(rb"(?:[^\r\n]{1,255}+(?:\r\n?+|\n))+")
 """Lines of one event: no blank one."""
 
 # Within a run with LFs as line ends and a CR before each value.
 _EMPTY_VALUE: Final = re.compile(rb"\ndata(?![^\r\n])")
-_OTHER_FIELDS: Final = re.compile(rb"(?:\n[^\r\n]*+)++")
+_OTHER_FIELDS: Final = re.compile(rb"(?:\n[^\r\n]*+)+")
 
 _BOM: Final = b"\xef\xbb\xbf"
 _LF: Final = 0x0A

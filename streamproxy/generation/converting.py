@@ -9,7 +9,6 @@ is checked in the file's header before anything is decoded, times the driver's C
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import BytesIO
@@ -20,7 +19,7 @@ from PIL import Image, ImageOps
 from streamproxy.core.conversation import Picture
 from streamproxy.core.eventdata import put_together, taken_apart
 from streamproxy.core.events import Frame
-from streamproxy.core.images import NAMES, SNIFFED, Format, base64_slices, media_type, probe, sniff
+from streamproxy.core.images import NAMES, SNIFFED, Format, base64_slices, decoded, media_type, probe, sniff
 from streamproxy.core.previews import PreviewForm
 from streamproxy.core.requests import Inline, Spooled
 from streamproxy.errors import Failure, ProxyError
@@ -33,9 +32,6 @@ JPEG_QUALITY: Final = 95
 
 OPAQUE: Final = 128
 """Least alpha of a mask's pixel that keeps the image's pixel."""
-
-_SLICE: Final = 256 * 1024
-"""Characters, a multiple of four."""
 
 _SPACE: Final = b" \t\n\f\r"
 
@@ -124,13 +120,8 @@ def _bytes(image: Inline | Spooled | Picture) -> bytes:
 
 
 def _decoded(text: memoryview) -> bytes:
-    """Decode base64 slice by slice. One call would block the event loop even from a thread, since it keeps the GIL.
-
-    Callers' base64 may lack its padding, and have line breaks.
-    """
-    dense = bytes(text).translate(None, _SPACE)
-    slices = (dense[at : at + _SLICE] for at in range(0, len(dense), _SLICE))
-    return b"".join(binascii.a2b_base64(piece + b"=" * (-len(piece) % 4)) for piece in slices)
+    """Decode a caller's base64, which may have line breaks."""
+    return decoded(bytes(text).translate(None, _SPACE))
 
 
 def _png(image: Image.Image, file: BytesIO) -> Format:

@@ -49,6 +49,8 @@ from streamproxy.core.requests import Head, Inline, Spooled, UpstreamRequest
 from streamproxy.core.sse import Event
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.router import Plan
+from streamproxy.generation.tracing import AttemptSpan, attempt
+from streamproxy.observe.traces import NO_SPAN, NO_TRACES, Traces
 from streamproxy.upstream import Answer
 from streamproxy.upstream.fetch import Fetcher
 
@@ -101,10 +103,6 @@ class Sink(Protocol):
         """One event for the readers; returns when the next one is wanted."""
         ...
 
-    async def complete(self) -> None:
-        """Every image has its final frame."""
-        ...
-
     def job(self, id: str) -> None:
         """The provider has this id for the work."""
         ...
@@ -129,6 +127,7 @@ class Outside:
     connect: float
     """Seconds to open a WebSocket."""
     ssl_context: ssl.SSLContext
+    traces: Traces = NO_TRACES
     fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(FETCHES))
     converting: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(CONVERSIONS))
 
@@ -157,6 +156,7 @@ class Driver:
         self._launched: _Launched | None = None
         self._undo: UpstreamRequest | None = None
         self._accepted = False
+        self._span = AttemptSpan(plan, NO_SPAN)
 
     async def __aenter__(self) -> Driver:
         return self
@@ -176,6 +176,11 @@ class Driver:
 
     async def carry_out(self, conversation: Conversation[None]) -> None:
         """Perform the steps until the conversation ends. Raises ProxyError, which is `charged` after Accepted."""
+        with attempt(self._outside.traces, self._plan) as self._span:
+            self._plan = self._span.plan
+            await self._carry_out(conversation)
+
+    async def _carry_out(self, conversation: Conversation[None]) -> None:
         try:
             await self._steps(conversation)
         except ProxyError as error:
@@ -251,6 +256,7 @@ class Driver:
     async def _perform(self, step: Step) -> object:
         match step:
             case Frame():
+                self._span.frame(step)
                 await self._sink.frame(step)
             case Send(request):
                 return await self._send(request)
@@ -268,11 +274,12 @@ class Driver:
                 return await self._next_event()
             case Accepted():
                 self._accepted = True
+                self._span.accepted()
                 self._sink.accepted()
             case Wait(seconds):
                 await self._wait(seconds)
             case Inlining():
-                await self._sink.frame(step.frame(await self._fetch_all(step.urls)))
+                await self._perform(step.frame(await self._fetch_all(step.urls)))
             case Fetch(url):
                 return await self._fetch(url)
             case Convert(image, form):

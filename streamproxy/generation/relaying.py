@@ -19,9 +19,10 @@ from streamproxy.core.rawjson import JsonObject
 from streamproxy.core.requests import Head, UpstreamRequest
 from streamproxy.errors import ProxyError
 from streamproxy.generation.router import Path, Plan
+from streamproxy.generation.tracing import CHAT, AttemptSpan, attempt
 from streamproxy.observe import Observer
 from streamproxy.providers.openai.errors import refusal
-from streamproxy.providers.openai.request import OURS, segment
+from streamproxy.providers.openai.request import segment
 from streamproxy.upstream import Answer
 
 EVENTS: Final = "text/event-stream"
@@ -37,7 +38,7 @@ def passed_on(body: JsonObject, plan: Plan, path: Path) -> UpstreamRequest:
     url = route.provider.base_url + path(route.provider).replace("{model}", segment(route.upstream_model)) + query
     headers = (("content-type", "application/json"), ("accept", f"application/json, {EVENTS}"), *COMMON)
     renamed = {"model": orjson.dumps(route.upstream_model)}
-    left_out = {name for name in OURS if name in body.members}
+    left_out = {"extra_headers"} & body.members.keys()  # alone: other gateways have fallbacks of their own
     return UpstreamRequest("POST", url, headers, body.pieces(replace=renamed, drop=left_out))
 
 
@@ -68,17 +69,26 @@ class Exchange:
         """Send the request, and write the parts of the answer to `to`."""
         async with to:
             try:
-                signed = replace(self.request, headers=await self.plan.headers(self.request))
-                self.observer.upstream(self.plan.route.provider.name)
-                async with self.plan.service.upstream.open(signed) as answer:
-                    await self._check(answer)
-                    await to.send(answer.head)
-                    while (chunk := await answer.chunk()) is not None:
-                        await to.send(chunk)
+                with attempt(self.observer.traces, self.plan, CHAT) as span:
+                    await self._pass(span, to)
             except ProxyError as error:
                 await to.send(error)
             except Exception as error:
                 await to.send(self.observer.unexpected(error, self.request_id))
+
+    async def _pass(self, span: AttemptSpan, to: MemoryObjectSendStream[Item]) -> None:
+        service = self.plan.service
+        signed = replace(self.request, headers=await span.plan.headers(self.request))
+        with service.breaker.attempt() as turn:
+            service.upstream.retries.sent()
+            self.observer.upstream(service.provider.name)
+            async with service.upstream.open(signed) as answer:
+                await self._check(answer)
+                turn.accepted()
+                span.accepted()
+                await to.send(answer.head)
+                while (chunk := await answer.chunk()) is not None:
+                    await to.send(chunk)
 
     async def _check(self, answer: Answer) -> None:
         """Raise ProxyError for an answer that is a refusal."""

@@ -7,17 +7,20 @@ Plan.headers(request)           -> the headers of one request, signed at the mom
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Final
 
 from streamproxy.auth import Caller, Callers, CredentialSource, Headers, authenticate
-from streamproxy.core.catalogue import Catalogue, Model, Provider, Route
+from streamproxy.core.catalogue import AUTO, EVERYTHING, UNKNOWN, Catalogue, Model, Provider, Route
+from streamproxy.core.cost import typical
 from streamproxy.core.headers import REDACTED, HeaderPolicy
 from streamproxy.core.requests import UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.upstream import Upstream
+from streamproxy.upstream.breaker import Breaker
 from streamproxy.upstream.signing import KeySigner, Signer
 
 SHORT_SECRET: Final = 8
@@ -38,6 +41,7 @@ class Service:
     allow_headers: tuple[str, ...]
     signer: Signer | None = None
     """Signs every request, in place of a key."""
+    breaker: Breaker = field(default_factory=Breaker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,12 @@ class Plan:
         return tuple(self.policy.merge(self.extra, (*request.headers, *traced, *signed), self.signer.names))
 
     @property
+    def model(self) -> str | None:
+        """The model's id in the catalogue; None for an unknown one, whose name is in the caller's words."""
+        model = self.route.model
+        return None if model.family == UNKNOWN else model.id
+
+    @property
     def scrub(self) -> Callable[[str], str]:
         """Remove secrets from a provider's text: the credential that was sent, and text that looks like a secret."""
 
@@ -89,6 +99,10 @@ def _without(secret: str, text: str) -> str:
     if len(secret) >= SHORT_SECRET:
         return text.replace(secret, REDACTED)
     return re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", REDACTED, text)
+
+
+def _without_all(provider: Provider) -> tuple[str, ...]:
+    return tuple(owner for owner in provider.serves if owner != EVERYTHING)
 
 
 Path = Callable[[Provider], str]
@@ -112,7 +126,7 @@ class Router:
         self._providers = tuple(service.provider for service in services.values())
 
     def plan(self, model: str, headers: Headers) -> Plan:
-        """The plan for `model`.
+        """The plan for `model`. AUTO is no model, see `generation.choosing`: UNSUPPORTED_PARAMETER.
 
         Raises ProxyError: MODEL_NOT_FOUND, MODEL_NOT_ALLOWED, PROVIDER_NOT_CONFIGURED, INVALID_API_KEY.
         """
@@ -121,8 +135,21 @@ class Router:
                 Failure.PROVIDER_NOT_CONFIGURED,
                 "No provider is configured. Set OPENAI_API_KEY, or [providers] in the configuration, or --upstream.",
             )
+        if model == AUTO:
+            raise ProxyError(Failure.UNSUPPORTED_PARAMETER, "A model is not chosen for this. Name one.", param="model")
         caller = authenticate(headers, self._callers)
         return self._planned(self._resolved(model, caller), headers, caller)
+
+    def by_price(self) -> Sequence[str]:
+        """Names of the models that are known to be served today, by the typical cost of a picture.
+
+        What a provider that takes every name makes of one is not known.
+        """
+        known = [
+            replace(provider, serves=_without_all(provider), models=provider.listed) for provider in self._providers
+        ]
+        listed = self._catalogue.listed(known, datetime.now(UTC).date())
+        return [name for _, name in sorted(listed, key=lambda row: typical(row[0].price))]
 
     def plan_relay(self, model: str, headers: Headers, path: Path, missing: str) -> Plan:
         """The plan for a request that is passed on as it came. `missing`: the message where no provider takes it.

@@ -7,6 +7,7 @@ limits, keys, repeats  admission; streams by Idempotency-Key; retries of the sam
 mirrors                streams of other processes that are followed here
 store, memory, valkey  the stores of streams, listed in `STORES`
 files, disk            uploaded files and their stores, listed in `FILE_STORES`
+outbox                 pending webhooks and their stores, listed in `NOTICE_STORES`
 ledger                 spending and running generations of callers; the ledgers are listed in `LEDGERS`
 """
 
@@ -22,6 +23,7 @@ from streamproxy.hub.disk import DiskFiles
 from streamproxy.hub.files import FileStore, Room
 from streamproxy.hub.ledger import Ledger, MemoryLedger
 from streamproxy.hub.memory import MemoryMarks, MemoryStore
+from streamproxy.hub.outbox import MemoryNotices, NoticeStore
 from streamproxy.hub.store import StoreBackend
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def _memory(url: str, max_bytes: int, linger: float) -> AsyncIterator[StoreBackend]:
     store = MemoryStore(max_bytes=max_bytes, linger=linger, now=time.monotonic)
-    yield StoreBackend(store, store, MemoryMarks(now=time.monotonic), listing=store, waits=False)
+    yield StoreBackend(store, store, MemoryMarks(now=time.monotonic), listing=store, shedding=store, waits=False)
 
 
 @asynccontextmanager
@@ -54,6 +56,19 @@ async def _valkey_files(url: str, room: Room) -> AsyncIterator[FileStore]:
 
     async with ValkeyFiles(url, room=room).open() as files:
         yield files
+
+
+@asynccontextmanager
+async def _memory_notices(url: str) -> AsyncIterator[NoticeStore]:
+    yield MemoryNotices()
+
+
+@asynccontextmanager
+async def _valkey_notices(url: str) -> AsyncIterator[NoticeStore]:
+    from streamproxy.hub.valkey.outbox import ValkeyNotices  # needs the extra `valkey`
+
+    async with ValkeyNotices(url).open() as notices:
+        yield notices
 
 
 @asynccontextmanager
@@ -84,6 +99,14 @@ FILE_STORES: Final[dict[str, FileStoreFactory]] = {
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_files),
 }
 """Opens the store of files, by the same scheme. Arguments: URL, and the room that the files may take."""
+
+NoticeStoreFactory = Callable[[str], AbstractAsyncContextManager[NoticeStore]]
+
+NOTICE_STORES: Final[dict[str, NoticeStoreFactory]] = {
+    "memory": _memory_notices,
+    **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _valkey_notices),
+}
+"""Opens the store of webhooks, by the same scheme. Argument: URL."""
 
 LedgerFactory = Callable[[str], AbstractAsyncContextManager[Ledger]]
 

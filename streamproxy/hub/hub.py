@@ -3,7 +3,9 @@
     prepare, register, conclude    the begin and the end of a generation
     find                           a stream by its id: local, from the store, or followed from another process
     end                            ends a stream for all its readers, from any process
+    ended                          the end of a stream, without following it
     keys, repeats                  streams by the requests for them
+    outbox                         pending webhooks
     admission                      limits of generations and viewers
 
 When the last reader leaves, the generation's policy decides. `finish`: it runs to its end and keeps the images.
@@ -12,21 +14,24 @@ When the last reader leaves, the generation's policy decides. `finish`: it runs 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
 
+from streamproxy.core.events import Frame
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.generation import Generation, OnDisconnect, StoreKeeper
 from streamproxy.hub.health import StoreHealth, unreachable
 from streamproxy.hub.keys import Keys, Names
 from streamproxy.hub.limits import Admission, Grace, HubLimits
-from streamproxy.hub.log import Record
+from streamproxy.hub.log import Entry, Record
 from streamproxy.hub.mirrors import Mirrors
+from streamproxy.hub.outbox import NoticeStore, Outbox
 from streamproxy.hub.repeats import Repeats
-from streamproxy.hub.store import Gone, Shared, StoreBackend, StoreError, Summary
+from streamproxy.hub.store import Gone, Shared, StoreBackend, Stored, StoreError, Summary
 from streamproxy.hub.stream import Ending, Stream
 from streamproxy.observe import Observer
 from streamproxy.signals import Signal
@@ -40,20 +45,35 @@ DRAINED_SECONDS: Final = 1.0
 
 
 class Hub:
-    """See the module's text. `tasks` is the app's task group."""
+    """See the module's text. `tasks` is the app's task group; `notices` keep webhooks, where there are any."""
 
-    def __init__(self, *, backend: StoreBackend, tasks: TaskGroup, limits: HubLimits, observer: Observer) -> None:
+    def __init__(
+        self,
+        *,
+        backend: StoreBackend,
+        tasks: TaskGroup,
+        limits: HubLimits,
+        observer: Observer,
+        notices: NoticeStore | None = None,
+    ) -> None:
         self._backend = backend
         self._tasks = tasks
         self._generations: dict[str, Generation] = {}
         self._concluded = Signal()
         self.health = StoreHealth(observer)
         self.admission = Admission(limits)
+        self.outbox = None if notices is None else Outbox(notices, self.health, limits.webhooks)
         self.keys = Keys(backend.claims, self.health, self.find)
         self.repeats = Repeats(backend.marks, health=self.health, find=self.find, tasks=tasks, hold=limits.hold)
         self._keeper = StoreKeeper(backend, self.health, self.repeats)
         self._mirrors = None if backend.shared is None else Mirrors(backend.shared, tasks, self.health)
         self._grace = Grace(limits.grace, tasks=tasks, viewed=self._viewed_elsewhere, forget=self._unlist)
+
+    def limit(self, limits: HubLimits) -> None:
+        """Replace the limits. They hold for requests and readers from now on."""
+        self.admission.limits = limits
+        self.repeats.held = limits.hold
+        self._grace.seconds = limits.grace
 
     # Generations of this process.
 
@@ -81,6 +101,8 @@ class Hub:
         try:
             with anyio.move_on_after(CONCLUDE_SECONDS, shield=True) if self._backend.waits else nullcontext():
                 await self.health.attempt(self._backend.store.finish(stream.id))
+                if self.outbox is not None:
+                    await self.outbox.ended(stream.id)
         finally:
             self._generations.pop(stream.id, None)
             stream.release()
@@ -127,6 +149,21 @@ class Hub:
             return local.stream
         if self._mirrors is not None and (followed := self._mirrors.get(id)) is not None:
             return followed
+        stored = await self._load(id)
+        if stored.finished or self._mirrors is None:
+            return stored.mirror()
+        return self._mirrors.get(id) or self._mirrors.start(stored)  # another request may have been as quick
+
+    async def ended(self, id: str) -> tuple[Record, tuple[Frame, ...]] | None:
+        """A stream's record and critical frames, None while it runs; raises ProxyError as `find` does."""
+        local = self._generations.get(id)
+        if local is not None:
+            stream = local.stream
+            return (stream.record, _outcomes(stream.log.retained())) if stream.finished else None
+        stored = await self._load(id)
+        return (stored.record, _outcomes(stored.entries)) if stored.finished else None
+
+    async def _load(self, id: str) -> Stored:
         stored = await self.health.attempt(self._backend.store.load(id))
         if stored is None and self.health.failed:
             raise unreachable()
@@ -134,9 +171,7 @@ class Hub:
             raise ProxyError(Failure.GONE, "This stream has ended and is no longer kept. The setting is linger.")
         if stored is None:
             raise ProxyError(Failure.NOT_FOUND, "No such stream.")
-        if stored.finished or self._mirrors is None:
-            return stored.mirror()
-        return self._mirrors.get(id) or self._mirrors.start(stored)  # another request may have begun it meanwhile
+        return stored
 
     async def owned(self, owner: str, after: str | None, limit: int) -> list[Summary] | None:
         """An owner's streams, as `Listing.owned`. Raises ProxyError(OVERLOADED) where the store fails."""
@@ -201,7 +236,28 @@ class Hub:
             if self._mirrors is not None:
                 await self._mirrors.gone()
 
+    def shed(self, size: int) -> int:
+        """Free so many bytes: of finished streams first, then end the generations that hold most.
+
+        Returns how many generations have ended.
+        """
+        if self._backend.shedding is not None:
+            size -= self._backend.shedding.shed(size)
+        largest = sorted(self._generations.values(), key=lambda one: one.stream.log.bytes, reverse=True)
+        ended = 0
+        for generation in largest:
+            if size <= 0 or not generation.stream.log.bytes:
+                break
+            size -= generation.stream.log.bytes
+            generation.stop(Ending.SHED)
+            ended += 1
+        return ended
+
     async def _ended(self) -> None:
         """Return when no generation runs here."""
         while self._generations:
             await self._concluded.wait()
+
+
+def _outcomes(entries: Iterable[Entry]) -> tuple[Frame, ...]:
+    return tuple(entry.frame for entry in entries if entry.critical)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 from anyio.abc import TaskGroup
@@ -16,34 +16,44 @@ from anyio.abc import TaskGroup
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.generation import Generation
 from streamproxy.hub.mirrors import PRESENCE_SECONDS
+from streamproxy.hub.outbox import OutboxLimits
 from streamproxy.hub.stream import Ending, Stream, Subscriber
 
 
 @dataclass(frozen=True, slots=True)
 class HubLimits:
     """`grace` and `hold` (of a failure) in seconds. Others: the most viewers of one stream, the most of all streams of
-    one owner, and the most generations that run."""
+    one owner, the most generations that run, and the most pending webhooks."""
 
     grace: float
     hold: float
     viewers: int
     viewers_of_owner: int
     streams: int
+    webhooks: OutboxLimits = field(default_factory=lambda: OutboxLimits(10_000, 1000))
 
 
 class Admission:
-    """Counts viewers, and refuses requests over the limits. `draining`: no new generation is admitted."""
+    """Counts viewers, and refuses requests over the limits.
+
+    `draining` or `short_of_memory`: no new generation is admitted.
+    """
 
     def __init__(self, limits: HubLimits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._viewers_of = Counter[str | None]()
         self.draining = False
+        self.short_of_memory = False
 
     def admit(self, running: int) -> None:
-        """Admit one more generation. Raises ProxyError: DRAINING; OVERLOADED where `running` is the most."""
+        """Admit one more generation. Raises ProxyError: DRAINING, MEMORY_SHORT; OVERLOADED at the most `running`."""
         if self.draining:
             raise ProxyError(Failure.DRAINING, "The proxy is shutting down and takes no new requests.", retry_after="2")
-        if running >= self._limits.streams:
+        if self.short_of_memory:
+            raise ProxyError(
+                Failure.MEMORY_SHORT, "The proxy is short of memory. The setting is memory_limit.", retry_after="2"
+            )
+        if running >= self.limits.streams:
             raise ProxyError(
                 Failure.OVERLOADED, "Too many generations are running. The setting is max_streams.", retry_after="2"
             )
@@ -51,7 +61,7 @@ class Admission:
     def watch(self, stream: Stream, subscriber: Subscriber) -> None:
         """Count a viewer. Raises ProxyError(TOO_MANY_VIEWERS) where the stream or its owner has too many."""
         owner = stream.record.owner
-        if len(stream.subscribers) > self._limits.viewers or self._viewers_of[owner] >= self._limits.viewers_of_owner:
+        if len(stream.subscribers) > self.limits.viewers or self._viewers_of[owner] >= self.limits.viewers_of_owner:
             subscriber.leave()
             raise ProxyError(
                 Failure.TOO_MANY_VIEWERS,
@@ -82,21 +92,21 @@ class Grace:
         viewed: Callable[[str], Awaitable[bool]],
         forget: Callable[[Generation], None],
     ) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._tasks = tasks
         self._viewed = viewed
         self._forget = forget
 
     def begin(self, generation: Generation) -> None:
         """Stop the generation after the grace, unless a reader comes back, or another process has viewers."""
-        if self._seconds == 0:
+        if self.seconds == 0:
             self._abandon(generation)
         else:
             self._tasks.start_soon(self._wait, generation, generation.stream.visits)
 
     async def _wait(self, generation: Generation, visits: int) -> None:
         stream = generation.stream
-        pause = self._seconds
+        pause = self.seconds
         while True:
             await anyio.sleep(pause)
             if stream.finished or stream.visits != visits:

@@ -8,8 +8,9 @@ A preview may have versions: the same preview in other forms, for readers that w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -33,10 +34,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One frame at its position."""
+    """One frame at its position. `arrived`: when it came to this process, by the monotonic clock."""
 
     cursor: Cursor
     frame: Frame
+    arrived: float = field(default_factory=time.monotonic, compare=False, repr=False)
 
     @property
     def critical(self) -> bool:

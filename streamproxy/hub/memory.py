@@ -120,6 +120,13 @@ class MemoryStore:
         if found is not None:
             self._gone(*found[1:])
 
+    def shed(self, size: int) -> int:
+        before = self.bytes
+        while self._finished and before - self.bytes < size:
+            _, (_, record, kept) = self._finished.popitem(last=False)
+            self._gone(record, kept)
+        return before - self.bytes
+
     async def sweep(self) -> None:
         """Purge streams whose linger is over."""
         self._purge()

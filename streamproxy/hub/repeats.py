@@ -27,7 +27,7 @@ LOOK_SECONDS: Final = 0.05
 
 
 class Repeats:
-    """See the module's text. `find` returns a stream by its id; `hold`: seconds for which a failure is held."""
+    """See the module's text. `find` returns a stream by its id; `held`: seconds for which a failure is held."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Repeats:
         self._health = health
         self._find = find
         self._tasks = tasks
-        self._hold = hold
+        self.held = hold
 
     async def find(self, mark: str, id: str, *, retry: bool) -> Stream | None:
         """The stream for a request to follow; None where it begins a new generation, `id`.
@@ -105,5 +105,5 @@ class Repeats:
 
     async def hold(self, mark: str, error: ProxyError, frame: Frame) -> None:
         """Hold a failure for retries, before it is reported. A cancellation, or a failure without cost, is not held."""
-        if self._hold and not error.retryable and error.failure is not Failure.CANCELLED:
-            await self._health.attempt(self._marks.failed(mark, b"".join(frame.data), self._hold))
+        if self.held and not error.retryable and error.failure is not Failure.CANCELLED:
+            await self._health.attempt(self._marks.failed(mark, b"".join(frame.data), self.held))

@@ -103,6 +103,14 @@ class Listing(Protocol):
         ...
 
 
+class Shedding(Protocol):
+    """Stores in this process's memory."""
+
+    def shed(self, size: int) -> int:
+        """Purge the oldest finished streams, until they held `size` bytes. Returns how many bytes are freed."""
+        ...
+
+
 class Claims(Protocol):
     """Claims by Idempotency-Key. `key` is a hash of the owner and the caller's key."""
 
@@ -227,4 +235,5 @@ class StoreBackend:
     shared: Shared | None = None
     previews: Previews | None = None
     listing: Listing | None = None
+    shedding: Shedding | None = None
     waits: bool = True

@@ -8,10 +8,12 @@ that caller misses no preview. All other subscribers follow at their own speed.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from streamproxy.account import Attempt
 from streamproxy.core.conversation import Progress
 from streamproxy.core.cursor import Cursor
 from streamproxy.errors import ProxyError
@@ -30,6 +32,7 @@ class Ending(Enum):
     CANCELLED = "a caller ended it"
     ABANDONED = "no reader came back within the grace"
     SHUTDOWN = "the process stops"
+    SHED = "the process is short of memory"
 
 
 @dataclass(slots=True)
@@ -37,13 +40,14 @@ class Acceptance:
     """What is known before the first frame. `accepted`: the provider works on it.
 
     `committed`: a head is about to be sent, so that a failure can no longer be an HTTP status. `headers` are the
-    provider's that are passed on, `not_applied` the members that it is not asked for.
+    provider's that are passed on, `not_applied` the members that it is not asked for, `tried` the attempts so far.
     """
 
     accepted: bool = False
     committed: bool = False
     headers: tuple[tuple[str, str], ...] = ()
     not_applied: tuple[str, ...] = ()
+    tried: tuple[Attempt, ...] = ()
     progress: Progress | None = None
 
 
@@ -199,13 +203,17 @@ class Stream:
 
 
 class Subscriber:
-    """A reader's position in one stream. `at_end`: it has received all. Call `leave` at the end in any case."""
+    """A reader's position in one stream. Call `leave` at the end in any case.
+
+    `at_end`: it has received all. `joined`: when it came, by the monotonic clock.
+    """
 
     def __init__(self, stream: Stream, seq: int) -> None:
         self.stream = stream
         self.seq = seq
         self.taken = seq
         self.at_end = False
+        self.joined = time.monotonic()
 
     async def next(self, within: float | None = None) -> Entry | None:
         """The next entry; None at the end. Raises TimeoutError after `within` seconds of silence.

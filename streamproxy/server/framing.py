@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from streamproxy.errors import INVALID, Failure, FailureRow
+from streamproxy.errors import Failure
 
 HEAD_BYTES: Final = 32 * 1024
 """Request line and headers, as nginx: large_client_header_buffers 4 of 8 KiB."""
@@ -28,7 +28,6 @@ TRAILER_BYTES: Final = 8 * 1024
 CHUNK_LINE_BYTES: Final = 256
 """A chunk's size line with its extensions, which are dropped too."""
 
-BAD_REQUEST: Final = FailureRow("invalid_http", 400, INVALID, "bad_request")
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _LINE: Final = re.compile(rb"(%b) ([\x21-\x7e]+) HTTP/1\.([01])" % _TOKEN)
@@ -48,9 +47,9 @@ HOP: Final = frozenset({b"upgrade", b"http2-settings"})
 class Refused(Exception):
     """The bytes are not HTTP/1.1. Nothing after them is read."""
 
-    def __init__(self, row: FailureRow, message: str) -> None:
+    def __init__(self, failure: Failure, message: str) -> None:
         super().__init__(message)
-        self.row = row
+        self.failure = failure
         self.message = message
 
 
@@ -135,7 +134,7 @@ class Framing:
                 del self._buffer[:2]
         end = self._buffer.find(b"\r\n\r\n", max(0, self._searched - 3))
         if (end if end >= 0 else len(self._buffer)) > HEAD_BYTES:
-            raise Refused(Failure.HEAD_TOO_LARGE.value, f"The request head has more than {HEAD_BYTES} bytes.")
+            raise Refused(Failure.HEAD_TOO_LARGE, f"The request head has more than {HEAD_BYTES} bytes.")
         if end < 0:
             self._refuse_early(self._searched)
             self._searched = len(self._buffer) if self._buffer != b"\r" else 0
@@ -269,4 +268,4 @@ def _framing(fields: dict[bytes, list[bytes]], minor: bytes) -> tuple[tuple[byte
 
 
 def _bad(what: str) -> Refused:
-    return Refused(BAD_REQUEST, f"The request is not valid HTTP/1.1: {what}.")
+    return Refused(Failure.INVALID_HTTP, f"The request is not valid HTTP/1.1: {what}.")

@@ -19,14 +19,17 @@ from urllib.parse import unquote
 
 import httptools
 import orjson
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 
-from streamproxy.errors import Failure
-from streamproxy.server.framing import BAD_REQUEST, Framing, Head, Refused
+from streamproxy.errors import Failure, ProxyError
+from streamproxy.observe import Observer
+from streamproxy.server.framing import Framing, Head, Refused
+from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import ABORT
 from streamproxy.web.slicing import PIECES, Pieces
 
@@ -117,6 +120,10 @@ class GuardedProtocol(HttpToolsProtocol):
     _advancing = False
     _framed: tuple[bytes, bytes] | None = None  # what the head in the parser says of its body
 
+    def __init__(self, *uvicorns: Any, observer: Observer | None = None, **own: Any) -> None:
+        super().__init__(*uvicorns, **own)
+        self._observer = observer
+
     # What uvicorn, asyncio and the app call.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -184,7 +191,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a canonical head that uvicorn's parser does not take."""
-        self._break_off(Refused(BAD_REQUEST, "The request is not valid HTTP/1.1."))
+        self._break_off(Refused(Failure.INVALID_HTTP, "The request is not valid HTTP/1.1."))
 
     def close_gently(self) -> None:
         """Close once the caller has sent the rest of the answered request."""
@@ -267,6 +274,7 @@ class GuardedProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if self._framing.between or cycle is None:
             self._refuse(refused)
+            self._tell(refused)
         elif cycle.response_complete:
             self._closing = True
             self.transport.close()
@@ -274,6 +282,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._closing = True  # further bytes are discarded; the connection ends with the answer
             cycle.keep_alive = False
         else:
+            scope = cast("Scope", cycle.scope)
+            note_failure(scope, ProxyError(refused.failure, refused.message))  # not that its caller left
             cycle.disconnected = True
             cycle.message_event.set()
             self._refuse(refused)
@@ -284,14 +294,21 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()  # not one byte: a browser's spare connection, which would show our 408 as a page
             return
         message = f"The request head was not complete within {HEAD_SECONDS:g} seconds."
-        self._refuse(Refused(Failure.HEAD_TIMEOUT.value, message))
+        refused = Refused(Failure.HEAD_TIMEOUT, message)
+        self._refuse(refused)
+        self._tell(refused)
+
+    def _tell(self, refused: Refused) -> None:
+        """Tell the observer of a request that the app never sees."""
+        if self._observer is not None:
+            self._observer.refused(ProxyError(refused.failure, refused.message))
 
     def _refuse(self, refused: Refused) -> None:
         """Answer a request that does not reach the app, and close."""
         self._closing = True
         if self.transport.is_closing():
             return
-        row = refused.row
+        row = refused.failure.value
         error = {"message": refused.message, "type": row.type, "param": None, "code": row.code}
         body = orjson.dumps({"error": error})
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)

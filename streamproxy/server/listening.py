@@ -16,8 +16,12 @@ UNSENT_BYTES: Final = 128 * 1024  # of one connection, in the kernel: more would
 USER_TIMEOUT: Final = 30.0  # seconds without an acknowledgement after which a peer counts as gone
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Make a listening TCP socket; port 0 takes a free one. Raises ConfigurationError, which names host or port."""
+def listen(host: str, port: int, *, of: str = "") -> socket.socket:
+    """Make a listening TCP socket; port 0 takes a free one. Raises ConfigurationError, which names host or port.
+
+    `of` is what the names of the two settings begin with.
+    """
+    flag, env = f"--{of.replace('_', '-')}", f"STREAMPROXY_{of.upper()}"
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, *_, address = min(
@@ -32,15 +36,19 @@ def listen(host: str, port: int) -> socket.socket:
             case errno.EADDRINUSE:
                 happened, fix = (
                     "this port is already in use",
-                    "stop the program that has it, or choose another: --port 0",
+                    f"stop the program that has it, or choose another: {flag}port 0",
                 )
             case errno.EACCES:
-                happened, fix = "this port needs rights that the process has not", "choose one above 1023 with --port"
+                happened, fix = (
+                    "this port needs rights that the process has not",
+                    f"choose one above 1023 with {flag}port",
+                )
             case _:
                 happened = f"this machine cannot listen there: {error.strerror}"
-                fix = "give an address of this machine with --host, like 127.0.0.1"
-                raise ConfigurationError([ConfigurationProblem("host", happened, fix, "STREAMPROXY_HOST")]) from None
-        problem = ConfigurationProblem("port", f"{happened} ({host}, {port})", fix, "STREAMPROXY_PORT")
+                fix = f"give an address of this machine with {flag}host, like 127.0.0.1"
+                problem = ConfigurationProblem(f"{of}host", happened, fix, f"{env}HOST")
+                raise ConfigurationError([problem]) from None
+        problem = ConfigurationProblem(f"{of}port", f"{happened} ({host}, {port})", fix, f"{env}PORT")
         raise ConfigurationError([problem]) from None
 
 

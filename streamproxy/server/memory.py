@@ -10,6 +10,8 @@ import ctypes
 import gc
 from typing import Final
 
+from streamproxy.memory import give_back
+
 M_MMAP_THRESHOLD: Final = -3  # malloc.h
 M_TRIM_THRESHOLD: Final = -1
 
@@ -27,14 +29,6 @@ def tune_allocator() -> bool:
     except (AttributeError, OSError, TypeError):  # musl, macOS
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, 32 << 20)) and bool(mallopt(M_TRIM_THRESHOLD, 64 << 20))
-
-
-def give_back() -> bool:
-    """Give freed memory back to the system, in about 10 ms per GB. Returns whether the C library supports that."""
-    try:
-        return bool(ctypes.CDLL(None).malloc_trim(0))
-    except (AttributeError, OSError, TypeError):
-        return False
 
 
 def settle() -> None:

@@ -22,6 +22,7 @@ from streamproxy.settings.values import (
     GIB,
     HASH_COMMAND,
     MIB,
+    BucketUrl,
     Bytes,
     CallerKey,
     CallerKeys,
@@ -31,6 +32,7 @@ from streamproxy.settings.values import (
     Count,
     CredentialReference,
     Dollars,
+    Fallbacks,
     FetchHosts,
     Grace,
     Host,
@@ -49,11 +51,14 @@ from streamproxy.settings.values import (
     Refused,
     Seconds,
     Secret,
+    SignedLifetime,
     Silence,
     StoreUrl,
     Text,
     Token,
     Url,
+    WebhookOrigins,
+    WebhookSecret,
     Workers,
     converted,
 )
@@ -119,6 +124,7 @@ class ProviderSettings:
     workflows: Annotated[dict[str, str] | None, "ComfyUI: the file of a workflow in API format, by model"] = None
     strict_headers: Annotated[bool, "only allowed extra_headers pass, instead of all but refused ones"] = False
     allow_headers: Annotated[Names, "extra_headers to let through that are refused otherwise"] = ()
+    breaker: Annotated[bool, "whether it is not asked for a while after repeated failures"] = True
 
     def __post_init__(self) -> None:
         """Convert and check. Raises ConfigurationError with every problem."""
@@ -150,10 +156,15 @@ class Settings:
 
     host: Annotated[Host, "address to listen on"] = "127.0.0.1"
     port: Annotated[Port, "TCP port to listen on; 0 takes any free one"] = 8080
+    metrics_host: Annotated[Host, "address to listen on for /metrics, where metrics_port is set"] = "127.0.0.1"
+    metrics_port: Annotated[
+        Port | None, "TCP port that alone serves /metrics, without a key; 0 takes any free one; unset: port serves it"
+    ] = None
     workers: Annotated[Workers, "processes that serve; more than one need a store that they share"] = 1
     upstream: Annotated[Url | None, "base URL to pass every model to, with the caller's own key"] = None
     providers: Annotated[
-        dict[ProviderName, ProviderSettings], "providers by name; empty: each known one whose key is in the environment"
+        dict[ProviderName, ProviderSettings],
+        "providers by name; empty: each known one whose key is in the environment or in $CREDENTIALS_DIRECTORY",
     ] = field(default_factory=dict)
     caller_keys: Annotated[
         CallerKeys, "hashes (sha256:...) of the keys callers may use; empty: anybody who can connect"
@@ -195,6 +206,19 @@ class Settings:
         256 * MIB
     )
     file_seconds: Annotated[Lifetime, "seconds an uploaded file is kept, unless it asks for less"] = 86400.0
+    webhook_origins: Annotated[
+        WebhookOrigins, 'origins that webhooks may go to; "ORIGIN internal" may be at an internal address'
+    ] = ()
+    webhook_secret: Annotated[WebhookSecret | None, "key that signs webhooks: whsec_ and base64"] = field(
+        default=None, repr=False
+    )
+    max_webhooks: Annotated[Count, "webhooks that are not delivered yet"] = 10_000
+    max_webhooks_per_caller: Annotated[Count, "webhooks of one caller that are not delivered yet"] = 1000
+    results: Annotated[BucketUrl | None, "bucket that completed pictures are put into, like s3://bucket/prefix"] = None
+    results_endpoint: Annotated[Url | None, "address of the bucket's service, if that is not AWS"] = None
+    results_seconds: Annotated[
+        SignedLifetime | None, "seconds a signed URL of a picture is valid; default: token_seconds"
+    ] = None
     disconnect_grace: Annotated[Grace, "seconds until a generation without readers is cancelled"] = 15.0
     failure_hold: Annotated[Grace, "seconds a failure that may have been charged is held for the same request"] = 10.0
     finish_models: Annotated[ModelNames, "models whose generations run to the end without readers"] = ()
@@ -203,10 +227,17 @@ class Settings:
     ] = ()
     preview_pixels: Annotated[Pixels, "pixels of a small preview's longer side where nothing else is said"] = 512
     default_model: Annotated[Model | None, "model of requests that name none"] = None
+    auto: Annotated[ModelNames, "models that the model auto is chosen from, best first; empty: all, by price"] = ()
+    fallbacks: Annotated[
+        Fallbacks, "models to ask instead, in order, by model: where nothing can have been charged"
+    ] = field(default_factory=dict)
     stream_n: Annotated[bool, "whether n > 1 with stream becomes n requests where the model takes one"] = False
     max_streams: Annotated[Count, "generations that run at a time"] = 1000
     max_viewers: Annotated[Count, "readers of one stream"] = 1000
     max_viewers_per_caller: Annotated[Count, "readers of all streams of one caller"] = 2000
+    memory_limit: Annotated[
+        Bytes | None, "bytes this process may use: new requests are refused at 85 %, the largest streams end at 95 %"
+    ] = None
     max_event_bytes: Annotated[Bytes, "bytes of one event from a provider"] = 64 * MIB
     max_json_bytes: Annotated[Bytes, "bytes of a JSON request body"] = 24 * MIB
     max_body_memory: Annotated[Bytes, "bytes of JSON request bodies in memory at a time, over all callers"] = 256 * MIB
@@ -223,7 +254,9 @@ class Settings:
         FetchHosts, "hosts, *.suffix or host:port, to fetch images from by http and at internal addresses too"
     ] = ()
     log_level: Annotated[Literal["debug", "info", "warning", "error"], "least level that is logged"] = "info"
-    log_format: Annotated[Literal["json", "text"], "form of a log line"] = "json"
+    log_format: Annotated[
+        Literal["auto", "json", "text"], "form of a log line; auto: text on a terminal, otherwise json"
+    ] = "auto"
 
     def __post_init__(self) -> None:
         """Convert and check. Raises ConfigurationError with every problem."""
@@ -266,6 +299,8 @@ class Described(NamedTuple):
 
 
 SWITCH: Final = "true|false"
+IN_TOML: Final = ("providers", "callers", "fallbacks")
+"""Settings that can only be set in TOML."""
 WRITTEN: Final[dict[object, str]] = {bool: SWITCH, int: "N", float: "SECONDS", tuple[str, ...]: "A,B,..."}
 
 
@@ -274,7 +309,7 @@ def describe() -> list[Described]:
     return [
         Described(
             PLACES[kind] + member.name,
-            PREFIX + member.name.upper() if kind is Settings and member.name not in TABLES else "",
+            PREFIX + member.name.upper() if kind is Settings and member.name not in IN_TOML else "",
             _shown(member.default),
             get_args(HINTS[kind][member.name])[-1],
             _written(HINTS[kind][member.name]),

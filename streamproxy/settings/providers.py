@@ -24,10 +24,12 @@ from urllib.parse import urlsplit
 import orjson
 
 from streamproxy.auth import Credential, CredentialSource, SourceKind
-from streamproxy.core.catalogue import EVERYTHING, Catalogue, Provider, parse
+from streamproxy.core.catalogue import AUTO, EVERYTHING, Catalogue, Provider, Route, parse
 from streamproxy.core.headers import HeaderPolicy
+from streamproxy.errors import ProxyError
 from streamproxy.settings import PREFIX, ProviderSettings, Settings
 from streamproxy.settings.values import ConfigurationError, ConfigurationProblem, Refused, is_loopback, shown_origin
+from streamproxy.upstream.bucket import Bucket, BucketError
 from streamproxy.upstream.signing import google_credentials
 
 LIMIT_OF_SECRETS: Final = 64 * 1024  # bytes of a secret file; nginx takes 32 KiB for all headers of a request
@@ -92,7 +94,11 @@ def configure(
     problems += _caller_problems(settings, {provider.name for provider in providers})
     if any(source.configured for source in credentials.values()) and not settings.has_callers:
         problems += _exposed(settings.host)
+    if not problems:
+        problems += _choice_problems(settings, catalogue, providers)
     problems += _store_problems(settings)
+    problems += _webhook_problems(settings)
+    problems += _result_problems(settings)
     problems += _trust_problems(environ)
     if problems:
         raise ConfigurationError(problems)
@@ -136,6 +142,32 @@ def _exposed(host: str) -> list[ConfigurationProblem]:
     return [ConfigurationProblem("caller_keys", happened, fix, "STREAMPROXY_CALLER_KEYS")]
 
 
+def _choice_problems(
+    settings: Settings, catalogue: Catalogue, providers: tuple[Provider, ...]
+) -> Iterator[ConfigurationProblem]:
+    """Problems of the models that a request may be given to, which must all be served, and differ."""
+    rows = [("auto", "", settings.auto)]
+    for number, (model, others) in enumerate(settings.fallbacks.items(), 1):
+        rows.append(("fallbacks", f"row {number}, ", (model, *others)))
+    for setting, where, names in rows:
+        routes = [_route(name, catalogue, providers) for name in names]
+        for place, route in enumerate(routes, 1):
+            if route is None:
+                happened = f"{where}name {place}: no configured provider serves it"
+                yield ConfigurationProblem(setting, happened, "write a name that `streamproxy models` lists")
+        found = [(route.provider.name, route.model.id) for route in routes if route is not None]
+        if len(set(found)) < len(found):
+            happened = f"{where}two names are the same model at the same provider"
+            yield ConfigurationProblem(setting, happened, "remove one of them")
+
+
+def _route(name: str, catalogue: Catalogue, providers: tuple[Provider, ...]) -> Route | None:
+    try:
+        return None if name == AUTO else catalogue.resolve(name, providers)
+    except ProxyError:
+        return None
+
+
 def _store_problems(settings: Settings) -> list[ConfigurationProblem]:
     """Problems of a store that processes share. No text has its URL, which may have a password."""
     if settings.store == MEMORY:
@@ -161,6 +193,28 @@ def _store_problems(settings: Settings) -> list[ConfigurationProblem]:
     except ValueError as error:
         problems.append(ConfigurationProblem("store", str(error), f"write it like {EXAMPLE}", "STREAMPROXY_STORE"))
     return problems
+
+
+def _webhook_problems(settings: Settings) -> list[ConfigurationProblem]:
+    if settings.webhook_origins and settings.webhook_secret is None:
+        fix = "make one with `echo whsec_$(openssl rand -base64 32)`, and give it to the receivers"
+        happened = "webhooks are signed, and there is no key"
+        return [ConfigurationProblem("webhook_secret", happened, fix, "STREAMPROXY_WEBHOOK_SECRET")]
+    return []
+
+
+def _result_problems(settings: Settings) -> list[ConfigurationProblem]:
+    if settings.results is None:
+        return []
+    if find_spec("obstore") is None:
+        happened, fix = "its client library is not installed", "in streamproxy's source directory: pip install '.[s3]'"
+        return [ConfigurationProblem("results", happened, fix, "STREAMPROXY_RESULTS")]
+    try:
+        Bucket(settings.results, endpoint=settings.results_endpoint, seconds=settings.token_seconds)
+    except BucketError as error:
+        fix = "look at results_endpoint, and at the variables of the environment that begin with AWS_"
+        return [ConfigurationProblem("results", f"the client library refuses it ({error})", fix, "STREAMPROXY_RESULTS")]
+    return []
 
 
 def _trust_problems(environ: Mapping[str, str]) -> list[ConfigurationProblem]:
@@ -193,13 +247,23 @@ def warnings(settings: Settings, configured: Providers, catalogue: Catalogue, fl
                 by_flag = settings.upstream is not None and provider.name == UPSTREAM
                 setting = UPSTREAM if by_flag else f"providers.{provider.name}.base_url"
                 found.append(f"{setting}: this host's API is at {row.base_url}; requests elsewhere may find nothing")
+    for model, others in settings.fallbacks.items():
+        first, *rest = (_route(name, catalogue, configured.providers) for name in (model, *others))
+        for route in rest:
+            if first is not None and route is not None and first.model.edits and not route.model.edits:
+                what = f"{route.model.id} does not edit, so edits do not go there when {first.model.id} fails"
+                found.append(f"fallbacks: {what}")
+    if settings.webhook_origins and settings.store == MEMORY:
+        found.append(
+            "webhook_origins: the store is memory, so webhooks that are not delivered yet end with the process"
+        )
     if settings.store == MEMORY and any(caller.usd_per_day is not None for caller in settings.callers.values()):
         found.append(
             f'callers: the store is memory, so a restart forgets what was spent today; store = "{EXAMPLE}" keeps it'
         )
     has_password = "@" in settings.store
     for name in flags:
-        if name == "secret" or (name == "store" and has_password):
+        if name in ("secret", "webhook_secret") or (name == "store" and has_password):
             found.append(f"{name}: every user of this machine can read a command line; prefer {PREFIX}{name.upper()}")
     return list(dict.fromkeys(found))  # two rows may have the same host
 
@@ -216,7 +280,8 @@ def _providers(
 ) -> tuple[Provider, ...]:
     """The catalogue's rows with the configuration's values over them; a new name starts from the row `upstream`.
 
-    With neither `providers` nor `upstream`: every row whose `key_env` is set in the environment.
+    With neither `providers` nor `upstream`: every row whose `key_env` is set in the environment, or is the name of a
+    file of `$CREDENTIALS_DIRECTORY`.
     """
     chosen = dict(settings.providers)
     if settings.upstream is not None:
@@ -227,7 +292,7 @@ def _providers(
         chosen[UPSTREAM] = replace(row, base_url=settings.upstream)
     if not chosen:
         rows = catalogue.providers.values()
-        chosen = {row.name: ProviderSettings() for row in rows if row.base_url and environ.get(row.key_env, "").strip()}
+        chosen = {row.name: ProviderSettings() for row in rows if row.base_url and _place_of_key(row.key_env, environ)}
     providers = tuple(_with_workflows(_merged(name, row, catalogue), problems) for name, row in chosen.items())
     for provider in providers:
         if not provider.base_url:
@@ -363,12 +428,20 @@ def _default(provider: Provider, environ: Mapping[str, str]) -> str:
     """The default reference of a credential: the variable of the catalogue's row, or a file of that name."""
     if provider.key_env:
         name = AWS_ID if provider.signing == "aws" else provider.key_env
-        directory = environ.get("CREDENTIALS_DIRECTORY", "")
-        in_file = not environ.get(name, "").strip() and directory and Path(directory, name).exists()
-        return f"{'dir' if in_file else 'env'}:{name}"
+        return f"{_place_of_key(name, environ) or 'env'}:{name}"
     if not provider.auth_header:
         return "none"
     return "caller" if provider.name == UPSTREAM else ""
+
+
+def _place_of_key(name: str, environ: Mapping[str, str]) -> str:
+    """The scheme of the place that has a key of this name: "env", "dir", or "" where none has it."""
+    if not name:
+        return ""
+    if environ.get(name, "").strip():
+        return "env"
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    return "dir" if directory and Path(directory, name).exists() else ""
 
 
 def _variable(reference: str) -> str:

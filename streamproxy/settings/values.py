@@ -7,6 +7,7 @@ msgspec's own messages, which do, are not used.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import math
 import re
@@ -26,6 +27,8 @@ DAY: Final = 86_400  # seconds; a longer timeout was probably meant in milliseco
 HOST_NAME: Final = r"([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z]([a-z0-9_-]{0,61}[a-z0-9_])?"
 """A name in lower case whose last label starts with a letter. A number there makes the whole an IPv4 address, octal and
 hexadecimal too (WHATWG URL 3.5)."""
+MAX_FALLBACKS: Final = 5
+"""As many as a request may name."""
 HASH_COMMAND: Final = "make its hash with `streamproxy hash-key` (it reads the key from stdin) and configure that"
 
 
@@ -89,6 +92,7 @@ EXPECTED: Final[dict[object, str]] = {
     bool: "true or false",
     tuple[str, ...]: "a list of texts",
     dict[str, str]: "a table of texts",
+    dict[str, tuple[str, ...]]: "a table with a list of models for each model",
 }
 SPOKEN: Final = {"yes": "true", "y": "true", "on": "true", "no": "false", "n": "false", "off": "false"}
 """Other spellings of booleans than those of msgspec: true, 1, false and 0."""
@@ -271,10 +275,56 @@ def _fetch_host(entry: str) -> str:
         return ""
 
 
+def _webhook_origins(value: tuple[str, ...]) -> tuple[str, ...]:
+    found = [_webhook_origin(entry.lower()) for entry in value]
+    if "" in found:
+        place = found.index("") + 1
+        fix = 'write https://hooks.example.com, or "http://10.0.0.5:8080 internal" for a host of an internal network'
+        raise Refused(f"entry {place} is not an origin", fix)
+    return tuple(found)
+
+
+def _webhook_origin(entry: str) -> str:
+    """An entry in the form that URLs are compared in, without its scheme's default port; "" where it is none."""
+    match = re.fullmatch(r"(https?)://([^/?#@\\ ]+)( internal)?", entry)
+    if match is None:
+        return ""
+    scheme, host, internal = match[1], _fetch_host(match[2]), match[3] or ""
+    if not host or host.startswith("*"):
+        return ""
+    default = ":443" if scheme == "https" else ":80"
+    return f"{scheme}://{host.removesuffix(default)}{internal}"
+
+
+def _webhook_secret(value: str) -> str:
+    try:
+        size = len(base64.b64decode(value.removeprefix("whsec_"), validate=True))
+    except ValueError:
+        size = 0
+    if not value.startswith("whsec_") or not 24 <= size <= 64:
+        fix = "make one with `echo whsec_$(openssl rand -base64 32)`"
+        raise Refused("it must be whsec_ and 24 to 64 bytes as base64", fix)
+    return value
+
+
+def _bucket(value: str) -> str:
+    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()/-]*)?", value):
+        raise Refused("it is not a bucket's URL", "write it like s3://bucket/prefix, without credentials")
+    return value.rstrip("/")
+
+
 def _model_names(value: tuple[str, ...]) -> tuple[str, ...]:
     for place, name in enumerate(value, 1):
         if not re.fullmatch(r"[\x21-\x7e]+", name):
             raise Refused(f"entry {place} is not a model's name", "write names as in requests, like openai/gpt-image-2")
+    return value
+
+
+def _fallbacks(value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    for place, (model, others) in enumerate(value.items(), 1):
+        _model_names((model, *others))
+        if not 1 <= len(others) <= MAX_FALLBACKS:
+            raise Refused(f"entry {place} has no models, or over {MAX_FALLBACKS}", "list the best ones, or remove it")
     return value
 
 
@@ -334,9 +384,14 @@ Silence = Annotated[float, Within(1, DAY)]
 Model = Annotated[str, Matching(r"[\x21-\x7e]{1,256}", "a model's name")]
 Names = tuple[str, ...]
 ModelNames = Annotated[Names, _model_names]
+Fallbacks = Annotated[dict[str, Names], _fallbacks]
 CallerName = Annotated[str, _caller_name]
 CallerKey = Annotated[str, _caller_key]
 CallerKeys = Annotated[Names, _caller_keys]
 Dollars = Annotated[float, Within(0, 1_000_000)]
 Origins = Annotated[Names, _origins]
 FetchHosts = Annotated[Names, _fetch_hosts]
+WebhookOrigins = Annotated[Names, _webhook_origins]
+WebhookSecret = Annotated[str, _webhook_secret]
+BucketUrl = Annotated[str, _bucket]
+SignedLifetime = Annotated[float, Within(1, 7 * DAY)]  # Signature Version 4 takes no longer ones

@@ -26,7 +26,7 @@ from streamproxy.core.catalogue import Model
 from streamproxy.core.events import ERROR, KINDS, Frame, Role, read_error
 from streamproxy.core.rawjson import JsonObject, Pieces, elements, members, shown, text
 from streamproxy.core.requests import ImageRequest
-from streamproxy.core.schema import MAX_IMAGES, Checklist, Loc
+from streamproxy.core.schema import CHOICE, MAX_IMAGES, Checklist, Loc
 from streamproxy.core.sse import Piece
 from streamproxy.surfaces.wire import (
     Layout,
@@ -51,7 +51,7 @@ GRID: Final = 16
 """Edges are multiples of this many pixels: what GPT image models take."""
 
 FORWARDED: Final = ("n", "stream", "user", "extra_headers", "size", "quality", "background", "moderation")
-IMAGE_ONLY: Final = ("output_format", "output_compression", "thinking_level", "media_resolution")
+IMAGE_ONLY: Final = ("output_format", "output_compression", "thinking_level", "media_resolution", *CHOICE)
 """Members that are the images API's as well. They go on as they came."""
 
 READ: Final = frozenset({"model", "messages", "modalities", "image_config", "stream_options", *FORWARDED, *IMAGE_ONLY})
@@ -274,6 +274,7 @@ class _Layout:
         self._chat = chat
         self._id = id
         self._created = created
+        self._model = chat.model
         self._open = chat.n
         self._spent = Spent()
 
@@ -289,6 +290,7 @@ class _Layout:
             return ()
         result = result_of(frame)
         self._spent.add(result.members)
+        self._model = text(result.members.get("model", msgspec.Raw())) or self._model
         self._open -= 1
         delta = _message(result, self._chat.images)
         choice = (*_choice(frame.image, b"delta", delta), b',"finish_reason":null}')
@@ -301,6 +303,7 @@ class _Layout:
     def answer(self, answer: tuple[Piece, ...]) -> tuple[Piece, ...]:
         results, said = results_in(answer)
         self._spent.add(said)
+        self._model = text(said.get("model", msgspec.Raw())) or self._model
         choices: list[Piece] = []
         for index, result in enumerate(results):
             message = _message(result, self._chat.images)
@@ -319,7 +322,7 @@ class _Layout:
     def _pieces(
         self, kind: str, choices: tuple[Piece, ...], more: Mapping[str, object] | None = None
     ) -> tuple[Piece, ...]:
-        head = {"id": self._id, "object": kind, "created": self._created, "model": self._chat.model}
+        head = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
         tail = b"]}" if not more else b"]," + msgspec.json.encode(more)[1:]
         return (msgspec.json.encode(head)[:-1] + b',"choices":[', *choices, tail)
 

@@ -174,6 +174,8 @@ def _request(
         extra_headers=fields.extra_headers,
         body=body,
         via_generations=via_generations,
+        fallbacks=fields.fallbacks,
+        fallback_after_charge=fields.fallback_after_charge,
     )
 
 

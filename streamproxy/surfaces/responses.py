@@ -24,7 +24,7 @@ import msgspec
 from streamproxy.core.events import ERROR, KINDS, Frame, Operation, Role, read_error
 from streamproxy.core.rawjson import JsonObject, Member, Pieces, elements, members, shown
 from streamproxy.core.requests import ImageRequest
-from streamproxy.core.schema import MAX_IMAGES, Checklist, Loc
+from streamproxy.core.schema import CHOICE, MAX_IMAGES, Checklist, Loc
 from streamproxy.core.sse import Piece
 from streamproxy.errors import ProxyError
 from streamproxy.surfaces.wire import (
@@ -48,7 +48,7 @@ OWN: Final = frozenset({"type", "action", "model", "input_image_mask", "n"})
 
 READ: Final = frozenset(
     {"model", "input", "instructions", "tools", "tool_choice", "stream", "user", "extra_headers", "metadata", "store"}
-    | {"parallel_tool_calls", "background", "previous_response_id", "conversation", "include"}
+    | {"parallel_tool_calls", "background", "previous_response_id", "conversation", "include", *CHOICE}
 )
 """Members that are honoured, refused, or change nothing where there is one call of one tool."""
 
@@ -264,7 +264,7 @@ class _Reader:
             "model": (msgspec.json.encode(model),),
             "prompt": (msgspec.json.encode(prompt_of(self._turns)),),
         }
-        for name in ("stream", "user", "extra_headers"):
+        for name in ("stream", "user", "extra_headers", *CHOICE):
             if (member := self._body.members.get(name)) is not None:
                 made[name] = (raw[member.value : member.end],)
         for name, member in self._tool.members.items():

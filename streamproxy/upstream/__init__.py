@@ -24,7 +24,8 @@ import httpx
 from streamproxy.core.requests import Head, Segment, UpstreamRequest
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.upstream.answer import Answer, Decoder
-from streamproxy.upstream.connecting import Resolver
+from streamproxy.upstream.breaker import RetryBudget
+from streamproxy.upstream.connecting import Connector, Resolver
 from streamproxy.upstream.deadlines import Deadlines
 from streamproxy.upstream.sending import pieces
 from streamproxy.upstream.transport import ANSWER, ENDS_AT, Transport
@@ -36,7 +37,7 @@ class Upstream:
     """The connections to one provider, at most `max_connections` in use at a time.
 
     `tolerated` is called for faults that no request notices: `stale_conn`, the provider closed an idle connection, or
-    `upstream_extra_bytes`, it sent more than the answer.
+    `upstream_extra_bytes`, it sent more than the answer. `retries`: what may be sent again because of this provider.
     """
 
     def __init__(
@@ -49,14 +50,17 @@ class Upstream:
         trust_env: bool = False,
         resolver: Resolver | None = None,
     ) -> None:
+        self.retries = RetryBudget()
         self._transport = Transport(
             deadlines=deadlines,
             max_connections=max_connections,
-            ssl_context=ssl_context,
-            tolerated=tolerated,
-            trust_env=trust_env,
-            resolver=resolver,
+            connector=Connector(ssl_context=ssl_context, resolver=resolver, trust_env=trust_env, tolerated=tolerated),
+            retries=self.retries,
         )
+
+    def retire(self) -> None:
+        """Close every idle connection, and each other one after its exchange. Requests can still be sent."""
+        self._transport.retire()
 
     async def aclose(self) -> None:
         """Close every connection."""

@@ -26,6 +26,7 @@ from streamproxy.core.addresses import Destination, destination, prohibited, ref
 from streamproxy.core.conversation import Picture
 from streamproxy.core.images import SNIFFED, sniff
 from streamproxy.errors import Failure, ProxyError
+from streamproxy.upstream.breaker import RetryBudget
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """The IP addresses of a host name, for connections to a port. Raises OSError where there are none."""
@@ -67,9 +68,10 @@ class Fetcher:
     ) -> None:
         self._hosts = frozenset(hosts)
         self._limits = limits or FetchLimits()
-        self._resolve = resolver or _resolve
+        self._resolve = resolver or resolve
         self._ssl_context = ssl_context
         self._transport = transport
+        self._retries = RetryBudget()
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -115,8 +117,11 @@ class Fetcher:
     async def _tried(self, place: Destination, addresses: Sequence[str]) -> Picture | str:
         """The image, or a redirect's Location. A fault that may pass is tried again."""
         reason = ""
+        self._retries.sent()
         for attempt in range(self._limits.tries):
             if attempt:
+                if not self._retries.take():
+                    break
                 await anyio.sleep(self._limits.pause)
             try:
                 return await self._got(place, addresses)
@@ -250,7 +255,7 @@ def _unwrapped(url: str) -> Iterator[bytes]:
         raise _Fault("it is not base64") from None
 
 
-async def _resolve(host: str, port: int) -> Sequence[str]:
+async def resolve(host: str, port: int) -> Sequence[str]:
     """Resolve with the system: addresses in its order of preference (RFC 6724)."""
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return tuple(dict.fromkeys(address[0] for *_, address in found))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from functools import lru_cache
 from typing import Final
@@ -19,7 +18,8 @@ import httpx
 
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.upstream.answer import Answer
-from streamproxy.upstream.connecting import Connector, Origin, Proxy, Resolver
+from streamproxy.upstream.breaker import RetryBudget
+from streamproxy.upstream.connecting import Connector, Origin, Proxy
 from streamproxy.upstream.connection import Connection
 from streamproxy.upstream.deadlines import Deadlines, took_too_long
 
@@ -88,8 +88,7 @@ class _Idle:
 class Transport(httpx.AsyncBaseTransport):
     """At most `max_connections` connections to one provider, one per request. Every failure is a ProxyError.
 
-    `resolver` replaces the system's name resolution, `ssl_context` its trust. `tolerated` is called with the label of
-    each fault that no request notices.
+    `connector` makes them. `retries`: a second connection for one request is within this budget.
     """
 
     def __init__(
@@ -97,21 +96,16 @@ class Transport(httpx.AsyncBaseTransport):
         *,
         deadlines: Deadlines,
         max_connections: int,
-        ssl_context: ssl.SSLContext,
-        tolerated: Callable[[str], None],
-        trust_env: bool = False,
-        resolver: Resolver | None = None,
+        connector: Connector,
+        retries: RetryBudget,
     ) -> None:
         self._deadlines = deadlines
         self._most = max_connections
         self._slots = anyio.CapacityLimiter(max_connections)
         self._idle = _Idle()
-        self._connector = Connector(
-            ssl_context=ssl_context,
-            resolver=resolver,
-            trust_env=trust_env,
-            tolerated=tolerated,
-        )
+        self._retired = False
+        self._connector = connector
+        self._retries = retries
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send, and return once the head is there. The response has its Answer as the extension ANSWER."""
@@ -121,7 +115,7 @@ class Transport(httpx.AsyncBaseTransport):
 
         def release(connection: Connection, reusable: bool) -> None:
             connection.drop()
-            if reusable and connection.open:
+            if reusable and connection.open and not self._retired:
                 self._idle.put(origin, connection)
             else:
                 connection.abort()
@@ -144,6 +138,11 @@ class Transport(httpx.AsyncBaseTransport):
         return httpx.Response(
             answer.head.status, headers=answer.head.items, stream=_Body(answer), extensions={ANSWER: answer}
         )
+
+    def retire(self) -> None:
+        """Keep no connection from now on: each serves one exchange."""
+        self._retired = True
+        self._idle.trim(0)
 
     async def aclose(self) -> None:
         """Close every idle connection. The others close with their answers."""
@@ -178,14 +177,14 @@ class Transport(httpx.AsyncBaseTransport):
         connect_by = min(asyncio.get_running_loop().time() + self._deadlines.connect, ends_at)
         again = True
         while True:
+            connection = await self._connection(origin, connect_by, ends_at)
+            answer = Answer(connection, self._deadlines, ends_at, release)
             try:
-                connection = await self._connection(origin, connect_by, ends_at)
-                answer = Answer(connection, self._deadlines, ends_at, release)
                 answer.ask(first, rest)
                 return answer
             except ProxyError as error:
-                refused = error.failure is Failure.CONNECTION_REFUSED
-                if not (refused and again) or asyncio.get_running_loop().time() >= connect_by:
+                broke = error.failure is Failure.CONNECTION_REFUSED
+                if not (broke and again and self._retries.take()):
                     raise
                 again = False
 

@@ -10,7 +10,7 @@ from anyio import to_thread
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from streamproxy.core.catalogue import UNKNOWN, Model
+from streamproxy.core.catalogue import AUTO, UNKNOWN, Model
 from streamproxy.core.rawjson import JsonObject, parse
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.surfaces import chat as surface
@@ -35,9 +35,9 @@ async def completions(request: Request, context: Context) -> ASGIApp:
         del held  # what is made of it holds what it needs
         name = model_of(body)
         model = _served(request, context, name)
-        if model.family == UNKNOWN:
+        if model.family == UNKNOWN and name != AUTO:
             return await relay(request, context, body, CHAT, room)
-        if "chat" not in model.surfaces:
+        if "chat" not in model.surfaces and name != AUTO:
             raise unsupported("Model(s) do not support /chat/completions", "model")
         reading = partial(surface.request, body, model)
         wanted = reading() if len(body.raw) <= CHECKED_HERE else await to_thread.run_sync(reading)
@@ -48,6 +48,8 @@ async def completions(request: Request, context: Context) -> ASGIApp:
 
 def _served(request: Request, context: Context, name: str) -> Model:
     """The model of this name; one that no provider serves is not ours to judge, unless it makes pictures in chats."""
+    if name == AUTO:
+        return Model.unknown(name)  # it is chosen by what the chat asks for
     try:
         return context.router.plan(name, request.scope["headers"]).route.model
     except ProxyError as error:

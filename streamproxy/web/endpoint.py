@@ -16,8 +16,10 @@ from streamproxy.auth import Callers, StreamTokens, authenticate, has_key
 from streamproxy.core.catalogue import Catalogue, Provider
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.attempts import Attempts
+from streamproxy.generation.choosing import Chooser
 from streamproxy.generation.previews import PreviewMaker
 from streamproxy.generation.producer import Producer
+from streamproxy.generation.results import Results
 from streamproxy.generation.router import Router
 from streamproxy.generation.tabs import Tabs
 from streamproxy.hub.files import Files
@@ -30,6 +32,7 @@ from streamproxy.web.origins import Origins
 from streamproxy.web.outcome import note_failure
 from streamproxy.web.responses import deliver, error_response
 from streamproxy.web.static import StaticFile
+from streamproxy.web.webhooks import Notifier
 from streamproxy.web.writing import Cutoff
 
 
@@ -41,6 +44,7 @@ class Context:
     catalogue: Catalogue
     providers: tuple[Provider, ...]
     router: Router
+    chooser: Chooser
     attempts: Attempts
     producer: Producer
     previews: PreviewMaker
@@ -56,6 +60,8 @@ class Context:
     keyed: bool
     """Whether every provider needs the caller's own key, so that a request without one cannot succeed."""
     models: ModelLists
+    notifier: Notifier | None
+    results: Results | None
     files: Mapping[str, StaticFile]
     openapi: Callable[[], StaticFile]
 
@@ -71,9 +77,9 @@ class Context:
 Handler = Callable[[Request, Context], Awaitable[ASGIApp]]
 
 
-def context_of(request: Request) -> Context:
-    """The wired app that this request came to. Raises RuntimeError where its lifespan has not run."""
-    context: Context | None = request.app.state.context
+def context_of(scope: Scope) -> Context:
+    """The wired app that a request came to. Raises RuntimeError where its lifespan has not run."""
+    context: Context | None = scope["app"].state.context
     if context is None:
         raise RuntimeError(
             "streamproxy has not been started: its lifespan must run. An app that mounts it runs it in its own, with "
@@ -95,7 +101,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        context = context_of(request)
+        context = context_of(scope)
         try:
             response = await self._handled(request, context)
         except Exception as error:

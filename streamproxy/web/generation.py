@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,19 +22,19 @@ from anyio import to_thread
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from streamproxy.account import told
 from streamproxy.auth import Right, owner_of
-from streamproxy.core.catalogue import UNKNOWN
 from streamproxy.core.completion import collected
 from streamproxy.core.events import ANSWER, ERROR, read_error
 from streamproxy.core.requests import ImageRequest, Variation
 from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
-from streamproxy.generation.attempts import check_inputs
 from streamproxy.generation.router import Plan
 from streamproxy.generation.tabs import Tab
 from streamproxy.hub.generation import OnDisconnect
 from streamproxy.hub.keys import Names
 from streamproxy.hub.log import Record
+from streamproxy.hub.outbox import Notice
 from streamproxy.hub.stream import Ending, Stream, Subscriber, Versions
 from streamproxy.surfaces.images import linked
 from streamproxy.surfaces.variations import SERVED_AS
@@ -46,6 +46,7 @@ from streamproxy.web.idempotency import fingerprint, names
 from streamproxy.web.outcome import note_failure, note_generation
 from streamproxy.web.previews import AS_THEY_COME, PreviewChoice, preview_choice
 from streamproxy.web.responses import (
+    ATTEMPTS,
     NO_REFERRER,
     NOT_APPLIED,
     Delivery,
@@ -54,8 +55,9 @@ from streamproxy.web.responses import (
     Response,
     json_response,
 )
-from streamproxy.web.streams import LOOK_AGAIN, image_urls, status_of, urls
+from streamproxy.web.streams import LOOK_AGAIN, absolute_base, image_urls, result_urls, status_of, urls
 from streamproxy.web.uploads import at_hand
+from streamproxy.web.webhooks import destination_of
 from streamproxy.web.writing import EventStream, Posted, unfollowed, written
 
 READ_HERE: Final = 4 * 1024 * 1024
@@ -80,17 +82,18 @@ class _Preferences:
 class _Order:
     """One request, checked: what is wanted, how, where it would go, and what it is known by.
 
-    `missing`: an input image that is not there, or that the model does not take. An earlier stream answers the same
-    request without it.
+    `webhook`: the URL that is told of its end. `missing`: an input image that is not there, or that the model does not
+    take. An earlier stream answers the same request without it.
     """
 
     request: Request
     context: Context
     wanted: ImageRequest
-    plan: Plan
+    plans: tuple[Plan, ...]
     preferences: _Preferences
     owner: str | None
     names: Names
+    webhook: str | None
     missing: ProxyError | None
     surface: Surface
 
@@ -112,30 +115,30 @@ async def generate(
 async def _order(
     request: Request, context: Context, wanted: ImageRequest, files: ExitStack, surface: Surface
 ) -> _Order:
-    plan = context.router.plan(wanted.model, request.scope["headers"])
-    plan = plan.with_headers(wanted.extra_headers, request.state.trace)
-    model = plan.route.model
+    choice = context.chooser.choose(wanted, request.scope["headers"], request.state.trace)
+    plan = choice.first
     request.state.provider = plan.route.provider.name
-    request.state.model = None if model.family == UNKNOWN else model.id  # an unknown one is in the caller's words
+    request.state.model = plan.model
     owner = owner_of(request.scope["headers"], context.callers)
-    named = (model.id, wanted.model)
+    named = (plan.route.model.id, wanted.model)
     previews = preview_choice(request, context.settings, named) if wanted.stream else AS_THEY_COME
-    preferred = _preferences(request, any(name in context.settings.finish_models for name in named), previews)
     key = idempotency_key(request)
-    context.attempts.check(wanted, plan)
+    webhook = await destination_of(request, context.notifier, partial(absolute_base, request, context))
+    finish = webhook is not None or any(name in context.settings.finish_models for name in named)
+    preferred = _preferences(request, finish, previews)
     called = names(owner, key, await fingerprint(request, wanted.body))
     missing = None
     try:
         wanted = await at_hand(wanted, context, plan.route.provider, owner, files)
-        check_inputs(wanted, model)
+        choice = context.chooser.fitting(choice, wanted)
     except ProxyError as error:
         missing = error
-    later = replace(wanted, later=preferred.later)
-    return _Order(request, context, later, plan, preferred, owner, called, missing, surface)
+    wanted = replace(wanted, later=preferred.later, names_model=choice.is_open)
+    return _Order(request, context, wanted, choice.plans, preferred, owner, called, webhook, missing, surface)
 
 
 def _preferences(request: Request, finish: bool, previews: PreviewChoice) -> _Preferences:
-    """`finish`: the model's generations go on without their caller, where the header does not say otherwise."""
+    """`finish`: the generation goes on without its caller, where the header does not say otherwise."""
     prefer = preferences(request)
     later = "respond-async" in prefer
     wait = wait_seconds(request) if later else None
@@ -169,7 +172,7 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     """A new generation and its producer, and its caller as the first reader."""
     hub, preferred = order.context.hub, order.preferences
     try:
-        tab = await _admitted(order)
+        tab = await _admitted(order, record)
     except ProxyError:
         await hub.withdraw(record.id, order.names)
         raise
@@ -179,22 +182,34 @@ async def _begin(order: _Order, record: Record, files: ExitStack) -> _Reading:
     subscriber = generation.stream.subscribe(asker=not preferred.later, versions=_versions(order))
     await hub.register(generation)
     note_generation(order.request.scope, generation.stream)
-    order.context.producer.start(order.wanted, order.plan, generation, tab, files.pop_all().close)
+    order.context.producer.start(order.wanted, order.plans, generation, tab, files.pop_all().close)
     return _FirstReading(order, subscriber)
 
 
-async def _admitted(order: _Order) -> Tab:
-    """What the generation is charged to. Raises ProxyError where it may not begin."""
+async def _admitted(order: _Order, record: Record) -> Tab:
+    """What the generation is charged to; its webhook is promised. Raises ProxyError where it may not begin."""
     if order.missing is not None:
         raise order.missing
-    hub = order.context.hub
-    tab = await order.context.tabs.open(order.plan.caller, (order.plan.route,), order.wanted.n)
+    hub, notice = order.context.hub, _notice(order, record)
+    tab = await order.context.tabs.open(order.plans[0].caller, [plan.route for plan in order.plans], order.wanted.n)
     try:
+        if notice is not None and hub.outbox is not None:
+            await hub.outbox.put(notice)
         hub.admission.admit(hub.running)  # nothing is awaited from here to where it runs
     except ProxyError:
         await tab.withdraw()
+        if notice is not None and hub.outbox is not None:
+            await hub.outbox.drop(notice)
         raise
     return tab
+
+
+def _notice(order: _Order, record: Record) -> Notice | None:
+    """The order's webhook, if it has one."""
+    if order.webhook is None:
+        return None
+    base, state = absolute_base(order.request, order.context, record.id), order.request.state
+    return Notice(record.id, order.owner, order.webhook, base, state.provider, state.model)
 
 
 def _attach(order: _Order, stream: Stream) -> _Reading:
@@ -254,7 +269,8 @@ class _FirstReading(_Reading):
     def __init__(self, order: _Order, subscriber: Subscriber) -> None:
         super().__init__(order, subscriber)
         wanted = order.wanted
-        self._unknown = order.names.key is None and not wanted.as_events and wanted.response_format != "url"
+        known = order.names.key is not None or order.webhook is not None
+        self._unknown = not known and not wanted.as_events and wanted.response_format != "url"
 
     def leave(self, *, had_all: bool) -> None:
         """As _Reading.leave. Where no other caller can know the stream, it is not kept."""
@@ -299,7 +315,9 @@ def _events(order: _Order, reading: _Reading) -> ASGIApp:
     stream = reading.stream
     headers = {**_headers(order, stream), "stream-id": stream.id, **_locations(order, stream)}
     wire = _layout(order, stream)
-    content = written(reading.subscriber, Posted(wire, _links(order, stream)), order.context.settings.heartbeat)
+    context = order.context
+    layout = Posted(wire, _links(order, stream))
+    content = written(reading.subscriber, layout, context.settings.heartbeat, context.observer)
     return EventStream(content, headers, order.context.cutoff, reading)
 
 
@@ -310,7 +328,10 @@ def _layout(order: _Order, stream: Stream) -> Layout:
 async def _whole(order: _Order, reading: _Reading) -> ASGIApp:
     """The JSON response once it is there; after `json_heartbeat` one that begins without it."""
     stream = reading.stream
-    gathering = Gathering(reading.subscriber, _layout(order, stream), _links(order, stream))
+    link = None
+    if order.wanted.response_format == "url":
+        link = partial(result_urls, order.request, order.context, stream)
+    gathering = Gathering(reading.subscriber, _layout(order, stream), link)
     interval = order.context.settings.json_heartbeat
     body = None
     with suppress(TimeoutError):
@@ -376,10 +397,12 @@ def _links(order: _Order, stream: Stream) -> Callable[[int], str] | None:
 class Gathering:
     """The JSON answer of a stream: as the provider gave it, or what the stream's images amount to.
 
-    `layout` is the surface's; `link` gives the URL of an image, where URLs are wanted.
+    `layout` is the surface's; `link` gives the URLs of the images, where URLs are wanted.
     """
 
-    def __init__(self, subscriber: Subscriber, layout: Layout, link: Callable[[int], str] | None) -> None:
+    def __init__(
+        self, subscriber: Subscriber, layout: Layout, link: Callable[[], Awaitable[Callable[[int], str]]] | None
+    ) -> None:
         self._subscriber = subscriber
         self._layout = layout
         self._link = link
@@ -423,7 +446,7 @@ class Gathering:
         """The answer as it is, or with URLs. `indices`: of its images; else they are what the provider listed."""
         if self._link is None:
             return answer
-        link = self._link
+        link = await self._link()
         linking = partial(linked, answer, link if indices is None else lambda place: link(indices[place]))
         return linking() if sum(map(len, answer)) <= READ_HERE else await to_thread.run_sync(linking)
 
@@ -438,6 +461,8 @@ def _headers(order: _Order, stream: Stream) -> dict[str, str]:
     headers = dict(stream.acceptance.headers)
     if stream.acceptance.not_applied:
         headers[NOT_APPLIED] = ", ".join(stream.acceptance.not_applied)
+    if stream.acceptance.tried:
+        headers[ATTEMPTS] = told(stream.acceptance.tried)
     if order.wanted.variation is Variation.EDIT:
         headers[SERVED_AS] = Variation.EDIT.value
     if order.preferences.applied:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from streamproxy.core.rawjson import JsonObject
 from streamproxy.core.requests import Part, Upload
+from streamproxy.core.webhooks import HEADER
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.keys import Names
 
@@ -37,9 +38,11 @@ def _hash(*parts: str | None) -> str:
 
 
 async def fingerprint(request: Request, body: JsonObject | tuple[Part, ...]) -> str:
-    """A hash of what is asked: the path below the version, and the body, in a form without its boundary."""
+    """A hash of what is asked: the path below the version, the webhook, and the body without a form's boundary."""
     path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     digest = hashlib.sha256(path.split("/", 2)[2].encode() + b"\n")
+    for url in request.headers.getlist(HEADER):
+        digest.update(url.encode() + b"\n")
     if isinstance(body, JsonObject):
         if len(body.raw) > _PIECE:
             await to_thread.run_sync(digest.update, body.raw)

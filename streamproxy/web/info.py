@@ -6,12 +6,14 @@ Where it does not say, the catalogue's models stand in for its own, and the resp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Final
 
+from anyio import to_thread
 from starlette.requests import Request
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamproxy.auth import Headers, authenticate
 from streamproxy.core.catalogue import Model, Provider, model_object
@@ -19,10 +21,14 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.generation.abilities import abilities
 from streamproxy.web.endpoint import Context
 from streamproxy.web.model_lists import ListedModel
-from streamproxy.web.responses import Response, json_response
+from streamproxy.web.responses import Response, empty_response, json_response
 from streamproxy.web.static import file_response
 
+METRICS: Final = "/metrics"
 UNAUTHORIZED: Final = (401, 403)
+
+Exposition = Callable[[], tuple[bytes, str]]
+"""Gives all metrics in Prometheus' text form, and the content type."""
 
 
 @dataclass(slots=True)
@@ -120,15 +126,32 @@ async def livez(request: Request, context: Context) -> ASGIApp:
 
 async def readyz(request: Request, context: Context) -> ASGIApp:
     """200 while new requests are taken. A failed store is named, but streams of this process go on without it."""
-    draining = context.hub.admission.draining
+    admission = context.hub.admission
+    status = "draining" if admission.draining else "overloaded" if admission.short_of_memory else "ok"
     body = {
-        "status": "draining" if draining else "ok",
+        "status": status,
         "store": "failed" if context.hub.health.failed else "ok",
     }
-    return json_response(body, status=503 if draining else 200)
+    return json_response(body, status=200 if status == "ok" else 503)
 
 
 async def metrics(request: Request, context: Context) -> ASGIApp:
     """Prometheus' text format."""
-    body, content_type = context.observer.exposition()
+    return await _exposed(context.observer.metrics.exposition)
+
+
+async def _exposed(exposition: Exposition) -> Response:
+    body, content_type = await to_thread.run_sync(exposition)  # many workers' numbers take over 50 ms to add
     return Response(200, content_type, (body,), {})
+
+
+def metrics_app(exposition: Exposition) -> ASGIApp:
+    """Metrics alone, for a listener that callers do not reach: it asks for no key."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        served = request.url.path == METRICS and request.method in ("GET", "HEAD")
+        response = await _exposed(exposition) if served else empty_response(404, {})
+        await response(scope, receive, send)
+
+    return app

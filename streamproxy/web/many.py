@@ -36,6 +36,7 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.hub import Hub
 from streamproxy.hub.log import Entry
 from streamproxy.hub.stream import Stream, Subscriber, Versions
+from streamproxy.observe import Observer
 from streamproxy.web.endpoint import Context
 from streamproxy.web.headers import preferences, wants_events
 from streamproxy.web.jobs import list_streams
@@ -50,6 +51,7 @@ from streamproxy.web.writing import (
     SUPERSEDED,
     Cutoff,
     EventStream,
+    note_held,
     opening_words,
     outline_of,
     words,
@@ -79,7 +81,7 @@ async def get_streams(request: Request, context: Context) -> ASGIApp:
         raise ProxyError(Failure.INVALID_REQUEST, message, param="accept")
     previews = preview_choice(request, context.settings)
     places = _places(request, context, previews)
-    reading = Reading(places, _layout(request), context.settings.heartbeat)
+    reading = Reading(places, _layout(request), context.settings.heartbeat, context.observer)
     with ExitStack() as followed:
         followed.callback(reading.close, sent=False)
         await _open(places, from_now=reading.layout.from_now)
@@ -334,11 +336,12 @@ class Turns:
 class Reading(Reader):
     """One reader of several streams: its bytes, and whether it has had all of them."""
 
-    def __init__(self, places: list[Place], layout: Layout, heartbeat: float) -> None:
+    def __init__(self, places: list[Place], layout: Layout, heartbeat: float, observer: Observer) -> None:
         self.places = places
         self.layout = layout
         self.turns = Turns()
         self._heartbeat = heartbeat
+        self._observer = observer
 
     @property
     def at_end(self) -> bool:
@@ -372,7 +375,7 @@ class Reading(Reader):
     def _frame(self, place: Place, entry: Entry) -> Iterator[Pieces]:
         """One whole event; of a preview that is of no more use, what there is of it until then."""
         assert place.subscriber is not None
-        stream, cursor = place.subscriber.stream, entry.cursor
+        stream, cursor, arrived = place.subscriber.stream, entry.cursor, entry.arrived
         end = self._end(entry.frame.type, place, cursor)
         pieces: list[Piece] = [b"data: ", *self.layout.data(place, entry), end]
         outline = outline_of(entry) if self.layout.preempt and not entry.critical else None
@@ -384,6 +387,7 @@ class Reading(Reader):
                 yield words(SUPERSEDED)
                 return
         place.cursor = cursor
+        note_held(self._observer, place.subscriber, arrived)
 
     def _lost(self, place: Place, error: ProxyError) -> bytes:
         """The event that tells of a stream that is not kept any more."""

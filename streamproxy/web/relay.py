@@ -40,7 +40,7 @@ from streamproxy.web.responses import NOT_APPLIED, error_response
 from streamproxy.web.slicing import sliced
 from streamproxy.web.writing import HEARTBEAT
 
-UNKEPT: Final = ("idempotency-key", "prefer")
+UNKEPT: Final = ("idempotency-key", "prefer", "streamproxy-webhook")
 """Request headers that mean something for what is kept, and nothing here."""
 
 

@@ -24,6 +24,7 @@ ABORT: Final = "streamproxy.abort"
 """ASGI extension of our server: drops the connection at once, with whatever it still had to send."""
 
 NOT_APPLIED: Final = "streamproxy-not-applied"
+ATTEMPTS: Final = "streamproxy-attempts"
 
 NO_REFERRER: Final = {"referrer-policy": "no-referrer"}
 """On every answer that carries a stream's token, or is reached by one: a page must not tell others its own URL."""
@@ -77,6 +78,8 @@ def error_response(error: ProxyError, request_id: str) -> Response:
         headers["retry-after"] = error.retry_after
     if not error.retryable:
         headers["x-should-retry"] = "false"
+    if error.details.attempts:
+        headers[ATTEMPTS] = error.details.attempts
     if error.failure.value.status == 401:
         headers["www-authenticate"] = 'Bearer realm="streamproxy"'
     if error.failure in _CLOSING:

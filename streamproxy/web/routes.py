@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,6 +10,7 @@ from starlette.routing import Route
 
 from streamproxy.web import chat, docs, images, info, many, streams, tool, uploads, usage
 from streamproxy.web.endpoint import Endpoint, Handler
+from streamproxy.web.info import METRICS
 from streamproxy.web.static import PAGE_FILES, PLAYGROUND
 
 PREFIXES: Final = ("/v1", "/v3")
@@ -90,7 +92,7 @@ ROUTES: Final[tuple[RouteRow, ...]] = (
     RouteRow("POST", "/openai/v1/images/edits", images.edits, "The same for edits", surface=False),
     RouteRow("GET", "/livez", info.livez, "The process serves", surface=False, keys=False),
     RouteRow("GET", "/readyz", info.readyz, "New requests are taken", surface=False, keys=False),
-    RouteRow("GET", "/metrics", info.metrics, "Prometheus metrics", surface=False),
+    RouteRow("GET", METRICS, info.metrics, "Prometheus metrics; with `metrics_port` only there", surface=False),
     RouteRow("GET", "/openapi.json", docs.openapi, "Every route and schema, as OpenAPI 3.1", surface=False, keys=False),
     RouteRow("GET", "/docs", docs.index, "The documentation", surface=False, keys=False),
     RouteRow(
@@ -124,10 +126,12 @@ PAGE: Final[tuple[RouteRow, ...]] = tuple(
 """With the setting `playground` only."""
 
 
-def routes(*, page: bool) -> list[Route]:
-    """Starlette's routes, one a path."""
+def routes(*, page: bool, metrics: bool = True, more: Sequence[RouteRow] = ()) -> list[Route]:
+    """Starlette's routes, one a path. `page`: those of PAGE as well; `metrics`: METRICS; `more`: of other packages."""
     found: dict[str, list[RouteRow]] = {}
-    for row in (*ROUTES, *(PAGE if page else ())):
+    for row in (*ROUTES, *(PAGE if page else ()), *more):
+        if row.path == METRICS and not metrics:
+            continue
         for prefix in PREFIXES if row.surface else ("",):
             found.setdefault(prefix + row.path, []).append(row)
     return [

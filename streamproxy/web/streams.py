@@ -36,6 +36,8 @@ LOOK_AGAIN: Final = "2"
 
 IMMUTABLE = "private, max-age=31536000, immutable"
 
+LET_GO: Final = (Failure.GONE, Failure.NOT_FOUND)
+
 _INDEX: Final = 3
 """Digits of an image's index: as many as are read of a provider's."""
 
@@ -84,7 +86,7 @@ def _events(request: Request, context: Context, stream: Stream) -> ASGIApp:
     context.hub.admission.watch(stream, subscriber)
     places = urls(request, context, stream.id, request.query_params.get("token"), previews)
     layout = Followed(places.referenced if ref else inline, preempt)
-    content = written(subscriber, layout, context.settings.heartbeat)
+    content = written(subscriber, layout, context.settings.heartbeat, context.observer)
     return EventStream(content, previews.headers, context.cutoff, _Viewer(context.hub, subscriber))
 
 
@@ -148,10 +150,15 @@ class Urls:
     def status(self) -> str:
         return f"{self.base}/status?token={self.token}"
 
-    def referenced(self, entry: Entry) -> tuple[Piece, ...]:
-        """The event's data with the image's URL instead of the image; a preview's URL names its position."""
+    def referenced(self, entry: Entry, stored: str | None = None) -> tuple[Piece, ...]:
+        """The event's data with the image's URL instead of the image; a preview's URL names its position.
+
+        `stored`: the URL of the image where it is kept elsewhere.
+        """
         if entry.frame.type == ERROR or entry.frame.sums:
             return entry.frame.data
+        if stored is not None:
+            return (referenced(entry.frame.data, stored),)
         which, form = f"images/{entry.frame.image}", ""
         if not entry.critical:
             which, form = f"{which}/preview", self.previews
@@ -180,11 +187,34 @@ def urls(
 def image_urls(request: Request, context: Context, id: str) -> Callable[[int], str]:
     """The URLs of a stream's completed images, absolute where the name of the proxy is known.
 
-    It begins with `public_url`, or with the request's own host where the settings know that name.
+    They begin with `public_url`, or with the request's own host where the settings know that name.
     """
     places = urls(request, context, id)
-    known = "" if context.settings.public_url else context.origins.base_url(request.scope["scheme"], request.headers)
+    known = _known(request, context)
     return lambda index: f"{known}{places.base}/images/{index}?token={places.token}"
+
+
+async def result_urls(request: Request, context: Context, stream: Stream) -> Callable[[int], str]:
+    """The same, or the URLs of those that are in the bucket."""
+    own = image_urls(request, context, stream.id)
+    if context.results is None:
+        return own
+    stored = await context.results.urls(stream.id, stream.record.created)
+    return lambda index: stored.get(index) or own(index)
+
+
+def absolute_base(request: Request, context: Context, id: str) -> str:
+    """The absolute URL of a stream, without a token; "" where the name of the proxy is not known."""
+    base = urls(request, context, id).base
+    known = _known(request, context)
+    return known + base if known or context.settings.public_url else ""
+
+
+def _known(request: Request, context: Context) -> str:
+    """What stands before an absolute path: "" where it has it already, or where the settings do not know the name."""
+    if context.settings.public_url:
+        return ""
+    return context.origins.base_url(request.scope["scheme"], request.headers)
 
 
 async def _as_json(request: Request, context: Context, stream: Stream) -> Response:
@@ -206,9 +236,11 @@ async def _as_json(request: Request, context: Context, stream: Stream) -> Respon
         "status_url": places.status,
         "progress": progress_of(stream),
     }
+    stored = await context.results.urls(stream.id, stream.record.created) if context.results and ref and images else {}
     pieces: list[Piece] = [orjson.dumps(head)[:-1], b',"data":[']
     for number, entry in enumerate(images):
-        pieces += [b"," if number else b"", *(places.referenced(entry) if ref else entry.frame.data)]
+        data = places.referenced(entry, stored.get(entry.frame.image)) if ref else entry.frame.data
+        pieces += [b"," if number else b"", *data]
     pieces += [b'],"error":', _error_of(errors), b',"response":', *(answers[-1].frame.data if answers else (b"null",))]
     later = {} if stream.finished else {"retry-after": LOOK_AGAIN}
     headers = {"cache-control": "no-store", **NO_REFERRER, **later, **applied}
@@ -265,22 +297,49 @@ async def delete_stream(request: Request, context: Context) -> ASGIApp:
         message = "This token only reads. Send the one of cancel_url, or the key that asked for the stream."
         raise ProxyError(Failure.READ_ONLY_TOKEN, message)
     forgotten = await context.hub.end(stream)
+    if forgotten and context.results is not None:
+        context.results.forget(stream.id, stream.record.created)
     body = {"id": stream.id, "object": "image.stream", "deleted": forgotten, "cancelled": not forgotten}
     return json_response(body, headers={"cache-control": "no-store", **NO_REFERRER})
 
 
 async def get_image(request: Request, context: Context) -> ASGIApp:
-    """The completed image as the file it is."""
-    return await _picture(request, context, preview=False)
+    """The completed image as the file it is, or where it is in the bucket."""
+    try:
+        stream, _ = await _authorised(request, context)
+    except ProxyError as error:
+        # A token, which has been checked, still opens the picture of a stream that was let go.
+        opened = error.failure in LET_GO and "token" in request.query_params
+        moved = await _moved(request, context, None) if opened else None
+        if moved is None:
+            raise
+        return moved
+    made = any(entry.critical and entry.frame.type != ERROR for entry in stream.log.retained())
+    moved = await _moved(request, context, stream.record.created) if made else None
+    return moved or await _picture(request, context, stream, preview=False)
 
 
 async def get_preview(request: Request, context: Context) -> ASGIApp:
     """The newest preview as the file it is; the completed image once that is there."""
-    return await _picture(request, context, preview=True)
-
-
-async def _picture(request: Request, context: Context, *, preview: bool) -> ASGIApp:
     stream, _ = await _authorised(request, context)
+    return await _picture(request, context, stream, preview=True)
+
+
+async def _moved(request: Request, context: Context, created: int | None) -> ASGIApp | None:
+    """302 to the image in the bucket, None where it is not there. A signed URL is for GET only.
+
+    `created`: of the stream, None where it is not known any more.
+    """
+    index: str = request.path_params["image_index"]
+    if context.results is None or request.method != "GET" or not index.isdecimal() or len(index) > _INDEX:
+        return None
+    stored = (await context.results.urls(request.path_params["id"], created)).get(int(index))
+    if stored is None:
+        return None
+    return empty_response(302, {"location": stored, "cache-control": "no-store", **NO_REFERRER})
+
+
+async def _picture(request: Request, context: Context, stream: Stream, *, preview: bool) -> ASGIApp:
     form = preview_choice(request, context.settings).form if preview else None
     index: str = request.path_params["image_index"]
     of_image = [e for e in stream.log.retained() if str(e.frame.image) == index]
@@ -337,6 +396,12 @@ async def _authorised(request: Request, context: Context) -> tuple[Stream, Right
 
     Another caller's stream does not exist. A stream asked for without a key has no owner, so only its tokens open it.
     """
+    stream, right = await _opened(request, context)
+    request.state.stream = stream.id
+    return stream, right
+
+
+async def _opened(request: Request, context: Context) -> tuple[Stream, Right]:
     id: str = request.path_params["id"]
     token = request.query_params.get("token")
     if token is not None:

@@ -10,6 +10,7 @@ from anyio import to_thread
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from streamproxy.core.catalogue import AUTO
 from streamproxy.core.rawjson import JsonObject, parse
 from streamproxy.core.requests import ImageRequest
 from streamproxy.surfaces import responses as surface
@@ -36,7 +37,8 @@ async def responses(request: Request, context: Context) -> ASGIApp:
             return await relay(request, context, named, RESPONSES, room)
         tool = surface.tool_of(body)
         model = surface.model_of(body, tool) or _default(request, body, context)
-        context.router.plan(model, request.scope["headers"])  # refused before its pictures are looked at
+        if model != AUTO:
+            context.router.plan(model, request.scope["headers"])  # refused before its pictures are looked at
         reading = partial(_read, body, tool, model, context.catalogue.max_prompt(model))
         wanted, answered = reading() if len(body.raw) <= CHECKED_HERE else await to_thread.run_sync(reading)
         del body, tool, reading
@@ -51,7 +53,7 @@ def _read(body: JsonObject, tool: surface.Tool, model: str, max_prompt: int) -> 
 def _default(request: Request, body: JsonObject, context: Context) -> str:
     """The model of a tool that names none: the request's own where it makes pictures, the setting's, or the first."""
     written = body.decode("model")
-    if isinstance(written, str) and context.catalogue.find(written) is not None:
+    if isinstance(written, str) and (written == AUTO or context.catalogue.find(written) is not None):
         return written
     listed = context.catalogue.listed(context.providers, datetime.now(UTC).date())
     allowed = partial(context.router.allows, headers=request.scope["headers"])

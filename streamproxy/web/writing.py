@@ -17,6 +17,7 @@ ends its own direction after the request is not told apart from one that left, s
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from streamproxy.core.sse import Piece
 from streamproxy.errors import Failure, ProxyError
 from streamproxy.hub.log import Entry
 from streamproxy.hub.stream import Stream, Subscriber
+from streamproxy.observe import Observer
 from streamproxy.surfaces.images import linked_event
 from streamproxy.surfaces.wire import Layout as Wire
 from streamproxy.web.caller import watched
@@ -118,7 +120,9 @@ class Followed:
         return []  # it reconnects by itself
 
 
-async def written(subscriber: Subscriber, layout: Layout, heartbeat: float) -> AsyncGenerator[Pieces, None]:
+async def written(
+    subscriber: Subscriber, layout: Layout, heartbeat: float, observer: Observer
+) -> AsyncGenerator[Pieces, None]:
     """The stream's bytes for one reader, slice by slice, with a comment after `heartbeat` seconds of silence."""
     yield words(layout.opening())
     stream = subscriber.stream
@@ -134,6 +138,7 @@ async def written(subscriber: Subscriber, layout: Layout, heartbeat: float) -> A
             return
         pieces = layout.pieces(entry)
         outline = outline_of(entry) if layout.breaks_off(entry) else None
+        arrived = entry.arrived
         del entry  # from here on only what has yet to be sent is held
         for part in sliced(pieces, LARGEST):
             yield part
@@ -141,7 +146,15 @@ async def written(subscriber: Subscriber, layout: Layout, heartbeat: float) -> A
             if pieces and outline is not None and stream.superseded(outline):
                 yield words(SUPERSEDED)
                 break
+        else:
+            note_held(observer, subscriber, arrived)
         pieces.clear()
+
+
+def note_held(observer: Observer, subscriber: Subscriber, arrived: float) -> None:
+    """An event that arrived then has been written whole to a reader. One from before the reader came was not held."""
+    if arrived >= subscriber.joined:
+        observer.held(time.monotonic() - arrived)
 
 
 def outline_of(entry: Entry) -> Entry:

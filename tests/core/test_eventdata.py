@@ -40,6 +40,7 @@ def expected(raw: bytes) -> Outline | None:
         wrapped=any(str(value.get(name)).startswith("data:") for name in ("b64_json", "url")),
         has=frozenset(value.keys() & set(APPENDED)),
         image_index=index if type(index) is int and 0 <= index < 1000 else None,
+        model=value["model"] if isinstance(value.get("model"), str) else "",
         utf8=True,
     )
 
@@ -66,6 +67,7 @@ def found(data: tuple[Piece, ...]) -> Outline | None:
         said.wrapped,
         said.has,
         said.image_index,
+        said.model,
         said.utf8,
     )
 
@@ -88,6 +90,8 @@ EVENTS: tuple[Mapping[str, object] | str, ...] = (
     {"type": "t", "nested": {"b64_json": BASE64}},
     {"type": "t", "usage": {"b64_json": BASE64, "total_tokens": 1}, "b64_json": BASE64},
     {"type": "t", "error": {"b64_json": BASE64}},
+    {"type": "t", "b64_json": BASE64, "model": "m"},
+    {"type": "t", "model": 1},
     {"type": "t", "nested": {"b64_json": BASE64}, "b64_json": ""},
     {"type": "t", "nested": {"b64_json": BASE64}, "b64_json": BASE64},
     {"type": "t", "b64_json": 'with "quotes" and \\'},

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproxy.core.forms import form, is_image_part
-from streamproxy.core.schema import RULES, Fields
+from streamproxy.core.schema import RULES, Fields, FieldType
 from streamproxy.errors import Failure, ProxyError
 
 CANARY = "hunter2-canary"
@@ -62,10 +64,31 @@ def test_each_rule_at_both_sides_of_its_bounds(name: str, value: str, type: str 
     assert problems({**TEXT, name: [value]}, FILES) == ([] if type is None else [(name, type)])
 
 
-@pytest.mark.parametrize("name", [rule.name for rule in RULES])
+@pytest.mark.parametrize("name", [rule.name for rule in RULES if rule.kind is not FieldType.NAMES])
 def test_a_part_sent_twice_or_as_a_file_is_refused(name: str) -> None:
     assert problems({**TEXT, name: ["1", "1"]}, FILES) == [(name, "value_error")]
     assert problems({**TEXT, name: []}, {**FILES, name: [1]}) == [(name, "string_type")]
+
+
+GIVEN_NAMES: Final[dict[str, tuple[dict[str, list[str]], tuple[str, ...] | None]]] = {
+    "repeated": ({"fallbacks": ["a", "b"]}, ("a", "b")),
+    "bracketed": ({"fallbacks[]": ["a", "b"]}, ("a", "b")),
+    "none": ({}, None),
+}
+
+
+@pytest.mark.parametrize("how", GIVEN_NAMES)
+def test_fallbacks_are_a_part_each(how: str) -> None:
+    text, names = GIVEN_NAMES[how]
+    assert form({**TEXT, **text}, FILES).fallbacks == names
+
+
+def test_fallbacks_of_a_form_are_five_names() -> None:
+    assert problems({**TEXT, "fallbacks": ["a"] * 6}, FILES) == [("fallbacks", "too_long")]
+    assert problems({**TEXT, "fallbacks": ["a", ""]}, FILES) == [("fallbacks[1]", "string_too_short")]
+    assert problems({**TEXT, "fallbacks[]": ["x" * 257]}, FILES) == [("fallbacks[0]", "string_too_long")]
+    assert problems(TEXT, {**FILES, "fallbacks": [1]}) == [("fallbacks", "string_type")]
+    assert problems({**TEXT, "fallback_after_charge": ["maybe"]}, FILES) == [("fallback_after_charge", "bool_parsing")]
 
 
 @pytest.mark.parametrize(

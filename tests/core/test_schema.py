@@ -411,3 +411,28 @@ def test_booleans_are_read_as_pydantic_reads_them(text: str) -> None:
     except ValidationError:
         expected = None
     assert lax_boolean(text) is expected
+
+
+NAMED: Final = {
+    "names": (["a", "b/c"], []),
+    "none": ([], []),
+    "null": (None, []),
+    "a text": ("a", [("fallbacks", "list_type")]),
+    "an object": ({"a": 1}, [("fallbacks", "list_type")]),
+    "six": (["a"] * 6, [("fallbacks", "too_long")]),
+    "no texts": ([1, None], [("fallbacks[0]", "string_type"), ("fallbacks[1]", "string_type")]),
+    "lengths": (
+        ["", "x" * 256, "x" * 257],
+        [("fallbacks[0]", "string_too_short"), ("fallbacks[2]", "string_too_long")],
+    ),
+}
+
+
+@pytest.mark.parametrize("how", NAMED)
+def test_fallbacks_are_up_to_five_names(how: str) -> None:
+    given, found = NAMED[how]
+    for check, body in ((generated, GENERATION), (edited, EDIT)):
+        assert problems(check, {**body, "fallbacks": given}) == found
+    if not found:
+        expected = None if given is None else tuple(given)
+        assert generated({**GENERATION, "fallbacks": given}).fallbacks == expected

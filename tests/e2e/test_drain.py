@@ -33,8 +33,8 @@ SHORT: Final = 1.5
 SLACK: Final = 10.0  # what a busy machine may add to a time that is tested
 LARGE: Final = 4_000_000
 JSON_ANSWER: Final = b'{"created":1,"data":[{"b64_json":"aW1hZ2U="}]}'
-ALIKE: Final = [pytest.param(number, marks=pytest.mark.soak) for number in (signal.SIGINT, signal.SIGHUP)]
-EVERY_SIGNAL: Final = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+ALIKE: Final = [pytest.param(signal.SIGINT, marks=pytest.mark.soak)]
+EVERY_SIGNAL: Final = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 SIGNALS: Final = pytest.mark.parametrize("number", [signal.SIGTERM, *ALIKE])
 
 

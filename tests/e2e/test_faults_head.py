@@ -136,7 +136,12 @@ async def test_faults_leave_another_stream_alone() -> None:
             return script
         return Held(script[:-2], released, script[-2:])  # all but `completed`
 
-    async with no_leaks(), serve(beside) as sim, running_proxy(sim.url, first_byte_timeout=1.0) as proxy:
+    asked = {"breaker": False}
+    async with (
+        no_leaks(),
+        serve(beside) as sim,
+        running_proxy(sim.url, provider=asked, first_byte_timeout=1.0) as proxy,
+    ):
         whole: list[Sent] = []
 
         async def companion() -> None:

@@ -444,7 +444,6 @@ DECISIVE: Final[dict[str, object]] = {
     "url": "http://evil.test",
     "path": "/admin",
     "method": "DELETE",
-    "fallbacks": ["evil"],
     "__proto__": {"base_url": "http://evil.test"},
 }
 

@@ -138,6 +138,7 @@ async def test_the_head_of_a_stream() -> None:
     )
     ours = {"date", "cache-control", "connection", "x-accel-buffering", "content-type", "x-request-id", "vary"}
     passed = {"openai-processing-ms": "41", "x-ratelimit-remaining-requests": "9"}
+    passed["streamproxy-attempts"] = "sim/gpt-image;provider=sim;ok"
     async with (
         no_leaks(),
         serve(provider(sse((completed(),), headers=theirs))) as upstream,

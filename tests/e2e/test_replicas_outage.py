@@ -7,9 +7,11 @@ import orjson
 import pytest
 
 from streamproxy.hub.hub import SWEEP_SECONDS
-from tests.support.process import Process
+from streamproxy.simulator.script import sse
+from streamproxy.simulator.server import serve
+from tests.support.process import Process, caller, configuration, serving_process
 from tests.support.provider import COMPLETED, completed, passed_on, preview
-from tests.support.proxy import events
+from tests.support.proxy import PROMPT, events
 from tests.support.replicas import USER, replicas
 from tests.support.streams import EVENTS, followed, holds, retry_of
 from tests.support.valkey import valkey_server
@@ -79,3 +81,16 @@ async def test_a_store_that_goes_away_and_comes_back() -> None:
             for replica in (cluster.a, cluster.b):
                 assert [line.get("recovered") for line in said_of_the_store(replica)] == [None, True]
             assert min(valkey.lifetimes().values()) > 0
+
+
+async def test_a_store_that_takes_no_writes_is_done_without() -> None:
+    """It is a replica, as after a failover. Streams are served here, and the log says what is wrong."""
+    with valkey_server("--replicaof", "127.0.0.1 1") as valkey:
+        async with serve(lambda received: sse((preview(0), completed()))) as server:
+            settings = f'store = "{valkey.url}"\nsecret = "0123456789abcdef"'
+            async with serving_process(configuration(server.url, settings=settings)) as proxy, caller() as client:
+                body = {"model": "sim/gpt-image", "prompt": PROMPT, "stream": True}
+                answer = await client.post(f"{proxy.url}/v1/images/generations", json=body)
+                assert events(answer.content) == passed_on(preview(0), completed())
+                assert "it is a replica; the setting store" in await proxy.line('"event":"store"')
+                assert server.calls == 1

@@ -400,7 +400,7 @@ async def test_a_caller_who_leaves_is_one_line_with_one_outcome() -> None:
             await server.wait_closed_connections(BOUND)
             await until(lambda: any(line["event"] == "generation" for line in logs))
         told = {line["event"]: (line.get("status"), line.get("failure"), line.get("outcome")) for line in logs}
-        assert told == {"request": (499, "caller_gone", None), "generation": (None, None, "abandoned")}
+        assert told == {"request": (499, "caller_gone", None), "generation": (499, None, "abandoned")}
 
 
 async def test_a_line_says_which_provider_and_which_model_it_was() -> None:

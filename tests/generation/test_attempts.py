@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -11,6 +12,7 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from streamproxy.account import Attempt
 from streamproxy.auth import CredentialSource
 from streamproxy.core.catalogue import Route
 from streamproxy.core.conversation import Accepted, Conversation, Job, Wait, fetch
@@ -23,6 +25,8 @@ from streamproxy.generation.router import Plan, Service
 from streamproxy.observe import Observer
 from streamproxy.providers import ADAPTERS
 from streamproxy.simulator.script import Fin, Stall, error_answer, json_answer, sse
+from streamproxy.upstream import Deadlines, Upstream, default_ssl_context
+from streamproxy.upstream.breaker import FLOOR
 from streamproxy.upstream.signing import KeySigner
 from tests.contract.scenarios import KEY, Scenario
 from tests.generation.test_driver import BOUND, Outcome, World, peer
@@ -36,6 +40,27 @@ GOOD: Final = sse((P, C))
 CUT: Final = sse((P,), end=(Fin(),))
 LIMITED: Final = error_answer(429, "Slow down.", headers=(("retry-after", "1"),))
 REFUSED: Final = error_answer(400, "No.")
+
+
+class Told(Outcome):
+    """An outcome that also notes whose attempts it is of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries: list[Attempt] = []
+        self.fallen: list[bool] = []
+
+    def begin(self, plan: Plan) -> Told:
+        return self
+
+    def tried(self, attempt: Attempt, before: Attempt | None = None) -> None:
+        self.tries.append(attempt)
+
+    def fell_over(self, provider: str, *, taken: bool) -> None:
+        self.fallen.append(taken)
+
+    async def complete(self) -> None:
+        self.said.append("complete")
 
 
 def attempts(world: World, *, adapters: object = ADAPTERS, side_by_side: bool = True) -> Attempts:
@@ -53,14 +78,14 @@ def one_each(n: int) -> Scenario:
     return Scenario("openai", "previews", n=n)
 
 
-async def run(world: World, row: Scenario) -> Outcome:
+async def run(world: World, row: Scenario) -> Told:
     """All jobs of the row's request, side by side."""
-    outcome = Outcome()
+    outcome = Told()
     chosen = plan(world, row)
     single = replace(chosen.route, model=replace(chosen.route.model, max_stream_n=1))
     with anyio.fail_after(BOUND):
         try:
-            await attempts(world).run(row.request, replace(chosen, route=single), outcome)
+            await attempts(world).run(row.request, (replace(chosen, route=single),), outcome)
         except ProxyError as error:
             outcome.error = error
     return outcome
@@ -165,8 +190,8 @@ class Noting:
 
 async def test_jobs_cover_every_image_and_have_own_tokens() -> None:
     async with peer(GOOD) as world:
-        adapter, row, outcome = Noting(), one_each(5), Outcome()
-        await attempts(world, adapters={"openai": adapter}).run(row.request, plan(world, row), outcome)
+        adapter, row, outcome = Noting(), one_each(5), Told()
+        await attempts(world, adapters={"openai": adapter}).run(row.request, (plan(world, row),), outcome)
         assert sorted((job.first, job.n, job.several) for job in adapter.jobs) == [
             (0, 2, True),
             (2, 2, True),
@@ -188,9 +213,9 @@ class Broken(Noting):
 
 async def test_a_mistake_takes_no_other_image_with_it() -> None:
     async with peer(GOOD) as world:
-        row, outcome = one_each(5), Outcome()
+        row, outcome = one_each(5), Told()
         with pytest.raises(ExceptionGroup) as caught:
-            await attempts(world, adapters={"openai": Broken()}).run(row.request, plan(world, row), outcome)
+            await attempts(world, adapters={"openai": Broken()}).run(row.request, (plan(world, row),), outcome)
         assert images(outcome) == [0, 1, 2, 3, 4]
         with capture_logs() as logs:
             Observer().unexpected(caught.value, "req_1")
@@ -198,6 +223,46 @@ async def test_a_mistake_takes_no_other_image_with_it() -> None:
         line = inspect.getsourcelines(Broken.converse)[1] + 3
         assert {line["where"].rpartition("/")[2] for line in logs} == {f"test_attempts.py:{line}"}
         assert PROMPT not in repr(logs)
+
+
+@asynccontextmanager
+async def second(world: World) -> AsyncIterator[World]:
+    """Another provider at the same server."""
+    limits = Deadlines(connect=BOUND, first_byte=BOUND, idle=BOUND, total=BOUND, pool=BOUND)
+    trust = default_ssl_context()
+    other = Upstream(deadlines=limits, max_connections=4, ssl_context=trust, tolerated=lambda _: None)
+    yield replace(world, upstream=other)
+    await other.aclose()
+
+
+async def fall_over(world: World, other: World, stage: Told) -> None:
+    """One request with a plan at each of two providers."""
+    row = one_each(1)
+    with anyio.fail_after(BOUND):
+        await attempts(world).run(row.request, (plan(world, row), plan(other, row)), stage)
+
+
+async def test_a_spent_budget_leaves_the_failure() -> None:
+    async with peer(LIMITED) as world, second(world) as other:
+        while world.upstream.retries.take():
+            pass
+        stage = Told()
+        with pytest.raises(ProxyError) as failed:
+            await fall_over(world, other, stage)
+        assert failed.value.failure is Failure.PROVIDER_LIMIT
+        assert (stage.fallen, len(stage.tries), world.server.calls) == ([False], 1, 1)
+
+
+async def test_a_fallback_adds_nothing_to_the_budget_there() -> None:
+    """Otherwise a chain of providers that fail would send more at each of them."""
+    async with peer(*[LIMITED, GOOD] * 6 * FLOOR) as world, second(world) as other:
+        for _ in range(1000):
+            world.upstream.retries.sent()
+        for _ in range(6 * FLOOR):
+            stage = Told()
+            await fall_over(world, other, stage)
+            assert [attempt.failure for attempt in stage.tries] == ["rate_limit_exceeded", None]
+        assert [other.upstream.retries.take() for _ in range(FLOOR + 1)] == [True] * FLOOR + [False]
 
 
 def _fetching(urls: Sequence[str]) -> Conversation[None]:

@@ -92,9 +92,6 @@ class Outcome:
         self.frames.append(frame)
         self.begun.set()
 
-    async def complete(self) -> None:
-        self.said.append("complete")
-
     def job(self, id: str) -> None:
         self.said.append(f"job {id}")
 

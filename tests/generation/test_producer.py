@@ -98,7 +98,7 @@ class Running:
         request = replace(PLAIN, model=MODEL, n=n, stream=stream, extra_headers=None, body=parse(BODY))
         made = await self.register(n=n)
         tab = await self.tabs.open(plan.caller, (plan.route,), n)
-        self.producer.start(request, plan, made, tab, lambda: self.released.append(made.stream.id))
+        self.producer.start(request, (plan,), made, tab, lambda: self.released.append(made.stream.id))
         return made.stream
 
     async def register(self, *, n: int = 1, key: str | None = None) -> Generation:
@@ -396,7 +396,7 @@ async def test_a_refusal_lets_its_key_be_tried_again() -> None:
             request = replace(PLAIN, model=MODEL, extra_headers=None, body=parse(BODY))
             plan = run.router.plan(MODEL, [])
             tab = await run.tabs.open(plan.caller, (plan.route,), 1)
-            run.producer.start(request, plan, made, tab, lambda: run.released.append("str_1"))
+            run.producer.start(request, (plan,), made, tab, lambda: run.released.append("str_1"))
             await rest(follow(made.stream))
             await run.over()
             assert (await run.hub.keys.reserve("key", "print", "str_2") is None) is again

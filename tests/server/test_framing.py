@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamproxy.errors import Failure
 from streamproxy.server.framing import CHUNK_LINE_BYTES, END, HEAD_BYTES, TRAILER_BYTES, Framing, Head, Refused
 
 Request = tuple[bytes, tuple[bytes, bytes] | None, bytes]
@@ -161,7 +162,7 @@ def test_one_byte_more_is_too_large() -> None:
     framing.receive(b"GET / HTTP/1.1\r\nHost: h\r\nX: ".ljust(HEAD_BYTES + 1, b"x") + b"\r\n\r\n")
     with pytest.raises(Refused) as refused:
         framing.next_event()
-    assert refused.value.row.status == 431
+    assert refused.value.failure is Failure.HEAD_TOO_LARGE
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from sse_starlette.sse import AppStatus
 from starlette.types import Message, Receive, Scope, Send
 
 from streamproxy import server
-from streamproxy.server import guard, serve
+from streamproxy.server import Hooks, guard, serve
 from streamproxy.server.framing import HEAD_BYTES
 from streamproxy.server.listening import listen, url_of
 from streamproxy.server.memory import settle
@@ -89,7 +89,7 @@ async def serving(
 
     with anyio.fail_after(SECONDS):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lambda: serve(app, Settings(drain_timeout=drain), sock, ready=ready))
+            tasks.start_soon(lambda: serve(app, Settings(drain_timeout=drain), sock, Hooks(ready=ready)))
             await started.wait()
             assert urls == [f"http://127.0.0.1:{port}"]
             yield lambda: anyio.connect_tcp("127.0.0.1", port)
@@ -336,27 +336,25 @@ class Draining:
         self.changed.set()
         await self.drained.wait()
 
-    async def run(self, within: float, leash: socket.socket | None, started: anyio.Event) -> None:
+    async def run(self, within: float, stop: anyio.Event | None, started: anyio.Event) -> None:
         self.app.gate.set()
         settings = Settings(drain_timeout=within)
         self.status = await serve(
             self.app,
             settings,
             listen("127.0.0.1", 0),
-            ready=lambda _: started.set(),
-            drain=self.drain,
-            leash=leash,
+            Hooks(ready=lambda _: started.set(), drain=self.drain, stop=stop),
         )
         self.ended = True
 
 
 @asynccontextmanager
-async def draining(*, within: float = SECONDS, leash: socket.socket | None = None) -> AsyncIterator[Draining]:
+async def draining(*, within: float = SECONDS, stop: anyio.Event | None = None) -> AsyncIterator[Draining]:
     """It runs when the block begins, and must have ended soon after it."""
     state, started = Draining(), anyio.Event()
     with anyio.fail_after(2 * SECONDS):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(state.run, within, leash, started)
+            tasks.start_soon(state.run, within, stop, started)
             await started.wait()
             yield state
 
@@ -386,33 +384,31 @@ async def test_a_second_signal_does_not_wait_for_the_drain(number: signal.Signal
     assert not state.drained.is_set()
 
 
-async def test_the_end_of_the_leash_drains_once() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        async with draining(leash=theirs) as state:
-            assert state.begun == 0
-            ours.close()
-            await state.changed.wait()
-            state.drained.set()
+async def test_a_stop_from_inside_drains_once() -> None:
+    stop = anyio.Event()
+    async with draining(stop=stop) as state:
+        assert state.begun == 0
+        stop.set()
+        await state.changed.wait()
+        state.drained.set()
     assert (state.status, state.begun) == (0, 1)
 
 
-@pytest.mark.parametrize("first", ["leash", "signal"])
-async def test_a_signal_beside_the_leash_is_not_the_second(first: str) -> None:
+@pytest.mark.parametrize("first", ["stop", "signal"])
+async def test_a_signal_beside_a_stop_is_not_the_second(first: str) -> None:
     """A supervisor that signals a whole group reaches a worker twice over: by its parent, and itself."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        async with draining(leash=theirs) as state:
-            if first == "signal":
-                signal.raise_signal(signal.SIGTERM)
-                await state.changed.wait()
-            ours.close()
+    stop = anyio.Event()
+    async with draining(stop=stop) as state:
+        if first == "signal":
+            signal.raise_signal(signal.SIGTERM)
             await state.changed.wait()
-            if first == "leash":
-                signal.raise_signal(signal.SIGTERM)
-            await anyio.sleep(0.3)  # not for order: three times what the server takes to see that it shall exit
-            assert not state.ended
-            state.drained.set()
+        stop.set()
+        await state.changed.wait()
+        if first == "stop":
+            signal.raise_signal(signal.SIGTERM)
+        await anyio.sleep(0.3)  # not for order: three times what the server takes to see that it shall exit
+        assert not state.ended
+        state.drained.set()
     assert (state.status, state.begun) == (0, 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import time
@@ -18,8 +19,8 @@ import anyio
 import httpx
 import pytest
 
-from streamproxy.server.workers import packed, unpacked, work
-from streamproxy.settings import ProviderSettings, Settings
+from streamproxy.server.workers import Crew, packed, unpacked, work
+from streamproxy.settings import ConfigurationError, ProviderSettings, Settings
 from streamproxy.simulator.received import Received, Server
 from streamproxy.simulator.script import Script
 from streamproxy.simulator.server import serve
@@ -110,7 +111,12 @@ def store() -> Iterator[str]:
 
 @asynccontextmanager
 async def staged(
-    store: str, *, workers: int = 2, drain: float = DRAIN, environ: Mapping[str, str] | None = None
+    store: str,
+    *,
+    workers: int = 2,
+    drain: float = DRAIN,
+    environ: Mapping[str, str] | None = None,
+    more: str = "",
 ) -> AsyncIterator[Stage]:
     go = anyio.Event()
 
@@ -119,7 +125,7 @@ async def staged(
 
     limits = httpx.Limits(max_keepalive_connections=0)  # each request may meet another process
     async with serve(handler) as server:
-        settings = f'drain_timeout = {drain}\nstore = "{store}"\nsecret = "{SECRET}"\nworkers = {workers}'
+        settings = f'drain_timeout = {drain}\nstore = "{store}"\nsecret = "{SECRET}"\nworkers = {workers}\n{more}'
         config = configuration(server.url, settings=settings)
         async with (
             started(config, environ=environ) as proxy,
@@ -197,6 +203,44 @@ async def test_any_tells_the_metrics_of_all(store: str) -> None:
         os.kill(left, signal.SIGKILL)
         await stage.replaced(left, 2)
         assert await told(stage) == {(20, 0)}
+
+
+async def test_the_parent_tells_the_metrics_of_all(store: str) -> None:
+    """On a port of its own, while a worker is dead too. No counter goes back, so Prometheus sees no reset."""
+
+    async def told(url: str) -> dict[str, float]:
+        lines = (await stage.client.get(url)).text.splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+    async with staged(store, more="metrics_port = 0") as stage:
+        [line] = await stage.proxy.logged("Metrics: ")
+        [url] = re.findall(r"http://[0-9.:]+/metrics", line)
+        assert (await stage.client.get(f"{stage.proxy.url}/metrics")).status_code == 404
+        for _ in range(20):
+            assert (await stage.client.get(f"{stage.proxy.url}/livez")).status_code == 200
+        await stage.later()
+        stage.go.set()
+        live = 'streamproxy_requests_total{route="/livez",status="200"}'
+        ended = 'streamproxy_generation_seconds_count{model="sim/gpt-image",provider="sim"}'
+        with anyio.fail_after(BOUND):
+            while True:
+                before = await told(url)
+                if before.get(live) == 20 and before.get(ended) == 1:
+                    break
+                await anyio.sleep(0.02)
+        assert len(set(stage.proxy.pids_that_said("request"))) > 1
+        killed = stage.proxy.workers()[0]
+        os.kill(killed, signal.SIGKILL)
+        await stage.proxy.logged(f"worker {killed} ended with status -9")
+        during = await told(url)
+        await stage.replaced(killed, 2)
+        for after in (during, await told(url)):
+            counted = [name for name in before if re.search(r"_(total|count|sum|bucket)\b", name)]
+            assert [name for name in counted if after[name] < before[name]] == []
+            assert after[live] == 20
+            assert [value for name, value in after.items() if "build_info" in name] == [1]
+        stage.proxy.signal(signal.SIGTERM)
+        assert await stage.proxy.exited(BOUND) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
@@ -314,6 +358,18 @@ def test_settings_survive_the_way_to_a_worker() -> None:
         heartbeat=1.1,
     )
     assert unpacked(packed(settings)) == settings
+
+
+async def test_settings_that_only_fit_other_fixed_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file has another host, and no keys any more. The host stays, so that the keys must."""
+    monkeypatch.setenv("OPENAI_API_KEY", "not-a-key-but-long-enough")
+    shared = {"workers": 2, "store": "redis://127.0.0.1:1", "secret": SECRET}
+    open_to_all = Settings.of({**shared, "host": "0.0.0.0", "caller_keys": ["sha256:" + "0" * 64]})
+    with socket.socket() as sock:
+        crew = Crew(open_to_all, sock, "", lambda: None)
+        with pytest.raises(ConfigurationError, match="host is not loopback"):
+            await crew.reload(Settings.of(shared))
+        assert await crew.reload(Settings.of({**shared, "caller_keys": ["sha256:" + "1" * 64]})) == ("host",)
 
 
 @pytest.mark.parametrize("parent_sent", [b"", b"{}"], ids=["nothing", "half of it"])

@@ -6,12 +6,14 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import trustme
 
 from streamproxy.auth import Credential
+from streamproxy.core import schema
 from streamproxy.core.catalogue import Provider
 from streamproxy.core.headers import HeaderPolicy
 from streamproxy.providers import ADAPTERS
@@ -21,6 +23,7 @@ from streamproxy.settings import (
     ConfigurationProblem,
     ProviderSettings,
     Settings,
+    values,
 )
 from streamproxy.settings.providers import Providers, configure, place_of, read_catalogue, read_secret, warnings
 from streamproxy.settings.values import shown_origin
@@ -123,6 +126,15 @@ def test_credentials_from_every_place(tmp_path: Path) -> None:
     ]:
         source = configured(provider("openai", ProviderSettings(credential=reference)), environ).credentials["openai"]
         assert (source.kind, source.present([])) == (kind, Credential("authorization", f"Bearer {CANARY}-{kind}"))
+
+
+def test_a_key_s_file_chooses_its_provider(tmp_path: Path) -> None:
+    (tmp_path / "OPENAI_API_KEY").write_text(CANARY)
+    found = configured(Settings(), {"CREDENTIALS_DIRECTORY": str(tmp_path), "FAL_KEY": CANARY})
+    assert {name: source.kind for name, source in found.credentials.items()} == {
+        "openai": "directory",
+        "fal": "environment",
+    }
 
 
 def test_the_environment_precedes_credential_files(tmp_path: Path) -> None:
@@ -346,6 +358,37 @@ def test_an_endpoints_address_is_its_apis(path: str) -> None:
     assert row.base_url == f"https://gateway/v1{path}"
 
 
+def test_webhooks_need_a_secret() -> None:
+    settings = Settings(upstream="http://gateway/v1", webhook_origins=("https://hooks.example.com",))
+    [problem] = problems(settings, {})
+    assert (problem.setting, problem.env) == ("webhook_secret", "STREAMPROXY_WEBHOOK_SECRET")
+    assert "openssl" in problem.fix
+
+
+def test_webhooks_of_the_memory_store_are_warned_of() -> None:
+    origins = ("https://hooks.example.com",)
+    settings = Settings(upstream="http://gateway/v1", webhook_origins=origins, webhook_secret=f"whsec_{'A' * 32}")
+    [line] = warned(settings, {})
+    assert line.startswith("webhook_origins: the store is memory")
+    assert warned(replace(settings, store=STORE, secret=SECRET), {}) == []
+
+
+def test_a_bucket_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(upstream="http://gateway/v1", results="s3://bucket")
+    assert configured(settings, {})
+    monkeypatch.setattr("streamproxy.settings.providers.find_spec", lambda name: None)
+    [problem] = problems(settings, {})
+    assert problem.setting == "results"
+    assert ".[s3]" in problem.fix
+
+
+def test_a_bucket_that_its_library_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", CANARY)
+    [problem] = problems(Settings(upstream="http://gateway/v1", results="s3://bucket"), {})
+    assert problem.setting == "results"
+    assert "AWS_" in problem.fix
+
+
 def test_a_place_is_shown_without_its_secrets() -> None:
     assert place_of("memory") == "memory"
     assert place_of(STORE) == "redis  store.example:6380"
@@ -529,6 +572,43 @@ def test_without_google_auth_it_says_what_to_install(account: dict[str, str], mo
     monkeypatch.setattr("streamproxy.settings.providers.find_spec", lambda name: None)
     [problem] = problems(Settings(), account)
     assert "pip install '.[google]'" in problem.fix
+
+
+GPT, NANO, CORE = "openai/gpt-image-2", "google/gemini-3-pro-image", "stabilityai/stable-image-core"
+SEVERAL = {name: ProviderSettings(credential="none") for name in ("openai", "gemini", "stability")}
+MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "unknown": ({"fallbacks": {GPT: (NANO, CANARY)}}, "fallbacks", "row 1, name 3: no configured provider serves it"),
+    "of an unknown": ({"fallbacks": {CANARY: (NANO,)}}, "fallbacks", "row 1, name 1: no configured provider serves it"),
+    "itself": ({"fallbacks": {GPT: (NANO, "gpt-image-2")}}, "fallbacks", "row 1, two names are the same model"),
+    "twice": ({"fallbacks": {GPT: (NANO, NANO)}}, "fallbacks", "row 1, two names are the same model"),
+    "auto": ({"fallbacks": {GPT: ("auto",)}}, "fallbacks", "row 1, name 2: no configured provider serves it"),
+    "auto of auto": ({"auto": (NANO, "auto")}, "auto", "name 2: no configured provider serves it"),
+    "auto of unknown": ({"auto": (CANARY,)}, "auto", "name 1: no configured provider serves it"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_models_to_choose_from_are_served_and_differ(mistake: str) -> None:
+    chosen, setting, happened = MISTAKES[mistake]
+    [problem] = problems(Settings(providers=SEVERAL, **chosen), {})
+    assert (problem.setting, problem.happened[: len(happened)]) == (setting, happened)
+
+
+def test_the_settings_name_as_many_fallbacks_as_a_request() -> None:
+    assert values.MAX_FALLBACKS == schema.MAX_FALLBACKS
+
+
+@pytest.mark.parametrize("others", [(), ("a",) * 6])
+def test_fallbacks_of_a_model_are_one_to_five(others: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Settings(fallbacks={GPT: others})
+    assert [problem.setting for problem in caught.value.problems] == ["fallbacks"]
+
+
+def test_a_fallback_that_cannot_edit_is_warned_of() -> None:
+    assert warned(Settings(providers=SEVERAL, fallbacks={GPT: (NANO,)}), {}) == []
+    [line] = warned(Settings(providers=SEVERAL, fallbacks={GPT: (NANO, CORE)}), {})
+    assert line.startswith(f"fallbacks: {CORE} does not edit")
 
 
 OTHER = "sha256:" + "1" * 64

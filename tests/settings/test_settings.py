@@ -400,12 +400,12 @@ def test_a_store_is_memory_or_a_url(value: str) -> None:
 
 
 def test_what_is_secret_hides_in_the_repr() -> None:
+    keys, signing = ("sha256:" + "0" * 64,), f"whsec_{'A' * 32}"
     callers = {"app": CallerSettings(key="sha256:" + "1" * 64)}
-    shown = repr(
-        Settings(caller_keys=("sha256:" + "0" * 64,), callers=callers, store=f"redis://:{CANARY}@h", secret=CANARY)
-    )
+    store = f"redis://:{CANARY}@h"
+    shown = repr(Settings(caller_keys=keys, callers=callers, store=store, secret=CANARY, webhook_secret=signing))
     assert "port=8080" in shown
-    assert not re.search(f"caller_keys|sha256|store=|secret=|{CANARY}", shown)
+    assert not re.search(f"caller_keys|sha256|store=|secret=|whsec_|{CANARY}", shown)
 
 
 @pytest.mark.parametrize("value", ["memcached://h", "redis:/h", "redis://", "redis://a b", "Memory", "http://h"])
@@ -446,7 +446,7 @@ def test_every_setting_is_described_with_a_meaning() -> None:
     expected += [f"callers.<name>.{name}" for name in OF_CALLER]
     assert [row.name for row in rows] == expected
     assert all(row.meaning for row in rows)
-    assert {row.name for row in rows if not row.env and "." not in row.name} == {"providers", "callers"}
+    assert {row.name for row in rows if not row.env and "." not in row.name} == {"providers", "callers", "fallbacks"}
     assert {row.env for row in TOP} == {"STREAMPROXY_" + row.name.upper() for row in TOP}
 
 
@@ -462,6 +462,7 @@ def test_the_example_has_every_setting_and_default(tmp_path: Path) -> None:
         assert re.search(rf"^(# )?{row.name} = ", text, re.M), row.name
     rows = re.sub(r"^# (\[(?:providers|callers)\.|upstream = |\w+ = )", r"\1", text, flags=re.M)
     rows = rows.replace("caller_keys = []", "").replace("<64 hex digits>", "0" * 64).replace("<resource>", "mine")
+    rows = rows.replace("whsec_<base64>", f"whsec_{'A' * 32}")
     everything = load_with(tmp_path, toml=rows)
     assert set(tomllib.loads(rows)["callers"]["app"]) == set(OF_CALLER)
     row = tomllib.loads(rows)["providers"]["gateway"]

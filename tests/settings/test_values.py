@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from streamproxy.settings.values import (
     EXPECTED,
+    BucketUrl,
     Bytes,
     CallerKey,
     CallerKeys,
@@ -29,6 +30,8 @@ from streamproxy.settings.values import (
     Text,
     Token,
     Url,
+    WebhookOrigins,
+    WebhookSecret,
     converted,
     is_loopback,
     shown_origin,
@@ -267,6 +270,60 @@ def test_fetch_hosts_are_as_the_host_of_a_url_is_read(value: str, expected: tupl
 def test_other_fetch_hosts_are_refused(value: str) -> None:
     with pytest.raises(Refused, match="entry 2 is not a host"):
         converted(("cdn.internal", value), FetchHosts)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("https://hooks.example.com", ("https://hooks.example.com",)),
+        ("HTTPS://Hooks.Example.com:443", ("https://hooks.example.com",)),
+        ("http://hooks.lan:80 internal, http://a:8080", ("http://hooks.lan internal", "http://a:8080")),
+        ("http://10.0.0.5:8080 internal", ("http://10.0.0.5:8080 internal",)),
+        ("https://[FD00:0::1]:8443 internal", ("https://[fd00::1]:8443 internal",)),
+        ("", ()),
+    ],
+)
+def test_webhook_origins_are_as_urls_are_compared(value: str, expected: tuple[str, ...]) -> None:
+    assert converted(value, WebhookOrigins) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("*", "hooks.example.com", "https://*.example.com", "https://a.example/path", "https://a.example/"),
+        *("ftp://a", "https://", "https://u@a", "https://a?b", "https://a#b", "https://a internal x", "https://a:0"),
+        *("https://a external", "https://a  internal", "https://127.1", "https://[::g]", "https://a\\b", "https://a\n"),
+    ],
+)
+def test_other_webhook_origins_are_refused(value: str) -> None:
+    with pytest.raises(Refused, match="entry 2 is not an origin"):
+        converted(("https://a.example", value), WebhookOrigins)
+
+
+@pytest.mark.parametrize("value", ["whsec_" + "A" * 32, "whsec_" + "+/" * 42])
+def test_a_webhook_secret(value: str) -> None:
+    assert converted(value, WebhookSecret) == value
+
+
+@pytest.mark.parametrize(
+    "value", ["", "A" * 32, "whsec_", "whsec_" + "A" * 28, "whsec_" + "A" * 88, "whsec_" + "-" * 32]
+)
+def test_other_webhook_secrets_are_refused(value: str) -> None:
+    with pytest.raises(Refused, match="24 to 64 bytes"):
+        converted(value, WebhookSecret)
+
+
+@pytest.mark.parametrize("value", ["s3://bucket", "s3://bucket/", "s3://my.bucket-1/a/b_c", "s3://bucket/a/"])
+def test_a_bucket(value: str) -> None:
+    assert converted(value, BucketUrl) == value.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    "value", ["bucket", "s3://", "s3://B", "s3://key:word@bucket", "gs://bucket", "s3://bucket?x", "s3://bucket/a b"]
+)
+def test_other_buckets_are_refused(value: str) -> None:
+    with pytest.raises(Refused, match="not a bucket"):
+        converted(value, BucketUrl)
 
 
 def test_caller_keys_are_hashes() -> None:

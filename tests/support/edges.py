@@ -111,7 +111,7 @@ async def edge(kind: Edge, origin: int, *, timeout: float) -> AsyncIterator[str]
     async with anyio.TemporaryDirectory() as directory:
         place = Path(directory)
         place.chmod(0o755)  # noqa: ASYNC240  as root, nginx' worker runs as a user of its own
-        port = _free_port()
+        port = free_port()
         config = anyio.Path(place / "edge.conf")
         values = {"PLACE": place, "PORT": port, "ORIGIN": origin, "MILLISECONDS": int(timeout * 1000)}
         text = kind.text
@@ -122,7 +122,7 @@ async def edge(kind: Edge, origin: int, *, timeout: float) -> AsyncIterator[str]
             kind.command(binary, Path(config)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             try:
-                await _listens(port)
+                await listens(port)
                 yield f"http://127.0.0.1:{port}"
             finally:
                 process.terminate()
@@ -130,7 +130,7 @@ async def edge(kind: Edge, origin: int, *, timeout: float) -> AsyncIterator[str]
                     await process.wait()
 
 
-async def _listens(port: int) -> None:
+async def listens(port: int) -> None:
     with anyio.fail_after(BOUND):
         while True:
             try:
@@ -142,7 +142,7 @@ async def _listens(port: int) -> None:
                 return
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

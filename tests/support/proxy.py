@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from streamproxy.app import create_app
-from streamproxy.server import serve
+from streamproxy.server import Hooks, serve
 from streamproxy.server.listening import listen
 from streamproxy.settings import Settings
 from streamproxy.upstream import Resolver
@@ -99,7 +99,9 @@ async def serving(app: ASGIApp, settings: Settings) -> AsyncIterator[Proxy]:
     port: int = sock.getsockname()[1]
     ready = anyio.Event()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: serve(app, settings, sock, ready=lambda _: ready.set()))
+        observer = getattr(app.state, "observer", None) if isinstance(app, Starlette) else None
+        hooks = Hooks(ready=lambda _: ready.set(), observer=observer)
+        tasks.start_soon(lambda: serve(app, settings, sock, hooks))
         with anyio.fail_after(BOUND):
             await ready.wait()
         async with httpx.AsyncClient(timeout=BOUND, trust_env=False, verify=NO_TRUST) as client:

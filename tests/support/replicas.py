@@ -168,8 +168,11 @@ def _prompt(received: Received) -> str:
 
 
 @asynccontextmanager
-async def replicas(valkey: ValkeyServer, *, status: int = 0, **settings: float) -> AsyncIterator[Cluster]:
-    """Two replicas on this server, whose options hold USER. `status`: the exit status of `a`. Logs are checked."""
+async def replicas(valkey: ValkeyServer, *, status: int = 0, **settings: float | str) -> AsyncIterator[Cluster]:
+    """Two replicas on this server, whose options hold USER. `status`: the exit status of `a`. Logs are checked.
+
+    `settings` are TOML values.
+    """
     chosen = {"disconnect_grace": GRACE, "drain_timeout": 5.0, "heartbeat": 60.0, **settings}
     lines = [f"{name} = {value}" for name, value in chosen.items()]
     lines += [f'secret = "{SECRET}"', f'store = "redis://{":".join(HIDDEN)}@127.0.0.1:{valkey.port}/0"']

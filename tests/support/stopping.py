@@ -24,13 +24,18 @@ from tests.support.proxy import BOUND
 ROOT: Final = Path(__file__).parents[2]
 _LISTENING: Final = re.compile(r"API base URL: (http://127\.0\.0\.1:(\d+))/v1")
 _LINE_BYTES: Final = 1024 * 1024
+ADDRESS: Final = 'host = "127.0.0.1"\nport = 0\n'
 
 
 @dataclass(slots=True)
 class Running:
-    """A process that serves. `url` has no path; `log` holds what it has written to standard error, line by line."""
+    """A process that serves. `url` has no path; `log` holds what it has written to standard error, line by line.
+
+    `config`: its configuration's file.
+    """
 
     child: Subprocess
+    config: Path
     url: str = ""
     port: int = 0
     log: list[str] = field(default_factory=list)
@@ -40,6 +45,13 @@ class Running:
         """Send a signal, and return the time."""
         os.kill(self.child.pid, number)
         return time.monotonic()
+
+    def reload(self, config: str) -> None:
+        """Replace the configuration, as editors do it, and send SIGHUP."""
+        new = self.config.with_suffix(".new")
+        new.write_text(ADDRESS + config)
+        new.replace(self.config)
+        self.signal(signal.SIGHUP)
 
     async def exited(self, within: float) -> int:
         """Wait for its end, and return its exit status."""
@@ -74,10 +86,10 @@ async def started(
     env = {**kept, "PYTHONPATH": os.pathsep.join(path), **(environ or {})}
     async with anyio.TemporaryDirectory() as directory:
         file = Path(directory, "streamproxy.toml")
-        await anyio.Path(file).write_text(f'host = "127.0.0.1"\nport = 0\n{config}')
+        await anyio.Path(file).write_text(f"{ADDRESS}{config}")
         command = [sys.executable, "-m", "streamproxy", "serve", "--config", str(file), *words]
         child = await anyio.open_process(command, stdin=None, stdout=None, env=env, cwd=ROOT)
-        running = Running(child)
+        running = Running(child, file)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_read_log, running)
             try:

@@ -22,7 +22,8 @@ from streamproxy.errors import Failure, ProxyError
 from streamproxy.simulator.script import json_answer
 from streamproxy.simulator.server import Server, serve
 from streamproxy.upstream import Deadlines, Resolver, Upstream
-from streamproxy.upstream.connecting import Names
+from streamproxy.upstream.breaker import RetryBudget
+from streamproxy.upstream.connecting import Connector, Names
 from streamproxy.upstream.transport import Transport
 from tests.support.proxy import BOUND, NO_TRUST, no_leaks
 
@@ -296,8 +297,8 @@ async def test_any_client_of_httpx_can_use_the_transport() -> None:
         transport = Transport(
             deadlines=LIMITS,
             max_connections=1,
-            ssl_context=NO_TRUST,
-            tolerated=unexpected,
+            connector=Connector(ssl_context=NO_TRUST, resolver=None, trust_env=False, tolerated=unexpected),
+            retries=RetryBudget(),
         )
         async with httpx.AsyncClient(transport=transport) as client:
             for _ in range(3):
@@ -313,8 +314,8 @@ async def test_idle_connections_count_as_connections() -> None:
         transport = Transport(
             deadlines=LIMITS,
             max_connections=1,
-            ssl_context=NO_TRUST,
-            tolerated=unexpected,
+            connector=Connector(ssl_context=NO_TRUST, resolver=None, trust_env=False, tolerated=unexpected),
+            retries=RetryBudget(),
         )
         async with httpx.AsyncClient(transport=transport) as client:
             assert (await client.get(one.url)).status_code == 200

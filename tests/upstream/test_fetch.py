@@ -25,6 +25,7 @@ from streamproxy.simulator.pictures import draw, encode
 from streamproxy.simulator.received import Received
 from streamproxy.simulator.script import LAST_CHUNK, Fin, Reset, Script, Send, Stall, chunk, head
 from streamproxy.simulator.server import Server, serve
+from streamproxy.upstream.breaker import FLOOR
 from streamproxy.upstream.fetch import SLICE, Fetcher, FetchLimits, default_transport
 from tests.core.test_addresses import INTERNAL, NEVER, PUBLIC, REFUSED
 from tests.support.proxy import BOUND, no_leaks
@@ -600,3 +601,11 @@ async def test_the_loop_turns_between_slices() -> None:
             await setup.fetcher.fetch(url)
             assert turns - before >= least
         tasks.cancel_scope.cancel()
+
+
+async def test_tries_have_a_budget() -> None:
+    """Images that are all missing are not asked for three times each."""
+    async with fetching(bare(404)) as setup:
+        for _ in range(FLOOR):
+            await setup.failed(setup.url, "the answer is HTTP 404")
+        assert setup.server.calls == 2 * FLOOR

@@ -70,7 +70,7 @@ class Made:
         ]
         for place in places:
             await place.open(from_now=False)
-        reading = Reading(places, layout, heartbeat)
+        reading = Reading(places, layout, heartbeat, Observer())
         async with anyio.create_task_group() as tasks, aclosing(reading.written()) as pieces:
             reading.turns.begin(places, tasks)
             yield Written(reading, pieces)

@@ -17,6 +17,7 @@ from streamproxy.errors import Failure
 from streamproxy.hub.generation import Generation
 from streamproxy.hub.log import Entry, Record
 from streamproxy.hub.stream import Stream, Subscriber
+from streamproxy.observe import Observer
 from streamproxy.surfaces.images import Images, layout
 from streamproxy.web.outcome import failure_of
 from streamproxy.web.responses import Reader, deliver
@@ -52,12 +53,12 @@ async def joined(slices: AsyncGenerator[Pieces, None]) -> AsyncGenerator[bytes, 
 
 def followed(subscriber: Subscriber, *, heartbeat: float = 15, preempt: bool = True) -> AsyncGenerator[bytes, None]:
     """What an EventSource is sent, slice by slice."""
-    return joined(written(subscriber, Followed(inline, preempt), heartbeat))
+    return joined(written(subscriber, Followed(inline, preempt), heartbeat, Observer()))
 
 
 def posted(subscriber: Subscriber) -> AsyncGenerator[Pieces, None]:
     """What the caller who asked is sent, slice by slice."""
-    return written(subscriber, Posted(Images()), 15)
+    return written(subscriber, Posted(Images()), 15, Observer())
 
 
 def preview(data: bytes, image: int = 0) -> Frame:

@@ -9,6 +9,7 @@ twice.
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -18,8 +19,16 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import anyio
 from redis.asyncio.connection import Connection, SSLConnection
+from redis.exceptions import (
+    ClusterCrossSlotError,
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as Disconnected
-from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as TimedOut
 
 from streamproxy.core.sse import Piece
@@ -113,6 +122,30 @@ def parse_address(url: str) -> Address:
     return Address(
         parts.hostname, port, int(db), username, password, SCHEMES[parts.scheme], query.get("ssl_ca_certs") or None
     )
+
+
+KINDS: Final = {"cluster": "a node of a cluster", "sentinel": "a Sentinel"}
+"""Servers that cannot be the store, by the mode that they give: a script's keys are spread over a cluster's nodes."""
+
+SINGLE: Final = "the setting store takes a single server"
+WHY: Final[dict[type[Exception], str]] = {
+    **dict.fromkeys((MovedError, ClusterCrossSlotError, ClusterDownError), f"{KINDS['cluster']}; {SINGLE}"),
+    ReadOnlyError: "a replica; the setting store takes the server that is written to",
+}
+"""What a wrong server is, by its error."""
+
+
+async def unsuitable(url: str) -> str | None:
+    """Say what kind of server a store's URL leads to, if it cannot be the store. None too where it does not answer."""
+    client = ValkeyClient(parse_address(url))
+    try:
+        info = await client.ask("INFO", "server")
+    except StoreError:
+        return None
+    finally:
+        await client.aclose()
+    modes = re.findall(rb"^(?:redis|server)_mode:(\w+)", info, re.MULTILINE) if isinstance(info, bytes) else []
+    return next((KINDS[mode.decode()] for mode in modes if mode.decode() in KINDS), None)
 
 
 class ValkeyClient:
@@ -266,6 +299,7 @@ class ValkeyClient:
             if isinstance(error, ResponseError):
                 word = str(error).partition(" ")[0]
                 detail = word if word.isupper() else detail  # the server's code, like MISCONF
+                detail = f"it is {WHY[type(error)]}" if type(error) in WHY else detail
             else:
                 self.since = None
             what = f"{type(error).__name__} {detail}".strip()

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from streamproxy.core.completion import ZERO_USAGE, AnswerFacts, Image, completed, ending, full_usage
+from streamproxy.core.completion import ZERO_USAGE, AnswerFacts, Image, completed, ending, full_usage, model_of
 from streamproxy.core.conversation import Inlining, Job, Picture
 from streamproxy.core.cost import amount
 from streamproxy.core.events import ANSWER, Frame
@@ -81,7 +81,7 @@ class _Read:
             images=len(self.items),
             provider=job.provider.name,
             has=[name for name in ("cost", "provider") if bytes(getattr(self.answer, name))],
-        )
+        ) | ({} if "model" in self.body.members else model_of(job))
 
 
 _PICTURE: Final = ("b64_json", "url")
@@ -156,7 +156,8 @@ def image_frames(raw: bytes, job: Job) -> Iterator[Frame | Inlining]:
     share = job.n < request.n
     items = items[: job.n]  # further indices are other jobs', or of images that were not asked for
     for index, item in enumerate(items):
-        ends = last if index == len(items) - 1 else {"usage": ZERO_USAGE, "cost": None, "provider": last["provider"]}
+        said = {"provider": last["provider"], **model_of(job)}
+        ends = last if index == len(items) - 1 else {"usage": ZERO_USAGE, "cost": None, **said}
         several, place = share or len(items) > 1, job.first + index
         made = partial(completed, request.operation, stated=stated, index=place, several=several, ending=ends)
         image = _image(item)

@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from streamproxy.core.completion import ZERO_USAGE, appended, ending, full_usage
+from streamproxy.core.completion import ZERO_USAGE, appended, ending, full_usage, model_of
 from streamproxy.core.conversation import Accepted, Inlining, Job, Picture, Said, Tolerated
 from streamproxy.core.cost import amount
 from streamproxy.core.eventdata import Outline, outline
@@ -243,6 +243,8 @@ class _Events:
             provider=self._job.provider.name,
             has=said.has,
         )
+        if "model" not in said.has:
+            members |= model_of(self._job)
         if "usage" not in said.has:
             members["usage"] = ZERO_USAGE
         if "b64_json" not in said.has:

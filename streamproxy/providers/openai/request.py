@@ -40,14 +40,14 @@ from streamproxy.core.requests import (
     size_of,
     url_of,
 )
-from streamproxy.core.schema import MAX_IMAGE_URL, MAX_IMAGES
+from streamproxy.core.schema import CHOICE, MAX_IMAGE_URL, MAX_IMAGES
 from streamproxy.core.sizes import nearest_ratio
 from streamproxy.errors import Failure, ProxyError
 
 Segments = tuple[Segment, ...]
 
 STREAMING: Final = frozenset({"stream", "partial_images"})
-OURS: Final = frozenset({"extra_headers"})
+OURS: Final = frozenset({"extra_headers", *CHOICE})
 """Members that are meant for this proxy and never sent upstream."""
 
 HONOURED: Final = frozenset({"response_format"})

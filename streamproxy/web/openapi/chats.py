@@ -22,6 +22,8 @@ from streamproxy.web.openapi.json_schema import (
     whole,
 )
 
+_CHOICE: Final = ("fallbacks", "fallback_after_charge")
+
 _PARTS: Final = array(
     record({"type": text(enum=["text", "image_url"]), "text": text(), "image_url": {}}, "type"),
     "Words and pictures.",
@@ -103,7 +105,7 @@ SURFACES: Final[Mapping[str, Schema]] = {
                     }
                 )
             ),
-            **{name: FIELDS[name] for name in ("n", "stream", "size", "quality", "background", "user")},
+            **{name: FIELDS[name] for name in ("n", "stream", "size", "quality", "background", "user", *_CHOICE)},
             "extra_headers": EXTRA_HEADERS,
         },
         "model",
@@ -140,7 +142,7 @@ SURFACES: Final[Mapping[str, Schema]] = {
                 )
             ),
             "tool_choice": {},
-            "stream": FIELDS["stream"],
+            **{name: FIELDS[name] for name in ("stream", *_CHOICE)},
             "extra_headers": EXTRA_HEADERS,
         },
         meaning=f"A response with the tool `{TOOL}` alone is made here. Any other goes to its provider as it is.",

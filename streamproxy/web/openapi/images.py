@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from streamproxy.core.events import ERROR, KINDS, Role
-from streamproxy.core.schema import MAX_IMAGE_URL, MAX_IMAGES, MAX_TEXT, RULES, FieldType, Rule
+from streamproxy.core.schema import MAX_IMAGE_URL, MAX_IMAGES, MAX_MODEL, MAX_TEXT, RULES, FieldType, Rule
 from streamproxy.errors import Failure
 from streamproxy.web.openapi.json_schema import Schema, array, constant, maybe, record, ref, text, typed, whole
 
@@ -31,6 +31,8 @@ MEANINGS: Final[Mapping[str, str]] = {
     "output_format": "Like `png`, `jpeg` or `webp`. The provider checks it.",
     "moderation": "`low` or `auto`. The provider checks it.",
     "input_fidelity": "`low` or `high`. The provider checks it.",
+    "fallbacks": "Models to ask instead, in order, where nothing can have been charged: /docs/api.",
+    "fallback_after_charge": "Whether fallbacks are asked where the provider may have charged too.",
 }
 """Of each row of RULES."""
 
@@ -45,7 +47,11 @@ def field(rule: Rule) -> Schema:
         limits = {low: rule.low, high: rule.high}
     if rule.kind is FieldType.OBJECT:
         limits = {"additionalProperties": True}
-    schema = typed(rule.kind.value, MEANINGS[rule.name], **limits)
+    if rule.kind is FieldType.NAMES:
+        names = text(minLength=1, maxLength=MAX_MODEL)
+        schema = array(names, MEANINGS[rule.name], minItems=rule.low, maxItems=rule.high)
+    else:
+        schema = typed(rule.kind.value, MEANINGS[rule.name], **limits)
     return schema if rule.required else maybe(schema)
 
 

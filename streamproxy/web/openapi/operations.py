@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from streamproxy.core.previews import FORMATS, FULL, LEAST, MOST
+from streamproxy.core.webhooks import HEADER
 from streamproxy.surfaces.files import MAX_PAGE
 from streamproxy.web import chat, docs, images, info, many, streams, tool, uploads, usage
 from streamproxy.web.endpoint import Handler
@@ -76,6 +77,9 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
         Parameter("order", "query", "By time of creation.", text(enum=["asc", "desc"])),
         Parameter("purpose", "query", "Files of this purpose only.", _TEXT),
         Parameter("Last-Event-ID", "header", _CURSOR, _TEXT),
+        Parameter(
+            HEADER, "header", "The URL that is told of the stream's end, of an origin of `webhook_origins`.", _TEXT
+        ),
         Parameter("Idempotency-Key", "header", "Requests with one key are one generation, for 24 hours.", _TEXT),
         Parameter(
             "Prefer",
@@ -105,7 +109,7 @@ HEADERS: Final[Mapping[str, str]] = {
     "Streamproxy-Served-As": "`edit`, where a variation was made as one.",
     "Preference-Applied": "What of `Prefer` holds.",
     "Stream-Id": "The id of the stream.",
-    "Location": "The URL that follows, or resumes, the stream.",
+    "Location": "The URL that follows, or resumes, the stream; of a redirect the one where the picture is.",
     "Cancel-Location": "The URL whose DELETE cancels the stream.",
     "ETag": "For If-None-Match.",
     "Content-Range": "The part that is sent.",
@@ -114,7 +118,7 @@ HEADERS: Final[Mapping[str, str]] = {
 _PREFERENCE_HEADERS: Final = ("Streamproxy-Not-Applied", "Preference-Applied")
 _STREAM_HEADERS: Final = ("Stream-Id", "Location", "Cancel-Location")
 _ORDER_FAILURES: Final = (400, 404, 408, 409, 410, 413, 415, 422, 429, 502, 504, 507)
-_ORDER_PARAMETERS: Final = ("Idempotency-Key", "Prefer", "preview", "preview_format")
+_ORDER_PARAMETERS: Final = ("Idempotency-Key", "Prefer", HEADER, "preview", "preview_format")
 _STREAM_FAILURES: Final = (400, 401, 404, 410, 422, 429)
 _STREAM_PARAMETERS: Final = ("Last-Event-ID", "last_event_id", "lastEventId", "from", "payload", "preempt")
 _PREVIEW_PARAMETERS: Final = ("Prefer", "preview", "preview_format")
@@ -162,6 +166,7 @@ def _picture(*parameters: str) -> Operation:
         tag="Streams",
         replies={
             200: Reply("The picture.", picture, ("ETag",)),
+            **({} if parameters else {302: Reply("It is in the bucket.", {}, ("Location",))}),
             206: Reply("A part of it.", picture, ("ETag", "Content-Range")),
             304: Reply("The caller has it."),
             416: Reply("The part is beyond its end.", {}, ("Content-Range",)),
