@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import sys
+import threading
 from pathlib import Path
 
 import pytest
+import structlog
 
 
 @pytest.fixture
@@ -27,3 +31,20 @@ def pytest_collection_finish() -> None:
     """Freeze the collected tests: otherwise each `gc.collect()` of a test for leaks takes half a second longer."""
     gc.collect()
     gc.freeze()
+    _HOOKS.append((sys.excepthook, threading.excepthook, sys.unraisablehook))
+
+
+_HOOKS: list[tuple[object, object, object]] = []
+
+
+def pytest_runtest_teardown() -> None:
+    """Undo what a command that ran in this process did to its log: later tests read lines of every level."""
+    if not structlog.is_configured():
+        return
+    structlog.reset_defaults()
+    root = logging.getLogger()
+    formatter = structlog.stdlib.ProcessorFormatter
+    root.handlers[:] = [handler for handler in root.handlers if not isinstance(handler.formatter, formatter)]
+    root.setLevel(logging.WARNING)
+    logging.captureWarnings(False)
+    sys.excepthook, threading.excepthook, sys.unraisablehook = _HOOKS[-1]  # type: ignore[assignment]
