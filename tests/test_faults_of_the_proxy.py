@@ -27,6 +27,12 @@ FAULTS: Final[dict[str, tuple[str, ...]]] = {
         "hub/test_pressure.py::test_from_95_percent_on_the_largest_end",
         "e2e/test_overload.py::test_short_memory_ends_streams_and_passes",
     ),
+    "the event loop is blocked": ("observe/test_metrics.py::test_a_blocked_loop_is_measured_and_logged",),
+    "a provider fails half of the time": ("e2e/test_breakers.py::test_a_provider_that_fails_half_of_the_time",),
+    "a storm of requests to a dead provider": (
+        "e2e/test_breakers.py::test_a_storm_on_a_dead_provider_is_not_doubled",
+        "e2e/test_breakers.py::test_a_storm_on_two_dead_providers_is_not_doubled",
+    ),
     "the disk is full during an upload": ("e2e/test_uploads.py::test_a_full_disk_is_a_507_and_the_proxy_goes_on",),
     "the store is down": ("e2e/test_replicas_outage.py::test_a_store_that_goes_away_and_comes_back",),
     "the store hangs": (
