@@ -190,7 +190,7 @@ class Router:
         try:
             route = self._catalogue.resolve(model, self._usable(caller))
         except ProxyError:
-            self._catalogue.resolve(model, self._providers)  # nobody may ask for what nothing serves
+            self._catalogue.resolve(model, self._providers)  # an unknown model is refused as unknown, not as forbidden
             raise _not_allowed("providers") from None
         return _allowed(route, caller)
 

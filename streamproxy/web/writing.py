@@ -245,7 +245,7 @@ class EventStream(EventSourceResponse):
         sent = False
         try:
             with self._cutoff.over() as writing, watched(receive, writing):
-                await anyio.lowlevel.checkpoint()  # nothing is written for a caller who has left already
+                await anyio.lowlevel.checkpoint()  # a caller who has left is noticed here, before the first write
                 await self._write(send)
                 sent = self._reader.at_end
             if not sent:
